@@ -1,0 +1,1 @@
+"""The four ViViT models, and how weights get into them."""
