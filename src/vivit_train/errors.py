@@ -1,5 +1,9 @@
 """Errors a person can act on. Everything else keeps its traceback, because it is a bug."""
 
+import os
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Something the user can mend. Its text says what is wrong, where, and what to do."""
@@ -20,3 +24,16 @@ class VideoError(UserError):
 
     def __str__(self) -> str:
         return f"cannot read video {self.path}: {self.reason}"
+
+
+def exit_with_message(main: Callable[[], object]) -> None:
+    """Runs a hydra main; what a user can mend ends in one message and exit code 1, without a traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra hands errors on instead of printing tracebacks of its own
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        sys.exit(f"error: {error}{cause}")

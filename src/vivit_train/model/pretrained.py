@@ -42,6 +42,10 @@ class Receipt:
     unused: list[str] = field(default_factory=list)
     coverage: float = 0.0
 
+    def full(self) -> str:
+        """Every parameter on a line of its own."""
+        return "\n".join([f"weights from {self.source}", *(f"{action:<18} {name}" for name, action in self.rows.items())])
+
     def __str__(self) -> str:
         """A line for each kind of parameter, the blocks of an encoder taken together."""
         grouped: dict[tuple[str, str], list[int]] = {}

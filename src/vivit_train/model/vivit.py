@@ -263,10 +263,10 @@ class ViViT(nn.Module):
 
     @classmethod
     def from_size(cls, model: ModelName, size: str, **kwargs: Any) -> "ViViT":
-        """A ViViT of the paper's size "Ti", "S", "B", "L" or "H"; `kwargs` override and complete it."""
+        """A ViViT of the paper's size "Ti", "S", "B", "L" or "H"; `kwargs` that are not None override it."""
         if size not in SIZES:
             raise ValueError(f"size is '{size}'; it must be one of {', '.join(SIZES)}")
-        return cls(model, **{**SIZES[size], **kwargs})
+        return cls(model, **SIZES[size] | {name: value for name, value in kwargs.items() if value is not None})
 
     def forward(self, video_BCTHW: Tensor) -> Tensor | dict[str, Tensor]:
         logits = self.head(self.features(video_BCTHW))

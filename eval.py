@@ -1,0 +1,17 @@
+"""python eval.py ckpt_path=FILE [eval.views=4x3] ...: score a checkpoint. Configuration: conf/eval.yaml."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vivit_train.errors import exit_with_message
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+def main(cfg: DictConfig) -> None:
+    from vivit_train.run import evaluate  # torch and lightning take seconds: not for `--help` and `--cfg job`
+
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

@@ -1,0 +1,64 @@
+"""What a checkpoint carries besides weights, so that it can be used with nothing else at hand."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from vivit_train.errors import UserError
+from vivit_train.model.vivit import ViViT
+
+KEY = "vivit_train"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Plain data only, so that every checkpoint loads with `torch.load(path, weights_only=True)`.
+
+    Attributes:
+        config: the run's whole configuration, resolved.
+        classes: names, in the order of the logits.
+        mean, std: of the normalisation, for pixels in 0 .. 1.
+    """
+
+    config: dict[str, Any]
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build_net(model_config: Mapping[str, Any], num_classes: int) -> ViViT:
+    """A ViViT from the `model` node of a configuration.
+
+    Raises:
+        UserError: the sizes do not fit together, or, in a stranger's checkpoint, the target is not ours.
+    """
+    if not str(model_config["_target_"]).startswith("vivit_train."):
+        raise UserError(f"refusing to build '{model_config['_target_']}': only models of vivit_train are")
+    return instantiate(model_config, num_classes=num_classes, _convert_="all")
+
+
+def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
+    """Metadata and the net's weights. Nothing in the file is executed.
+
+    Raises:
+        UserError: no such file, not readable, or not a checkpoint of vivit-train.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"ckpt_path={path}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
+        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
+    net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+    return Metadata(**checkpoint[KEY]), net

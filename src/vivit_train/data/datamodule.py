@@ -1,0 +1,349 @@
+"""From manifests to batches: what one training sample is, which samples make a step, and how bad videos count."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from vivit_train.data import clip
+from vivit_train.data.augment import TrainTransform, crop_views, seeded
+from vivit_train.data.decode import probe, read_frames
+from vivit_train.data.manifest import Manifest, Splits
+from vivit_train.errors import UserError, VideoError
+
+Sample = dict[str, Any]
+Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifest
+MAX_REPLACEMENTS = 20  # bad videos in a row before a training sample gives up
+
+
+class TrainClips(Dataset[Sample]):
+    """One augmented clip per key, a function of (seed, key) alone, whichever worker makes it.
+
+    A video that cannot be read is replaced by another, drawn at random, and named in "errors" as (row, path,
+    reason); after MAX_REPLACEMENTS of them nothing but the errors comes back.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        transform: Callable[[Tensor], Tensor],
+        *,
+        frames: int,
+        stride: int,
+        fps: float | None,
+        short_side: int,
+        seed: int,
+    ) -> None:
+        self.manifest, self.transform = manifest, transform
+        self.frames, self.stride, self.fps, self.short_side, self.seed = frames, stride, fps, short_side, seed
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, repeat, row = key
+        errors: list[tuple[int, str, str]] = []
+        with seeded(self.seed, epoch, repeat, row):
+            for _ in range(MAX_REPLACEMENTS):
+                try:
+                    return self.load(row) | {"errors": errors}
+                except VideoError as error:
+                    errors.append((row, error.path, error.reason))
+                    row = int(torch.randint(len(self.manifest), ()))
+        return {"errors": errors}
+
+    def load(self, row: int) -> Sample:
+        path = str(self.manifest.paths[row])
+        info = probe(path)
+        step = clip.frame_step(self.stride, self.fps, info.fps)
+        indices = clip.random_clip(info.num_frames, self.frames, step, torch.rand(()).item())
+        video_TCHW = to_torch(read_frames(path, indices, short_side=self.short_side))
+        return {
+            "video": self.transform(video_TCHW),
+            "label": int(self.manifest.labels[row]),
+            "index": row,
+            "frame_numbers": torch.from_numpy(indices),
+            "times_s": torch.from_numpy(info.times_s[indices]),
+        }
+
+
+class TestVideos(Dataset[Sample]):
+    """Every view of one video, [V, T, C, H, W], decoded once; or, where it cannot be read, zeros and the reason.
+
+    Args:
+        views: temporal clips x spatial crops.
+        order: of the frames in a clip: "forward", "reversed" or "shuffled", to see what a model makes of time.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        frames: int,
+        stride: int,
+        fps: float | None,
+        short_side: int,
+        crop: int,
+        views: tuple[int, int] = (1, 1),
+        order: str = "forward",
+        seed: int = 0,
+    ) -> None:
+        self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
+        self.frames, self.stride, self.fps = frames, stride, fps
+        self.short_side, self.crop = short_side, crop
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, row: int) -> Sample:
+        path, error = str(self.manifest.paths[row]), None
+        try:
+            video = self.load(path, row)
+        except VideoError as failure:
+            video = torch.zeros(
+                self.views[0] * self.views[1], self.frames, 3, self.crop, self.crop, dtype=torch.uint8
+            )
+            error = failure
+        return {
+            "video": video,
+            "label": int(self.manifest.labels[row]),
+            "index": row,
+            "failed": error is not None,
+            "errors": [] if error is None else [(row, error.path, error.reason)],
+        }
+
+    def load(self, path: str, row: int) -> Tensor:
+        info = probe(path)
+        step = clip.frame_step(self.stride, self.fps, info.fps)
+        clips = np.stack(clip.spread_clips(info.num_frames, self.frames, step, self.views[0]))
+        clips = self.reorder(clips, row)
+        needed, place = np.unique(clips, return_inverse=True)
+        decoded_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
+        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.views[1])
+        return torch.stack([crop[frames] for frames in place.reshape(clips.shape) for crop in crops])
+
+    def reorder(self, clips: clip.Indices, row: int) -> clip.Indices:
+        if self.order == "reversed":
+            return clips[:, ::-1]
+        if self.order == "shuffled":
+            return np.random.default_rng((self.seed, row)).permuted(clips, axis=1)
+        return clips
+
+
+def to_torch(frames_THWC: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
+
+
+def collate(samples: list[Sample]) -> Sample:
+    """A batch; without "video" where a sample gave up, so that the main process can say so in its own words."""
+    errors = [error for sample in samples for error in sample.pop("errors")]
+    return {"errors": errors} | (default_collate(samples) if all(samples) else {})
+
+
+class TrainBatches(Sampler[list[Key]]):
+    """One process's micro-batches of an epoch, a pure function of (seed, epoch).
+
+    Each optimizer step takes the next `global_batch` clips of the epoch's order, whatever the number of
+    processes: its micro-batches, in turn, go to rank 0, 1, .... An epoch has floor(n / global_batch) steps; a
+    set smaller than the global batch fills its one step by coming round again, with other draws.
+    """
+
+    def __init__(self, n: int, global_batch: int, micro_batch: int, rank: int, world_size: int, seed: int) -> None:
+        self.n, self.global_batch, self.micro_batch = n, global_batch, micro_batch
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.steps = steps_per_epoch(n, global_batch)
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "TrainBatches":
+        return self  # Lightning calls `set_epoch` of a batch sampler's `sampler`
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * (self.global_batch // (self.micro_batch * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        rounds = -(-self.steps * self.global_batch // self.n)
+        keys = [
+            (self.epoch, repeat, int(row))
+            for repeat in range(rounds)
+            for row in np.random.default_rng((self.seed, self.epoch, repeat)).permutation(self.n)
+        ]
+        for micro in range(len(self)):
+            start = (micro * self.world_size + self.rank) * self.micro_batch
+            yield keys[start : start + self.micro_batch]
+
+
+def steps_per_epoch(n: int, global_batch: int) -> int:
+    return max(1, n // global_batch)
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Reads the annotations, makes the loaders, and keeps count of bad videos.
+
+    Args:
+        name: of the data set, for messages.
+        root: folder of the videos; train, val, test: annotation files or folders, as `reader` understands them.
+        reader: (root, train, val, test) -> Splits.
+        frames, stride, fps: a clip is `frames` frames, `stride` source frames apart, or, with `fps`, so many a
+            second.
+        short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
+        scale_jitter, flip, color_jitter, randaugment: see `TrainTransform`.
+        global_batch: clips per optimizer step of the whole job; micro_batch: the most one device takes at once.
+        num_workers: loader processes per device; "auto": as many as there are processors for.
+        timeout_s: a worker that takes longer over one batch is taken for hung.
+        max_bad_fraction: share of the training videos that may be unreadable before training stops.
+        bad_videos_file: where unreadable videos are listed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        reader: Callable[..., Splits],
+        *,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        frames: int = 32,
+        stride: int = 2,
+        fps: float | None = None,
+        short_side: int = 256,
+        crop: int = 224,
+        scale_jitter: tuple[float, float] | None = None,
+        flip: float = 0.5,
+        color_jitter: float = 0.0,
+        randaugment: tuple[int, int] | None = None,
+        global_batch: int = 64,
+        micro_batch: int = 8,
+        num_workers: int | str = "auto",
+        timeout_s: float = 120,
+        max_bad_fraction: float = 0.05,
+        bad_videos_file: str | Path = "bad_videos.csv",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name, self.root, self.reader = name, root, reader
+        self.annotations = {"train": train, "val": val, "test": test}
+        self.frames, self.stride, self.fps = frames, stride, fps
+        self.short_side, self.crop = short_side, crop
+        self.transform = TrainTransform(crop, short_side, scale_jitter, flip, color_jitter, randaugment)
+        self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
+        self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
+        self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
+        self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
+        self.views, self.order, self.test_split = (1, 1), "forward", "test"
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The annotations, read on first use."""
+        return self.reader(self.root, **self.annotations)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.splits.train), self.global_batch)
+
+    def divide_batch(self, devices: int) -> int:
+        """Chooses the micro-batch: the largest that divides the global batch evenly; returns the accumulation."""
+        per_device = self.global_batch // devices
+        self.micro_batch = max(m for m in range(1, self.max_micro_batch + 1) if per_device % m == 0)
+        return per_device // self.micro_batch
+
+    def clip_settings(self) -> dict[str, Any]:
+        return {
+            "frames": self.frames,
+            "stride": self.stride,
+            "fps": self.fps,
+            "short_side": self.short_side,
+            "seed": self.seed,
+        }
+
+    def loader(self, dataset: Dataset[Sample], **kwargs: Any) -> DataLoader[Sample]:
+        workers = self.num_workers
+        if not isinstance(workers, int):
+            devices = self.trainer.num_devices if self.trainer else 1
+            workers = max(1, len(os.sched_getaffinity(0)) // devices) if hasattr(os, "sched_getaffinity") else 2
+        return DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=workers,
+            timeout=self.timeout_s if workers else 0,
+            persistent_workers=workers > 0,
+            worker_init_fn=one_thread,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        manifest = self.splits.train
+        batches = TrainBatches(
+            len(manifest),
+            self.global_batch,
+            self.micro_batch,
+            self.trainer.global_rank if self.trainer else 0,
+            self.trainer.world_size if self.trainer else 1,
+            self.seed,
+        )
+        return self.loader(TrainClips(manifest, self.transform, **self.clip_settings()), batch_sampler=batches)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        return self.evaluation_loader(self.splits.val, views=(1, 1), order="forward")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        return self.evaluation_loader(self.manifest_of(self.test_split), self.views, self.order)
+
+    def manifest_of(self, split: str) -> Manifest:
+        manifest = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
+        if manifest is None:
+            raise UserError(f"data '{self.name}' has no {split} split")
+        return manifest
+
+    def evaluation_loader(self, manifest: Manifest, views: tuple[int, int], order: str) -> DataLoader[Sample]:
+        videos = TestVideos(manifest, **self.clip_settings(), crop=self.crop, views=views, order=order)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self.loader(
+            videos,
+            batch_size=max(1, self.micro_batch // (views[0] * views[1])),
+            sampler=range(rank, len(videos), world_size),  # each video once: no padding to equal shares
+        )
+
+    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Takes the bad videos out of the batch and into the books; stops training that goes over its budget."""
+        training = self.trainer is not None and self.trainer.training
+        split = "train" if training else "test" if self.trainer and self.trainer.testing else "val"
+        known, new = self.bad_videos[split], {}
+        for row, path, reason in batch.pop("errors"):
+            if row not in known:
+                known[row] = new[row] = (path, reason)
+        if new:
+            self.write_bad_videos(split, new)
+        over_budget = len(known) > self.max_bad_fraction * len(self.splits.train)
+        if training and (over_budget or "video" not in batch):
+            path, reason = next(iter(known.values()))
+            raise UserError(
+                f"{len(known)} of {len(self.splits.train)} training videos cannot be read, and "
+                f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first: {path}: {reason}. "
+                f"All of them so far: {self.bad_videos_file}"
+            )
+        return batch
+
+    def write_bad_videos(self, split: str, bad: dict[int, tuple[str, str]]) -> None:
+        fresh = not self.bad_videos_file.exists()
+        with self.bad_videos_file.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["split", "path", "reason"])
+            writer.writerows([split, path, reason] for path, reason in bad.values())
+
+
+def one_thread(worker: int) -> None:
+    torch.set_num_threads(1)  # the workers are the parallelism

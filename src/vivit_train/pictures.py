@@ -1,0 +1,77 @@
+"""What people would rather see than read, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def contact_sheet(
+    path: Path, video_BTCHW: Tensor, captions: Sequence[str], frame_numbers_BT: Tensor, times_BT: Tensor
+) -> None:
+    """A row per clip, up to eight of its frames with their number in the video and their time.
+
+    Args:
+        video_BTCHW: float pixels in 0 .. 1.
+    """
+    rows, frames = len(video_BTCHW), video_BTCHW.shape[1]
+    columns = np.linspace(0, frames - 1, min(8, frames)).astype(int)
+    figure = Figure(figsize=(1.5 * len(columns) + 0.3, 1.85 * rows + 0.2), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for b in range(rows):
+        for axis, t in zip(axes[b], columns, strict=True):
+            axis.imshow(video_BTCHW[b, t].permute(1, 2, 0).clamp(0, 1).numpy())
+            axis.set_xlabel(
+                f"{int(frame_numbers_BT[b, t])} · {float(times_BT[b, t]):.2f} s", fontsize=7, labelpad=2
+            )
+            axis.set(xticks=[], yticks=[])
+        axes[b, 0].set_title(captions[b], fontsize=8, loc="left", pad=3)
+    figure.savefig(path)
+
+
+def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Losses and validation accuracy by epoch; `history` has a row per epoch with the names that were logged."""
+    figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
+    panels = (("loss", ("train/loss", "val/loss")), ("accuracy", ("val/top1", "val/top5")))
+    for axis, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name in names:
+            points = [(row["epoch"], row[name]) for row in history if name in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path)
+
+
+def confusion(
+    path: Path, label_N: np.ndarray, prediction_N: np.ndarray, classes: Sequence[str], title: str
+) -> None:
+    """How often each class (row) was taken for each (column), as shares of the row; names up to 40 classes."""
+    K = len(classes)
+    counts = np.zeros((K, K))
+    np.add.at(counts, (label_N, prediction_N), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(12.0, 3.0 + 0.38 * K)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    if K <= 40:
+        axis.set_xticks(range(K), classes, rotation=60, ha="right")
+        axis.set_yticks(range(K), classes)
+    if K <= 20:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            dark = shares[row, column] > 0.5
+            axis.text(
+                column,
+                row,
+                f"{int(counts[row, column])}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
+    figure.savefig(path)

@@ -1,0 +1,252 @@
+"""train(cfg) and evaluate(cfg): from a configuration to a result. The scripts and the tests call these two."""
+
+import csv
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.errors import UserError
+from vivit_train.metrics import Rows, score
+from vivit_train.model.pretrained import IMAGENET, init_from_vit, normalisation
+from vivit_train.model.vivit import SIZES, ViViT, shape_problems
+from vivit_train.pictures import confusion
+from vivit_train.task import VideoClassification
+
+say = rank_zero_only(print)
+
+
+def train(cfg: DictConfig) -> float:
+    """Trains as conf/train.yaml says, scores the best checkpoint, and returns its validation top-1.
+
+    Leaves in `cfg.run_dir`: checkpoints/{best,last}.ckpt, metrics.csv, curves.png, contact_sheet.png,
+    metrics.json, predictions.csv, confusion.png and, where there were any, bad_videos.csv.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    check(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    quiet_lightning()
+    run_dir = Path(cfg.run_dir)
+    data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    say(data.splits.summary())
+    classes = list(data.splits.classes)
+    net = build_net(cfg.model, len(classes))
+    mean, std = initialise(net, cfg, run_dir)
+
+    trainer = build_trainer(cfg)
+    if data.global_batch % trainer.world_size:
+        raise UserError(
+            f"recipe.global_batch={data.global_batch} does not divide among {trainer.world_size} devices"
+        )
+    trainer.accumulate_grad_batches = data.divide_batch(trainer.world_size)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    task = VideoClassification(
+        net,
+        classes,
+        mean,
+        std,
+        **instantiate(cfg.task, _convert_="all"),
+        total_steps=data.steps_per_epoch * int(cfg.trainer.max_epochs),
+        warmup_steps=data.steps_per_epoch * cfg.recipe.warmup_epochs,
+        metadata=Metadata(config, classes, mean, std).to_dict(),
+    )
+    say(plan(cfg, net, data, trainer))
+    trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+
+    best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    say(f"\nbest checkpoint: {best}")
+    data.test_split = "test" if data.splits.test is not None else "val"
+    test(best, data, trainer, run_dir, views=cfg.eval.views)
+    return float(trainer.checkpoint_callback.best_model_score)  # type: ignore[union-attr, arg-type]
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Scores a checkpoint as conf/eval.yaml says; model, labels and preprocessing come from the checkpoint.
+
+    Leaves metrics.json, predictions.csv and confusion.png in `cfg.run_dir`; returns what metrics.json holds.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    quiet_lightning()
+    metadata, _ = load_checkpoint(cfg.ckpt_path)
+    data: VideoDataModule = instantiate(evaluation_data(metadata, cfg), _convert_="all")
+    data.splits = data.splits.with_classes(metadata.classes)
+    say(data.splits.summary())
+    data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
+    return test(cfg.ckpt_path, data, build_trainer(cfg), Path(cfg.run_dir), cfg.eval.views, cfg.eval.order)
+
+
+def test(
+    ckpt_path: str, data: VideoDataModule, trainer: L.Trainer, out: Path, views: str, order: str = "forward"
+) -> dict[str, Any]:
+    """Scores a checkpoint on `data.test_split` by the protocol `views` (temporal clips x spatial crops)."""
+    metadata, weights = load_checkpoint(ckpt_path)
+    net = build_net(metadata.config["model"], len(metadata.classes))
+    net.load_state_dict(weights)
+    task = VideoClassification(net, metadata.classes, metadata.mean, metadata.std)
+    data.views, data.order = parse_views(views), order
+    trainer.test(task, datamodule=data, verbose=False)
+
+    rows, scores = task.test_rows, score(task.test_rows)
+    protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
+    results: dict[str, Any] = {f"test/{name}@{protocol}": scores[name] for name in ("top1", "top5") if name in scores}
+    results |= {"split": data.test_split, "n": scores["n"], "failed": scores["failed"], "checkpoint": str(ckpt_path)}
+    if trainer.is_global_zero:
+        (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_predictions(out / "predictions.csv", rows, data, metadata.classes)
+        title = f"{data.test_split}, {protocol}: top-1 {scores['top1']:.3f} of {scores['n']} videos"
+        confusion(out / "confusion.png", rows["label"], rows["logits"].argmax(1), metadata.classes, title)
+    numbers = [f"{name} {value:.4f}" for name, value in results.items() if "@" in name]
+    say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
+    if scores["failed"]:
+        say(f"{scores['failed']} videos could not be read and count as wrong answers: {data.bad_videos_file}")
+    say(f"written: {out}/metrics.json, predictions.csv, confusion.png")
+    return results
+
+
+def parse_views(views: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([13])", str(views))
+    if not match:
+        raise UserError(f"eval.views={views}: expected temporal clips x spatial crops (1 or 3), such as 4x3")
+    return int(match[1]), int(match[2])
+
+
+def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: list[str]) -> None:
+    """A row per video: id, true and predicted class, whether it failed, and the logits by class."""
+    ids = data.manifest_of(data.test_split).ids
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "prediction", "failed", *(f"logit:{name}" for name in classes)])
+        for index, label, logits_K, failed in zip(*(rows[k] for k in ("index", "label", "logits", "failed")), strict=True):
+            prediction = "" if failed else classes[logits_K.argmax()]
+            values = [""] * len(classes) if failed else [f"{value:.6g}" for value in logits_K]
+            writer.writerow([ids[index], classes[label], prediction, int(failed), *values])
+
+
+def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
+    """The checkpoint's data configuration with what the command line changes; null there means: as it was.
+
+    `data=NAME` brings another source of videos and labels. What the model sees of a video (frames, stride,
+    crop) stays as it was trained unless it is named too.
+    """
+    given = {key: cfg.data[key] for key in ("frames", "stride", "fps", "short_side", "crop", "num_workers", "micro_batch")}
+    source = ("name", "root", "train", "val", "test", "reader")
+    if cfg.data.name is None:
+        given |= {key: cfg.data[key] for key in source}
+        replaced: dict[str, Any] = {}
+    else:
+        replaced = {key: cfg.data[key] for key in source}
+    given = {key: value for key, value in given.items() if value is not None}
+    plain: Any = OmegaConf.to_container(OmegaConf.create(given | replaced), resolve=True)
+    return metadata.config["data"] | plain | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
+
+
+def initialise(net: ViViT, cfg: DictConfig, run_dir: Path) -> tuple[list[float], list[float]]:
+    """Fills the net as the `init` node says, prints the receipt, and returns the normalisation's mean and std."""
+    init = cfg.init
+    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "auto" else init.name)
+    statistics = None
+    if source is None:
+        say("model starts from random weights (init=imagenet or init.path=FILE start it from an image ViT)")
+    else:
+        receipt = init_from_vit(net, str(source), tubelet=init.tubelet, min_coverage=init.min_coverage)
+        say(receipt)
+        rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n")
+        statistics = normalisation(str(source))
+    if init.mean is not None and init.std is not None:
+        statistics = (tuple(init.mean), tuple(init.std))
+    mean, std = statistics or ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    say(f"pixels are normalised with mean {list(mean)}, std {list(std)}")
+    return list(mean), list(std)
+
+
+def build_trainer(cfg: DictConfig) -> L.Trainer:
+    """Lightning's Trainer from the `trainer`, `callbacks` and `logger` nodes."""
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
+    if "recipe" in cfg and cfg.recipe.ema:
+        callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=instantiate(cfg.logger) if cfg.get("logger") else False,
+        precision=cfg.trainer.precision or ("bf16-mixed" if torch.cuda.is_available() else "32-true"),
+        enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
+        _convert_="all",
+    )
+    return trainer
+
+
+def plan(cfg: DictConfig, net: ViViT, data: VideoDataModule, trainer: L.Trainer) -> str:
+    """What is about to happen, in a few lines."""
+    t, rows, columns = net.grid
+    parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    steps = data.steps_per_epoch * trainer.max_epochs  # type: ignore[operator]
+    return "\n".join(
+        [
+            f"model: {net.model}, {parameters:.2f} M parameters, {data.frames} frames of {data.crop}x{data.crop}, "
+            f"{t}x{rows}x{columns} tokens",
+            f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
+            f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps; "
+            f"precision {trainer.precision}, {trainer.strategy.root_device}",
+            f"run folder: {cfg.run_dir}",
+        ]
+    )
+
+
+def check(cfg: DictConfig) -> None:
+    """Every problem that the configuration alone shows, in one message, before anything heavy starts.
+
+    Raises:
+        UserError: with a line per problem.
+    """
+    problems = []
+    model, data, recipe = cfg.model, cfg.data, cfg.recipe
+    if model.size not in SIZES:
+        problems.append(f"model.size={model.size}: must be one of {', '.join(SIZES)}")
+    else:
+        dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
+        shape = (3, data.frames, data.crop, data.crop)
+        problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
+    if data.crop > data.short_side:
+        problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
+    for name, value, low in (
+        ("data.stride", data.stride, 1),
+        ("data.micro_batch", data.micro_batch, 1),
+        ("recipe.global_batch", recipe.global_batch, 1),
+        ("trainer.max_epochs", cfg.trainer.max_epochs, 1),
+        ("recipe.warmup_epochs", recipe.warmup_epochs, 0),
+    ):
+        if value < low:
+            problems.append(f"{name}={value}: must be at least {low}")
+    if data.fps is not None and data.fps <= 0:
+        problems.append(f"data.fps={data.fps}: must be positive, or null for a stride in frames")
+    if cfg.init.path is not None and not Path(cfg.init.path).is_file():
+        problems.append(f"init.path={cfg.init.path}: no such file")
+    parse_views(cfg.eval.views)
+    if not os.access(cfg.run_dir, os.W_OK):
+        problems.append(f"run_dir={cfg.run_dir}: cannot write there")
+    if problems:
+        raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
+
+
+def quiet_lightning() -> None:
+    """Leaves what the user should read: no device banners, no tips about workers, which `data` sets itself."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

@@ -1,0 +1,113 @@
+"""One training step, top to bottom: uint8 clips -> normalise -> mix -> logits -> loss."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vivit_train.data.augment import mix_batch, mix_seed
+from vivit_train.metrics import Rows, VideoTable, score
+from vivit_train.model.vivit import ViViT
+from vivit_train.optim import parameter_groups, warmup_cosine
+
+Batch = dict[str, Any]
+
+
+class VideoClassification(L.LightningModule):
+    """Trains and scores a ViViT.
+
+    Args:
+        net: the model; takes [B, C, T, H, W].
+        classes: names, in the order of the logits.
+        mean, std: of the normalisation, per channel, for pixels in 0 .. 1.
+        optimizer: from parameter groups to an optimizer; its `lr` is the base learning rate.
+        weight_decay: of the matrices.
+        total_steps, warmup_steps: of the schedule, in optimizer steps.
+        label_smoothing, mixup, cutmix: the regularisation of the loss; mixing comes before smoothing.
+        metadata: plain data that every checkpoint carries (see checkpoint.py).
+    """
+
+    def __init__(
+        self,
+        net: ViViT,
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        weight_decay: float = 0.0,
+        total_steps: int = 1,
+        warmup_steps: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        seed: int = 0,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.classes = tuple(classes)
+        self.optimizer, self.weight_decay = optimizer, weight_decay
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        self.label_smoothing, self.mixup, self.cutmix, self.seed = label_smoothing, mixup, cutmix, seed
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+        self.metadata = metadata or {}
+        self.table = VideoTable()
+        self.test_rows: Rows = {}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(self.step_seed(batch_idx))
+
+    def step_seed(self, batch_idx: int) -> int:
+        """Mixing and stochastic depth are a function of (seed, step, rank): a resumed run repeats them."""
+        return mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        video_BCTHW, target = self.training_input(batch)
+        loss = F.cross_entropy(self.net(video_BCTHW), target, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
+        return loss
+
+    def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the net sees, [B, C, T, H, W], and its targets: class ids [B], or after mixing shares [B, K]."""
+        video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
+        if self.mixup or self.cutmix:
+            video_BTCHW, target = mix_batch(video_BTCHW, target, len(self.classes), self.mixup, self.cutmix)
+        return video_BTCHW.transpose(1, 2), target
+
+    def normalise(self, video_uint8: Tensor) -> Tensor:
+        return (video_uint8.to(self.mean.dtype) - self.mean) / self.std
+
+    def score_views(self, batch: Batch) -> None:
+        """One row per video; logits are averaged over its views, [B, V, T, C, H, W]."""
+        B, V = batch["video"].shape[:2]
+        video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
+        logits_BK = self.net(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
+        self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.score_views(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.score_views(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in score(self.table.compute()).items():
+            self.log(f"val/{name}", value, prog_bar=name == "top1")
+        self.table.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.test_rows = self.table.compute()
+        self.table.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self.net, self.weight_decay))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.warmup_steps, self.total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vivit_train"] = self.metadata

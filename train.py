@@ -1,0 +1,17 @@
+"""python train.py [model=vivit_fe] [data=kinetics400] ...: train ViViT. Configuration: conf/train.yaml."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vivit_train.errors import exit_with_message
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    from vivit_train.run import train  # torch and lightning take seconds: not for `--help` and `--cfg job`
+
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    exit_with_message(main)
