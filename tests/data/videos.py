@@ -34,7 +34,7 @@ def draw(number: int, width: int, height: int) -> NDArray[np.uint8]:
     return np.where(number >> bit & 1, 235, 16).astype(np.uint8)
 
 
-def read_number(frame: NDArray[np.uint8]) -> int:
+def read_number(frame: NDArray[Any]) -> int:
     """The number that an RGB frame [H, W, 3] carries."""
     height, width = frame.shape[:2]
     y = (np.arange(ROWS) + 0.5) * height / ROWS
@@ -97,7 +97,7 @@ def remux(source: Path, path: Path, first: int = 0) -> None:
             out.mux(packet)
 
 
-def cut(path: Path, first: int, frames: int, **options: str) -> list[int]:
+def cut(path: Path, first: int, frames: int, **options: Any) -> list[int]:
     """Frames `first` on of a video, cut without encoding."""
     source = path.with_name(f"source_of_{path.name}.mp4")
     encode(source, frames=frames, **options)

@@ -1,8 +1,8 @@
 """Frames of a video file: exactly those asked for, or one `VideoError`. Nothing else knows decord or PyAV.
 
-decord reads the files in which it finds the right frames; PyAV reads the others. decord counts frames where it should
-compare time stamps (dmlc/decord, src/video/video_reader.cc: IndexKeyframes, SkipFramesImpl). So in open GOPs, behind
-edit lists and among the B-frames of AVI files it returns wrong frames without an error, or never returns at all.
+decord reads the files in which it finds the right frames; PyAV reads the others. decord counts frames where it
+should compare time stamps (dmlc/decord, src/video/video_reader.cc: IndexKeyframes, SkipFramesImpl). So in open
+GOPs, behind edit lists and among B-frames of AVI files it returns wrong frames without an error, or never returns.
 """
 
 import os
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
+from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 import av
@@ -61,6 +62,7 @@ class _Packet(NamedTuple):
     pts: int | None  # when its frame is shown, in the stream's own unit, as all times below that do not end in _s
     end: int  # when the next one is shown
     is_key: bool
+    is_clean: bool  # False for a key frame across which later frames refer to earlier ones, as in open GOPs
     is_hidden: bool  # to be decoded and not shown: outside the edit list
 
 
@@ -112,57 +114,66 @@ def read_frames(
 
 def _scan_file(path: StrPath) -> _Scan:
     try:
-        stat = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError as error:
         raise VideoError(os.fspath(path), "file does not exist") from error
     except OSError as error:
         raise VideoError(os.fspath(path), error.strerror or str(error)) from error
-    return _scan(os.fspath(path), stat.st_mtime_ns, stat.st_size)
+    if S_ISDIR(status.st_mode):
+        raise VideoError(os.fspath(path), "is a directory")
+    if status.st_size == 0:
+        raise VideoError(os.fspath(path), "file is empty (0 bytes)")
+    return _scan(os.fspath(path), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4096)
-def _scan(path: str, mtime_ns: int, num_bytes: int, vague: str = "") -> _Scan:
-    """Scan one state of a file. `vague`: why its packets do not tell which frames are shown."""
-    if os.path.isdir(path):
-        raise VideoError(path, "is a directory")
-    if num_bytes == 0:
-        raise VideoError(path, "file is empty (0 bytes)")
+def _scan(path: str, mtime_ns: int, num_bytes: int, why_count: str = "") -> _Scan:
+    """Scan one state of a file. `why_count`: why frames must be counted by decoding them, if that is known."""
     packets, decoded, first = [], [], None
     with _open(path) as (container, stream):
         codec = stream.codec_context.codec.canonical_name
-        vague = vague or _vague(container.format.name, codec, stream.codec_context.has_b_frames)
+        why_count = why_count or _why_count(container.format.name, codec, stream.codec_context.has_b_frames)
         for packet in container.demux(stream):
             if packet.size:
-                end = (packet.pts or 0) + (packet.duration or 0)
-                packets.append(_Packet(packet.pts, end, packet.is_keyframe, packet.is_discard))
-            if vague or first is None:
+                end, is_key = (packet.pts or 0) + (packet.duration or 0), packet.is_keyframe
+                is_clean = not is_key or _is_clean(codec, bytes(packet))
+                packets.append(_Packet(packet.pts, end, is_key, is_clean, packet.is_discard))
+            if why_count or first is None:
                 for frame in packet.decode():
                     first = first or frame
                     decoded.append(frame.pts)
         unit, promised, duration = float(stream.time_base or 0), stream.frames, stream.duration or 0
         rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
-    if first is None:
-        raise VideoError(path, "no frame of it can be decoded")
+    stored = sorted({packet.pts for packet in packets if packet.pts is not None})
     keys = sorted(packet.pts for packet in packets if packet.is_key and packet.pts is not None)
-    pts = decoded if vague else [packet.pts for packet in packets if not packet.is_hidden]
-    known = sorted({time for time in pts if time is not None})
-    if len(packets) < promised and max(packet.end for packet in packets) - known[0] < duration:
+    if not why_count and (len(stored) < len(packets) or not keys):
+        return _scan(path, mtime_ns, num_bytes, "packets without times of their own, or without a key frame")
+
+    # A trimmed file, too, may hold fewer packets than its header promises, but not a shorter time.
+    if len(packets) < promised and stored and max(packet.end for packet in packets) - stored[0] < duration:
         raise VideoError(path, f"ends after {len(packets)} of {promised} frames")
-    if not vague and len(known) < len(pts):
-        return _scan(path, mtime_ns, num_bytes, "packets without a time of their own")
-    times_s = (np.array(known) - known[0]) * unit if len(known) == len(pts) else np.arange(len(pts)) / rate
-    times_s.setflags(write=False)  # the cache hands it to every caller
-    mean = (len(pts) - 1) / times_s[-1] if len(pts) > 1 else rate
+    if why_count:
+        shown = sorted({time for time in decoded if time is not None})
+        num_frames = len(decoded)
+    else:  # frames before the first key frame are not shown: those they refer to were cut away
+        hidden = {packet.pts for packet in packets if packet.is_hidden}
+        shown = [time for time in stored if time not in hidden and time >= keys[0]]
+        num_frames = len(shown)
+    if first is None or num_frames == 0:
+        raise VideoError(path, "no frame of it can be decoded")
+    times_s = (np.array(shown) - shown[0]) * unit if len(shown) == num_frames else np.arange(num_frames) / rate
+    times_s.setflags(write=False)  # every caller gets the same array
+    mean = (num_frames - 1) / float(times_s[-1]) if num_frames > 1 else rate
     rotation = round(first.rotation / 90) * 90 % 360
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
-    reason = vague or _decord_fault(packets, codec, rotation)
-    fps = rate if abs(rate / mean - 1) < 0.02 else float(mean)
-    info = VideoInfo(len(pts), fps, width, height, rotation, codec, not reason, reason, times_s)
-    return _Scan(info, {} if vague else {time: number for number, time in enumerate(known)}, keys)
+    reason = why_count or _decord_fault(packets, codec, rotation)
+    fps = rate if abs(rate / mean - 1) < 0.02 else mean
+    info = VideoInfo(num_frames, fps, width, height, rotation, codec, not reason, reason, times_s)
+    return _Scan(info, {} if why_count else {time: number for number, time in enumerate(shown)}, keys)
 
 
-def _vague(container: str, codec: str, has_b_frames: bool) -> str:
-    """Why packets do not tell which frames are shown when; "" where they do."""
+def _why_count(container: str, codec: str, has_b_frames: bool) -> str:
+    """Why packets do not tell which frames are shown; "" where they do."""
     if container not in INDEXED:
         return f"{container} files have no dependable index"
     if container == "avi" and (has_b_frames or codec in ("h264", "hevc")):
@@ -172,13 +183,29 @@ def _vague(container: str, codec: str, has_b_frames: bool) -> str:
     return ""
 
 
+def _is_clean(codec: str, key_packet: bytes) -> bool:
+    """Whether a key frame is an IDR, across which nothing may refer. Codecs that have no IDR pass.
+
+    Reads the types of its NAL units (H.264 and H.265, section 7.3.1), each of which follows 4 bytes of length.
+    """
+    if codec not in ("h264", "hevc"):
+        return True
+    at = 0
+    while at + 4 < len(key_packet):
+        kind = key_packet[at + 4] & 31 if codec == "h264" else key_packet[at + 4] >> 1 & 63
+        if kind in ((5,) if codec == "h264" else (19, 20)):
+            return True
+        at += 4 + int.from_bytes(key_packet[at : at + 4])
+    return False
+
+
 def _decord_fault(packets: list[_Packet], codec: str, rotation: int) -> str:
     """Why decord would return wrong frames, or none; "" where it returns the right ones."""
     rank = {pts: number for number, pts in enumerate(sorted(packet.pts or 0 for packet in packets))}
     if any(packet.is_hidden for packet in packets):
         return "edit list: some frames are not shown"
-    if any(packet.is_key and rank[packet.pts or 0] != number for number, packet in enumerate(packets)):
-        return "open GOP: key frames are stored before frames shown earlier"
+    if any(p.is_key and (not p.is_clean or rank[p.pts or 0] != number) for number, p in enumerate(packets)):
+        return "open GOP: frames refer to others across a key frame"
     if codec == "av1":
         return "AV1, for which decord has no decoder"
     if rotation:
@@ -197,6 +224,8 @@ def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             raise VideoError(path, "no video stream")
+        if stream.codec_context is None:
+            raise VideoError(path, "FFmpeg has no decoder for its codec")
         stream.codec_context.thread_count = 1  # workers are the parallelism; PyAV's threads can hang after a fork
         try:
             yield container, stream
@@ -205,7 +234,7 @@ def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _read_pyav(path: str, scan: _Scan, wanted: list[int], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Frames `wanted` (ascending), uint8 [T, height, width, 3]: from the key frame before each, by time."""
+    """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
     width, height = reversed(size) if scan.info.rotation % 180 else size
     frames = np.empty((len(wanted), size[1], size[0], 3), np.uint8)
     place = {number: i for i, number in enumerate(wanted)}
@@ -215,19 +244,25 @@ def _read_pyav(path: str, scan: _Scan, wanted: list[int], size: tuple[int, int])
     def key_before(number: int) -> int | None:
         return scan.keys[bisect_right(scan.keys, times[number]) - 1] if times else None
 
+    def decode_from(key: int | None, missing: set[int]) -> None:
+        last = max(missing)
+        if key is not None:
+            container.seek(key, stream=stream)
+        for count, frame in enumerate(container.decode(stream)):
+            number = count if key is None else scan.frames.get(frame.pts, -1)  # type: ignore[arg-type]
+            if number in missing:
+                rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+                frames[place[number]] = np.rot90(rgb, scan.info.rotation // 90)
+                missing.remove(number)
+            if number >= last:
+                break
+
     with _open(path) as (container, stream):
         for key, numbers in groupby(wanted, key_before):
             missing = set(numbers)
-            if key is not None:
-                container.seek(key, stream=stream)
-            for count, frame in enumerate(container.decode(stream)):
-                number = count if key is None else scan.frames.get(frame.pts, -1)  # type: ignore[arg-type]
-                if number in missing:
-                    rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-                    frames[place[number]] = np.rot90(rgb, scan.info.rotation // 90)
-                    missing.remove(number)
-                if not missing:
-                    break
+            decode_from(key, missing)
+            if missing and key is not None:  # where GOPs are shorter than B-frames reach, a seek may land behind
+                decode_from(scan.keys[0], missing)
             if missing:
                 raise VideoError(path, f"frame {min(missing)} of {scan.info.num_frames} cannot be decoded")
     return frames

@@ -31,10 +31,12 @@ TRAVEL = (0.5, 0.7)  # frame widths: 1.6 to 2.2 pixels
 TURN = (math.radians(190), math.radians(340))  # 8 to 15 degrees
 GROWTH = (math.log(1.7), math.log(2.3))  # 2.3 to 3.7 %
 
-CENTRE = (0.4, 0.6)  # where the shape is halfway through, in frame widths
-DIAMETER = (0.30, 0.45)  # and its size there
-CONTRAST = (0.6, 1.2)  # of the shape's texture
-BACKGROUND_CONTRAST = (0.15, 0.5)
+CENTRE = (0.0, 1.0)  # where the shape is halfway through, in frame widths
+DIAMETER = (0.32, 0.48)  # and its size there
+BRIGHTNESS = (140, 230)  # mean of each colour channel of the shape: lighter than
+BACKGROUND_BRIGHTNESS = (30, 110)
+CONTRAST = (0.3, 0.6)  # of the shape's texture
+BACKGROUND_CONTRAST = (0.1, 0.25)
 WAVES = 4  # in a texture
 WAVELENGTHS = (0.8, 2.0)  # of the shape's texture, in its radii
 BACKGROUND_WAVELENGTHS = (0.2, 0.8)  # in frame widths
@@ -72,7 +74,11 @@ class Texture:
     """A random colour with a few random plane waves on it: smooth, so that it has no pixel grid of its own."""
 
     def __init__(
-        self, contrast: tuple[float, float], wavelengths: tuple[float, float], rng: np.random.Generator
+        self,
+        brightness: tuple[float, float],
+        contrast: tuple[float, float],
+        wavelengths: tuple[float, float],
+        rng: np.random.Generator,
     ) -> None:
         directions = rng.uniform(0, math.tau, WAVES)
         frequency = math.tau / rng.uniform(*wavelengths, WAVES)
@@ -80,7 +86,7 @@ class Texture:
         self.phase_K = rng.uniform(0, math.tau, WAVES).astype(np.float32)
         colour_K3 = rng.normal(size=(WAVES, 3)) * 127 * rng.uniform(*contrast) / math.sqrt(WAVES)
         self.colour_K3 = colour_K3.astype(np.float32)
-        self.mean_3 = rng.uniform(64, 192, 3).astype(np.float32)
+        self.mean_3 = rng.uniform(*brightness, 3).astype(np.float32)
 
     def __call__(self, points: Array) -> Array:
         """Colours [..., 3] at points [..., 2]."""
@@ -102,15 +108,15 @@ def outline(angle: Array, rng: np.random.Generator) -> Array:
 
 def render(path: Path_T4, size: int, rng: np.random.Generator) -> Video:
     """Draw a random shape on a random background along `path`. The draws do not depend on the path."""
-    background = Texture(BACKGROUND_CONTRAST, BACKGROUND_WAVELENGTHS, rng)
-    texture = Texture(CONTRAST, WAVELENGTHS, rng)
+    background = Texture(BACKGROUND_BRIGHTNESS, BACKGROUND_CONTRAST, BACKGROUND_WAVELENGTHS, rng)
+    texture = Texture(BRIGHTNESS, CONTRAST, WAVELENGTHS, rng)
     pixel = (np.arange(size, dtype=np.float32) + 0.5) / size
     still = background(np.stack(np.meshgrid(pixel, pixel), axis=-1))
     video = np.tile(still.clip(0, 255).astype(np.uint8), (len(path), 1, 1, 1))
 
     x, y, angle, log_size = path.astype(np.float32).T[:, :, None, None]
     radius = np.exp(log_size) / 2
-    dx, dy = (pixel - x) / radius, (pixel[:, None] - y) / radius
+    dx, dy = (wrap(pixel - x) / radius, wrap(pixel[:, None] - y) / radius)
     near = dx * dx + dy * dy < REACH * REACH  # the shape is on few of the pixels: twice as fast
     t, row, column = np.nonzero(near)
     # each pixel in the shape's own polar coordinates, where it has radius 1 and stands still
@@ -121,6 +127,11 @@ def render(path: Path_T4, size: int, rng: np.random.Generator) -> Video:
     colours = texture(np.stack([r * np.cos(phi), r * np.sin(phi)], axis=-1))
     video[near] = (cover * colours + (1 - cover) * still[row, column]).clip(0, 255).astype(np.uint8)
     return video
+
+
+def wrap(distance: Array) -> Array:
+    """The way round a frame whose opposite borders touch."""
+    return (distance + 0.5) % 1 - 0.5
 
 
 def write_video(path: Path, video: Video, fps: float) -> None:

@@ -1,0 +1,280 @@
+"""The frame that comes back is the frame that was asked for, or there is a VideoError, soon."""
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from videos import KINDS, NOT_FOR_DECORD, Numbered, encode, read_number, remux
+
+from vivit_train.data import decode
+from vivit_train.data.decode import probe, read_frames
+from vivit_train.errors import VideoError
+
+Make = Callable[[str], Numbered]
+SHARED = Path(__file__).parents[3] / "shared" / "videos"
+REAL = sorted([*SHARED.glob("odd/*/*"), *SHARED.glob("ut_interaction/*/*.avi")])
+BROKEN = {"corrupted.mp4"}
+
+
+def selections(num_frames: int) -> list[list[int]]:
+    """In order, windows of stride 2 (clamped), spread over the video, at random with repeats, both ends."""
+    draw = random.Random(0)
+    starts = [draw.randrange(num_frames) for _ in range(4)]
+    return [
+        list(range(min(num_frames, 40))),
+        *[[min(start + 2 * i, num_frames - 1) for i in range(12)] for start in starts],
+        [int(i) for i in np.linspace(0, num_frames - 1, 8)],
+        [draw.randrange(num_frames) for _ in range(12)],
+        [num_frames - 1],
+        [num_frames - 1, 0, num_frames - 1],
+    ]
+
+
+@pytest.fixture(params=["decord", "pyav"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "pyav":
+        monkeypatch.setattr(decode, "_decord", lambda: None)
+    else:
+        pytest.importorskip("decord")
+    return str(request.param)
+
+
+@pytest.fixture
+def no_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_read_pyav", lambda *_: pytest.fail("read by PyAV"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_those_asked_for(kind: str, engine: str, numbered: Make) -> None:
+    path, numbers = numbered(kind).path, numbered(kind).numbers
+    assert probe(path).num_frames == len(numbers)
+    for indices in selections(len(numbers)):
+        frames = read_frames(path, indices)
+        assert frames.dtype == np.uint8
+        assert [read_number(frame) for frame in frames] == [numbers[i] for i in indices]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOT_FOR_DECORD])
+def test_decord_reads_what_it_can(kind: str, numbered: Make, no_pyav: None) -> None:
+    pytest.importorskip("decord")
+    info = probe(numbered(kind).path)
+    assert (info.seek_safe, info.reason) == (True, "")
+    read_frames(numbered(kind).path, [0, info.num_frames - 1])
+
+
+@pytest.mark.parametrize("kind", NOT_FOR_DECORD)
+def test_decord_is_kept_from_what_it_cannot_read(kind: str, numbered: Make) -> None:
+    info = probe(numbered(kind).path)
+    assert not info.seek_safe
+    assert info.reason
+
+
+def test_probe(numbered: Make) -> None:
+    info = probe(numbered("starts_at_5s_mkv").path)
+    assert (info.num_frames, info.fps, info.width, info.height, info.rotation) == (72, 30, 160, 96, 0)
+    assert info.codec == "h264"
+    np.testing.assert_allclose(info.times_s, np.arange(72) / 30, atol=1e-3)
+
+    vfr = probe(numbered("vfr").path)
+    np.testing.assert_allclose(vfr.times_s, [(i + i * i // 20) / 30 for i in range(72)], atol=1e-3)
+    assert vfr.fps == pytest.approx(71 / vfr.times_s[-1], rel=0.02)
+
+    for kind in ("mpeg4_b_avi", "mpeg_ts", "cut", "h264_avi"):
+        times_s = probe(numbered(kind).path).times_s
+        np.testing.assert_allclose(times_s, np.arange(len(times_s)) / 30, atol=1e-3)
+    assert probe(numbered("rotated_90").path).rotation == 90
+    assert probe(numbered("av1").path).codec == "av1"
+
+
+def test_probe_sees_that_a_file_has_changed(tmp_path: Path) -> None:
+    for frames in (5, 9):
+        encode(tmp_path / "a.mp4", frames=frames)
+        os.utime(tmp_path / "a.mp4", ns=(frames, frames))
+        assert probe(tmp_path / "a.mp4").num_frames == frames
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("odd_size", (341, 257)), ("h264", (160, 96)), ("rotated_90", (160, 96))]
+)
+def test_short_side(kind: str, size: tuple[int, int], engine: str, numbered: Make) -> None:
+    path = numbered(kind).path
+    for short_side, want in ((None, size), (300, size), (48, (round(48 * size[0] / size[1]), 48))):
+        frames = read_frames(path, [7, 3], short_side=short_side)
+        assert frames.shape == (2, want[1], want[0], 3)
+        assert [read_number(frame) for frame in frames] == [7, 3]
+
+
+def test_both_engines_give_the_same_pixels(numbered: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("decord")
+    for short_side in (None, 128):
+        by_decord = read_frames(numbered("odd_size").path, [1, 5, 30], short_side=short_side)
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "_decord", lambda: None)
+            by_pyav = read_frames(numbered("odd_size").path, [1, 5, 30], short_side=short_side)
+        assert np.abs(by_decord.astype(int) - by_pyav).mean() < 0.5
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_frames_whose_references_were_cut_away_do_not_count(
+    start: int, suffix: str, numbered: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(numbered("open_gop").path)) as source, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(source.streams.video[0]) if packet.size]
+        second_key = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[second_key + start :]:
+            packet.stream = copy
+            out.mux(packet)
+    first = 24 if start == 0 else 48
+    assert probe(path).num_frames == 72 - first
+    assert [read_number(frame) for frame in read_frames(path, range(72 - first))] == list(range(first, 72))
+
+
+def test_wrong_indices_are_the_callers_error(numbered: Make) -> None:
+    for indices in ([72], [-1, 0], []):
+        with pytest.raises(ValueError, match="which has frames 0 to 71"):
+            read_frames(numbered("h264").path, indices)
+
+
+def damaged_files(numbered: Make, folder: Path) -> dict[str, str]:
+    """Bad files, and what the reason of each VideoError says."""
+    whole = folder / "whole.mp4"
+    encode(whole, frames=200, g="48", bf="3", container={"movflags": "faststart"})
+    data, plain = whole.read_bytes(), numbered("h264").path.read_bytes()
+    middle = len(data) // 2
+    with wave.open(str(folder / "audio.wav"), "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(bytes(16000))
+    (folder / "directory.mp4").mkdir()
+    for name, content in {
+        "empty.mp4": b"",
+        "text.mp4": b"This is not a video.\n" * 20,
+        "random.mp4": random.Random(0).randbytes(5000),
+        "no_moov.mp4": plain[: len(plain) // 3],
+        "truncated.mp4": data[: len(data) * 6 // 10],
+        "zeros.mp4": data[:middle] + bytes(2000) + data[middle + 2000 :],
+    }.items():
+        (folder / name).write_bytes(content)
+    return {
+        "missing.mp4": "file does not exist",
+        "directory.mp4": "is a directory",
+        "empty.mp4": "file is empty (0 bytes)",
+        "text.mp4": "not a video file that FFmpeg can read (Invalid data",
+        "random.mp4": "not a video file that FFmpeg can read (Invalid data",
+        "no_moov.mp4": "not a video file that FFmpeg can read (Invalid data",
+        "audio.wav": "no video stream",
+        "truncated.mp4": "of 200 frames",
+        "zeros.mp4": "damaged (Invalid data",
+    }
+
+
+CHILD = """
+import json, sys
+import numpy as np
+from vivit_train.data.decode import probe, read_frames
+from vivit_train.errors import VideoError
+reasons = {}
+for path in sys.argv[1:]:
+    try:
+        last = probe(path).num_frames - 1
+        for indices in (np.linspace(0, last, 4), np.linspace(0, last, 32), np.arange(last + 1)):
+            read_frames(path, indices.astype(int))
+    except VideoError as error:
+        reasons[path] = error.reason
+print(json.dumps(reasons))
+"""
+
+
+def test_damage_is_a_video_error_and_no_hang(numbered: Make, tmp_path: Path) -> None:
+    """In a process of its own: where decord hangs, no signal handler runs."""
+    expected = damaged_files(numbered, tmp_path)
+    fine = str(numbered("cut_450_packets_300_shown").path)  # decord would not return from this one
+    paths = [fine, *(str(tmp_path / name) for name in expected)]
+    child = subprocess.run([sys.executable, "-c", CHILD, *paths], capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+    reasons = {Path(path).name: reason for path, reason in json.loads(child.stdout).items()}
+    assert reasons.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in reasons[name], name
+    assert child.stderr == ""
+
+
+def test_decord_that_sees_other_frames_is_not_used(numbered: Make, tmp_path: Path, engine: str) -> None:
+    """After damage in the middle of an mkv, decord silently loses frames."""
+    data = bytearray(numbered("h264_mkv").path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 150] = random.Random(0).randbytes(150)
+    path = tmp_path / "damaged.mkv"
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        readable = []
+        try:
+            for frame in container.decode(container.streams.video[0]):
+                readable.append(read_number(frame.to_ndarray(format="rgb24")))
+        except av.FFmpegError:
+            pass
+    assert 10 < len(readable) < 72
+    indices = [0, 3, len(readable) - 1]
+    assert [read_number(frame) for frame in read_frames(path, indices)] == [readable[i] for i in indices]
+
+
+def read_last(path: Path) -> int:
+    return read_number(read_frames(path, [probe(path).num_frames - 1])[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_forked_workers_read_after_their_parent(numbered: Make) -> None:
+    paths = [numbered(kind).path for kind in ("h264", "open_gop")]
+    want = [read_last(path) for path in paths]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(read_last, paths * 4).get(timeout=60) == want * 4
+
+
+def test_remuxing_keeps_the_numbers(numbered: Make, tmp_path: Path) -> None:
+    """MPEG-TS is read exactly, and so is what `-c copy` makes of it."""
+    remux(numbered("h264").path, tmp_path / "a.ts")
+    assert read_last(tmp_path / "a.ts") == 71
+
+
+def in_order(path: Path, wanted: set[int]) -> tuple[int, dict[int, np.ndarray]]:
+    """The number of frames and the wanted ones, decoded from the start, apart from `decode`."""
+    kept, number = {}, -1
+    with av.open(str(path), metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                rgb = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+                kept[number] = np.rot90(rgb, frame.rotation // 90)
+    return number + 1, kept
+
+
+@pytest.mark.skipif(not REAL, reason="no real videos here")
+@pytest.mark.parametrize("path", [path for path in REAL if path.name not in BROKEN], ids=lambda path: path.name)
+def test_real_files(path: Path) -> None:
+    num_frames = probe(path).num_frames
+    start = random.Random(path.name).randrange(num_frames)
+    indices = [min(start + 2 * i, num_frames - 1) for i in range(8)] + [num_frames - 1, 0, num_frames // 2]
+    frames = read_frames(path, indices)
+    count, truth = in_order(path, set(indices))
+    assert count == num_frames
+    limit = 4 if "10bits" in path.name else 1  # decord's older FFmpeg places 10-bit colour half a pixel elsewhere
+    for i, frame in zip(indices, frames, strict=True):
+        assert np.abs(frame.astype(int) - truth[i]).mean() < limit, i
+
+
+@pytest.mark.parametrize("path", [path for path in REAL if path.name in BROKEN], ids=lambda path: path.name)
+def test_real_broken_files(path: Path) -> None:
+    with pytest.raises(VideoError, match="damaged"):
+        read_frames(path, range(probe(path).num_frames))
