@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def train(cfg: DictConfig) -> float:
         )
     trainer.accumulate_grad_batches = data.divide_batch(trainer.world_size)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["data"]["root"] = os.path.abspath(data.root)
     task = VideoClassification(
         net,
         classes,
@@ -71,8 +73,8 @@ def train(cfg: DictConfig) -> float:
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     say(f"\nbest checkpoint: {best}")
     data.test_split = "test" if data.splits.test is not None else "val"
-    test(best, data, trainer, run_dir, views=cfg.eval.views)
-    return float(trainer.checkpoint_callback.best_model_score)  # type: ignore[union-attr, arg-type]
+    score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
+    return float(trainer.checkpoint_callback.best_model_score)  # type: ignore[union-attr]
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -86,13 +88,17 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     quiet_lightning()
     metadata, _ = load_checkpoint(cfg.ckpt_path)
     data: VideoDataModule = instantiate(evaluation_data(metadata, cfg), _convert_="all")
-    data.splits = data.splits.with_classes(metadata.classes)
+    if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
+        data.reader = partial(data.reader, classes=metadata.classes)
+        data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
     say(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
-    return test(cfg.ckpt_path, data, build_trainer(cfg), Path(cfg.run_dir), cfg.eval.views, cfg.eval.order)
+    return score_checkpoint(
+        cfg.ckpt_path, data, build_trainer(cfg), Path(cfg.run_dir), cfg.eval.views, cfg.eval.order
+    )
 
 
-def test(
+def score_checkpoint(
     ckpt_path: str, data: VideoDataModule, trainer: L.Trainer, out: Path, views: str, order: str = "forward"
 ) -> dict[str, Any]:
     """Scores a checkpoint on `data.test_split` by the protocol `views` (temporal clips x spatial crops)."""
@@ -105,8 +111,15 @@ def test(
 
     rows, scores = task.test_rows, score(task.test_rows)
     protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
-    results: dict[str, Any] = {f"test/{name}@{protocol}": scores[name] for name in ("top1", "top5") if name in scores}
-    results |= {"split": data.test_split, "n": scores["n"], "failed": scores["failed"], "checkpoint": str(ckpt_path)}
+    results: dict[str, Any] = {
+        f"test/{name}@{protocol}": scores[name] for name in ("top1", "top5") if name in scores
+    }
+    results |= {
+        "split": data.test_split,
+        "n": scores["n"],
+        "failed": scores["failed"],
+        "checkpoint": str(ckpt_path),
+    }
     if trainer.is_global_zero:
         (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         write_predictions(out / "predictions.csv", rows, data, metadata.classes)
@@ -133,7 +146,9 @@ def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: li
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "prediction", "failed", *(f"logit:{name}" for name in classes)])
-        for index, label, logits_K, failed in zip(*(rows[k] for k in ("index", "label", "logits", "failed")), strict=True):
+        for index, label, logits_K, failed in zip(
+            *(rows[k] for k in ("index", "label", "logits", "failed")), strict=True
+        ):
             prediction = "" if failed else classes[logits_K.argmax()]
             values = [""] * len(classes) if failed else [f"{value:.6g}" for value in logits_K]
             writer.writerow([ids[index], classes[label], prediction, int(failed), *values])
@@ -145,22 +160,19 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     `data=NAME` brings another source of videos and labels. What the model sees of a video (frames, stride,
     crop) stays as it was trained unless it is named too.
     """
-    given = {key: cfg.data[key] for key in ("frames", "stride", "fps", "short_side", "crop", "num_workers", "micro_batch")}
-    source = ("name", "root", "train", "val", "test", "reader")
-    if cfg.data.name is None:
-        given |= {key: cfg.data[key] for key in source}
-        replaced: dict[str, Any] = {}
-    else:
-        replaced = {key: cfg.data[key] for key in source}
-    given = {key: value for key, value in given.items() if value is not None}
-    plain: Any = OmegaConf.to_container(OmegaConf.create(given | replaced), resolve=True)
-    return metadata.config["data"] | plain | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
+    source = ("name", "root", "reader", "train", "val", "test")
+    keys = (*source, "frames", "stride", "fps", "short_side", "crop", "num_workers", "micro_batch")
+    given = {key: cfg.data[key] for key in keys if cfg.data[key] is not None or (cfg.data.name and key in source)}
+    given = {
+        key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in given.items()
+    }
+    return metadata.config["data"] | given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
 
 
 def initialise(net: ViViT, cfg: DictConfig, run_dir: Path) -> tuple[list[float], list[float]]:
     """Fills the net as the `init` node says, prints the receipt, and returns the normalisation's mean and std."""
     init = cfg.init
-    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "auto" else init.name)
+    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
         say("model starts from random weights (init=imagenet or init.path=FILE start it from an image ViT)")

@@ -19,7 +19,9 @@ class Summary(Callback):
         if config.hydra.mode.name != "MULTIRUN":
             return
         done = job_return.status == JobStatus.COMPLETED
-        self.jobs.append((config.hydra.job.num, " ".join(job_return.overrides or []), job_return.return_value if done else None))
+        self.jobs.append(
+            (config.hydra.job.num, " ".join(job_return.overrides or []), job_return.return_value if done else None)
+        )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         jobs = sorted(self.jobs, key=lambda job: -1.0 if job[2] is None else job[2], reverse=True)

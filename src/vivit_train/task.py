@@ -30,6 +30,9 @@ class VideoClassification(L.LightningModule):
         metadata: plain data that every checkpoint carries (see checkpoint.py).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         net: ViViT,

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from stat import S_ISDIR
 from typing import Any, NamedTuple
@@ -239,7 +239,7 @@ def _read_pyav(path: str, scan: _Scan, wanted: list[int], size: tuple[int, int])
     frames = np.empty((len(wanted), size[1], size[0], 3), np.uint8)
     place = {number: i for i, number in enumerate(wanted)}
     times = list(scan.frames)
-    reformatter = VideoReformatter()
+    to_rgb = partial(VideoReformatter().reformat, width=width, height=height, format="rgb24", threads=1)
 
     def key_before(number: int) -> int | None:
         return scan.keys[bisect_right(scan.keys, times[number]) - 1] if times else None
@@ -251,7 +251,7 @@ def _read_pyav(path: str, scan: _Scan, wanted: list[int], size: tuple[int, int])
         for count, frame in enumerate(container.decode(stream)):
             number = count if key is None else scan.frames.get(frame.pts, -1)  # type: ignore[arg-type]
             if number in missing:
-                rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+                rgb = to_rgb(frame, interpolation="BICUBIC").to_ndarray()  # decord's interpolation
                 frames[place[number]] = np.rot90(rgb, scan.info.rotation // 90)
                 missing.remove(number)
             if number >= last:

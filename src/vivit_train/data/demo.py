@@ -12,6 +12,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import av
@@ -223,7 +224,7 @@ def _is_made(root: Path, marker: str) -> bool:
     )
 
 
-def read_demo(root: str | Path, **annotations: str | None) -> Splits:
+def read_demo(root: str | Path, **annotations: Any) -> Splits:
     """The demo's splits, made first where they are not there yet."""
     make_demo(Path(root))
     return read_folder(root, **annotations)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from vivit_train.errors import UserError
 
 StrPath = str | os.PathLike[str]
 Strings = NDArray[Any]  # of numpy's StringDType
@@ -99,6 +99,7 @@ def read_folder(
     train: str | None = None,
     val: str | None = None,
     test: str | None = None,
+    classes: Sequence[str] | None = None,
     val_percent: float = 20,
     seed: int = 0,
 ) -> Splits:
@@ -110,6 +111,8 @@ def read_folder(
     Args:
         root: the data set's folder.
         train, val, test: the split folders, where they are not called "train", "val" and "test".
+        classes: for evaluation: names that a model knows already. No training clips are needed or read then,
+            and where there are no split folders every clip is one to evaluate.
         val_percent: share of each class to hold out, where there are no split folders.
         seed: of that split.
 
@@ -123,6 +126,8 @@ def read_folder(
         folders = {"train": top / (train or "train"), "val": top / (val or "val")}
         if test or (top / "test").is_dir():
             folders["test"] = top / (test or "test")
+        if classes:
+            del folders["train"]
         absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
         if absent:
             there = ", ".join(_subfolders(top)) or "none"
@@ -130,6 +135,8 @@ def read_folder(
             _fail("missing folders", absent, f"Folders in {top}: {there}. {advice}\n{tree}")
         clips = {split: _clips_by_class(folder, tree, notices) for split, folder in folders.items()}
         source = f"folders {_some(folders.values())}"
+    elif classes:
+        folders, clips, source = {"val": top}, {"val": _clips_by_class(top, tree, notices)}, f"folder {top}"
     else:
         if not 0 < val_percent < 100:
             raise UserError(f"val_percent is {val_percent}; it must lie between 0 and 100")
@@ -142,7 +149,7 @@ def read_folder(
             clips["val"][name], clips["train"][name] = sorted(paths[:count]), sorted(paths[count:])
         source = f"folder {top}, split here by class: {val_percent:g}% to val, seed {seed}"
 
-    empty = [str(folders["train"] / name) for name, paths in clips["train"].items() if not paths]
+    empty = [str(folders["train"] / name) for name, paths in clips.get("train", {}).items() if not paths]
     if empty:
         _fail(
             "class folders without videos",
@@ -153,8 +160,11 @@ def read_folder(
         split: [_Row(path, _below(top, path), name, path) for name, paths in classes.items() for path in paths]
         for split, classes in clips.items()
     }
-    index = {name: i for i, name in enumerate(clips["train"])}
-    return _splits(tables, folders, tuple(index), index, source, tree, notices=notices)
+    names = tuple(classes or clips["train"])
+    index = {name: i for i, name in enumerate(names)}
+    return _splits(
+        tables, folders, names, index, source, tree, may_lack_clips=classes is not None, notices=notices
+    )
 
 
 def read_csv(
@@ -163,7 +173,7 @@ def read_csv(
     train: StrPath | None,
     val: StrPath,
     test: StrPath | None = None,
-    classes: StrPath | None = None,
+    classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
 ) -> Splits:
     """Read files with a `path label` a row, separated by a space, comma or tab, with or without a header.
@@ -178,8 +188,8 @@ def read_csv(
     Args:
         root: folder that the paths are relative to.
         train, val, test: annotation files. With train=None, for evaluation only, `classes` is needed.
-        classes: file with a name a line, the first being class 0, or with columns `id,name`. Its classes may
-            lack training clips.
+        classes: file with a name a line, the first being class 0, or with columns `id,name`; or the names
+            themselves. These may lack training clips.
         max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
 
     Raises:
@@ -198,8 +208,7 @@ def read_csv(
         _fail("malformed rows", problems, f"{advice} one label, in quotes where it has a comma.")
 
     beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
-    class_file = _find(top, tree, "classes", classes) if classes else next(filter(Path.is_file, beside), None)
-    names = _read_classes(class_file) if class_file else ()
+    names, named_by = _class_names(top, tree, classes or next(filter(Path.is_file, beside), ()))
     reference = {row.label for row in tables["train" if train else "val"]}
     if all(map(_ID.fullmatch, reference)):
         labels = {row.label for table in tables.values() for row in table}
@@ -210,7 +219,7 @@ def read_csv(
     else:
         names = names or tuple(sorted(reference))
         index = {name: i for i, name in enumerate(names)}
-    source = f"csv {_some(files.values())}" + (f", classes {class_file}" if class_file else "")
+    source = f"csv {_some(files.values())}{named_by}"
     return _splits(tables, files, names, index, source, tree, max_missing, may_lack_clips=classes is not None)
 
 
@@ -220,7 +229,7 @@ def read_kinetics(
     train: StrPath | None = "train.csv",
     val: StrPath = "val.csv",
     test: StrPath | None = None,
-    classes: StrPath | None = None,
+    classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.1,
 ) -> Splits:
     """Read Kinetics as published: label,youtube_id,time_start,time_end[,split,...] with a header.
@@ -233,7 +242,7 @@ def read_kinetics(
         root: the data set's folder.
         train, val, test: annotation files, looked up in root, in root/annotations and as given. With
             train=None, for evaluation only, `classes` is needed.
-        classes: a published label map, a name a line or `id,name`. Its classes may lack training clips.
+        classes: a published label map, a name a line or `id,name`; or the names. They may lack training clips.
         max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
 
     Raises:
@@ -256,9 +265,8 @@ def read_kinetics(
 
     source = f"kinetics {_some(files.values())}"
     if classes:
-        class_file = _find(top, tree, "classes", classes)
-        names = _read_classes(class_file)
-        source += f", classes {class_file}"
+        names, named_by = _class_names(top, tree, classes)
+        source += named_by
         ids = {_bare(name): i for i, name in enumerate(names)}
         labels = {row.label for table in tables.values() for row in table}
         index = {label: ids[_bare(label)] for label in labels if _bare(label) in ids}
@@ -397,6 +405,14 @@ def _read_kinetics_rows(file: Path, folder: Path, indexed: dict[str, str], probl
     return rows
 
 
+def _class_names(root: Path, tree: str, classes: StrPath | Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The names, and words for `source` that say which file they are from."""
+    if not isinstance(classes, str | os.PathLike):
+        return tuple(classes), ""
+    file = _find(root, tree, "classes", classes)
+    return _read_classes(file), f", classes {file}"
+
+
 def _read_classes(file: Path) -> tuple[str, ...]:
     names = "\n".join(_lines(file)).rstrip().split("\n")
     expected = "one name a line, none empty or twice; the first line is class 0"
@@ -434,7 +450,7 @@ def _find_files(
     train: StrPath | None,
     val: StrPath,
     test: StrPath | None,
-    classes: StrPath | None,
+    classes: StrPath | Sequence[str] | None,
 ) -> dict[str, Path]:
     if not val:
         raise UserError(f"no validation annotations: val=<file> is needed.\n{tree}")

@@ -44,7 +44,9 @@ class Receipt:
 
     def full(self) -> str:
         """Every parameter on a line of its own."""
-        return "\n".join([f"weights from {self.source}", *(f"{action:<18} {name}" for name, action in self.rows.items())])
+        return "\n".join(
+            [f"weights from {self.source}", *(f"{action:<18} {name}" for name, action in self.rows.items())]
+        )
 
     def __str__(self) -> str:
         """A line for each kind of parameter, the blocks of an encoder taken together."""

@@ -324,11 +324,10 @@ def shape_problems(
 def init_weights(module: nn.Module) -> None:
     """The authors' initialisation: Xavier for transformer kernels, 0.02 normal positions, zero classifier."""
     if isinstance(module, Attention):
-        for weight in module.qkv.weight.chunk(3):  # q, k and v are three square kernels there
+        for weight in (*module.qkv.weight.chunk(3), module.out.weight):  # q, k and v are square kernels there
             nn.init.xavier_uniform_(weight)
-        nn.init.xavier_uniform_(module.out.weight)
-        nn.init.zeros_(module.qkv.bias)
-        nn.init.zeros_(module.out.bias)
+        for linear in (module.qkv, module.out):
+            nn.init.zeros_(linear.bias)
     elif isinstance(module, MLP):
         for linear in (module.fc1, module.fc2):
             nn.init.xavier_uniform_(linear.weight)
@@ -338,7 +337,7 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, TubeletEmbedding):
         fan_in = module.projection.weight[0].numel()
         nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # LeCun normal, flax's default
-        nn.init.zeros_(module.projection.bias)
+        nn.init.zeros_(module.projection.bias)  # type: ignore[arg-type]
     elif isinstance(module, ViViT):
         nn.init.zeros_(module.head.weight)
         nn.init.zeros_(module.head.bias)
