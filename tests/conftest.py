@@ -1,9 +1,14 @@
+"""What several tests need: a tiny data set of real videos, and runs that take a second."""
+
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, SHARED, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+from vivit_train.data.demo import make_demo
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +17,25 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared beside this clone")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """{train,val,test}/<class>/*.mp4: eight classes, 3 + 1 + 2 videos each, 36 pixels, 12 frames."""
+    root = tmp_path_factory.mktemp("data") / "videos"
+    make_demo(root, size=36, num_frames=12, train_per_class=3, val_per_class=1, test_per_class=2)
+    return root
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a shipped configuration, tiny, with a run folder of its own."""
+
+    def make(*overrides: str, name: str = "train", tiny: bool = True) -> DictConfig:
+        run_dir = tmp_path / "run"
+        run_dir.mkdir(exist_ok=True)
+        small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(name, [*small, f"run_dir={run_dir}", *overrides])
+
+    return make

@@ -4,8 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
+
+Ids = NDArray[np.integer]
 
 
 def contact_sheet(
@@ -46,17 +50,20 @@ def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     figure.savefig(path)
 
 
-def confusion(
-    path: Path, label_N: np.ndarray, prediction_N: np.ndarray, classes: Sequence[str], title: str
-) -> None:
-    """How often each class (row) was taken for each (column), as shares of the row; names up to 40 classes."""
+def confusion(path: Path, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
+    """How often each class (row) was taken for each (column)."""
+    side = min(12.0, 3.0 + 0.38 * len(classes))
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    confusion_axis(figure.subplots(), label_N, prediction_N, classes, title)
+    figure.savefig(path)
+
+
+def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
+    """Shares of each row as colour; counts up to 20 classes, names up to 40."""
     K = len(classes)
     counts = np.zeros((K, K))
     np.add.at(counts, (label_N, prediction_N), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(12.0, 3.0 + 0.38 * K)
-    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    axis = figure.subplots()
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axis.set(title=title, xlabel="predicted", ylabel="true")
     if K <= 40:
@@ -64,14 +71,7 @@ def confusion(
         axis.set_yticks(range(K), classes)
     if K <= 20:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            dark = shares[row, column] > 0.5
+            color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(
-                column,
-                row,
-                f"{int(counts[row, column])}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if dark else "black",
+                column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=8, color=color
             )
-    figure.savefig(path)

@@ -227,30 +227,42 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: with a line per problem.
     """
+    model, data = cfg.model, cfg.data
     problems = []
-    model, data, recipe = cfg.model, cfg.data, cfg.recipe
-    if model.size not in SIZES:
+    for name, low in (
+        ("seed", 0),
+        ("data.frames", 1),
+        ("data.stride", 1),
+        ("data.crop", 1),
+        ("data.short_side", 1),
+        ("data.micro_batch", 1),
+        ("data.max_bad_fraction", 0),
+        ("recipe.global_batch", 1),
+        ("recipe.optimizer.lr", 0),
+        ("recipe.warmup_epochs", 0),
+        ("trainer.max_epochs", 1),
+    ):
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, int | float) or value < low:
+            problems.append(f"{name}={value}: must be a number, at least {low}")
+    if problems:
+        pass  # the rules below need numbers
+    elif model.size not in SIZES:
         problems.append(f"model.size={model.size}: must be one of {', '.join(SIZES)}")
     else:
         dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
         shape = (3, data.frames, data.crop, data.crop)
         problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
-    if data.crop > data.short_side:
-        problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
-    for name, value, low in (
-        ("data.stride", data.stride, 1),
-        ("data.micro_batch", data.micro_batch, 1),
-        ("recipe.global_batch", recipe.global_batch, 1),
-        ("trainer.max_epochs", cfg.trainer.max_epochs, 1),
-        ("recipe.warmup_epochs", recipe.warmup_epochs, 0),
-    ):
-        if value < low:
-            problems.append(f"{name}={value}: must be at least {low}")
-    if data.fps is not None and data.fps <= 0:
-        problems.append(f"data.fps={data.fps}: must be positive, or null for a stride in frames")
+        if data.crop > data.short_side:
+            problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
+    if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
+        problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
     if cfg.init.path is not None and not Path(cfg.init.path).is_file():
         problems.append(f"init.path={cfg.init.path}: no such file")
-    parse_views(cfg.eval.views)
+    try:
+        parse_views(cfg.eval.views)
+    except UserError as error:
+        problems.append(str(error))
     if not os.access(cfg.run_dir, os.W_OK):
         problems.append(f"run_dir={cfg.run_dir}: cannot write there")
     if problems:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivit_train.data.augment import mix_batch, mix_seed
+from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, VideoTable, score
 from vivit_train.model.vivit import ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
@@ -73,6 +74,7 @@ class VideoClassification(L.LightningModule):
         video_BCTHW, target = self.training_input(batch)
         loss = F.cross_entropy(self.net(video_BCTHW), target, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -107,8 +109,17 @@ class VideoClassification(L.LightningModule):
         self.test_rows = self.table.compute()
         self.table.reset()
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.net, self.weight_decay))
+        try:
+            optimizer = self.optimizer(parameter_groups(self.net, self.weight_decay))
+        except TypeError as error:
+            raise UserError(f"recipe.optimizer: {error}") from error
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.warmup_steps, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

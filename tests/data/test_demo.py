@@ -33,15 +33,20 @@ def measure_motion(video: np.ndarray) -> np.ndarray:
     """Mean motion as seen on screen: right, down, clockwise, growth. Knows nothing of how a video was made.
 
     Least squares on brightness constancy, `flow . gradient + change = 0`, with an affine flow around the
-    centre of what changes.
+    centre of what changes. Opposite borders touch, so distances and gradients go round.
     """
-    moved = []
+    moved, size = [], video.shape[1]
+
+    def from_centre(places: np.ndarray) -> np.ndarray:
+        turns = np.exp(2j * np.pi * places / size)
+        return np.repeat(np.angle(turns / turns.mean()) * size / (2 * np.pi), 3)  # once per colour
+
     for a, b in pairwise(video.astype(float)):
         change = b - a
         rows, columns = np.nonzero(np.abs(change).sum(-1) > 24)
-        dy, dx = np.gradient((a + b) / 2, axis=(0, 1))
+        dy, dx = ((np.roll(a + b, -1, axis) - np.roll(a + b, 1, axis)) / 4 for axis in (0, 1))
         gx, gy, g = (image[rows, columns].ravel() for image in (dx, dy, change))
-        y, x = (np.repeat(v - v.mean(), 3) for v in (rows.astype(float), columns.astype(float)))
+        y, x = from_centre(rows), from_centre(columns)
         # with y down, the flow (-y, x) runs clockwise
         terms = np.stack([gx, gy, gy * x - gx * y, gx * x + gy * y], axis=-1)
         moved.append(np.linalg.lstsq(terms, -g, rcond=None)[0])
@@ -55,7 +60,7 @@ def test_files_are_laid_out_by_split_and_class_and_decode(root):
         for label in CLASSES:
             assert len(list((root / split / label).glob("*.mp4"))) == count
     for path in (root / "train").rglob("*.mp4"):
-        assert read(path).shape == (24, 72, 72, 3)
+        assert read(path).shape == (24, 56, 56, 3)
     with av.open(root / "val" / "recede" / "0000.mp4") as container:
         stream = container.streams.video[0]
         assert (stream.codec.name, stream.average_rate, stream.frames) == ("h264", 12, 24)
@@ -78,7 +83,7 @@ def test_each_class_is_its_partner_played_backwards(label):
         path = draw_path(label, 24, np.random.default_rng(seed))
         back = draw_path(PARTNER[label], 24, np.random.default_rng(seed))
         assert np.array_equal(back, path[::-1])
-        video, back_video = (render(p, 72, np.random.default_rng(seed)) for p in (path, back))
+        video, back_video = (render(p, 56, np.random.default_rng(seed)) for p in (path, back))
         assert np.array_equal(back_video, video[::-1])
 
 
@@ -97,17 +102,20 @@ def test_frames_without_their_order_say_nothing_about_the_class(label):
         return np.abs(a.mean(0) - b.mean(0)) / np.sqrt((a.var(0) + b.var(0)) / 150 + 1e-9)
 
     assert z_scores(slice(None)).max() < 4
-    assert z_scores(slice(4, 7)).max() < 4  # halfway, the place says nothing either
-    if not label.startswith("rotate"):
-        assert z_scores(slice(3)).max() > 6  # the test can see a difference where there is one
+    if label == "approach":
+        assert z_scores(slice(3)).max() > 6  # an early frame does tell, and the test can see it
+    else:
+        assert max(z_scores(slice(t, t + 1)).max() for t in range(11)) < 5  # not even with their number
 
 
-def test_shape_stays_mostly_inside():
-    for seed in range(50):
-        for label in CLASSES:
-            x, y = draw_path(label, 24, np.random.default_rng(seed))[:, :2].T
-            assert min(x.min(), y.min()) > 0
-            assert max(x.max(), y.max()) < 1
+def test_opposite_borders_touch(monkeypatch):
+    monkeypatch.setattr(demo, "BACKGROUND_CONTRAST", (0.0, 0.0))
+    for seed in range(5):
+        steps = np.arange(0, 57, 7)
+        path = np.stack([0.4 + steps / 56, 0.3 - steps / 56, 0 * steps + 1, 0 * steps - 1], axis=1)
+        video = render(path, 56, np.random.default_rng(seed)).astype(int)
+        for step, picture in zip(steps, video, strict=True):
+            assert np.abs(picture - np.roll(video[0], (-step, step), axis=(0, 1))).max() <= 2
 
 
 def test_every_shape_is_within_reach():

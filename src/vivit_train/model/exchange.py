@@ -50,21 +50,22 @@ def load_scenic(
         order: their attention_order, for vivit_fsa.
 
     Raises:
-        UserError: a parameter is missing, left over, or of an unexpected shape.
+        UserError: a parameter is missing, left over, or of an unexpected shape; or the input does not divide.
     """
     params = {path: np.asarray(value) for path, value in params.items()}
     encoder = "SpatialTransformer" if model == "vivit_fe" else "Transformer"
     attention = "MultiHeadDotProductAttention_" + ("space" if model == "vivit_fsa" else "0")
     mlp = "MlpBlock" if model == "vivit_fsa" else "MlpBlock_0"
     first_block = f"{encoder}/encoderblock_0"
-    for path in ("embedding/kernel", f"{first_block}/{attention}/query/kernel", "output_projection/kernel"):
+    query, dense = f"{first_block}/{attention}/query/kernel", f"{first_block}/{mlp}/Dense_0/kernel"
+    for path in ("embedding/kernel", query, dense, "output_projection/kernel"):  # they show the sizes
         if path not in params:
             raise UserError(f"not a scenic {model}: the parameter tree has no '{path}'")
 
     kernel = params["embedding/kernel"]
-    dim, heads, _ = params[f"{first_block}/{attention}/query/kernel"].shape
+    dim, heads, _ = params[query].shape
     t_h_w = kernel.shape[:3] if kernel.ndim == 5 else (1, *kernel.shape[:2])
-    net = ViViT(
+    net = build(
         model,
         num_classes=params["output_projection/kernel"].shape[1],
         frames=frames,
@@ -72,7 +73,7 @@ def load_scenic(
         dim=dim,
         depth=count_blocks(params, encoder),
         heads=heads,
-        mlp_dim=params[f"{first_block}/{mlp}/Dense_0/kernel"].shape[1],
+        mlp_dim=params[dense].shape[1],
         temporal_depth=count_blocks(params, "TemporalTransformer"),
         tubelet=t_h_w,
         sampled_frames=None if kernel.ndim == 5 else scenic_sampled_frames(params, model, image_size, frames),
@@ -200,7 +201,7 @@ def load_huggingface(folder: str | Path) -> ViViT:
 
     weights = load_file(folder / "model.safetensors")
     size = config.get("image_size", 224)
-    net = ViViT(
+    net = build(
         "vivit_st",
         num_classes=weights["classifier.weight"].shape[0] if "classifier.weight" in weights else 0,
         frames=config.get("num_frames", 32),
@@ -242,6 +243,13 @@ def from_huggingface(weights: Mapping[str, Tensor], net: ViViT, *, qkv_bias: boo
     if left:
         raise UserError(f"{len(left)} Hugging Face weights have no place in ViViT, the first: '{min(left)}'")
     return state
+
+
+def build(model: ModelName, **kwargs: Any) -> ViViT:
+    try:
+        return ViViT(model, **kwargs)
+    except ValueError as error:  # sizes that contradict the weights'
+        raise UserError(f"no such {model}: {error}") from error
 
 
 def load_exactly(net: ViViT, state: Mapping[str, Tensor]) -> None:

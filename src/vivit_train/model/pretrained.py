@@ -24,6 +24,7 @@ IMAGENET = {
     "L": "vit_large_patch16_224.augreg_in21k",
     "H": "vit_huge_patch14_224.orig_in21k",
 }
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclass
@@ -169,9 +170,8 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
             raise UserError(
                 f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...)"
             )
-    foreign = [
-        key for key in image if re.search(r"reg_token|dist_token|\.ls\d\.|q_norm|k_norm|norm_pre|\.fc1_g", key)
-    ]
+    foreign_part = re.compile(r"reg_token|dist_token|\.ls\d\.|q_norm|k_norm|q_bias|norm_pre|\.fc1_g")
+    foreign = [key for key in image if foreign_part.search(key)]
     if foreign:
         raise UserError(f"{source} is not a plain ViT: no place for '{foreign[0]}' in ViViT")
     dim, _, *patch = image["patch_embed.proj.weight"].shape
@@ -191,7 +191,7 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
     """
     path = Path(source)
     if not path.is_file():
-        if "/" in source or path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
+        if "/" in source or path.suffix in WEIGHT_FILES:
             raise UserError(f"no weights at {source}")
         return download(source)
     try:
@@ -199,7 +199,7 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{source} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{source} cannot be read as weights: {reason(error)}") from error
     except Exception as error:  # pickle.UnpicklingError and friends: weights_only refuses everything but tensors
         raise UserError(f"{source} is refused: it holds more than tensors ({type(error).__name__})") from error
     for wrapper in ("state_dict", "model"):
@@ -207,6 +207,10 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict of tensors")
     return loaded
+
+
+def reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing
 
 
 def download(name: str) -> Mapping[str, Tensor]:
@@ -217,14 +221,15 @@ def download(name: str) -> Mapping[str, Tensor]:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # hubs fail in many ways, all of them outside this program
         raise UserError(
-            f"timm's '{name}' cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            f"timm's '{name}' cannot be downloaded ({type(error).__name__}: {reason(error)}): "
             "check the network, or give a file by init.path=FILE, or train from random weights by init=none"
         ) from error
 
 
 def normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The mean and std that a timm model was trained with, by its name or by that of a file called after it."""
-    name = Path(source).name
+    path = Path(source)
+    name = path.stem if path.suffix in WEIGHT_FILES else path.name
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         return None

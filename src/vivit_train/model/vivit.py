@@ -314,6 +314,8 @@ def shape_problems(
             problems.append(f"{what} {size} is not a multiple of the tubelet's {part}")
     if sampled_frames is not None and tubelet[0] != 1:
         problems.append(f"sampled_frames takes 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
+    if sampled_frames is not None and sampled_frames < 1:
+        problems.append(f"sampled_frames must be at least 1, not {sampled_frames}")
     if dim % heads:
         problems.append(f"dim {dim} is not a multiple of heads {heads}")
     if model == "vivit_fdp" and heads % 2:

@@ -1,0 +1,40 @@
+# make demo: train ViViT on eight motions and look at the result; make test: lint, types and tests.
+# Each makes .venv first. Another Python: make PYTHON=python3.12 demo
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test test-all lint lock clean
+
+demo: install
+	rm -rf runs/demo
+	$(BIN)/python train.py hydra.run.dir=runs/demo
+	$(BIN)/python eval.py ckpt_path=runs/demo/checkpoints/best.ckpt eval.order=reversed hydra.run.dir=runs/demo/reversed
+	$(BIN)/python eval.py ckpt_path=runs/demo/checkpoints/best.ckpt eval.order=shuffled hydra.run.dir=runs/demo/shuffled
+	$(BIN)/python -m vivit_train.demo runs/demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2 -m ""
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+lock: # after changing dependencies in pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra optuna --extra tensorboard --group dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

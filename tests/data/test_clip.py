@@ -1,0 +1,96 @@
+"""Which frames make a clip, for every length, stride and number of clips."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from vivit_train.data.clip import centre_clip, clip_at, frame_step, random_clip, spread_clips
+
+LENGTHS = (1, 2, 31, 64, 65, 300)
+STEPS = (1.0, 2.0, 3.0, 0.5, 29.97 / 12.5)
+CASES = list(product(LENGTHS, (1, 32), STEPS))
+every_case = pytest.mark.parametrize(("num_frames", "frames", "step"), CASES)
+
+
+def starts(num_frames: int, frames: int, step: float) -> int:
+    """How many windows there are."""
+    return max(0, int(num_frames - frames * step)) + 1
+
+
+@every_case
+def test_clips_have_the_right_length_and_stay_in_the_video(num_frames: int, frames: int, step: float) -> None:
+    clips = [random_clip(num_frames, frames, step, u) for u in (0.0, 0.3, 0.999999)]
+    clips += [centre_clip(num_frames, frames, step), *spread_clips(num_frames, frames, step, 4)]
+    for clip in clips:
+        assert clip.shape == (frames,)
+        assert clip.dtype == np.int64
+        assert clip.min() >= 0
+        assert clip.max() < num_frames
+
+
+@every_case
+def test_frames_are_step_apart_modulo_the_length(num_frames: int, frames: int, step: float) -> None:
+    clip = random_clip(num_frames, frames, step, 0.5)
+    gaps = np.diff(clip) % num_frames
+    allowed = {int(np.floor(step)) % num_frames, int(np.ceil(step)) % num_frames}
+    assert set(gaps.tolist()) <= allowed
+    if num_frames >= frames * step:  # long enough: no loop
+        assert (np.diff(clip) >= 0).all()
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 8, 15])
+def test_short_videos_loop_from_their_start(num_frames: int) -> None:
+    expected = [(2 * i) % num_frames for i in range(8)]
+    for clip in (
+        random_clip(num_frames, 8, 2.0, 0.9),
+        centre_clip(num_frames, 8, 2.0),
+        *spread_clips(num_frames, 8, 2.0, 3),
+    ):
+        assert clip.tolist() == expected
+
+
+@every_case
+def test_every_start_is_equally_likely(num_frames: int, frames: int, step: float) -> None:
+    count = starts(num_frames, frames, step)
+    draws = (np.arange(10 * count) + 0.5) / (10 * count)  # evenly over [0, 1)
+    first = [int(random_clip(num_frames, frames, step, u)[0]) for u in draws]
+    assert np.bincount(first, minlength=count).tolist() == [10] * count
+
+
+@every_case
+def test_the_centre_clip_is_in_the_centre(num_frames: int, frames: int, step: float) -> None:
+    left = centre_clip(num_frames, frames, step)[0]
+    right = starts(num_frames, frames, step) - 1 - left
+    assert right - left in (0, 1)
+    assert np.array_equal(spread_clips(num_frames, frames, step, 1)[0], centre_clip(num_frames, frames, step))
+
+
+@every_case
+def test_test_clips_start_where_the_authors_do(num_frames: int, frames: int, step: float) -> None:
+    for clips in (2, 3, 4, 10):
+        first = [int(clip[0]) for clip in spread_clips(num_frames, frames, step, clips)]
+        assert first == [int(x) for x in np.linspace(0, starts(num_frames, frames, step) - 1, clips)]
+        assert (first[0], first[-1]) == (0, starts(num_frames, frames, step) - 1)
+
+
+def test_four_clips_of_a_kinetics_video() -> None:
+    assert [clip[0] for clip in spread_clips(300, 32, 2.0, 4)] == [0, 78, 157, 236]
+    assert spread_clips(300, 32, 2.0, 4)[-1].tolist() == list(range(236, 300, 2))
+    assert centre_clip(300, 32, 2.0)[0] == 118
+
+
+def test_the_step_follows_the_stride_or_the_time() -> None:
+    assert frame_step(2, None, 25) == 2.0
+    assert frame_step(2, 12.5, 25) == 2.0
+    assert frame_step(9, 15, 30) == 2.0
+    assert frame_step(1, 30, 15) == 0.5
+    assert clip_at(0, 100, 5, frame_step(1, 30, 15)).tolist() == [0, 0, 1, 1, 2]
+    # 12.5 per second of 29.97: no frame is more than one source frame from its time
+    clip = clip_at(0, 300, 32, frame_step(1, 12.5, 29.97))
+    assert np.abs(clip / 29.97 - np.arange(32) / 12.5).max() < 1 / 29.97
+
+
+def test_a_measured_rate_need_not_be_exact() -> None:
+    for rate in (30 - 1e-7, 30.0, 30 + 1e-7):
+        assert clip_at(0, 1000, 32, frame_step(1, 15, rate)).tolist() == list(range(0, 64, 2))

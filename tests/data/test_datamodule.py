@@ -1,0 +1,360 @@
+"""Which samples make a step, what a sample is, and how videos that cannot be read count. On real mp4 files."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from videos import h264, read_number
+
+from vivit_train.data import clip
+from vivit_train.data.augment import TrainTransform, crop_views
+from vivit_train.data.datamodule import (
+    Key,
+    TestVideos,
+    TrainBatches,
+    TrainClips,
+    VideoDataModule,
+    collate,
+    steps_per_epoch,
+    to_torch,
+)
+from vivit_train.data.decode import read_frames
+from vivit_train.data.manifest import Manifest, read_folder
+from vivit_train.errors import UserError
+from vivit_train.model.vivit import ViViT
+from vivit_train.task import VideoClassification
+
+FRAMES, SIDE = 40, 96  # of the videos here, at 30 frames a second
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A square video, so that the centre crop shows each frame's number."""
+    path = tmp_path_factory.mktemp("square") / "video.mp4"
+    h264(path, frames=FRAMES, size=(SIDE, SIDE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def wide_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wide") / "video.mp4"
+    h264(path, frames=FRAMES, size=(160, SIDE))
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"no video at all")
+    return path
+
+
+def manifest(*paths: Path) -> Manifest:
+    """Clip i is of class i."""
+    names = np.array([str(path) for path in paths])
+    return Manifest(paths=names, labels=np.arange(len(paths)), ids=names)
+
+
+def train_clips(*paths: Path, transform: Any = lambda x: x, **kwargs: Any) -> TrainClips:
+    settings: dict[str, Any] = {"frames": 8, "stride": 2, "fps": None, "short_side": SIDE, "seed": 0}
+    return TrainClips(manifest(*paths), transform, **settings | kwargs)
+
+
+def videos_to_test(*paths: Path, **kwargs: Any) -> TestVideos:
+    settings: dict[str, Any] = {"frames": 8, "stride": 2, "fps": None, "short_side": SIDE, "crop": SIDE}
+    return TestVideos(manifest(*paths), **settings | kwargs)
+
+
+def numbers(video_TCHW: Tensor) -> list[int]:
+    return [read_number(frame) for frame in video_TCHW.permute(0, 2, 3, 1).numpy()]
+
+
+# which samples make a step
+
+
+def batches(
+    n: int, global_batch: int, micro_batch: int, rank: int = 0, world_size: int = 1, seed: int = 0, epoch: int = 0
+) -> list[list[Key]]:
+    sampler = TrainBatches(n, global_batch, micro_batch, rank, world_size, seed)
+    sampler.set_epoch(epoch)
+    result = list(sampler)
+    assert len(result) == len(sampler)
+    assert all(len(batch) == micro_batch for batch in result)
+    return result
+
+
+@pytest.mark.parametrize(("n", "global_batch", "micro_batch"), [(24, 8, 8), (24, 8, 2), (24, 24, 3), (7, 1, 1)])
+def test_an_epoch_takes_every_clip_once(n: int, global_batch: int, micro_batch: int) -> None:
+    keys = [key for batch in batches(n, global_batch, micro_batch, epoch=3) for key in batch]
+    assert sorted(keys) == [(3, 0, row) for row in range(n)]
+    assert keys != sorted(keys)
+
+
+def test_clips_that_do_not_fill_a_step_wait_for_another_epoch() -> None:
+    assert steps_per_epoch(27, 8) == 3
+    epochs = [{row for batch in batches(27, 8, 4, epoch=epoch) for _, _, row in batch} for epoch in range(8)]
+    assert {len(rows) for rows in epochs} == {24}  # each once
+    assert set.union(*epochs) == set(range(27))  # and not the same ones left out for ever
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
+def test_a_step_takes_the_same_clips_on_any_number_of_devices(world_size: int, micro_batch: int) -> None:
+    alone = batches(50, 8, 8)
+    ranks = [batches(50, 8, micro_batch, rank, world_size) for rank in range(world_size)]
+    accumulated = 8 // (micro_batch * world_size)
+    assert len({len(rank) for rank in ranks}) == 1
+    for step, keys in enumerate(alone):
+        micro = slice(step * accumulated, (step + 1) * accumulated)
+        together = [key for rank in ranks for batch in rank[micro] for key in batch]
+        assert sorted(together) == sorted(keys)
+
+
+def test_two_devices_share_the_batch_of_one() -> None:
+    one = batches(32, 16, 4)
+    two = zip(batches(32, 16, 2, 0, 2), batches(32, 16, 2, 1, 2), strict=True)
+    assert [first + second for first, second in two] == one
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    assert batches(24, 8, 4, seed=1, epoch=2) == batches(24, 8, 4, seed=1, epoch=2)
+    orders = [
+        [row for batch in batches(24, 8, 4, seed=seed, epoch=epoch) for _, _, row in batch]
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len({tuple(order) for order in orders}) == 9
+
+
+@pytest.mark.parametrize(("n", "times"), [(5, {3, 4}), (8, {2}), (1, {16}), (15, {1, 2})])
+def test_a_set_smaller_than_the_batch_comes_round_with_other_draws(n: int, times: set[int]) -> None:
+    (keys,) = batches(n, 16, 16)
+    assert len(set(keys)) == 16  # no key twice: other draws
+    assert {sum(row == wanted for _, _, row in keys) for wanted in range(n)} == times
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("at_most", [1, 3, 8, 100])
+def test_the_global_batch_is_divided_exactly(devices: int, at_most: int, tmp_path: Path) -> None:
+    data = VideoDataModule("x", str(tmp_path), read_folder, global_batch=48, micro_batch=at_most)
+    accumulation = data.divide_batch(devices)
+    assert data.micro_batch <= at_most
+    assert data.micro_batch * devices * accumulation == 48
+    larger = range(data.micro_batch + 1, at_most + 1)
+    assert not any(48 % (micro * devices) == 0 for micro in larger)
+
+
+# what a training sample is
+
+
+def test_training_clips_are_the_frames_they_say(video: Path) -> None:
+    dataset = train_clips(video, video)
+    first_frames = set()
+    for epoch in range(10):
+        sample = dataset[epoch, 0, 1]
+        shown = sample["frame_numbers"].tolist()
+        assert numbers(sample["video"]) == shown
+        assert np.diff(shown).tolist() == [2] * 7
+        torch.testing.assert_close(
+            sample["times_s"], sample["frame_numbers"] / 30, atol=1e-6, rtol=0, check_dtype=False
+        )
+        assert (sample["label"], sample["index"], sample["errors"]) == (1, 1, [])
+        assert (sample["video"].shape, sample["video"].dtype) == ((8, 3, SIDE, SIDE), torch.uint8)
+        first_frames.add(shown[0])
+    assert len(first_frames) > 3
+
+
+def test_a_clip_in_time_takes_its_stride_from_the_videos_rate(video: Path) -> None:
+    shown = train_clips(video, fps=10)[0, 0, 0]["frame_numbers"]
+    assert shown.diff().tolist() == [3] * 7
+
+
+def test_the_same_key_is_the_same_clip_in_any_order_and_process(wide_video: Path) -> None:
+    augment = TrainTransform(32, 48, (0.9, 1.33), 0.5, 0.8, (2, 15))
+    dataset = train_clips(wide_video, wide_video, transform=augment, short_side=48, frames=4)
+    keys = [(epoch, repeat, row) for epoch in range(2) for repeat in range(2) for row in range(2)]
+    here = {key: dataset[key]["video"] for key in keys}
+    assert len({clip.numpy().tobytes() for clip in here.values()}) == len(keys)
+    backwards: list[Any] = keys[::-1]
+    torch.manual_seed(123)
+    workers = DataLoader(dataset, batch_size=None, sampler=backwards, num_workers=2)
+    for key, sample in zip(backwards, workers, strict=True):
+        assert torch.equal(sample["video"], here[key])
+    other_seed = train_clips(wide_video, wide_video, transform=augment, short_side=48, frames=4, seed=1)
+    assert not torch.equal(other_seed[keys[0]]["video"], here[keys[0]])
+
+
+def test_a_bad_video_is_replaced_and_reported(video: Path, broken: Path) -> None:
+    dataset = train_clips(broken, video, video)
+    for epoch in range(5):
+        sample = dataset[epoch, 0, 0]
+        assert sample["index"] == sample["label"] in (1, 2)
+        assert numbers(sample["video"]) == sample["frame_numbers"].tolist()
+        assert {(row, path) for row, path, _ in sample["errors"]} == {(0, str(broken))}
+        assert all(reason for _, _, reason in sample["errors"])
+        again = dataset[epoch, 0, 0]
+        assert again["index"] == sample["index"]
+        assert torch.equal(again["video"], sample["video"])
+    assert len({dataset[epoch, 0, 0]["index"] for epoch in range(10)}) == 2
+    assert dataset[0, 0, 1]["errors"] == []
+
+
+def test_where_nothing_can_be_read_the_errors_come_back(broken: Path, video: Path) -> None:
+    sample = train_clips(broken)[0, 0, 0]
+    assert list(sample) == ["errors"]
+    assert sample["errors"][0][:2] == (0, str(broken))
+    good = train_clips(video)[0, 0, 0]
+    batch = collate([sample, good])
+    assert list(batch) == ["errors"]
+    assert batch["errors"]
+
+
+# what a test sample is
+
+
+def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
+    sample = videos_to_test(wide_video, views=(4, 3), short_side=48, crop=32)[0]
+    assert (sample["video"].shape, sample["video"].dtype) == ((12, 8, 3, 32, 32), torch.uint8)
+    expected = []
+    for indices in clip.spread_clips(FRAMES, 8, 2.0, 4):
+        alone = to_torch(read_frames(wide_video, indices, short_side=48))
+        expected += crop_views(alone, 32, 48, 3)
+    assert torch.equal(sample["video"], torch.stack(expected))
+    assert len({view.numpy().tobytes() for view in expected[:3]}) == 3
+    assert (sample["failed"], sample["errors"]) == (False, [])
+
+
+def test_one_view_is_the_centre_clip(video: Path) -> None:
+    sample = videos_to_test(video, video)[1]
+    assert [numbers(view) for view in sample["video"]] == [clip.centre_clip(FRAMES, 8, 2.0).tolist()]
+    assert (sample["label"], sample["index"]) == (1, 1)
+
+
+def test_frames_can_be_put_in_another_order(video: Path) -> None:
+    clips = [indices.tolist() for indices in clip.spread_clips(FRAMES, 8, 2.0, 3)]
+
+    def shown(**kwargs: Any) -> list[list[int]]:
+        return [numbers(view) for view in videos_to_test(video, video, views=(3, 1), **kwargs)[0]["video"]]
+
+    assert shown(order="forward") == clips
+    assert shown(order="reversed") == [indices[::-1] for indices in clips]
+    shuffled = shown(order="shuffled")
+    assert shuffled != clips
+    assert [sorted(indices) for indices in shuffled] == clips
+    assert shown(order="shuffled") == shuffled
+    assert shown(order="shuffled", seed=1) != shuffled
+
+
+def test_a_video_shorter_than_the_clip_loops(tmp_path: Path) -> None:
+    h264(tmp_path / "short.mp4", frames=5, size=(SIDE, SIDE))
+    views = videos_to_test(tmp_path / "short.mp4", views=(2, 1))[0]["video"]
+    assert [numbers(view) for view in views] == [[0, 2, 4, 1, 3, 0, 2, 4]] * 2
+    sample = train_clips(tmp_path / "short.mp4")[0, 0, 0]
+    assert numbers(sample["video"]) == [0, 2, 4, 1, 3, 0, 2, 4]
+
+
+def test_a_bad_test_video_stays_a_row_that_failed(video: Path, broken: Path) -> None:
+    dataset = videos_to_test(broken, video, views=(2, 3), crop=64)
+    sample = dataset[0]
+    assert sample["failed"] is True
+    assert (sample["label"], sample["index"]) == (0, 0)
+    assert sample["errors"][0][:2] == (0, str(broken))
+    assert not sample["video"].any()
+    batch = collate([sample, dataset[1]])  # both have one shape
+    assert batch["video"].shape == (2, 6, 8, 3, 64, 64)
+    assert batch["failed"].tolist() == [True, False]
+    assert [error[:2] for error in batch["errors"]] == [(0, str(broken))]
+
+
+# a whole training
+
+
+@pytest.fixture
+def folder(tmp_path: Path, video: Path) -> Path:
+    """8 training and 4 validation videos of two classes."""
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("down", "up"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                shutil.copyfile(video, tmp_path / split / name / f"{i}.mp4")
+    return tmp_path
+
+
+def fit(folder: Path, **kwargs: Any) -> tuple[VideoDataModule, dict[str, float]]:
+    settings: dict[str, Any] = {
+        "frames": 4,
+        "short_side": 48,
+        "crop": 32,
+        "global_batch": 4,
+        "micro_batch": 2,
+        "num_workers": 0,
+        "bad_videos_file": folder / "bad_videos.csv",
+    }
+    data = VideoDataModule("test", str(folder), read_folder, **settings | kwargs)
+    net = ViViT("vivit_fe", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2, temporal_depth=1)
+    task = VideoClassification(net, ["down", "up"], [0.5] * 3, [0.5] * 3, total_steps=4)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=2,
+        accumulate_grad_batches=data.divide_batch(1),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(task, datamodule=data)
+    assert trainer.global_step == 2 * data.steps_per_epoch
+    return data, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def bad_rows(folder: Path) -> list[list[str]]:
+    with (folder / "bad_videos.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_good_videos_train_and_leave_no_list_of_bad_ones(folder: Path) -> None:
+    data, metrics = fit(folder)
+    assert data.bad_videos == {"train": {}, "val": {}, "test": {}}
+    assert not data.bad_videos_file.exists()
+    assert (metrics["val/n"], metrics["val/failed"]) == (4, 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_over_its_budget_of_bad_videos_stops_and_names_one(folder: Path, num_workers: int) -> None:
+    path = folder / "train" / "up" / "1.mp4"
+    path.write_bytes(b"no video at all")
+    with pytest.raises(UserError, match=r"1 of 8 training videos .* data\.max_bad_fraction is 0\.1\.") as stop:
+        fit(folder, max_bad_fraction=0.1, num_workers=num_workers)
+    assert str(path) in str(stop.value)
+    assert [row[:2] for row in bad_rows(folder)] == [["split", "path"], ["train", str(path)]]
+
+
+def test_bad_videos_within_the_budget_are_listed_once_and_wrong_in_validation(folder: Path) -> None:
+    paths = [folder / "train" / "up" / "1.mp4", folder / "val" / "down" / "0.mp4"]
+    for path in paths:
+        path.write_bytes(b"no video at all")
+    data, metrics = fit(folder, max_bad_fraction=0.2)  # two epochs
+    assert sorted(row[:2] for row in bad_rows(folder)[1:]) == [["train", str(paths[0])], ["val", str(paths[1])]]
+    assert (len(data.bad_videos["train"]), len(data.bad_videos["val"])) == (1, 1)
+    assert (metrics["val/n"], metrics["val/failed"]) == (4, 1)
+
+
+def test_training_without_any_readable_video_stops_whatever_the_budget(folder: Path) -> None:
+    for path in (folder / "train").glob("*/*.mp4"):
+        path.write_bytes(b"no video at all")
+    with pytest.raises(UserError, match="training videos cannot be read"):
+        fit(folder, max_bad_fraction=1.0)
+
+
+def test_a_split_that_is_not_there_is_named(folder: Path) -> None:
+    data = VideoDataModule("test", str(folder), read_folder)
+    with pytest.raises(UserError, match="data 'test' has no test split"):
+        data.test_dataloader()

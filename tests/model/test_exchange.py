@@ -1,0 +1,294 @@
+"""Weights of the authors' code and of Hugging Face give the reference's logits, or an error that says why not."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nets import randomise, tiny, videos
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vivit_train.errors import UserError
+from vivit_train.model.exchange import load_huggingface, load_scenic
+from vivit_train.model.vivit import MODELS, Attention, Encoder, ModelName, ViViT
+
+GOLDENS = Path(__file__).parents[1] / "goldens"  # outputs of the reference code on tiny random models
+HUGGINGFACE = GOLDENS / "huggingface"
+Tree = dict[str, np.ndarray[Any, Any]]
+
+CASES: dict[str, ModelName] = {
+    "spacetime": "vivit_st",
+    "factorized_encoder": "vivit_fe",
+    "factorized_self_attention": "vivit_fsa",
+    "factorized_dot_product": "vivit_fdp",
+}
+both_attention_paths = pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
+
+
+def golden(case: str) -> tuple[Tree, Tree, dict[str, Any]]:
+    """The parameter tree of a golden, its other arrays, and what `load_scenic` must be told."""
+    config = json.loads((GOLDENS / "scenic" / case / "config.json").read_text())
+    with np.load(GOLDENS / "scenic" / case / "golden.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    settings = {
+        "model": CASES[case],
+        "frames": config["input_shape"][1],
+        "image_size": tuple(config["input_shape"][2:4]),
+        "pool": {"token": "cls", "gap": "mean"}[config["model"]["classifier"]],
+        "order": config["model"]["attention_config"].get("attention_order", "space_time"),
+    }
+    tree = {name.removeprefix("params/"): value for name, value in arrays.items() if name.startswith("params/")}
+    return tree, arrays, settings
+
+
+def to_scenic(net: ViViT) -> Tree:
+    """The authors' parameter tree of a model of ours: the layout of exchange.py backwards, written on its own."""
+    tree: Tree = {}
+
+    def put(path: str, value: torch.Tensor) -> None:
+        tree[path] = value.detach().numpy()
+
+    def norm(path: str, layer: nn.Module) -> None:
+        put(f"{path}/scale", layer.weight)
+        put(f"{path}/bias", layer.bias)
+
+    def dense(path: str, layer: nn.Module) -> None:
+        put(f"{path}/kernel", layer.weight.T)
+        put(f"{path}/bias", layer.bias)
+
+    def attention(path: str, layer: Attention) -> None:
+        heads, dim = layer.heads, layer.out.in_features
+        for name, weight, bias in zip(
+            ("query", "key", "value"), layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True
+        ):
+            put(f"{path}/{name}/kernel", weight.T.reshape(dim, heads, dim // heads))
+            put(f"{path}/{name}/bias", bias.reshape(heads, dim // heads))
+        put(f"{path}/out/kernel", layer.out.weight.T.reshape(heads, dim // heads, dim))
+        put(f"{path}/out/bias", layer.out.bias)
+
+    def encoder(path: str, cls: str, ours: Encoder) -> None:
+        fsa = net.model == "vivit_fsa"
+        put(f"{path}/posembed_input/pos_embedding", ours.pos_embed)
+        if ours.cls_token is not None:
+            put(cls, ours.cls_token)
+        norm(f"{path}/encoder_norm", ours.norm)
+        for i, block in enumerate(ours.blocks):
+            at = f"{path}/encoderblock_{i}"
+            norm(f"{at}/{'LayerNorm_space' if fsa else 'LayerNorm_0'}", block.norm1)
+            norm(f"{at}/{'LayerNorm_mlp' if fsa else 'LayerNorm_1'}", block.norm2)
+            attention(f"{at}/MultiHeadDotProductAttention_{'space' if fsa else '0'}", block.attention)
+            dense(f"{at}/{'MlpBlock' if fsa else 'MlpBlock_0'}/Dense_0", block.mlp.fc1)
+            dense(f"{at}/{'MlpBlock' if fsa else 'MlpBlock_0'}/Dense_1", block.mlp.fc2)
+            if fsa:
+                norm(f"{at}/LayerNorm_time", block.norm_time)
+                attention(f"{at}/MultiHeadDotProductAttention_time", block.attention_time)
+
+    kernel = net.embedding.projection.weight.permute(2, 3, 4, 1, 0)
+    put("embedding/kernel", kernel if net.embedding.frame_index is None else kernel[0])
+    put("embedding/bias", net.embedding.projection.bias)
+    if net.model == "vivit_fe":
+        encoder("SpatialTransformer", "cls_SpatialTransformer", net.encoder)
+        if net.temporal_encoder is not None:
+            encoder("TemporalTransformer", "cls_TemporalTransformer", net.temporal_encoder)
+    else:
+        encoder("Transformer", "cls", net.encoder)
+    dense("output_projection", net.head)
+    return tree
+
+
+@pytest.mark.parametrize("case", CASES)
+@both_attention_paths
+def test_logits_are_the_authors(case: str, eager: bool) -> None:
+    tree, arrays, settings = golden(case)
+    net = load_scenic(tree, **settings).eval().use_eager_attention(eager)
+    video_BCTHW = torch.from_numpy(arrays["input/video"]).permute(0, 4, 1, 2, 3)
+    expected = torch.from_numpy(arrays["output/logits_f64"])
+    torch.testing.assert_close(net(video_BCTHW).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(net.double()(video_BCTHW.double()), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_what_was_loaded(case: str) -> None:
+    tree, arrays, settings = golden(case)
+    net = load_scenic(tree, **settings)
+    net(torch.from_numpy(arrays["input/video"]).permute(0, 4, 1, 2, 3)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [(model, changes) for model in MODELS for changes in ({}, {"tubelet": (1, 4, 4), "sampled_frames": 3})]
+    + [
+        ("vivit_st", {"pool": "mean"}),
+        ("vivit_st", {"pool": "mean", "tubelet": (1, 4, 4), "sampled_frames": 3}),
+        ("vivit_fe", {"pool": "mean"}),
+        ("vivit_fe", {"pool": "mean", "tubelet": (1, 4, 4), "sampled_frames": 3}),
+        ("vivit_fe", {"temporal_depth": 0}),
+        ("vivit_fe", {"temporal_depth": 0, "pool": "mean"}),
+        ("vivit_fe", {"depth": 12, "temporal_depth": 3}),
+        ("vivit_fsa", {"order": "time_space"}),
+    ],
+)
+def test_trees_come_back_as_the_model_that_they_were(model: ModelName, changes: dict[str, Any]) -> None:
+    net = randomise(tiny(model, **changes))
+    told: dict[str, Any] = {"pool": changes.get("pool", "cls"), "order": changes.get("order", "space_time")}
+    again = load_scenic(to_scenic(net), model=model, frames=8, image_size=(8, 12), **told).eval()
+    video = videos(net)
+    torch.testing.assert_close(again(video), net(video), atol=1e-5, rtol=0)
+
+
+def test_the_tree_given_is_left_as_it_was() -> None:
+    tree, _, settings = golden("spacetime")
+    names = set(tree)
+    load_scenic(tree, **settings)
+    assert set(tree) == names
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_missing_parameter_is_named(case: str) -> None:
+    tree, _, settings = golden(case)
+    for path in list(tree):
+        value = tree.pop(path)
+        with pytest.raises(UserError, match=f"no '{path}'"):
+            load_scenic(tree, **settings)
+        tree[path] = value
+
+
+@pytest.mark.parametrize("path", ["Transformer/encoderblock_0/extra/kernel", "pre_logits/kernel"])
+def test_a_parameter_left_over_is_named(path: str) -> None:
+    tree, _, settings = golden("spacetime")
+    with pytest.raises(UserError, match=f"1 parameters have no place in vivit_st, the first: '{path}'"):
+        load_scenic(tree | {path: np.zeros((16, 16))}, **settings)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("change", [{"frames": 8}, {"image_size": (12, 12)}])
+def test_wrong_input_sizes_name_the_parameter_that_shows_it(case: str, change: dict[str, Any]) -> None:
+    tree, _, settings = golden(case)
+    in_time = case == "factorized_encoder" and "frames" in change
+    name = "temporal_encoder.pos_embed" if in_time else "encoder.pos_embed"
+    with pytest.raises(UserError, match=f"'{name}' is .*were frames, image_size and pool those"):
+        load_scenic(tree, **settings | change)
+
+
+@pytest.mark.parametrize("change", [{"frames": 7}, {"image_size": (13, 8)}])
+def test_input_sizes_that_do_not_divide_are_refused(change: dict[str, Any]) -> None:
+    tree, _, settings = golden("spacetime")
+    with pytest.raises(UserError, match="is not a multiple of the tubelet's"):
+        load_scenic(tree, **settings | change)
+
+
+@pytest.mark.parametrize(("case", "pool"), [("spacetime", "mean"), ("factorized_encoder", "mean")])
+def test_the_wrong_pooling_is_refused(case: str, pool: str) -> None:
+    tree, _, settings = golden(case)
+    with pytest.raises(UserError, match="cls"):
+        load_scenic(tree, **settings | {"pool": pool})
+
+
+def test_the_tree_of_another_model_is_refused() -> None:
+    tree, _, settings = golden("spacetime")
+    for model in ("vivit_fe", "vivit_fsa"):
+        with pytest.raises(UserError, match=f"not a scenic {model}"):
+            load_scenic(tree, **settings | {"model": model})
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(HUGGINGFACE / name, tmp_path / name)
+    return tmp_path
+
+
+def change_weights(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    """Sets weights, or takes them out where they are None."""
+    weights = load_file(folder / "model.safetensors") | change
+    save_file({k: v for k, v in weights.items() if v is not None}, folder / "model.safetensors")
+
+
+def change_config(folder: Path, **change: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+
+
+def assert_logits_are_huggingfaces(net: ViViT) -> None:
+    with np.load(HUGGINGFACE / "io.npz") as file:
+        video_BCTHW = torch.from_numpy(file["pixel_values"]).transpose(1, 2)
+        expected = torch.from_numpy(file["logits_fp64"])
+    torch.testing.assert_close(net.eval()(video_BCTHW).double(), expected, atol=1e-5, rtol=0)
+
+
+@both_attention_paths
+def test_logits_are_huggingfaces(eager: bool) -> None:
+    assert_logits_are_huggingfaces(load_huggingface(HUGGINGFACE).use_eager_attention(eager))
+
+
+def test_the_key_layout_of_version_5_is_read_too(hub_folder: Path) -> None:
+    to_v5 = json.loads((HUGGINGFACE / "keymap_hub_to_v5.json").read_text())
+    weights = load_file(HUGGINGFACE / "model.safetensors")
+    renamed = {to_v5[key]: value for key, value in weights.items()}
+    assert set(renamed) != set(weights)
+    save_file(renamed, hub_folder / "model.safetensors")
+    assert_logits_are_huggingfaces(load_huggingface(hub_folder))
+
+
+def test_half_precision_files_are_read_as_float32(hub_folder: Path) -> None:
+    weights = load_file(hub_folder / "model.safetensors")
+    save_file({key: value.half() for key, value in weights.items()}, hub_folder / "model.safetensors")
+    assert {p.dtype for p in load_huggingface(hub_folder).parameters()} == {torch.float32}
+
+
+def test_missing_qkv_biases_are_zero_where_the_configuration_says_so(hub_folder: Path) -> None:
+    layers = [f"vivit.encoder.layer.{i}.attention.attention" for i in range(3)]
+    gone = [f"{layer}.{which}.bias" for layer in layers for which in ("query", "key", "value")]
+    change_weights(hub_folder, dict.fromkeys(gone))
+    with pytest.raises(UserError, match=r"have no 'vivit\.encoder\.layer\.0\.attention\.attention\.query\.bias'"):
+        load_huggingface(hub_folder)
+    change_config(hub_folder, qkv_bias=False)
+    without = load_huggingface(hub_folder)
+    assert not any(block.attention.qkv.bias.any() for block in without.encoder.blocks)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vivit.layernorm.weight": None}, "have no 'vivit.layernorm.weight'"),
+        ({"classifier.weight": None}, "have no 'classifier.weight'"),
+        ({"vivit.encoder.layer.1.output.dense.bias": None}, "have no 'vivit.encoder.layer.1.output.dense.bias'"),
+        ({"vivit.pooler.dense.bias": torch.ones(48)}, "no place in ViViT, the first: 'vivit.pooler.dense.bias'"),
+        ({"vivit.layernorm.bias": torch.ones(47)}, r"'encoder.norm.bias' is \[47\] in the weights and \[48\]"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_huggingface_weights_fit_exactly_or_not_at_all(
+    hub_folder: Path, change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    change_weights(hub_folder, change)
+    with pytest.raises(UserError, match=message):
+        load_huggingface(hub_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 16}, "'encoder.pos_embed' is .* 16 frames of 32x32"),
+        ({"image_size": 48}, "'encoder.pos_embed' is .* 8 frames of 48x48"),
+        ({"num_frames": 7}, "frames 7 is not a multiple"),
+        ({"num_hidden_layers": 2}, "16 .* the first: 'vivit.encoder.layer.2"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"model_type": "videomae"}, "describes 'videomae', not 'vivit'"),
+    ],
+)
+def test_configurations_that_do_not_fit(hub_folder: Path, change: dict[str, Any], message: str) -> None:
+    change_config(hub_folder, **change)
+    with pytest.raises(UserError, match=message):
+        load_huggingface(hub_folder)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        load_huggingface(tmp_path)

@@ -1,0 +1,188 @@
+"""The two scripts as a person runs them: real processes, their output, their exit codes."""
+
+import csv
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, TINY
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def fails_with_one_message(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    output = result.stdout + result.stderr
+    assert result.returncode != 0, output
+    assert "Traceback" not in output, output
+    assert output.count("error:") == 1, output
+    for word in words:
+        assert word in output, output
+
+
+def test_cfg_job_answers_without_torch(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    result = run("train.py", "--cfg", "job", cwd=tmp_path)
+    assert "vivit_train.model.vivit.ViViT" in result.stdout
+    assert time.perf_counter() - start < 5  # about 1 s; importing torch and lightning takes 5 to 10 here
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["data.rot=/x"], ["modle=vivit_fe"], ["model=vivit_xl"], ["recipe.optimizer.lrr=1"], ["trainer.max_epoch=3"]],
+    ids=" ".join,
+)
+def test_a_typo_in_an_override_is_one_message(arguments: list[str], tmp_path: Path) -> None:
+    name = arguments[0].split("=")[0 if "model=" not in arguments[0] else 1]
+    fails_with_one_message(run("train.py", *arguments, cwd=tmp_path), name)
+
+
+def make_text_file(root: Path) -> list[str]:
+    for i, split in enumerate(("train", "val")):
+        for name in ("a", "b"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            (folder / f"{i}.mp4").write_text("this is text")
+    return [f"data.root={root}"]
+
+
+def make_empty_folder(root: Path) -> list[str]:
+    root.mkdir()
+    return [f"data.root={root}"]
+
+
+def make_class_without_clips(root: Path) -> list[str]:
+    make_text_file(root)
+    (root / "train/c").mkdir()
+    return [f"data.root={root}"]
+
+
+def make_csv_with_label_out_of_range(root: Path) -> list[str]:
+    make_text_file(root)
+    (root / "classes.txt").write_text("a\nb\n")
+    (root / "train.csv").write_text("train/a/0.mp4 0\ntrain/b/0.mp4 7\n")
+    (root / "val.csv").write_text("val/a/1.mp4 0\n")
+    return ["data=csv", f"data.root={root}"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: [f"data.root={root}"], ("no folder", "<class>/<video>.mp4")),
+        (make_empty_folder, ("no class folders", "<class>/<video>.mp4")),
+        (make_class_without_clips, ("without videos", "train/c")),
+        (make_csv_with_label_out_of_range, ("train.csv:2", "7", "0 to 1")),
+        (make_text_file, ("cannot be read", "0.mp4", "max_bad_fraction")),
+        (lambda root: ["data=demo", "data.frames=5"], ("frames 5",)),
+        (lambda root: ["data=demo", "init.path=/nowhere.safetensors"], ("init.path=/nowhere.safetensors",)),
+    ],
+    ids=[
+        "no folder",
+        "empty folder",
+        "class without clips",
+        "label range",
+        "text as mp4",
+        "5 frames",
+        "no weights",
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(make: object, words: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = make(tmp_path / "data")  # type: ignore[operator]
+    result = run("train.py", "data=folder", *TINY, *arguments, cwd=tmp_path)
+    fails_with_one_message(result, *words)
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    target = locked / "run" if os.geteuid() else Path("/proc/run")  # root may write anywhere but there
+    fails_with_one_message(run("train.py", f"hydra.run.dir={target}", cwd=tmp_path), str(target))
+
+
+@pytest.mark.parametrize("arguments", [[], ["ckpt_path=/nowhere.ckpt"], ["ckpt_path=TEXT"]], ids=str)
+def test_eval_without_a_checkpoint_is_one_message(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "TEXT").write_text("no checkpoint")
+    fails_with_one_message(
+        run("eval.py", *arguments, cwd=tmp_path), "ckpt_path" if not arguments else arguments[0][10:]
+    )
+
+
+def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
+    sweep = ["model=vivit_st,vivit_fe", "recipe.optimizer.lr=0.01,0.1"]
+    result = run(
+        "train.py",
+        "-m",
+        "data=folder",
+        f"data.root={videos}",
+        *TINY,
+        *sweep,
+        "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    table = result.stdout[result.stdout.index("val/top1\n") :]
+    assert table.count("model=vivit_") == 4
+    rows = list(csv.DictReader((tmp_path / "sweep/summary.csv").open()))
+    assert len(rows) == 4
+    for job in range(4):
+        assert (tmp_path / f"sweep/{job}/metrics.json").exists()
+
+
+def test_optuna_searches(videos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra `optuna`")
+    search = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
+    result = run("train.py", "-m", "data=folder", f"data.root={videos}", *TINY, *search, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "best_value" in (tmp_path / "sweep/optimization_results.yaml").read_text()
+
+
+def test_two_processes_train_as_one(videos: Path, tmp_path: Path) -> None:
+    """The same clips per step and an evaluation that counts each video once, whatever the number of processes."""
+    common = [
+        "data=folder",
+        f"data.root={videos}",
+        *TINY,
+        "data.flip=0",
+        "data.color_jitter=0",
+        "recipe.drop_path=0",
+    ]
+    for devices in (1, 2):
+        result = run(
+            "train.py",
+            *common,
+            "trainer=ddp",
+            f"trainer.devices={devices}",
+            f"hydra.run.dir=run{devices}",
+            cwd=tmp_path,
+        )
+        assert result.returncode == 0, result.stderr
+    one, two = (list(csv.DictReader((tmp_path / f"run{n}/predictions.csv").open())) for n in (1, 2))
+    assert [row["id"] for row in one] == [row["id"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert [float(a[k]) for k in a if k.startswith("logit")] == pytest.approx(
+            [float(b[k]) for k in b if k.startswith("logit")], abs=1e-4
+        )
+
+
+def test_readme_s_own_videos_lines_run(videos: Path, tmp_path: Path) -> None:
+    """The commands under "Your own videos", with a small model in place of the default one."""
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("## Your own videos") :].split("```")[1]
+    commands = [line.split("#")[0].strip() for line in block.splitlines()[1:] if line.startswith("python ")]
+    assert len(commands) >= 2
+    shutil.copytree(videos, tmp_path / "videos")
+    for command in commands:
+        script, *arguments = command.split()[1:]
+        arguments = [argument for argument in arguments if argument != "init=imagenet"]  # needs the network
+        small = [*TINY, "hydra.run.dir=runs/mine"] if script == "train.py" else []
+        result = run(script, *arguments, *small, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr

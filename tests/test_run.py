@@ -1,0 +1,195 @@
+"""train() and evaluate() in this process: every shipped choice runs, and the numbers are the right ones."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+from omegaconf import DictConfig
+
+from vivit_train.checkpoint import load_checkpoint
+from vivit_train.errors import UserError
+from vivit_train.run import evaluate, train
+
+Config = Callable[..., DictConfig]
+
+
+def folder(videos: Path) -> list[str]:
+    return ["data=folder", f"data.root={videos}"]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (ROOT / "conf" / group).glob("[!_]*.yaml"))
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model_trains_and_eval_repeats_its_number(
+    model: str, videos: Path, config: Config, tmp_path: Path
+) -> None:
+    train(config(*folder(videos), f"model={model}"))
+    run = tmp_path / "run"
+    trained = json.loads((run / "metrics.json").read_text())
+    assert trained["n"] == 16
+    assert trained["failed"] == 0
+    for name in ("contact_sheet.png", "curves.png", "confusion.png", "predictions.csv", "metrics.csv"):
+        assert (run / name).stat().st_size > 0, name
+
+    again = evaluate(config(f"ckpt_path={run}/checkpoints/best.ckpt", name="eval"))
+    assert {key: value for key, value in again.items() if "@" in key} == {
+        key: value for key, value in trained.items() if "@" in key
+    }
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / 16 == pytest.approx(trained["test/top1@1x1"])
+
+
+def test_checkpoints_carry_plain_data_and_load_safely(videos: Path, config: Config, tmp_path: Path) -> None:
+    train(config(*folder(videos), "recipe.ema=0.9"))
+    for name in ("best", "last"):
+        path = tmp_path / f"run/checkpoints/{name}.ckpt"
+        assert "state_dict" in torch.load(path, weights_only=True)
+        metadata, _ = load_checkpoint(path)
+        assert metadata.classes[0] == "approach"
+        assert metadata.config["data"]["frames"] == 4
+        assert metadata.mean == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_every_recipe_trains(recipe: str, videos: Path, config: Config) -> None:
+    train(config(*folder(videos), f"recipe={recipe}", "init=none"))
+
+
+@pytest.mark.parametrize("logger", choices("logger"))
+def test_every_logger_logs(
+    logger: str, videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    train(config(*folder(videos), f"logger={logger}"))
+    written = {"csv": "metrics.csv", "tensorboard": "tensorboard/events*", "wandb": "wandb/offline-run*"}[logger]
+    assert list((tmp_path / "run").glob(written))
+
+
+@pytest.mark.parametrize("debug", choices("debug"))
+def test_every_debug_choice_runs(debug: str, videos: Path, config: Config) -> None:
+    train(config(*folder(videos), f"debug={debug}"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.label_smoothing=0.1"],
+        ["recipe.global_batch=16", "data.micro_batch=3", "model.drop_path=0.2"],
+        ["recipe.randaugment=[2,15]", "data.color_jitter=1", "data.fps=6"],
+        ["model.temporal_depth=0", "model.pool=mean"],
+        ["model.sampled_frames=2", "model.tubelet=[1,16,16]"],
+        ["data.num_workers=2", "eval.views=2x3"],
+    ],
+)
+def test_options_run(overrides: list[str], videos: Path, config: Config) -> None:
+    train(config(*folder(videos), *overrides))
+
+
+def test_a_single_loss_step_is_what_the_log_says(videos: Path, config: Config, tmp_path: Path) -> None:
+    train(config(*folder(videos), "recipe.optimizer.lr=0", "trainer.log_every_n_steps=1"))
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
+    losses = [float(row["train/loss_step"]) for row in rows if row.get("train/loss_step")]
+    assert losses == pytest.approx([torch.log(torch.tensor(8.0)).item()] * 3)  # the head starts at zero
+
+
+def test_csv_and_kinetics_layouts_train(videos: Path, config: Config, tmp_path: Path) -> None:
+    lines = [f"{path.relative_to(videos)} {path.parent.name}" for path in sorted(videos.glob("train/*/*.mp4"))]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    lines = [f"{path.relative_to(videos)} {path.parent.name}" for path in sorted(videos.glob("val/*/*.mp4"))]
+    (tmp_path / "val.csv").write_text("\n".join(lines))
+    train(
+        config(
+            "data=csv", f"data.root={videos}", f"data.train={tmp_path}/train.csv", f"data.val={tmp_path}/val.csv"
+        )
+    )
+
+    kinetics = tmp_path / "kinetics"
+    for split in ("train", "val"):
+        rows = ["label,youtube_id,time_start,time_end,split"]
+        for i, path in enumerate(sorted(videos.glob(f"{split}/*/*.mp4"))):
+            target = kinetics / split / path.parent.name / f"{split}-{i:06}_{i:06}_{i + 10:06}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+            rows.append(f"{path.parent.name},{split}-{i:06},{i},{i + 10},{split}")
+        (kinetics / f"{split}.csv").write_text("\n".join(rows))
+    train(config("data=kinetics400", f"data.root={kinetics}", "init=none"))
+
+
+def test_evaluating_other_data_keeps_the_model_s_classes(videos: Path, config: Config, tmp_path: Path) -> None:
+    train(config(*folder(videos)))
+    ckpt = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    other = tmp_path / "other"
+    for name in ("recede", "move_up"):  # fewer classes, in another order
+        shutil.copytree(videos / "test" / name, other / name)
+    results = evaluate(config(ckpt, "data=folder", f"data.root={other}", "eval.views=2x3", name="eval"))
+    assert results["n"] == 4
+    assert "test/top1@2x3" in results
+    rows = list(csv.DictReader((tmp_path / "run/predictions.csv").open()))
+    assert {row["label"] for row in rows} == {"recede", "move_up"}
+    assert "logit:approach" in rows[0]
+
+    (other / "unheard_of").mkdir()
+    shutil.copy(next((videos / "test/recede").iterdir()), other / "unheard_of")
+    with pytest.raises(UserError, match="unheard_of"):
+        evaluate(config(ckpt, "data=folder", f"data.root={other}", name="eval"))
+
+
+def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
+    videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "broken"
+    shutil.copytree(videos, root)
+    bad = root / "train/approach/0000.mp4"
+    bad.write_text("not a video")
+    bad_test = root / "test/recede/0001.mp4"
+    bad_test.write_bytes(bad_test.read_bytes()[:300])
+    train(config("data=folder", f"data.root={root}", "recipe.epochs=2"))
+    results = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (results["n"], results["failed"]) == (16, 1)
+    listed = list(csv.DictReader((tmp_path / "run/bad_videos.csv").open()))
+    assert [(row["split"], row["path"]) for row in listed] == [("train", str(bad)), ("test", str(bad_test))]
+    assert "1 videos could not be read and count as wrong" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match="max_bad_fraction is 0"):
+        train(config("data=folder", f"data.root={root}", "data.max_bad_fraction=0"))
+
+
+def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
+    with pytest.raises(UserError) as error:
+        train(config("data.frames=5", "data.crop=40", "model=vivit_fdp", "model.heads=3", "init.path=/nowhere"))
+    for words in ("frames 5", "height 40", "heads must be even", "dim 32 is not", "crop=40 is larger", "/nowhere"):
+        assert words in str(error.value)
+
+
+def test_init_path_fills_the_model_and_writes_a_receipt(
+    videos: Path, shared: Path, config: Config, tmp_path: Path
+) -> None:
+    weights = shared / "weights/deit_tiny_patch16_224.fp16.safetensors"
+    size = ["model.dim=null", "model.depth=null", "model.heads=null"]
+    train(config(*folder(videos), *size, f"init.path={weights}", "recipe.optimizer.lr=0"))
+    receipt = (tmp_path / "run/init_receipt.txt").read_text()
+    assert "copied             encoder.blocks.11.mlp.fc2.weight" in receipt
+    metadata, state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    assert metadata.mean == pytest.approx([0.485, 0.456, 0.406])
+    assert state["encoder.cls_token"].abs().sum() > 0
+
+
+def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tmp_path: Path) -> None:
+    train(config(*folder(videos), "recipe.epochs=2"))
+    whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    train(config(*folder(videos), "recipe.epochs=2", "+trainer.max_steps=3"))
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    train(config(*folder(videos), "recipe.epochs=2", f"ckpt_path={last}"))
+    resumed = torch.load(last, weights_only=True)
+    assert resumed["global_step"] == whole["global_step"] == 6
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
