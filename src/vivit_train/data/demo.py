@@ -33,6 +33,7 @@ Video = NDArray[np.uint8]  # [T, H, W, 3], RGB
 TRAVEL = (0.5, 0.7)  # frame widths: 1.2 to 1.7 pixels
 TURN = (math.radians(190), math.radians(340))  # 8 to 15 degrees
 ARM = 0.2  # frame widths from the point that a shape turns about to its centre
+TILT = (math.radians(-150), math.radians(-30))  # of the arm halfway through: around the top
 GROWTH = (math.log(1.7), math.log(2.3))  # 2.3 to 3.7 %
 
 CENTRE = (0.0, 1.0)  # where the shape is halfway through, in frame widths
@@ -68,7 +69,7 @@ MARKER = "demo.json"
 def draw_path(label: str, num_frames: int, rng: np.random.Generator) -> Path_T4:
     """Where the shape is in each frame of a clip of class `label`: [T, 4]."""
     column, change = FORWARD[BACKWARD.get(label, label)]
-    middle = [*rng.uniform(*CENTRE, size=2), rng.uniform(0, math.tau), rng.uniform(*np.log(DIAMETER))]
+    middle = [*rng.uniform(*CENTRE, size=2), rng.uniform(*TILT), rng.uniform(*np.log(DIAMETER))]
     path = np.tile(middle, (num_frames, 1))
     path[:, column] += rng.uniform(*change) * np.linspace(-0.5, 0.5, num_frames)
     path[:, 0] += ARM * np.cos(path[:, 2])
@@ -161,9 +162,9 @@ def make_demo(
     size: int = 56,
     num_frames: int = 24,
     fps: float = 12,
-    train_per_class: int = 256,
+    train_per_class: int = 128,
     val_per_class: int = 16,
-    test_per_class: int = 24,
+    test_per_class: int = 32,
     seed: int = 0,
 ) -> None:
     """Make `root`/{train,val,test}/<class>/<number>.mp4, unless it is there already.
