@@ -36,7 +36,8 @@ def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: P
     for axis, label in zip(axes.flat, CLASSES, strict=True):
         name, _, prediction = next(row for row in predictions["forward"] if row[1] == label)
         frames_THWC = read_frames(root / name, np.arange(2, 22, 3))
-        axis.imshow(np.concatenate(list(frames_THWC), axis=1))
+        apart = np.pad(frames_THWC, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
+        axis.imshow(np.concatenate(list(apart), axis=1))
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"{label}: the model says {prediction}", fontsize=10, loc="left")
     for axis, (order, rows) in zip(halves[1].subplots(1, 3), predictions.items(), strict=True):

@@ -17,7 +17,7 @@ def transform(
     color_jitter: float = 0.0,
     randaugment: tuple[int, int] | None = None,
 ) -> TrainTransform:
-    return TrainTransform(crop, short_side, scale_jitter, flip, color_jitter, randaugment)
+    return TrainTransform(crop, short_side, False, scale_jitter, flip, color_jitter, randaugment)
 
 
 def still(height: int = 32, width: int = 48, frames: int = 4) -> Tensor:
@@ -185,16 +185,16 @@ def test_views_are_left_centre_right_or_top_centre_bottom(height: int, width: in
     else:
         corners = [(top, (width - crop) // 2) for top in (0, (height - crop) // 2, height - crop)]
     expected = [picture[..., top : top + crop, left : left + crop] for top, left in corners]
-    views = crop_views(picture, crop, short_side=32, crops=3)
+    views = crop_views(picture, crop, short_side=32, squash=False, crops=3)
     assert len(views) == 3
     assert all(torch.equal(view, want) for view, want in zip(views, expected, strict=True))
-    (centre,) = crop_views(picture, crop, short_side=32, crops=1)
+    (centre,) = crop_views(picture, crop, short_side=32, squash=False, crops=1)
     assert torch.equal(centre, expected[1])
 
 
 def test_views_of_a_small_video_show_the_same_part() -> None:
     large, small = ruler(96, 144), ruler(96, 144)[..., 1::3, 1::3]
-    for a, b in zip(crop_views(large, 24, 32, 3), crop_views(small, 24, 32, 3), strict=True):
+    for a, b in zip(crop_views(large, 24, 32, False, 3), crop_views(small, 24, 32, False, 3), strict=True):
         assert a.shape == b.shape == (1, 3, 24, 24)
         assert (a.int() - b.int()).abs().max() <= 2
 
@@ -256,3 +256,14 @@ def test_soft_targets_of_clips_of_one_class_stay_hard() -> None:
     video, _ = clips_to_mix()
     _, target = mix_batch(video, torch.full((6,), 3), 5, mixup=0.8, cutmix=0)
     torch.testing.assert_close(target, torch.eye(5)[3].expand(6, -1))
+
+
+def test_squash_keeps_what_a_crop_would_cut_off() -> None:
+    video = torch.zeros(2, 3, 24, 64, dtype=torch.uint8)
+    video[..., :4], video[..., -4:] = 255, 255  # white at the far left and right
+    (cropped,) = crop_views(video, 24, short_side=24, squash=False, crops=1)
+    (whole,) = crop_views(video, 24, short_side=24, squash=True, crops=1)
+    assert cropped.max() == 0
+    assert whole[..., 0].min() > 200
+    assert whole[..., -1].min() > 200
+    assert TrainTransform(24, 24, True, None, 0, 0, None)(video).equal(whole)

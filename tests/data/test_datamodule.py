@@ -176,7 +176,7 @@ def test_a_clip_in_time_takes_its_stride_from_the_videos_rate(video: Path) -> No
 
 
 def test_the_same_key_is_the_same_clip_in_any_order_and_process(wide_video: Path) -> None:
-    augment = TrainTransform(32, 48, (0.9, 1.33), 0.5, 0.8, (2, 15))
+    augment = TrainTransform(32, 48, False, (0.9, 1.33), 0.5, 0.8, (2, 15))
     dataset = train_clips(wide_video, wide_video, transform=augment, short_side=48, frames=4)
     keys = [(epoch, repeat, row) for epoch in range(2) for repeat in range(2) for row in range(2)]
     here = {key: dataset[key]["video"] for key in keys}
@@ -224,7 +224,7 @@ def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
     expected = []
     for indices in clip.spread_clips(FRAMES, 8, 2.0, 4):
         alone = to_torch(read_frames(wide_video, indices, short_side=48))
-        expected += crop_views(alone, 32, 48, 3)
+        expected += crop_views(alone, 32, 48, False, 3)
     assert torch.equal(sample["video"], torch.stack(expected))
     assert len({view.numpy().tobytes() for view in expected[:3]}) == 3
     assert (sample["failed"], sample["errors"]) == (False, [])

@@ -41,6 +41,7 @@ class TrainTransform:
     Args:
         crop: side of the output in pixels.
         short_side: the video's short side is taken as this many pixels before jitter and crop.
+        squash: take both sides as `short_side` instead: nothing to the left and right is cut off for good.
         scale_jitter: range of the factors of height and width, drawn each for itself (paper, Table 7).
         flip: probability of a horizontal flip.
         color_jitter: probability of colour jitter, as strong as the authors'.
@@ -51,22 +52,23 @@ class TrainTransform:
         self,
         crop: int,
         short_side: int,
+        squash: bool,
         scale_jitter: tuple[float, float] | None,
         flip: float,
         color_jitter: float,
         randaugment: tuple[int, int] | None,
     ) -> None:
-        self.crop, self.short_side = crop, short_side
+        self.crop, self.short_side, self.squash = crop, short_side, squash
         self.scale_jitter = scale_jitter or (1.0, 1.0)
         self.flip, self.color_jitter = flip, color_jitter
         self.randaugment = v2.RandAugment(*randaugment) if randaugment else None
 
     def __call__(self, video_TCHW: Tensor) -> Tensor:
         height, width = video_TCHW.shape[-2:]
-        scale = self.short_side / min(height, width)
         # the crop's box in the source: resizing everything and cropping then gives the same but for its border
-        box_h = min(height, round(self.crop / (scale * uniform(*self.scale_jitter))))
-        box_w = min(width, round(self.crop / (scale * uniform(*self.scale_jitter))))
+        full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.squash)
+        box_h = min(height, round(full_h / uniform(*self.scale_jitter)))
+        box_w = min(width, round(full_w / uniform(*self.scale_jitter)))
         top = int(torch.randint(height - box_h + 1, ()))
         left = int(torch.randint(width - box_w + 1, ()))
         video = TF.resized_crop(video_TCHW, top, left, box_h, box_w, [self.crop, self.crop], antialias=True)
@@ -89,17 +91,23 @@ def jitter_colors(video_TCHW: Tensor) -> Tensor:
     return TF.rgb_to_grayscale(video, num_output_channels=3) if torch.rand(()) < 0.1 else video
 
 
-def crop_views(video_TCHW: Tensor, crop: int, short_side: int, crops: int) -> list[Tensor]:
+def crop_box(height: int, width: int, crop: int, short_side: int, squash: bool) -> tuple[float, float]:
+    """Height and width, in a source's pixels, of what becomes `crop` x `crop` pixels."""
+    base_h, base_w = (height, width) if squash else (min(height, width),) * 2
+    return base_h * crop / short_side, base_w * crop / short_side
+
+
+def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, crops: int) -> list[Tensor]:
     """The test's spatial views, `crops` (1 or 3) squares along the long side: centre, or left/centre/right
     (top/centre/bottom); each uint8 [T, C, crop, crop]."""
     height, width = video_TCHW.shape[-2:]
-    box = min(height, width, round(crop * min(height, width) / short_side))
+    box_h, box_w = (round(side) for side in crop_box(height, width, crop, short_side, squash))
     fractions = [0.5] if crops == 1 else [0.0, 0.5, 1.0]
     views = []
     for fraction in fractions:
         y, x = (0.5, fraction) if width >= height else (fraction, 0.5)
-        top, left = round((height - box) * y), round((width - box) * x)
-        views.append(TF.resized_crop(video_TCHW, top, left, box, box, [crop, crop], antialias=True))
+        top, left = round((height - box_h) * y), round((width - box_w) * x)
+        views.append(TF.resized_crop(video_TCHW, top, left, box_h, box_w, [crop, crop], antialias=True))
     return views
 
 

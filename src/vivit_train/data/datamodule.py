@@ -91,13 +91,14 @@ class TestVideos(Dataset[Sample]):
         fps: float | None,
         short_side: int,
         crop: int,
+        squash: bool = False,
         views: tuple[int, int] = (1, 1),
         order: str = "forward",
         seed: int = 0,
     ) -> None:
         self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
         self.frames, self.stride, self.fps = frames, stride, fps
-        self.short_side, self.crop = short_side, crop
+        self.short_side, self.crop, self.squash = short_side, crop, squash
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -126,7 +127,7 @@ class TestVideos(Dataset[Sample]):
         clips = self.reorder(clips, row)
         needed, place = np.unique(clips, return_inverse=True)
         decoded_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
-        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.views[1])
+        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
         return torch.stack([crop[frames] for frames in place.reshape(clips.shape) for crop in crops])
 
     def reorder(self, clips: clip.Indices, row: int) -> clip.Indices:
@@ -197,7 +198,7 @@ class VideoDataModule(L.LightningDataModule):
         frames, stride, fps: a clip is `frames` frames, `stride` source frames apart, or, with `fps`, so many a
             second.
         short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
-        scale_jitter, flip, color_jitter, randaugment: see `TrainTransform`.
+        squash, scale_jitter, flip, color_jitter, randaugment: see `TrainTransform`.
         global_batch: clips per optimizer step of the whole job; micro_batch: the most one device takes at once.
         num_workers: loader processes per device; "auto": as many as there are processors for.
         timeout_s: a worker that takes longer over one batch is taken for hung.
@@ -219,6 +220,7 @@ class VideoDataModule(L.LightningDataModule):
         fps: float | None = None,
         short_side: int = 256,
         crop: int = 224,
+        squash: bool = False,
         scale_jitter: tuple[float, float] | None = None,
         flip: float = 0.5,
         color_jitter: float = 0.0,
@@ -235,8 +237,8 @@ class VideoDataModule(L.LightningDataModule):
         self.name, self.root, self.reader = name, root, reader
         self.annotations = {"train": train, "val": val, "test": test}
         self.frames, self.stride, self.fps = frames, stride, fps
-        self.short_side, self.crop = short_side, crop
-        self.transform = TrainTransform(crop, short_side, scale_jitter, flip, color_jitter, randaugment)
+        self.short_side, self.crop, self.squash = short_side, crop, squash
+        self.transform = TrainTransform(crop, short_side, squash, scale_jitter, flip, color_jitter, randaugment)
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
@@ -308,7 +310,9 @@ class VideoDataModule(L.LightningDataModule):
         return manifest
 
     def evaluation_loader(self, manifest: Manifest, views: tuple[int, int], order: str) -> DataLoader[Sample]:
-        videos = TestVideos(manifest, **self.clip_settings(), crop=self.crop, views=views, order=order)
+        videos = TestVideos(
+            manifest, **self.clip_settings(), crop=self.crop, squash=self.squash, views=views, order=order
+        )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return self.loader(
             videos,
