@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT, SHARED, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vivit_train.data.demo import make_demo
+
+torch.set_num_threads(1)  # the test processes are the parallelism
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,22 @@ def test_every_logger_logs(
     assert list((tmp_path / "run").glob(written))
 
 
+@pytest.mark.parametrize("group", ["trainer", "callbacks", "init", "hparams_search"])
+def test_every_choice_composes(group: str, config: Config) -> None:
+    for choice in choices(group):
+        if group != "hparams_search":  # its sweeper is hydra's part; test_commands.py runs it
+            assert config(f"{group}={choice}")[group]
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_runs(experiment: str, videos: Path, config: Config, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        lines = [f"{path} {path.parent.name}" for path in sorted(videos.glob(f"{split}/*/*.mp4"))]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines))
+    files = [f"data.root={tmp_path}", "data.train=train.csv", "data.val=val.csv"]
+    train(config(f"experiment={experiment}", *files, "trainer.check_val_every_n_epoch=1"))
+
+
 @pytest.mark.parametrize("debug", choices("debug"))
 def test_every_debug_choice_runs(debug: str, videos: Path, config: Config) -> None:
     train(config(*folder(videos), f"debug={debug}"))

@@ -61,4 +61,7 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
-    return Metadata(**checkpoint[KEY]), net
+    try:
+        return Metadata(**checkpoint[KEY]), net
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of vivit-train: {error}") from error

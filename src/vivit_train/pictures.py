@@ -46,7 +46,8 @@ def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
                 axis.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.savefig(path)
 
 

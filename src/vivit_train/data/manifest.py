@@ -131,7 +131,7 @@ def read_folder(
         absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
         if absent:
             there = ", ".join(_subfolders(top)) or "none"
-            advice = "Name the split folders with train=, val= and test=; val=test validates on the test folder."
+            advice = "Name the split folders with data.train=, data.val= and data.test= (data.val=test is fine)."
             _fail("missing folders", absent, f"Folders in {top}: {there}. {advice}\n{tree}")
         clips = {split: _clips_by_class(folder, tree, notices) for split, folder in folders.items()}
         source = f"folders {_some(folders.values())}"
@@ -139,7 +139,7 @@ def read_folder(
         folders, clips, source = {"val": top}, {"val": _clips_by_class(top, tree, notices)}, f"folder {top}"
     else:
         if not 0 < val_percent < 100:
-            raise UserError(f"val_percent is {val_percent}; it must lie between 0 and 100")
+            raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
         folders = {"train": top, "val": top}
         clips = {"train": {}, "val": {}}
         for name, paths in _clips_by_class(top, tree, notices).items():
@@ -327,7 +327,7 @@ def _splits(
     if len(names) < 2:
         raise UserError(f"only one class, {names[0]!r}, in {source}; a classifier needs at least two.\n{tree}")
     if missing:
-        advice = f"Check the data set's root, or allow more: max_missing is {max_missing:g}."
+        advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
         _fail("too many missing videos", missing, f"{advice}\n{tree}")
 
     manifests = {split: _manifest(rows, index) for split, rows in tables.items()}
@@ -338,7 +338,7 @@ def _splits(
         if empty and split == "train" and not may_lack_clips:
             listed = Counter(index[row.label] for row in rows)
             lines = [f"class {i} ({names[i]}): {listed[i]} rows, 0 videos found" for i in empty]
-            advice = "Ids run from 0 without gaps. If a class is empty on purpose, pass classes=<file of names>."
+            advice = "Ids run from 0 without gaps. For classes empty on purpose: data.reader.classes=<file of names>."
             _fail(f"classes without clips in {files[split]}", lines, advice)
         if empty:
             some = _some([names[i] for i in empty])
@@ -453,9 +453,11 @@ def _find_files(
     classes: StrPath | Sequence[str] | None,
 ) -> dict[str, Path]:
     if not val:
-        raise UserError(f"no validation annotations: val=<file> is needed.\n{tree}")
+        raise UserError(f"no validation annotations: data.val=<file> is needed.\n{tree}")
     if not train and not classes:
-        raise UserError("without training annotations (train=null) the classes must come from classes=<file>")
+        raise UserError(
+            "without training annotations (data.train=null) the classes must come from data.reader.classes=<file>"
+        )
     wanted = {"train": train, "val": val, "test": test}
     return {split: _find(root, tree, split, file) for split, file in wanted.items() if file}
 
