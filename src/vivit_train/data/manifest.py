@@ -338,7 +338,9 @@ def _splits(
         if empty and split == "train" and not may_lack_clips:
             listed = Counter(index[row.label] for row in rows)
             lines = [f"class {i} ({names[i]}): {listed[i]} rows, 0 videos found" for i in empty]
-            advice = "Ids run from 0 without gaps. For classes empty on purpose: data.reader.classes=<file of names>."
+            advice = (
+                "Ids run from 0 without gaps. For classes empty on purpose: data.reader.classes=<file of names>."
+            )
             _fail(f"classes without clips in {files[split]}", lines, advice)
         if empty:
             some = _some([names[i] for i in empty])
