@@ -202,7 +202,7 @@ def test_init_path_fills_the_model_and_writes_a_receipt(
 def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tmp_path: Path) -> None:
     train(config(*folder(videos), "recipe.epochs=2"))
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    train(config(*folder(videos), "recipe.epochs=2", "+trainer.max_steps=3"))
+    train(config(*folder(videos), "recipe.epochs=2", "trainer.max_steps=3"))
     last = tmp_path / "run/checkpoints/last.ckpt"
     train(config(*folder(videos), "recipe.epochs=2", f"ckpt_path={last}"))
     resumed = torch.load(last, weights_only=True)

@@ -42,7 +42,10 @@ class Report(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.epoch_s = self.step_end_s = time.monotonic()
-        self.clips, self.waited_s = 0, 0.0
+        self.clips, self.waited_s, self.validated = 0, 0.0, False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -67,13 +70,10 @@ class Report(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
-        self.history.append(row | {name: value for name, value in metrics.items() if name.startswith("val/")})
-        parts = {
-            "loss": row["train/loss"],
-            "val top1": metrics.get("val/top1"),
-            "val loss": metrics.get("val/loss"),
-        }
-        self.line(trainer, **parts)
+        if self.validated:  # in other epochs the values of an earlier one are still there
+            row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
+        self.history.append(row)
+        self.line(trainer, loss=row["train/loss"], val_top1=row.get("val/top1"), val_loss=row.get("val/loss"))
         if trainer.is_global_zero:
             learning_curves(self.curves, self.history)
 
@@ -83,7 +83,9 @@ class Report(Callback):
         left = self.total_steps - trainer.global_step
         eta_s = (self.last_line_s - self.started_s) / max(done, 1) * left
         shown = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *words]
-        shown += [f"{name} {float(value):.3f}" for name, value in numbers.items() if value is not None]
+        shown += [
+            f"{name.replace('_', ' ')} {float(value):.3f}" for name, value in numbers.items() if value is not None
+        ]
         shown += [f"{self.clips_per_s:.1f} clips/s", f"data wait {self.data_wait:.0%}", f"ETA {clock(eta_s)}"]
         if trainer.is_global_zero:
             print("  ".join(shown), flush=True)
