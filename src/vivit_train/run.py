@@ -70,11 +70,12 @@ def train(cfg: DictConfig) -> float:
     say(plan(cfg, net, data, trainer))
     trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
 
-    best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    checkpoints: Any = trainer.checkpoint_callback
+    best = checkpoints.best_model_path or checkpoints.last_model_path
     say(f"\nbest checkpoint: {best}")
     data.test_split = "test" if data.splits.test is not None else "val"
     score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
-    return float(trainer.checkpoint_callback.best_model_score)  # type: ignore[union-attr]
+    return float("nan") if checkpoints.best_model_score is None else float(checkpoints.best_model_score)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -86,6 +87,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     quiet_lightning()
+    for name, choices in (
+        ("split", (None, "train", "val", "test")),
+        ("order", ("forward", "reversed", "shuffled")),
+    ):
+        if cfg.eval[name] not in choices:
+            raise UserError(f"eval.{name}={cfg.eval[name]}: must be one of {', '.join(filter(None, choices))}")
     metadata, _ = load_checkpoint(cfg.ckpt_path)
     data: VideoDataModule = instantiate(evaluation_data(metadata, cfg), _convert_="all")
     if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
@@ -181,6 +188,8 @@ def initialise(net: ViViT, cfg: DictConfig, run_dir: Path) -> tuple[list[float],
         say(receipt)
         rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n")
         statistics = normalisation(str(source))
+        if statistics is None and init.mean is None:
+            say(f"what {source} was normalised with is not known: set init.mean and init.std if it was not 0.5")
     if init.mean is not None and init.std is not None:
         statistics = (tuple(init.mean), tuple(init.std))
     mean, std = statistics or ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -229,22 +238,22 @@ def check(cfg: DictConfig) -> None:
     """
     model, data = cfg.model, cfg.data
     problems = []
-    for name, low in (
-        ("seed", 0),
-        ("data.frames", 1),
-        ("data.stride", 1),
-        ("data.crop", 1),
-        ("data.short_side", 1),
-        ("data.micro_batch", 1),
-        ("data.max_bad_fraction", 0),
-        ("recipe.global_batch", 1),
-        ("recipe.optimizer.lr", 0),
-        ("recipe.warmup_epochs", 0),
-        ("trainer.max_epochs", 1),
+    for kind, name, low in (
+        (int, "seed", 0),
+        (int, "data.frames", 1),
+        (int, "data.stride", 1),
+        (int, "data.crop", 1),
+        (int, "data.short_side", 1),
+        (int, "data.micro_batch", 1),
+        (float, "data.max_bad_fraction", 0),
+        (int, "recipe.global_batch", 1),
+        (float, "recipe.optimizer.lr", 0),
+        (float, "recipe.warmup_epochs", 0),
+        (int, "trainer.max_epochs", 1),
     ):
         value = OmegaConf.select(cfg, name)
-        if not isinstance(value, int | float) or value < low:
-            problems.append(f"{name}={value}: must be a number, at least {low}")
+        if not isinstance(value, int | kind) or value < low:
+            problems.append(f"{name}={value}: must be {'a whole' if kind is int else 'a'} number, at least {low}")
     if problems:
         pass  # the rules below need numbers
     elif model.size not in SIZES:
