@@ -186,6 +186,55 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
         assert words in str(error.value)
 
 
+def empty_folder(root: Path) -> list[str]:
+    root.mkdir()
+    return ["data=folder"]
+
+
+def class_without_clips(root: Path) -> list[str]:
+    for name in ("train/a", "train/b", "train/c", "val/a"):
+        (root / name).mkdir(parents=True)
+        if name != "train/c":
+            (root / name / "0.mp4").touch()
+    return ["data=folder"]
+
+
+def label_out_of_range(root: Path) -> list[str]:
+    class_without_clips(root)
+    (root / "classes.txt").write_text("a\nb\n")
+    (root / "train.csv").write_text("train/a/0.mp4 0\ntrain/b/0.mp4 7\n")
+    (root / "val.csv").write_text("val/a/0.mp4 0\n")
+    return ["data=csv"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: ["data=folder"], ("no folder", "<class>/<video>.mp4")),
+        (lambda root: ["data=kinetics400", "init=none"], ("no folder", "train.csv")),
+        (empty_folder, ("no class folders", "<class>/<video>.mp4")),
+        (class_without_clips, ("without videos", "train/c")),
+        (label_out_of_range, ("train.csv:2", "7", "0 to 1")),
+    ],
+    ids=["no folder", "no kinetics", "empty folder", "class without clips", "label out of range"],
+)
+def test_data_that_is_not_there_is_one_message(
+    make: Callable[[Path], list[str]], words: tuple[str, ...], config: Config, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    with pytest.raises(UserError) as error:
+        train(config(f"data.root={root}", *make(root)))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", b""])
+def test_files_that_are_no_checkpoints_are_refused(content: bytes, config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.ckpt cannot be read as a checkpoint"):
+        evaluate(config(f"ckpt_path={path}", name="eval"))
+
+
 def test_init_path_fills_the_model_and_writes_a_receipt(
     videos: Path, shared: Path, config: Config, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from vivit_train.errors import UserError
+from vivit_train.errors import UserError, reason
 from vivit_train.model.vivit import ViViT
 
 KEY = "vivit_train"
@@ -57,7 +57,7 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
-        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}

@@ -26,6 +26,11 @@ class VideoError(UserError):
         return f"cannot read video {self.path}: {self.reason}"
 
 
+def reason(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing
+
+
 def exit_with_message(main: Callable[[], object]) -> None:
     """Runs a hydra main; what a user can mend ends in one message and exit code 1, without a traceback."""
     from hydra.errors import HydraException

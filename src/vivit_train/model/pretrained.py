@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vivit_train.errors import UserError
+from vivit_train.errors import UserError, reason
 from vivit_train.model.vivit import ViViT
 
 # ImageNet-21k ViTs of timm, the paper's starting point, for each of our sizes
@@ -207,10 +207,6 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict of tensors")
     return loaded
-
-
-def reason(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing
 
 
 def download(name: str) -> Mapping[str, Tensor]:
