@@ -16,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
@@ -68,13 +69,18 @@ def train(cfg: DictConfig) -> float:
         metadata=Metadata(config, classes, mean, std).to_dict(),
     )
     say(plan(cfg, net, data, trainer))
-    trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
-
-    checkpoints: Any = trainer.checkpoint_callback
-    best = checkpoints.best_model_path or checkpoints.last_model_path
-    say(f"\nbest checkpoint: {best}")
-    data.test_split = "test" if data.splits.test is not None else "val"
-    score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+        checkpoints: Any = trainer.checkpoint_callback
+        best = checkpoints.best_model_path or checkpoints.last_model_path
+        say(f"\nbest checkpoint: {best}")
+        data.test_split = "test" if data.splits.test is not None else "val"
+        score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    finally:
+        if "wandb" in sys.modules:  # the next job of a multirun is another run there
+            sys.modules["wandb"].finish()
     return float("nan") if checkpoints.best_model_score is None else float(checkpoints.best_model_score)
 
 
@@ -131,6 +137,8 @@ def score_checkpoint(
         (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         write_predictions(out / "predictions.csv", rows, data, metadata.classes)
         title = f"{data.test_split}, {protocol}: top-1 {scores['top1']:.3f} of {scores['n']} videos"
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in results.items() if "@" in name})
         confusion(out / "confusion.png", rows["label"], rows["logits"].argmax(1), metadata.classes, title)
     numbers = [f"{name} {value:.4f}" for name, value in results.items() if "@" in name]
     say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
@@ -202,11 +210,12 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     if "recipe" in cfg and cfg.recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
         logger=instantiate(cfg.logger) if cfg.get("logger") else False,
-        precision=cfg.trainer.precision or ("bf16-mixed" if torch.cuda.is_available() else "32-true"),
+        precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
         enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
         _convert_="all",
     )

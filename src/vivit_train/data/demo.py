@@ -2,10 +2,10 @@
 
 A textured shape moves over a textured background in one of eight ways, which are four pairs. Within a pair
 each class is the other played backwards, exactly: the same draws give the same frames in reverse order. So
-a video's frames, shuffled, say nothing about which of the two it is. Opposite borders touch, a shape may be
-anywhere and at any angle at any time, so one frame and its number do not tell them from their
-partners either. (They do say something about approach and recede: what starts large mostly shrinks.) Mirroring
-turns one class into another: train without flips.
+a video's frames, shuffled, say nothing about which of the two it is. Opposite borders touch and a shape may be
+anywhere at any time: where it is in one frame does not tell a move from its partner. (With a frame's number, its
+size says something of approach and recede, its slant of the turns, which all pass over the top.) Mirroring turns
+one class into another: train without flips.
 """
 
 import json
