@@ -13,10 +13,10 @@ demo: install
 	$(BIN)/python -m vivit_train.demo runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 lint: install
 	$(BIN)/ruff check .

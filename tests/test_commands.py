@@ -15,7 +15,8 @@ from helpers import ROOT, TINY
 
 def run(script: str, *arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # the test processes are the parallelism
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=one_thread)
 
 
 def fails_with_one_message(result: subprocess.CompletedProcess[str], *words: str) -> None:
