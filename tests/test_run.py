@@ -47,6 +47,15 @@ def test_every_model_trains_and_eval_repeats_its_number(
     assert right / 16 == pytest.approx(trained["test/top1@1x1"])
 
 
+def test_last_is_the_latest_epoch_even_where_best_is_older(videos: Path, config: Config, tmp_path: Path) -> None:
+    train(config(*folder(videos), "recipe.epochs=3", "recipe.optimizer.lr=0"))  # val/top1 never gets better
+    epochs = {
+        name: torch.load(tmp_path / f"run/checkpoints/{name}.ckpt", weights_only=True)["epoch"]
+        for name in ("best", "last")
+    }
+    assert epochs == {"best": 0, "last": 2}
+
+
 def test_checkpoints_carry_plain_data_and_load_safely(videos: Path, config: Config, tmp_path: Path) -> None:
     train(config(*folder(videos), "recipe.ema=0.9"))
     for name in ("best", "last"):

@@ -72,7 +72,9 @@ def train(cfg: DictConfig) -> float:
     try:
         trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
         checkpoints: Any = trainer.checkpoint_callback
-        best = checkpoints.best_model_path or checkpoints.last_model_path
+        best = checkpoints.best_model_path or str(
+            run_dir / "checkpoints/last.ckpt"
+        )  # without validation there is no best
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
