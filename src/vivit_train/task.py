@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, VideoTable, score
@@ -124,4 +125,4 @@ class VideoClassification(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vivit_train"] = self.metadata
+        checkpoint[KEY] = self.metadata
