@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import ROOT, SHARED, TINY
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 
 from vivit_train.data.demo import make_demo
 
@@ -39,6 +40,10 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
         run_dir.mkdir(exist_ok=True)
         small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(name, [*small, f"run_dir={run_dir}", *overrides])
+            cfg = compose(name, [*small, f"run_dir={run_dir}", *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)  # as in a job: run.py asks it for the recipe's page
+        with open_dict(cfg):
+            del cfg.hydra
+        return cfg
 
     return make

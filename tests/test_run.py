@@ -5,13 +5,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import ROOT
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from trees import TREES, make_tree
 
-from vivit_train.checkpoint import load_checkpoint
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
 from vivit_train.errors import UserError
 from vivit_train.run import evaluate, train
 
@@ -62,7 +65,7 @@ def test_checkpoints_carry_plain_data_and_load_safely(videos: Path, config: Conf
         path = tmp_path / f"run/checkpoints/{name}.ckpt"
         assert "state_dict" in torch.load(path, weights_only=True)
         metadata, _ = load_checkpoint(path)
-        assert metadata.classes[0] == "approach"
+        assert metadata.classes[""][0] == "approach"
         assert metadata.config["data"]["frames"] == 4
         assert metadata.mean == [0.5, 0.5, 0.5]
 
@@ -126,7 +129,7 @@ def test_a_single_loss_step_is_what_the_log_says(videos: Path, config: Config, t
     assert losses == pytest.approx([torch.log(torch.tensor(8.0)).item()] * 3)  # the head starts at zero
 
 
-def test_csv_and_kinetics_layouts_train(videos: Path, config: Config, tmp_path: Path) -> None:
+def test_annotation_files_train(videos: Path, config: Config, tmp_path: Path) -> None:
     lines = [f"{path.relative_to(videos)} {path.parent.name}" for path in sorted(videos.glob("train/*/*.mp4"))]
     (tmp_path / "train.csv").write_text("\n".join(lines))
     lines = [f"{path.relative_to(videos)} {path.parent.name}" for path in sorted(videos.glob("val/*/*.mp4"))]
@@ -137,16 +140,28 @@ def test_csv_and_kinetics_layouts_train(videos: Path, config: Config, tmp_path: 
         )
     )
 
-    kinetics = tmp_path / "kinetics"
-    for split in ("train", "val"):
-        rows = ["label,youtube_id,time_start,time_end,split"]
-        for i, path in enumerate(sorted(videos.glob(f"{split}/*/*.mp4"))):
-            target = kinetics / split / path.parent.name / f"{split}-{i:06}_{i:06}_{i + 10:06}.mp4"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
-            rows.append(f"{path.parent.name},{split}-{i:06},{i},{i + 10},{split}")
-        (kinetics / f"{split}.csv").write_text("\n".join(rows))
-    train(config("data=kinetics400", f"data.root={kinetics}", "init=none"))
+
+@pytest.mark.parametrize("data", TREES)
+def test_published_data_sets_train_and_evaluate(data: str, videos: Path, config: Config, tmp_path: Path) -> None:
+    root, run = tmp_path / data, tmp_path / "run"
+    make_tree(data, root, sorted(videos.glob("train/*/*.mp4")))
+    train(config(f"data={data}", f"data.root={root}", "init=none", "eval.views=2x3"))
+    trained = json.loads((run / "metrics.json").read_text())
+    clips = 12 if data == "epic_kitchens100" else 6
+    assert (trained["n"], trained["failed"], trained["split"]) == (clips, 0, "val")
+    heads = ["action_", "verb_", "noun_"] if data == "epic_kitchens100" else [""]
+    assert {key for key in trained if "@" in key} >= {f"test/{head}top1@2x3" for head in heads}
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    assert len({row["id"] for row in rows}) == clips
+    if data == "epic_kitchens100":
+        assert {row["verb_label"] for row in rows} == {"take", "put"}
+        assert "logit:noun:spoon" in rows[0]
+        assert {path.name for path in run.glob("confusion*")} == {"confusion_verb.png", "confusion_noun.png"}
+
+    ckpt = f"ckpt_path={run}/checkpoints/best.ckpt"
+    for other in ([], [f"data={data}", f"data.root={root}"]):  # as in the checkpoint, and the labels in its terms
+        again = evaluate(config(ckpt, "eval.views=2x3", *other, name="eval"))
+        assert {k: v for k, v in again.items() if "@" in k} == {k: v for k, v in trained.items() if "@" in k}
 
 
 def test_evaluating_other_data_keeps_the_model_s_classes(videos: Path, config: Config, tmp_path: Path) -> None:
@@ -234,6 +249,34 @@ def test_data_that_is_not_there_is_one_message(
     with pytest.raises(UserError) as error:
         train(config(f"data.root={root}", *make(root)))
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("node", ["model", "data", "reader"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "vivit_train.run.os.system", "vivit_train.data.manifest.os.listdir"]
+)
+def test_a_checkpoint_cannot_name_what_is_called(
+    node: str, target: str, stranger: dict[str, Any], config: Config, tmp_path: Path
+) -> None:
+    settings = stranger["vivit_train"]["config"]
+    place = {"model": settings["model"], "data": settings["data"], "reader": settings["data"]["reader"]}[node]
+    place["_target_"] = target
+    torch.save(stranger, tmp_path / "stranger.ckpt")
+    with pytest.raises(UserError, match=f"refusing to call '{target}'"):
+        evaluate(config(f"ckpt_path={tmp_path}/stranger.ckpt", name="eval"))
+
+
+@pytest.fixture
+def stranger(videos: Path, config: Config) -> dict[str, Any]:
+    """A checkpoint to put something bad into, made without training."""
+    cfg = config(*folder(videos))
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    data = instantiate(cfg.data, _convert_="all")
+    classes = {"": list(data.splits.classes[""])}
+    net = build_net(settings["model"], classes)
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    metadata = Metadata(settings, classes, [0.5] * 3, [0.5] * 3).to_dict()
+    return {"state_dict": state, "vivit_train": metadata}
 
 
 @pytest.mark.parametrize("content", [b"no checkpoint", b""])

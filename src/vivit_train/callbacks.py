@@ -113,7 +113,11 @@ class ContactSheet(Callback):
             torch.manual_seed(pl_module.step_seed(batch_idx))
             video_BCTHW, target = pl_module.training_input(batch)
         pixels = (video_BCTHW.transpose(1, 2)[: self.clips] * pl_module.std + pl_module.mean) / 255
-        captions = [caption(row, pl_module.classes) for row in target[: self.clips].cpu()]
+        targets = zip(*(part[: self.clips].cpu() for part in pl_module.by_head(target)), strict=True)
+        captions = [
+            " | ".join(caption(t, names) for t, names in zip(row, pl_module.classes.values(), strict=True))
+            for row in targets
+        ]
         contact_sheet(
             self.path, pixels.float().cpu(), captions, batch["frame_numbers"].cpu(), batch["times_s"].cpu()
         )

@@ -1,6 +1,7 @@
 """What a checkpoint carries besides weights, so that it can be used with nothing else at hand."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from vivit_train.errors import UserError, reason
 from vivit_train.model.vivit import ViViT
 
 KEY = "vivit_train"
+OURS = re.compile(
+    r"vivit_train\.(model\.vivit\.ViViT(\.from_size)?|data\.datamodule\.VideoDataModule|data\.(manifest|published|demo)\.read_\w+)"
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,12 @@ class Metadata:
 
     Attributes:
         config: the run's whole configuration, resolved.
-        classes: names, in the order of the logits.
+        classes: names in the order of the logits, by head; "" is a single head's.
         mean, std: of the normalisation, for pixels in 0 .. 1.
     """
 
     config: dict[str, Any]
-    classes: list[str]
+    classes: dict[str, list[str]]
     mean: list[float]
     std: list[float]
 
@@ -34,15 +38,32 @@ class Metadata:
         return asdict(self)
 
 
-def build_net(model_config: Mapping[str, Any], num_classes: int) -> ViViT:
-    """A ViViT from the `model` node of a configuration.
+def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> ViViT:
+    """A ViViT from the `model` node of a configuration, with a head for each entry of `classes`.
 
     Raises:
-        UserError: the sizes do not fit together, or, in a stranger's checkpoint, the target is not ours.
+        UserError: in a stranger's checkpoint, the target is not ours.
+        ValueError: the sizes do not fit together.
     """
-    if not str(model_config["_target_"]).startswith("vivit_train."):
-        raise UserError(f"refusing to build '{model_config['_target_']}': only models of vivit_train are")
+    only_ours(model_config)
+    heads = {head: len(names) for head, names in classes.items()}
+    num_classes = heads[""] if list(heads) == [""] else heads
     return instantiate(model_config, num_classes=num_classes, _convert_="all")
+
+
+def only_ours(node: Any) -> None:
+    """Refuses a node of a stranger's checkpoint that would call anything but our model, data and their readers."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not OURS.fullmatch(str(target)):
+            raise UserError(
+                f"refusing to call '{target}', which the checkpoint names: it is not part of vivit_train"
+            )
+        for value in node.values():
+            only_ours(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            only_ours(value)
 
 
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:

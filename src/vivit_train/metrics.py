@@ -1,5 +1,7 @@
 """Scores of a whole evaluation: every video once, whatever the number of processes and views."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,11 @@ class VideoTable(Metric):
         for state in ("index", "logits", "label", "failed"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, index_B: Tensor, logits_BK: Tensor, label_B: Tensor, failed_B: Tensor) -> None:
-        """`logits_BK` are averaged over the video's views."""
+    def update(self, index_B: Tensor, logits_BK: Tensor, label_BH: Tensor, failed_B: Tensor) -> None:
+        """`logits_BK` are averaged over the video's views, those of several heads side by side."""
         self.index.append(index_B)
         self.logits.append(logits_BK.float())
-        self.label.append(label_B)
+        self.label.append(label_BH)
         self.failed.append(failed_B)
 
     def compute(self) -> Rows:
@@ -44,13 +46,40 @@ class VideoTable(Metric):
         return {"index": index, **{name: column[first] for name, column in columns.items()}}
 
 
-def score(rows: Rows) -> dict[str, float]:
-    """top1, top5 (where there are more than five classes), n, how many of them failed, and the others' loss."""
-    logits, label, failed = (torch.from_numpy(rows[name]) for name in ("logits", "label", "failed"))
-    right_NK = logits.topk(min(5, logits.shape[1]), dim=1).indices == label[:, None]
-    right_NK &= ~failed[:, None]
-    scores = {"top1": right_NK[:, 0].double().mean().item()}
-    if logits.shape[1] > 5:
-        scores["top5"] = right_NK.any(1).double().mean().item()
-    scores["loss"] = F.cross_entropy(logits[~failed], label[~failed]).item()
+def score(rows: Rows, heads: Mapping[str, int]) -> dict[str, float]:
+    """top1, top5 (where there are more than five classes), n, how many of them failed, and the others' loss.
+
+    Several heads have a top1 and top5 each, "verb_top1", ..., and together those of the action, the tuple of their
+    classes: top-1 is the tuple of the most probable classes, top-5 are the tuples with the largest products of
+    probabilities (EPIC-Kitchens). The loss is the mean over the heads.
+
+    Args:
+        heads: their names and numbers of classes; "" is a single head's.
+    """
+    failed = torch.from_numpy(rows["failed"])
+    logits = torch.from_numpy(rows["logits"]).split(list(heads.values()), dim=1)
+    labels = torch.from_numpy(rows["label"]).unbind(1)
+    scores: dict[str, float] = {}
+    losses = []
+    # of the five best tuples, each part is among its head's five best
+    joint_NC, joint_right_NC = torch.zeros(len(failed), 1), ~failed[:, None]
+    for (name, classes), logits_NK, label_N in zip(heads.items(), logits, labels, strict=True):
+        best = logits_NK.log_softmax(1).topk(min(5, classes), dim=1)
+        right_NK = (best.indices == label_N[:, None]) & ~failed[:, None]
+        scores |= top(right_NK, classes, f"{name}_" if name else "")
+        losses.append(F.cross_entropy(logits_NK[~failed], label_N[~failed]))
+        joint_NC = (joint_NC[:, :, None] + best.values[:, None]).flatten(1)
+        joint_right_NC = (joint_right_NC[:, :, None] & right_NK[:, None]).flatten(1)
+    if len(heads) > 1:
+        five = joint_NC.topk(min(5, joint_NC.shape[1]), dim=1).indices
+        scores |= top(joint_right_NC.gather(1, five), math.prod(heads.values()), "action_")
+    scores["loss"] = torch.stack(losses).mean().item()
     return scores | {"n": len(failed), "failed": int(failed.sum())}
+
+
+def top(right_NK: Tensor, classes: int, prefix: str) -> dict[str, float]:
+    """top1 and top5 from whether each of the five best, best first, is right."""
+    scores = {f"{prefix}top1": right_NK[:, 0].double().mean().item()}
+    if classes > 5:
+        scores[f"{prefix}top5"] = right_NK.any(1).double().mean().item()
+    return scores

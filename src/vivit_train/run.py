@@ -7,11 +7,13 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -19,13 +21,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
+from vivit_train import recipe
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, score
 from vivit_train.model.pretrained import IMAGENET, init_from_vit, normalisation
 from vivit_train.model.vivit import SIZES, ViViT, shape_problems
-from vivit_train.pictures import confusion
+from vivit_train.pictures import Ids, confusion
 from vivit_train.task import VideoClassification
 
 say = rank_zero_only(print)
@@ -34,20 +37,27 @@ say = rank_zero_only(print)
 def train(cfg: DictConfig) -> float:
     """Trains as conf/train.yaml says, scores the best checkpoint, and returns its validation top-1.
 
-    Leaves in `cfg.run_dir`: checkpoints/{best,last}.ckpt, metrics.csv, curves.png, contact_sheet.png,
-    metrics.json, predictions.csv, confusion.png and, where there were any, bad_videos.csv.
+    Leaves in `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv, curves.png,
+    contact_sheet.png, metrics.json, predictions.csv, confusion.png and, where there were any, bad_videos.csv.
 
     Raises:
         UserError: whatever the user can mend.
     """
     check(cfg)
+    page = recipe.read_page()
+    recipe.scale_learning_rate(cfg, page)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet_lightning()
     run_dir = Path(cfg.run_dir)
     data: VideoDataModule = instantiate(cfg.data, _convert_="all")
     say(data.splits.summary())
-    classes = list(data.splits.classes)
-    net = build_net(cfg.model, len(classes))
+    if notice := data.flip_notice():
+        say(f"note     {notice}")
+    differences = recipe.table(cfg, page)
+    say(differences)
+    rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n")
+    classes = {head: list(names) for head, names in data.splits.classes.items()}
+    net = build_net(cfg.model, classes)
     mean, std = initialise(net, cfg, run_dir)
 
     trainer = build_trainer(cfg)
@@ -65,7 +75,7 @@ def train(cfg: DictConfig) -> float:
         std,
         **instantiate(cfg.task, _convert_="all"),
         total_steps=data.steps_per_epoch * int(cfg.trainer.max_epochs),
-        warmup_steps=data.steps_per_epoch * cfg.recipe.warmup_epochs,
+        warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # whole steps, as the authors'
         metadata=Metadata(config, classes, mean, std).to_dict(),
     )
     say(plan(cfg, net, data, trainer))
@@ -104,7 +114,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metadata, _ = load_checkpoint(cfg.ckpt_path)
     data: VideoDataModule = instantiate(evaluation_data(metadata, cfg), _convert_="all")
     if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
-        data.reader = partial(data.reader, classes=metadata.classes)
+        data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
         data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
     say(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
@@ -118,16 +128,16 @@ def score_checkpoint(
 ) -> dict[str, Any]:
     """Scores a checkpoint on `data.test_split` by the protocol `views` (temporal clips x spatial crops)."""
     metadata, weights = load_checkpoint(ckpt_path)
-    net = build_net(metadata.config["model"], len(metadata.classes))
+    net = build_net(metadata.config["model"], metadata.classes)
     net.load_state_dict(weights)
     task = VideoClassification(net, metadata.classes, metadata.mean, metadata.std)
     data.views, data.order = parse_views(views), order
     trainer.test(task, datamodule=data, verbose=False)
 
-    rows, scores = task.test_rows, score(task.test_rows)
+    rows, scores = task.test_rows, score(task.test_rows, task.heads)
     protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
     results: dict[str, Any] = {
-        f"test/{name}@{protocol}": scores[name] for name in ("top1", "top5") if name in scores
+        f"test/{name}@{protocol}": value for name, value in scores.items() if name.endswith(("top1", "top5"))
     }
     results |= {
         "split": data.test_split,
@@ -138,10 +148,13 @@ def score_checkpoint(
     if trainer.is_global_zero:
         (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         write_predictions(out / "predictions.csv", rows, data, metadata.classes)
-        title = f"{data.test_split}, {protocol}: top-1 {scores['top1']:.3f} of {scores['n']} videos"
         for logger in trainer.loggers:
             logger.log_metrics({name: value for name, value in results.items() if "@" in name})
-        confusion(out / "confusion.png", rows["label"], rows["logits"].argmax(1), metadata.classes, title)
+        for head, label_N, prediction_N in predictions_by_head(rows, task.heads):
+            top1 = scores[f"{head}_top1" if head else "top1"]
+            title = f"{data.test_split}, {protocol}: {head} top-1 {top1:.3f} of {scores['n']} videos"
+            file = out / (f"confusion_{head}.png" if head else "confusion.png")
+            confusion(file, label_N, prediction_N, metadata.classes[head], title)
     numbers = [f"{name} {value:.4f}" for name, value in results.items() if "@" in name]
     say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
     if scores["failed"]:
@@ -157,18 +170,34 @@ def parse_views(views: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: list[str]) -> None:
-    """A row per video: id, true and predicted class, whether it failed, and the logits by class."""
+def predictions_by_head(rows: Rows, heads: Mapping[str, int]) -> Iterator[tuple[str, Ids, Ids]]:
+    """Each head's name, and of every video its class and the one with the largest logit."""
+    ends = np.cumsum(list(heads.values()))[:-1]
+    for i, (head, logits_NK) in enumerate(zip(heads, np.split(rows["logits"], ends, axis=1), strict=True)):
+        yield head, rows["label"][:, i], logits_NK.argmax(1)
+
+
+def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Mapping[str, list[str]]) -> None:
+    """A row per video: id, true and predicted class, whether it failed, and the logits by class.
+
+    Of several heads the columns say which: "verb_label", ..., "logit:verb:take"."""
     ids = data.manifest_of(data.test_split).ids
+    header, columns = ["id"], [[ids[index] for index in rows["index"]]]
+    for head, label_N, prediction_N in predictions_by_head(rows, {head: len(c) for head, c in classes.items()}):
+        header += [f"{head}_label", f"{head}_prediction"] if head else ["label", "prediction"]
+        columns.append([classes[head][label] for label in label_N])
+        columns.append(
+            ["" if bad else classes[head][k] for k, bad in zip(prediction_N, rows["failed"], strict=True)]
+        )
+    header += ["failed"]
+    header += [f"logit:{head}:{name}" if head else f"logit:{name}" for head in classes for name in classes[head]]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "label", "prediction", "failed", *(f"logit:{name}" for name in classes)])
-        for index, label, logits_K, failed in zip(
-            *(rows[k] for k in ("index", "label", "logits", "failed")), strict=True
+        writer.writerow(header)
+        for first, failed, logits_K in zip(
+            zip(*columns, strict=True), rows["failed"], rows["logits"], strict=True
         ):
-            prediction = "" if failed else classes[logits_K.argmax()]
-            values = [""] * len(classes) if failed else [f"{value:.6g}" for value in logits_K]
-            writer.writerow([ids[index], classes[label], prediction, int(failed), *values])
+            writer.writerow([*first, int(failed), *("" if failed else f"{value:.6g}" for value in logits_K)])
 
 
 def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
@@ -183,6 +212,7 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     given = {
         key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in given.items()
     }
+    only_ours({key: value for key, value in metadata.config["data"].items() if key not in given})
     return metadata.config["data"] | given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
 
 
@@ -275,6 +305,8 @@ def check(cfg: DictConfig) -> None:
         problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
         if data.crop > data.short_side:
             problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
+    if cfg.recipe.scale_lr not in (None, *recipe.SCALES):
+        problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
         problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
     if cfg.init.path is not None and not Path(cfg.init.path).is_file():

@@ -1,6 +1,6 @@
 """One training step, top to bottom: uint8 clips -> normalise -> mix -> logits -> loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -23,7 +23,7 @@ class VideoClassification(L.LightningModule):
 
     Args:
         net: the model; takes [B, C, T, H, W].
-        classes: names, in the order of the logits.
+        classes: names in the order of the logits, by head; "" is a single head's.
         mean, std: of the normalisation, per channel, for pixels in 0 .. 1.
         optimizer: from parameter groups to an optimizer; its `lr` is the base learning rate.
         weight_decay: of the matrices.
@@ -38,7 +38,7 @@ class VideoClassification(L.LightningModule):
     def __init__(
         self,
         net: ViViT,
-        classes: Sequence[str],
+        classes: Mapping[str, Sequence[str]],
         mean: Sequence[float],
         std: Sequence[float],
         *,
@@ -54,7 +54,8 @@ class VideoClassification(L.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.classes = tuple(classes)
+        self.classes = {head: tuple(names) for head, names in classes.items()}
+        self.heads = {head: len(names) for head, names in self.classes.items()}
         self.optimizer, self.weight_decay = optimizer, weight_decay
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.label_smoothing, self.mixup, self.cutmix, self.seed = label_smoothing, mixup, cutmix, seed
@@ -73,17 +74,34 @@ class VideoClassification(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
-        loss = F.cross_entropy(self.net(video_BCTHW), target, label_smoothing=self.label_smoothing)
+        loss = self.loss(self.logits(video_BCTHW), target)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the net sees, [B, C, T, H, W], and its targets: class ids [B], or after mixing shares [B, K]."""
+        """What the net sees, [B, C, T, H, W], and its targets: ids [B, heads], or after mixing shares [B, K]."""
         video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
         if self.mixup or self.cutmix:
-            video_BTCHW, target = mix_batch(video_BTCHW, target, len(self.classes), self.mixup, self.cutmix)
+            video_BTCHW, target = mix_batch(
+                video_BTCHW, target, list(self.heads.values()), self.mixup, self.cutmix
+            )
         return video_BTCHW.transpose(1, 2), target
+
+    def logits(self, video_BCTHW: Tensor) -> Tensor:
+        """[B, K], those of several heads side by side."""
+        logits = self.net(video_BCTHW)
+        return logits if isinstance(logits, Tensor) else torch.cat(list(logits.values()), dim=1)
+
+    def loss(self, logits_BK: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy, the mean over the heads."""
+        pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
+        losses = [F.cross_entropy(logits, t, label_smoothing=self.label_smoothing) for logits, t in pairs]
+        return torch.stack(losses).mean()
+
+    def by_head(self, target: Tensor) -> Sequence[Tensor]:
+        """Each head's class ids [B] or shares [B, classes] of `training_input`'s targets."""
+        return target.split(list(self.heads.values()), dim=1) if target.is_floating_point() else target.unbind(1)
 
     def normalise(self, video_uint8: Tensor) -> Tensor:
         return (video_uint8.to(self.mean.dtype) - self.mean) / self.std
@@ -92,7 +110,7 @@ class VideoClassification(L.LightningModule):
         """One row per video; logits are averaged over its views, [B, V, T, C, H, W]."""
         B, V = batch["video"].shape[:2]
         video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
-        logits_BK = self.net(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
+        logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
         self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -102,7 +120,10 @@ class VideoClassification(L.LightningModule):
         self.score_views(batch)
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in score(self.table.compute()).items():
+        scores = score(self.table.compute(), self.heads)
+        if len(self.heads) > 1:  # what the best checkpoint is chosen by, under the name it has everywhere
+            scores["top1"] = scores["action_top1"]
+        for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == "top1")
         self.table.reset()
 

@@ -1,12 +1,26 @@
 """All frames of a clip go through the same draw, draws are functions of their key, and none leaves its range."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vivit_train.data.augment import TrainTransform, crop_views, jitter_colors, mix_batch, mix_seed, seeded
+from vivit_train.data.augment import (
+    TrainTransform,
+    crop_views,
+    jitter_colors,
+    mirrored_classes,
+    mix_batch,
+    mix_seed,
+    seeded,
+)
+
+Transform = Callable[[Tensor], Tensor]
 
 
 def transform(
@@ -16,8 +30,13 @@ def transform(
     flip: float = 0.0,
     color_jitter: float = 0.0,
     randaugment: tuple[int, int] | None = None,
-) -> TrainTransform:
-    return TrainTransform(crop, short_side, False, scale_jitter, flip, color_jitter, randaugment)
+    random_erasing: float = 0.0,
+    strong_color: bool = False,
+) -> Transform:
+    apply = TrainTransform(
+        crop, short_side, False, scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color
+    )
+    return lambda clip: apply(clip)[0]
 
 
 def still(height: int = 32, width: int = 48, frames: int = 4) -> Tensor:
@@ -44,6 +63,8 @@ EVERYTHING = {
     "flip": transform(flip=0.5),
     "color": transform(color_jitter=0.8),
     "randaugment": transform(randaugment=(2, 15)),
+    "strong color": transform(color_jitter=1.0, strong_color=True),
+    "erasing": transform(random_erasing=0.9),
     "all": transform(scale_jitter=(0.9, 1.33), flip=0.5, color_jitter=0.8, randaugment=(2, 20)),
 }
 
@@ -90,7 +111,7 @@ def test_seeds_are_well_mixed() -> None:
     assert mix_seed(1, 2) == mix_seed(1, 2)
 
 
-def boxes(apply: TrainTransform, height: int, width: int) -> Tensor:
+def boxes(apply: Transform, height: int, width: int) -> Tensor:
     """Of 300 draws: left, right, top and bottom of the crop in the source, in pixels, measured on the picture."""
     rows = []
     for clip in draws(lambda: apply(ruler(height, width)), 300):
@@ -143,8 +164,16 @@ def test_a_box_larger_than_the_picture_is_the_picture() -> None:
 
 @pytest.mark.parametrize(("probability", "flipped"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
 def test_flips_are_as_frequent_as_asked(probability: float, flipped: set[bool]) -> None:
-    clips = list(draws(lambda: transform(flip=probability)(ruler(32, 48))))
+    apply, said = TrainTransform(24, 32, False, None, probability, 0.0, None), []
+
+    def draw() -> Tensor:
+        clip, was_flipped = apply(ruler(32, 48))
+        said.append(was_flipped)
+        return clip
+
+    clips = list(draws(draw))
     found = [bool(clip[0, 0, 0, 0] > clip[0, 0, 0, -1]) for clip in clips]
+    assert found == said
     assert set(found) == flipped
     if len(flipped) == 2:
         assert 30 < sum(found) < 70
@@ -176,6 +205,15 @@ def test_colour_jitter_stays_in_its_range() -> None:
     assert min(int(out.min()) for out in draws(lambda: jitter_colors(white))) in range(223, 231)
 
 
+def test_strong_colour_jitter_is_stronger() -> None:
+    noise = still(frames=1)
+    clips = list(draws(lambda: transform(32, 32, color_jitter=1.0, strong_color=True)(noise)))
+    assert 18 <= sum(torch.equal(out[:, 0], out[:, 2]) for out in clips) <= 45  # grey: 30 %
+    weaker = list(draws(lambda: transform(32, 32, color_jitter=1.0)(noise)))
+    spread = [torch.stack([clip.float().mean() for clip in outs]).std() for outs in (clips, weaker)]
+    assert spread[0] > 1.5 * spread[1]
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (48, 32), (32, 32)])
 @pytest.mark.parametrize("crop", [32, 24])
 def test_views_are_left_centre_right_or_top_centre_bottom(height: int, width: int, crop: int) -> None:
@@ -202,7 +240,7 @@ def test_views_of_a_small_video_show_the_same_part() -> None:
 def clips_to_mix(batch: int = 6) -> tuple[Tensor, Tensor]:
     """Each clip is its own constant, so that a mixed pixel says what it is made of."""
     video = torch.arange(1.0, batch + 1).view(-1, 1, 1, 1, 1).expand(-1, 4, 3, 16, 16).clone()
-    return video, torch.arange(batch)
+    return video, torch.arange(batch)[:, None]
 
 
 def test_mixup_mixes_pixels_and_targets_by_the_same_lambda() -> None:
@@ -210,7 +248,7 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_lambda() -> None:
     lambdas = []
     for key in range(50):
         with seeded(key):
-            mixed, target = mix_batch(video, label, 8, mixup=0.8, cutmix=0)
+            mixed, target = mix_batch(video, label, [8], mixup=0.8, cutmix=0)
         assert type(mixed) is Tensor
         torch.testing.assert_close(target.sum(1), torch.ones(6))
         lam = target[0, 0]
@@ -228,7 +266,7 @@ def test_cutmix_pastes_one_box_into_every_frame_and_counts_its_area() -> None:
     pasted_somewhere = 0
     for key in range(50):
         with seeded(key):
-            mixed, target = mix_batch(video, label, 8, mixup=0, cutmix=1.0)
+            mixed, target = mix_batch(video, label, [8], mixup=0, cutmix=1.0)
         foreign = mixed != video
         assert torch.equal(mixed, torch.where(foreign, torch.roll(video, 1, 0), video))
         assert torch.equal(foreign, foreign[:1, :1, :1].expand_as(foreign))  # same box for clips, frames, channels
@@ -246,7 +284,7 @@ def test_where_both_are_on_each_comes_up() -> None:
     kinds = []
     for key in range(60):
         with seeded(key):
-            mixed, _ = mix_batch(video, label, 8, mixup=0.8, cutmix=1.0)
+            mixed, _ = mix_batch(video, label, [8], mixup=0.8, cutmix=1.0)
         whole_numbers = bool((mixed == mixed.round()).all())
         kinds.append(whole_numbers)
     assert 15 < sum(kinds) < 45
@@ -254,8 +292,76 @@ def test_where_both_are_on_each_comes_up() -> None:
 
 def test_soft_targets_of_clips_of_one_class_stay_hard() -> None:
     video, _ = clips_to_mix()
-    _, target = mix_batch(video, torch.full((6,), 3), 5, mixup=0.8, cutmix=0)
+    _, target = mix_batch(video, torch.full((6, 1), 3), [5], mixup=0.8, cutmix=0)
     torch.testing.assert_close(target, torch.eye(5)[3].expand(6, -1))
+
+
+def test_several_heads_are_mixed_alike() -> None:
+    video, _ = clips_to_mix()
+    label_BH = torch.stack([torch.arange(6) % 4, torch.arange(6).flip(0)], dim=1)
+    with seeded(3):
+        mixed, target = mix_batch(video, label_BH, [4, 6], mixup=0.8, cutmix=0)
+    share = float(mixed[1, 0, 0, 0, 0]) - 1  # of clip 1 in itself, mixed with clip 0
+    verb, noun = target.split([4, 6], dim=1)
+    torch.testing.assert_close(verb[1], share * torch.eye(4)[1] + (1 - share) * torch.eye(4)[0])
+    torch.testing.assert_close(noun[1], share * torch.eye(6)[4] + (1 - share) * torch.eye(6)[5])
+
+
+def test_erasing_blackens_one_rectangle_as_often_as_asked() -> None:
+    white = torch.full((3, 3, 24, 24), 255, dtype=torch.uint8)
+    black = [clip == 0 for clip in draws(lambda: transform(24, 24, random_erasing=0.25)(white))]
+    assert 12 <= sum(bool(mask.any()) for mask in black) <= 38
+    for mask in black:
+        box = mask[0, 0]
+        assert torch.equal(mask, box.expand_as(mask))
+        assert box.sum() == box.any(0).sum() * box.any(1).sum()
+
+
+@pytest.mark.parametrize(
+    ("names", "mirrored"),
+    [
+        (["swipe_left", "swipe_right", "wave"], [1, 0, 2]),
+        (["Swiping Right", "Swiping Left"], [1, 0]),
+        (["from left to right", "from right to left"], [1, 0]),
+        (["TurnLeft", "TurnRight", "Leftovers", "Rightovers"], [1, 0, 2, 3]),
+        (["stand upright", "stand upleft"], [0, 1]),  # no sides
+        (["pulling it right out", "leave"], [0, 1]),  # no class "pulling it left out"
+    ],
+)
+def test_classes_in_a_mirror(names: list[str], mirrored: list[int]) -> None:
+    assert mirrored_classes(names).tolist() == mirrored
+
+
+def test_the_mirrored_classes_of_something_something(shared: Path) -> None:
+    labels = json.loads((shared / "annotations/ssv2/labels.json").read_text())
+    names = sorted(labels, key=lambda name: int(labels[name]))
+    mirrored = mirrored_classes(names).tolist()
+    pairs = {(names[i], names[j]) for i, j in enumerate(mirrored) if i < j}
+    assert pairs == {
+        ("Pulling something from left to right", "Pulling something from right to left"),
+        ("Pushing something from left to right", "Pushing something from right to left"),
+        ("Turning the camera left while filming something", "Turning the camera right while filming something"),
+    }
+    assert [mirrored[i] for i in mirrored] == list(range(174))  # twice is the class itself
+    sided = [i for i, name in enumerate(names) if re.search(r"\b(left|right)\b", name)]
+    assert [names[i] for i in sided if mirrored[i] == i] == [
+        "Plugging something into something but pulling it right out as you remove your hand"
+    ]
+
+
+def test_views_are_huggingfaces_pictures(shared: Path) -> None:
+    with np.load(shared / "goldens/huggingface/processor.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    names = {name.split("/")[0] for name in arrays}
+    assert len(names) == 5
+    for name in names:
+        video = torch.from_numpy(arrays[f"{name}/input"]).permute(0, 3, 1, 2)
+        (view,) = crop_views(video, 224, short_side=256, squash=False, crops=1)
+        expected = torch.from_numpy(arrays[f"{name}/resized256_crop224_uint8"])[0]
+        assert (view.int() - expected.int()).abs().max() <= 1, name  # they round twice, in PIL
+        normalised = (view.float() - 127.5) / 127.5  # as task.py does with mean = std = 0.5
+        zero_center = torch.from_numpy(arrays[f"{name}/zero_center"])[0]
+        torch.testing.assert_close(normalised, zero_center, atol=1.01 / 127.5, rtol=0)
 
 
 def test_squash_keeps_what_a_crop_would_cut_off() -> None:
@@ -266,4 +372,4 @@ def test_squash_keeps_what_a_crop_would_cut_off() -> None:
     assert cropped.max() == 0
     assert whole[..., 0].min() > 200
     assert whole[..., -1].min() > 200
-    assert TrainTransform(24, 24, True, None, 0, 0, None)(video).equal(whole)
+    assert TrainTransform(24, 24, True, None, 0, 0, None)(video)[0].equal(whole)

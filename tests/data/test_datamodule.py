@@ -59,10 +59,10 @@ def broken(tmp_path: Path) -> Path:
 def manifest(*paths: Path) -> Manifest:
     """Clip i is of class i."""
     names = np.array([str(path) for path in paths])
-    return Manifest(paths=names, labels=np.arange(len(paths)), ids=names)
+    return Manifest(paths=names, labels=np.arange(len(paths))[:, None], ids=names)
 
 
-def train_clips(*paths: Path, transform: Any = lambda x: x, **kwargs: Any) -> TrainClips:
+def train_clips(*paths: Path, transform: Any = lambda x: (x, False), **kwargs: Any) -> TrainClips:
     settings: dict[str, Any] = {"frames": 8, "stride": 2, "fps": None, "short_side": SIDE, "seed": 0}
     return TrainClips(manifest(*paths), transform, **settings | kwargs)
 
@@ -164,7 +164,7 @@ def test_training_clips_are_the_frames_they_say(video: Path) -> None:
         torch.testing.assert_close(
             sample["times_s"], sample["frame_numbers"] / 30, atol=1e-6, rtol=0, check_dtype=False
         )
-        assert (sample["label"], sample["index"], sample["errors"]) == (1, 1, [])
+        assert (sample["label"].tolist(), sample["index"], sample["errors"]) == ([1], 1, [])
         assert (sample["video"].shape, sample["video"].dtype) == ((8, 3, SIDE, SIDE), torch.uint8)
         first_frames.add(shown[0])
     assert len(first_frames) > 3
@@ -194,7 +194,7 @@ def test_a_bad_video_is_replaced_and_reported(video: Path, broken: Path) -> None
     dataset = train_clips(broken, video, video)
     for epoch in range(5):
         sample = dataset[epoch, 0, 0]
-        assert sample["index"] == sample["label"] in (1, 2)
+        assert sample["index"] == sample["label"].item() in (1, 2)
         assert numbers(sample["video"]) == sample["frame_numbers"].tolist()
         assert {(row, path) for row, path, _ in sample["errors"]} == {(0, str(broken))}
         assert all(reason for _, _, reason in sample["errors"])
@@ -215,6 +215,45 @@ def test_where_nothing_can_be_read_the_errors_come_back(broken: Path, video: Pat
     assert batch["errors"]
 
 
+def test_a_flipped_clip_has_its_mirrored_label(video: Path) -> None:
+    def flip(clip: Tensor) -> tuple[Tensor, bool]:
+        return clip, bool(torch.rand(()) < 0.5)
+
+    mirrored = [np.array([1, 0, 2])]
+    dataset = train_clips(video, video, video, transform=flip, mirrored=mirrored)
+    labels = [[int(dataset[epoch, 0, row]["label"]) for epoch in range(12)] for row in range(3)]
+    assert [set(found) for found in labels] == [{0, 1}, {0, 1}, {2}]
+    plain = train_clips(video, video, video, transform=flip)
+    assert {int(plain[epoch, 0, 0]["label"]) for epoch in range(12)} == {0}
+    assert videos_to_test(video)[0]["label"].tolist() == [0]
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_clip_of_a_longer_video_stays_in_its_span(video: Path, side: str) -> None:
+    spans = np.array([[0.0, 0.4], [0.5, 1.1], [1.3, 9.0], [7.0, 8.0]])  # the video shows 40 frames in 1.33 s
+    expected = [range(12), range(15, 33), range(39, 40)]
+    table = Manifest(np.array([str(video)] * 4), np.zeros((4, 1), np.int64), np.array(list("abcd")), spans)
+    settings: dict[str, Any] = {"frames": 4, "stride": 1, "fps": None, "short_side": SIDE, "seed": 0}
+    clips = TrainClips(table, lambda x: (x, False), **settings)
+    videos = TestVideos(table, **settings, crop=SIDE, views=(3, 1))
+    for row, frames in enumerate(expected):
+        seen = []
+        if side == "train":
+            for epoch in range(20):
+                sample = clips[epoch, 0, row]
+                assert sample["frame_numbers"].tolist() == numbers(sample["video"])
+                seen += numbers(sample["video"])
+        else:
+            for view in videos[row]["video"]:
+                seen += numbers(view)
+        assert set(seen) <= set(frames)
+        assert len(set(seen)) >= len(frames) / 2
+        if side == "test":  # its views reach both ends
+            assert (min(seen), max(seen)) == (frames[0], frames[-1])
+    errors = (clips[0, 0, 3] if side == "train" else videos[3])["errors"]
+    assert "shows no frame from 7.00 s to 8.00 s; its last one is at 1.30 s" in errors[0][2]
+
+
 # what a test sample is
 
 
@@ -233,7 +272,7 @@ def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
 def test_one_view_is_the_centre_clip(video: Path) -> None:
     sample = videos_to_test(video, video)[1]
     assert [numbers(view) for view in sample["video"]] == [clip.centre_clip(FRAMES, 8, 2.0).tolist()]
-    assert (sample["label"], sample["index"]) == (1, 1)
+    assert (sample["label"].tolist(), sample["index"]) == ([1], 1)
 
 
 def test_frames_can_be_put_in_another_order(video: Path) -> None:
@@ -263,7 +302,7 @@ def test_a_bad_test_video_stays_a_row_that_failed(video: Path, broken: Path) -> 
     dataset = videos_to_test(broken, video, views=(2, 3), crop=64)
     sample = dataset[0]
     assert sample["failed"] is True
-    assert (sample["label"], sample["index"]) == (0, 0)
+    assert (sample["label"].tolist(), sample["index"]) == ([0], 0)
     assert sample["errors"][0][:2] == (0, str(broken))
     assert not sample["video"].any()
     batch = collate([sample, dataset[1]])  # both have one shape
@@ -298,7 +337,7 @@ def fit(folder: Path, **kwargs: Any) -> tuple[VideoDataModule, dict[str, float]]
     }
     data = VideoDataModule("test", str(folder), read_folder, **settings | kwargs)
     net = ViViT("vivit_fe", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2, temporal_depth=1)
-    task = VideoClassification(net, ["down", "up"], [0.5] * 3, [0.5] * 3, total_steps=4)
+    task = VideoClassification(net, {"": ["down", "up"]}, [0.5] * 3, [0.5] * 3, total_steps=4)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -352,6 +391,25 @@ def test_training_without_any_readable_video_stops_whatever_the_budget(folder: P
         path.write_bytes(b"no video at all")
     with pytest.raises(UserError, match="training videos cannot be read"):
         fit(folder, max_bad_fraction=1.0)
+
+
+def test_flips_that_would_turn_left_into_right_are_pointed_out(folder: Path) -> None:
+    for split in ("train", "val"):
+        (folder / split / "up").rename(folder / split / "go right")
+        (folder / split / "down").rename(folder / split / "go left")
+
+    def data(**kwargs: Any) -> VideoDataModule:
+        return VideoDataModule("test", str(folder), read_folder, **kwargs)
+
+    notice = data().flip_notice()
+    assert notice is not None
+    assert "'go left' look like 'go right': data.mirror_labels=true" in notice
+    assert data(flip=0.0).flip_notice() is None
+    assert data(mirror_labels=True).flip_notice() is None
+    mirrored = data(mirror_labels=True).mirrored
+    assert mirrored is not None
+    assert [ids.tolist() for ids in mirrored] == [[1, 0]]
+    assert data().mirrored is None
 
 
 def test_a_split_that_is_not_there_is_named(folder: Path) -> None:

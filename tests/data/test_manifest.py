@@ -1,46 +1,16 @@
-import csv
 import os
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import error, has, rows, touch, write
 
-from vivit_train.data.manifest import Manifest, Splits, read_csv, read_folder, read_kinetics
-from vivit_train.errors import UserError
-
-
-def touch(root: Path, *paths: str) -> None:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
-def write(file: Path, *lines: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return file
-
-
-def rows(manifest: Manifest) -> list[tuple[str, int]]:
-    return list(zip(manifest.ids.tolist(), manifest.labels.tolist(), strict=True))
-
-
-def error(read: Callable[[], Splits]) -> str:
-    with pytest.raises(UserError) as caught:
-        read()
-    return str(caught.value)
-
-
-def has(text: str, *parts: str) -> bool:
-    missing = [part for part in parts if part not in text]
-    assert not missing, f"{missing} not in:\n{text}"
-    return True
-
+from vivit_train.data.manifest import Splits, read_csv, read_folder
 
 # ---- folder
 
@@ -55,7 +25,7 @@ def split_tree(tmp_path: Path) -> Path:
 
 def test_folder_reads_split_folders(split_tree: Path) -> None:
     splits = read_folder(split_tree)
-    assert splits.classes == ("run", "walk")
+    assert splits.classes[""] == ("run", "walk")
     assert rows(splits.train) == [("train/run/a.mp4", 0), ("train/run/day 1/b.AVI", 0), ("train/walk/c.webm", 1)]
     assert rows(splits.val) == [("val/run/d.mkv", 0), ("val/walk/e.3gp", 1)]
     assert splits.test is None
@@ -87,9 +57,9 @@ def test_folder_splits_by_class(tmp_path: Path) -> None:
     sizes = {"one": 1, "two": 2, "ten": 10, "many": 101}
     touch(tmp_path, *(f"{name}/{i}.mp4" for name, size in sizes.items() for i in range(size)))
     splits = read_folder(tmp_path, val_percent=20, seed=3)
-    assert splits.classes == ("many", "one", "ten", "two")
-    assert np.bincount(splits.val.labels).tolist() == [20, 0, 2, 1]
-    assert np.bincount(splits.train.labels).tolist() == [81, 1, 8, 1]
+    assert splits.classes[""] == ("many", "one", "ten", "two")
+    assert np.bincount(splits.val.labels[:, 0]).tolist() == [20, 0, 2, 1]
+    assert np.bincount(splits.train.labels[:, 0]).tolist() == [81, 1, 8, 1]
     assert has(splits.source, str(tmp_path), "20%", "seed 3")
     assert has(splits.summary(), "val has no clips of 1 of 4 classes: one", splits.source)
 
@@ -98,8 +68,8 @@ def test_every_class_keeps_a_clip_on_each_side_at_any_percentage(tmp_path: Path)
     touch(tmp_path, *(f"{'abc'[i % 3]}/{i}.mp4" for i in range(18)))
     for percent in (0.1, 5, 37.5, 50, 99, 99.9):
         splits = read_folder(tmp_path, val_percent=percent)
-        assert np.bincount(splits.train.labels, minlength=3).min() >= 1
-        assert np.bincount(splits.val.labels, minlength=3).min() >= 1
+        assert np.bincount(splits.train.labels[:, 0], minlength=3).min() >= 1
+        assert np.bincount(splits.val.labels[:, 0], minlength=3).min() >= 1
         assert set(splits.train.ids) | set(splits.val.ids) == {f"{'abc'[i % 3]}/{i}.mp4" for i in range(18)}
         assert not set(splits.train.ids) & set(splits.val.ids)
 
@@ -126,7 +96,7 @@ def test_split_is_fixed_for_ever(tmp_path: Path) -> None:
 
 def test_folder_named_train_may_be_a_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/a.mp4", "train/b.mp4", "tram/c.mp4", "tram/d.mp4")
-    assert read_folder(tmp_path).classes == ("train", "tram")
+    assert read_folder(tmp_path).classes[""] == ("train", "tram")
 
 
 def test_folder_errors(tmp_path: Path) -> None:
@@ -202,7 +172,7 @@ def test_csv_reads_every_form_alike(
         text = "\ufeff" * ids + newline.join([*lines, "", ""])
         (csv_tree / f"{name}.csv").write_bytes(text.encode())
     splits = read(csv_tree)
-    assert splits.classes == (("0", "1") if ids else ("hug", "kick"))
+    assert splits.classes[""] == (("0", "1") if ids else ("hug", "kick"))
     assert rows(splits.train) == [(path, int(IDS[label])) for path, label in TRAIN]
     assert rows(splits.val) == [(path, int(IDS[label])) for path, label in VAL]
     assert splits.train.paths[0] == str(csv_tree / "hug/a 1.avi")
@@ -213,7 +183,7 @@ def test_csv_labels_with_spaces_commas_and_quotes(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", 'd"x.mp4')
     lines = ['a.mp4,"push, then pull"', "b.mp4,air drumming", 'c.mp4 say ""', '"d""x.mp4" 2nd try']
     write_csv(tmp_path, [*lines[:2], 'c.mp4 "say ""hi"""', lines[3]], ["a.mp4 air drumming"])
-    assert read(tmp_path).classes == ("2nd try", "air drumming", "push, then pull", 'say "hi"')
+    assert read(tmp_path).classes[""] == ("2nd try", "air drumming", "push, then pull", 'say "hi"')
 
 
 def test_csv_paths_outside_root_and_repeats(csv_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -245,18 +215,18 @@ def test_csv_finds_annotation_files(csv_tree: Path, monkeypatch: pytest.MonkeyPa
 def test_csv_class_names(csv_tree: Path) -> None:
     write_csv(csv_tree, ["hug/b.avi 0", "kick/c.avi 1"])
     write(csv_tree / "classes.txt", "hugging", "kicking", "", "")
-    assert read(csv_tree).classes == ("hugging", "kicking")
+    assert read(csv_tree).classes[""] == ("hugging", "kicking")
     assert str(csv_tree / "classes.txt") in read(csv_tree).source
     write(csv_tree / "map.csv", "id,name", "1,kick", '0,"hug, tight"')
-    assert read(csv_tree, classes="map.csv").classes == ("hug, tight", "kick")
+    assert read(csv_tree, classes="map.csv").classes[""] == ("hug, tight", "kick")
 
 
 def test_csv_class_file_orders_names(csv_tree: Path) -> None:
     write_csv(csv_tree, ["hug/b.avi hug", "kick/c.avi kick"], ["hug/v.avi hug"])
     write(csv_tree / "classes.txt", "kick", "hug")
     splits = read(csv_tree)
-    assert splits.classes == ("kick", "hug")
-    assert splits.train.labels.tolist() == [1, 0]
+    assert splits.classes[""] == ("kick", "hug")
+    assert splits.train.labels[:, 0].tolist() == [1, 0]
 
 
 def test_named_class_file_may_hold_empty_classes(csv_tree: Path) -> None:
@@ -394,128 +364,8 @@ def test_csv_for_evaluation_only(csv_tree: Path) -> None:
     assert "val=<file> is needed" in error(lambda: read_csv(csv_tree, train="train.csv", val=""))
     write(csv_tree / "names.txt", "hug", "kick", "push")
     splits = read_csv(csv_tree, train=None, val="val.csv", classes="names.txt")
-    assert (len(splits.train), len(splits.val), splits.classes) == (0, 2, ("hug", "kick", "push"))
+    assert (len(splits.train), len(splits.val), splits.classes[""]) == (0, 2, ("hug", "kick", "push"))
     assert "train    0 clips" in splits.summary()
-
-
-# ---- kinetics
-
-HEADER = "label,youtube_id,time_start,time_end,split,is_cc"
-K_TRAIN = [HEADER, "zumba,-abcdefghi0,3,13,train,0", '"air drumming",bbbbbbbbbb_,100,110,train,0']
-K_VAL = [HEADER[:-6], "zumba,cccccccccc0,0,10,val", "air drumming,dddddddddd0,417,427,val"]
-K_FILES = {
-    "train": ["zumba/-abcdefghi0_000003_000013.mp4", "air_drumming/bbbbbbbbbb__000100_000110.mkv"],
-    "val": ["zumba/cccccccccc0_000000_000010.webm", "air drumming/dddddddddd0_000417_000427.mp4"],
-}
-FLAT = {split: [path.split("/")[1] for path in paths] for split, paths in K_FILES.items()}
-
-
-@pytest.mark.parametrize("annotations", ["", "annotations"])
-@pytest.mark.parametrize("prefix", ["{split}", "videos/{split}", "videos", "", "{split}_256"])
-@pytest.mark.parametrize("files", [K_FILES, FLAT], ids=["by label", "flat"])
-def test_kinetics_trees(tmp_path: Path, annotations: str, prefix: str, files: dict[str, list[str]]) -> None:
-    write(tmp_path / annotations / "train.csv", *K_TRAIN)
-    write(tmp_path / annotations / "val.csv", *K_VAL)
-    paths = {split: [tmp_path / prefix.format(split=split) / path for path in files[split]] for split in files}
-    touch(Path("/"), *(str(path) for split in paths for path in paths[split]))
-    splits = read_kinetics(tmp_path)
-    assert splits.classes == ("air drumming", "zumba")
-    assert rows(splits.train) == [("-abcdefghi0", 1), ("bbbbbbbbbb_", 0)]
-    assert splits.train.paths.tolist() == list(map(str, paths["train"]))
-    assert splits.val.paths.tolist() == list(map(str, paths["val"]))
-    assert splits.notices == ()
-
-
-def kinetics(root: Path, *, train: Sequence[str] = K_TRAIN, val: Sequence[str] = K_VAL) -> Path:
-    write(root / "train.csv", *train)
-    write(root / "val.csv", *val)
-    touch(root, *(f"{split}/{path}" for split, paths in K_FILES.items() for path in paths))
-    return root
-
-
-def test_kinetics_takes_the_first_of_several_copies(tmp_path: Path) -> None:
-    touch(kinetics(tmp_path), "train/again/-abcdefghi0_000003_000013.mp4", "val/x/-abcdefghi0_000003_000013.mp4")
-    assert read_kinetics(tmp_path).train.paths[0] == str(tmp_path / "train/again/-abcdefghi0_000003_000013.mp4")
-
-
-def test_kinetics_missing_videos(tmp_path: Path) -> None:
-    kinetics(tmp_path, train=[*K_TRAIN, "zumba,eeeeeeeeee0,1,11,train,0"])
-    expected = ["train.csv: 2 of 3 videos found", str(tmp_path / "train/eeeeeeeeee0_000001_000011.mp4")]
-    text = error(lambda: read_kinetics(tmp_path))
-    assert has(text, *expected, "max_missing is 0.1", f"in {tmp_path}:", "train/**/<youtube_id>")
-    splits = read_kinetics(tmp_path, max_missing=0.5)
-    assert len(splits.train) == 2
-    assert has(splits.notices[0], *expected)
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        "zumba,eeeeeeeeee0,1,11,train",
-        "zumba,eeeeeeeeee0,1.5,11,train,0",
-        ",eeeeeeeeee0,1,11,train,0",
-        '"zumba,e,1,11',
-    ],
-)
-def test_kinetics_malformed_row(tmp_path: Path, row: str) -> None:
-    kinetics(tmp_path, train=[*K_TRAIN, "", row, K_TRAIN[1]])
-    assert has(
-        error(lambda: read_kinetics(tmp_path)), f"{tmp_path}/train.csv:5: {row!r}", "rows (1)", "whole seconds"
-    )
-
-
-def test_kinetics_header_and_labels(tmp_path: Path) -> None:
-    kinetics(tmp_path, val=["youtube_id,time_start,time_end,split", "cccccccccc0,0,10,test"])
-    text = error(lambda: read_kinetics(tmp_path))
-    assert has(text, f"{tmp_path}/val.csv:1: no column label", "label,youtube_id,time_start", "cannot be scored")
-    kinetics(tmp_path, val=[K_VAL[0], "yoga,cccccccccc0,0,10,val"])
-    assert has(error(lambda: read_kinetics(tmp_path)), "val.csv:2: unknown label 'yoga'", "air drumming, zumba")
-    (tmp_path / "val.csv").unlink()
-    assert has(error(lambda: read_kinetics(tmp_path)), "no val file val.csv", "train.csv", "**/<youtube_id>")
-    (tmp_path / "val.csv").touch()
-    assert has(error(lambda: read_kinetics(tmp_path)), "val.csv:1: no column label")
-
-
-def test_kinetics_shared_videos(tmp_path: Path) -> None:
-    kinetics(tmp_path, val=[*K_VAL, "zumba,-abcdefghi0,3,13,val"])
-    touch(tmp_path, "val/-abcdefghi0_000003_000013.mp4")
-    assert "train and val share 1 clips: -abcdefghi0" in read_kinetics(tmp_path).summary()
-
-
-@pytest.mark.parametrize("labels", ["kinetics_400_labels.csv", "label_map_k400.txt"])
-def test_real_kinetics_400(shared: Path, tmp_path: Path, labels: str) -> None:
-    folder = shared / "annotations/kinetics400"
-    with (folder / "kinetics-400_val.csv").open(newline="") as file:
-        listed = [
-            (row["label"], f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4")
-            for row in csv.DictReader(file)
-        ]
-    assert len(listed) == 19_906
-    for label in {label for label, _ in listed}:
-        (tmp_path / "videos" / label.replace(" ", "_")).mkdir(parents=True)
-    for label, name in listed:
-        (tmp_path / "videos" / label.replace(" ", "_") / name).touch()
-
-    val = folder / "kinetics-400_val.csv"
-    splits = read_kinetics(tmp_path, train=val, val=val)
-    assert (len(splits.train), len(splits.classes)) == (19_906, 400)
-    assert splits.classes == tuple((folder / "label_map_k400.txt").read_text().splitlines())
-    assert len(splits.notices) == 1  # train and val are the same
-    assert "share 19906 clips" in splits.notices[0]
-
-    # either published map gives the same ids, though one of them writes nine names without parentheses
-    by_map = read_kinetics(tmp_path, train=None, val=val, classes=folder / labels)
-    assert len(by_map.classes) == 400
-    assert (by_map.val.labels == splits.val.labels).all()
-    assert by_map.notices == ()
-
-
-def test_real_kinetics_with_quotes_and_without_labels(shared: Path, tmp_path: Path) -> None:
-    tiny = shared / "annotations/mini_kinetics/tiny_train.csv"
-    text = error(lambda: read_kinetics(tmp_path, train=tiny, val=tiny))
-    assert has(text, "0 of 400 videos found", "_4YTwq0-73Y_000044_000054.mp4")
-    unlabelled = shared / "annotations/kinetics400/kinetics-400_test.head200.csv"
-    assert has(error(lambda: read_kinetics(tmp_path, train=tiny, val=tiny, test=unlabelled)), "no column label")
 
 
 # ---- all
@@ -524,14 +374,14 @@ def test_real_kinetics_with_quotes_and_without_labels(shared: Path, tmp_path: Pa
 def test_real_ut_interaction(shared: Path) -> None:
     splits = read_csv(shared / "videos/ut_interaction", train="train.csv", val="test.csv")
     assert (len(splits.train), len(splits.val)) == (83, 37)
-    assert splits.classes == ("hug", "kick", "point", "punch", "push", "shake_hands")
+    assert splits.classes[""] == ("hug", "kick", "point", "punch", "push", "shake_hands")
     assert splits.notices == ()
     for split in (splits.train, splits.val):
-        assert [splits.classes[label] for label in split.labels] == [
+        assert [splits.classes[""][label] for label in split.labels[:, 0]] == [
             clip_id.split("/")[0] for clip_id in split.ids
         ]
     folder = read_folder(shared / "videos/ut_interaction")
-    assert folder.classes == splits.classes
+    assert folder.classes[""] == splits.classes[""]
     assert len(folder.train) + len(folder.val) == 120
 
 
@@ -581,16 +431,9 @@ def test_speed(tmp_path: Path, count: int) -> None:
     assert len(read(tmp_path).train) == count
     took_csv = time.process_time() - start
 
-    k_rows = [f"{folders[i % 100]},{i:011d},{i % 300},{i % 300 + 10},train" for i in range(count)]
-    write(tmp_path / "k_train.csv", HEADER[:-6], *k_rows)
-    start = time.process_time()
-    assert len(read_kinetics(tmp_path, train="k_train.csv", val="k_train.csv").train) == count
-    took_kinetics = time.process_time() - start
-
     start = time.process_time()
     assert len(read_folder(tmp_path).train) == round(count * 0.8)
     took_folder = time.process_time() - start
-    print(f"{count} rows: csv {took_csv:.2f} s, kinetics {took_kinetics:.2f} s, folder {took_folder:.2f} s")
+    print(f"{count} rows: csv {took_csv:.2f} s, folder {took_folder:.2f} s")
     assert took_csv < 5  # processor seconds; 300,000 rows take about two
-    assert took_kinetics < 10  # the same rows twice
     assert took_folder < 5

@@ -3,12 +3,15 @@
 One draw of each random thing per clip, from torch's default generator: the caller seeds it per clip.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -36,7 +39,9 @@ def uniform(low: float, high: float) -> float:
 
 
 class TrainTransform:
-    """Scale jitter and random crop, flip, colour jitter, RandAugment: uint8 [T, C, H, W] -> [T, C, crop, crop].
+    """Scale jitter and random crop, flip, colour jitter, RandAugment, random erasing.
+
+    uint8 [T, C, H, W] -> uint8 [T, C, crop, crop], and whether it was flipped.
 
     Args:
         crop: side of the output in pixels.
@@ -45,7 +50,9 @@ class TrainTransform:
         scale_jitter: range of the factors of height and width, drawn each for itself (paper, Table 7).
         flip: probability of a horizontal flip.
         color_jitter: probability of colour jitter, as strong as the authors'.
+        strong_color: a stronger one instead.
         randaugment: number of operations and their magnitude (0 .. 30), or None.
+        random_erasing: probability that a rectangle is black, the same in all frames.
     """
 
     def __init__(
@@ -57,13 +64,17 @@ class TrainTransform:
         flip: float,
         color_jitter: float,
         randaugment: tuple[int, int] | None,
+        random_erasing: float = 0.0,
+        strong_color: bool = False,
     ) -> None:
         self.crop, self.short_side, self.squash = crop, short_side, squash
         self.scale_jitter = scale_jitter or (1.0, 1.0)
         self.flip, self.color_jitter = flip, color_jitter
+        self.jitter_colors = jitter_colors_more if strong_color else jitter_colors
         self.randaugment = v2.RandAugment(*randaugment) if randaugment else None
+        self.erase = v2.RandomErasing(random_erasing) if random_erasing else None
 
-    def __call__(self, video_TCHW: Tensor) -> Tensor:
+    def __call__(self, video_TCHW: Tensor) -> tuple[Tensor, bool]:
         height, width = video_TCHW.shape[-2:]
         # the crop's box in the source: resizing everything and cropping then gives the same but for its border
         full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.squash)
@@ -72,13 +83,16 @@ class TrainTransform:
         top = int(torch.randint(height - box_h + 1, ()))
         left = int(torch.randint(width - box_w + 1, ()))
         video = TF.resized_crop(video_TCHW, top, left, box_h, box_w, [self.crop, self.crop], antialias=True)
-        if torch.rand(()) < self.flip:
+        flipped = bool(torch.rand(()) < self.flip)
+        if flipped:
             video = TF.horizontal_flip(video)
         if torch.rand(()) < self.color_jitter:
-            video = jitter_colors(video)
+            video = self.jitter_colors(video)
         if self.randaugment is not None:
             video = self.randaugment(tv_tensors.Video(video))
-        return video.as_subclass(Tensor)
+        if self.erase is not None:
+            video = self.erase(tv_tensors.Video(video))
+        return video.as_subclass(Tensor), flipped
 
 
 def jitter_colors(video_TCHW: Tensor) -> Tensor:
@@ -91,6 +105,24 @@ def jitter_colors(video_TCHW: Tensor) -> Tensor:
     return TF.rgb_to_grayscale(video, num_output_channels=3) if torch.rand(()) < 0.1 else video
 
 
+def jitter_colors_more(video_TCHW: Tensor) -> Tensor:
+    """Brightness, contrast and saturation 0.5 .. 1.5, hue +-0.25, in a random order, after grey with probability
+    0.3 (the recipe=modern_* pages)."""
+    if torch.rand(()) < 0.3:
+        video_TCHW = TF.rgb_to_grayscale(video_TCHW, num_output_channels=3)
+    return v2.ColorJitter(0.5, 0.5, 0.5, 0.25)(tv_tensors.Video(video_TCHW))
+
+
+def mirrored_classes(names: Sequence[str]) -> NDArray[np.int64]:
+    """What each class is called in a mirror: the class with "left" and "right" exchanged where there is one, else
+    itself. Not part of another word: "upright" has no mirror image."""
+    ids = {name: i for i, name in enumerate(names)}
+    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    side = re.compile("(?<![a-zA-Z])(?:left|right)(?![a-zA-Z])|(?:Left|Right)(?![a-z])")
+    mirrored = (side.sub(lambda match: other[match[0]], name) for name in names)
+    return np.array([ids.get(name, i) for i, name in enumerate(mirrored)])
+
+
 def crop_box(height: int, width: int, crop: int, short_side: int, squash: bool) -> tuple[float, float]:
     """Height and width, in a source's pixels, of what becomes `crop` x `crop` pixels."""
     base_h, base_w = (height, width) if squash else (min(height, width),) * 2
@@ -99,30 +131,38 @@ def crop_box(height: int, width: int, crop: int, short_side: int, squash: bool) 
 
 def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, crops: int) -> list[Tensor]:
     """The test's spatial views, `crops` (1 or 3) squares along the long side: centre, or left/centre/right
-    (top/centre/bottom); each uint8 [T, C, crop, crop]."""
+    (top/centre/bottom); each uint8 [T, C, crop, crop]. The short side is resized, then cropped."""
     height, width = video_TCHW.shape[-2:]
-    box_h, box_w = (round(side) for side in crop_box(height, width, crop, short_side, squash))
-    fractions = [0.5] if crops == 1 else [0.0, 0.5, 1.0]
+    scale = short_side / min(height, width)
+    size = (
+        [short_side] * 2 if squash else [int(height * scale), int(width * scale)]
+    )  # down, as torchvision and PIL
+    video = TF.resize(video_TCHW, size, antialias=True)
+    room_y, room_x = size[0] - crop, size[1] - crop
     views = []
-    for fraction in fractions:
+    for fraction in [0.5] if crops == 1 else [0.0, 0.5, 1.0]:
         y, x = (0.5, fraction) if width >= height else (fraction, 0.5)
-        top, left = round((height - box_h) * y), round((width - box_w) * x)
-        views.append(TF.resized_crop(video_TCHW, top, left, box_h, box_w, [crop, crop], antialias=True))
+        views.append(TF.crop(video, int(room_y * y), int(room_x * x), crop, crop))
     return views
 
 
 def mix_batch(
-    video_BTCHW: Tensor, label_B: Tensor, num_classes: int, mixup: float, cutmix: float
+    video_BTCHW: Tensor, label_BH: Tensor, heads: Sequence[int], mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix (one of the two by a fair coin where both are on): the mixed batch and soft targets [B, K].
+    """Mixup or CutMix (one of the two by a fair coin where both are on), the same for all heads.
 
     Args:
+        heads: their numbers of classes.
         mixup, cutmix: alpha of the Beta distribution of the one lambda per batch; 0 switches it off.
+
+    Returns:
+        the mixed batch, and soft targets [B, K], the heads' side by side.
     """
     choices: list[v2.Transform] = []
     if mixup:
-        choices.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+        choices.append(v2.MixUp(alpha=mixup))
     if cutmix:
-        choices.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
-    video, target_BK = v2.RandomChoice(choices)(tv_tensors.Video(video_BTCHW), label_B)
+        choices.append(v2.CutMix(alpha=cutmix))
+    one_hot_BK = torch.cat([F.one_hot(label_BH[:, i], classes) for i, classes in enumerate(heads)], dim=1)
+    video, target_BK = v2.RandomChoice(choices)(tv_tensors.Video(video_BTCHW), one_hot_BK)
     return video.as_subclass(Tensor), target_BK

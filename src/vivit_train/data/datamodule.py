@@ -10,12 +10,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vivit_train.data import clip
-from vivit_train.data.augment import TrainTransform, crop_views, seeded
-from vivit_train.data.decode import probe, read_frames
+from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
+from vivit_train.data.decode import VideoInfo, probe, read_frames
 from vivit_train.data.manifest import Manifest, Splits
 from vivit_train.errors import UserError, VideoError
 
@@ -29,20 +30,25 @@ class TrainClips(Dataset[Sample]):
 
     A video that cannot be read is replaced by another, drawn at random, and named in "errors" as (row, path,
     reason); after MAX_REPLACEMENTS of them nothing but the errors comes back.
+
+    Args:
+        transform: the clip -> the augmented clip, and whether it was flipped.
+        mirrored: by head, what each class becomes in a flipped clip; None: what it was.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        transform: Callable[[Tensor], Tensor],
+        transform: Callable[[Tensor], tuple[Tensor, bool]],
         *,
+        mirrored: list[NDArray[np.int64]] | None = None,
         frames: int,
         stride: int,
         fps: float | None,
         short_side: int,
         seed: int,
     ) -> None:
-        self.manifest, self.transform = manifest, transform
+        self.manifest, self.transform, self.mirrored = manifest, transform, mirrored
         self.frames, self.stride, self.fps, self.short_side, self.seed = frames, stride, fps, short_side, seed
 
     def __getitem__(self, key: Key) -> Sample:
@@ -60,12 +66,16 @@ class TrainClips(Dataset[Sample]):
     def load(self, row: int) -> Sample:
         path = str(self.manifest.paths[row])
         info = probe(path)
+        first, num_frames = frames_of(self.manifest, row, info)
         step = clip.frame_step(self.stride, self.fps, info.fps)
-        indices = clip.random_clip(info.num_frames, self.frames, step, torch.rand(()).item())
-        video_TCHW = to_torch(read_frames(path, indices, short_side=self.short_side))
+        indices = first + clip.random_clip(num_frames, self.frames, step, torch.rand(()).item())
+        video_TCHW, flipped = self.transform(to_torch(read_frames(path, indices, short_side=self.short_side)))
+        label_H = self.manifest.labels[row]
+        if flipped and self.mirrored is not None:
+            label_H = np.array([ids[label] for ids, label in zip(self.mirrored, label_H, strict=True)])
         return {
-            "video": self.transform(video_TCHW),
-            "label": int(self.manifest.labels[row]),
+            "video": video_TCHW,
+            "label": torch.from_numpy(label_H),
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
             "times_s": torch.from_numpy(info.times_s[indices]),
@@ -114,7 +124,7 @@ class TestVideos(Dataset[Sample]):
             error = failure
         return {
             "video": video,
-            "label": int(self.manifest.labels[row]),
+            "label": torch.from_numpy(self.manifest.labels[row]),
             "index": row,
             "failed": error is not None,
             "errors": [] if error is None else [(row, error.path, error.reason)],
@@ -122,8 +132,9 @@ class TestVideos(Dataset[Sample]):
 
     def load(self, path: str, row: int) -> Tensor:
         info = probe(path)
+        first, num_frames = frames_of(self.manifest, row, info)
         step = clip.frame_step(self.stride, self.fps, info.fps)
-        clips = np.stack(clip.spread_clips(info.num_frames, self.frames, step, self.views[0]))
+        clips = first + np.stack(clip.spread_clips(num_frames, self.frames, step, self.views[0]))
         clips = self.reorder(clips, row)
         needed, place = np.unique(clips, return_inverse=True)
         decoded_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
@@ -136,6 +147,19 @@ class TestVideos(Dataset[Sample]):
         if self.order == "shuffled":
             return np.random.default_rng((self.seed, row)).permuted(clips, axis=1)
         return clips
+
+
+def frames_of(manifest: Manifest, row: int, info: VideoInfo) -> tuple[int, int]:
+    """The first frame of a manifest's clip within its video, and how many it has."""
+    if manifest.spans_s is None:
+        return 0, info.num_frames
+    start_s, end_s = manifest.spans_s[row]
+    first, end = np.searchsorted(info.times_s, (start_s, end_s)).tolist()
+    if first == end:
+        length_s = info.times_s[-1]
+        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
+        raise VideoError(str(manifest.paths[row]), reason)
+    return first, end - first
 
 
 def to_torch(frames_THWC: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
@@ -198,7 +222,8 @@ class VideoDataModule(L.LightningDataModule):
         frames, stride, fps: a clip is `frames` frames, `stride` source frames apart, or, with `fps`, so many a
             second.
         short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
-        squash, scale_jitter, flip, color_jitter, randaugment: see `TrainTransform`.
+        squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: see `TrainTransform`.
+        mirror_labels: a flipped clip of a class that has "left" or "right" in its name is one of the other class.
         global_batch: clips per optimizer step of the whole job; micro_batch: the most one device takes at once.
         num_workers: loader processes per device; "auto": as many as there are processors for.
         timeout_s: a worker that takes longer over one batch is taken for hung.
@@ -224,7 +249,10 @@ class VideoDataModule(L.LightningDataModule):
         scale_jitter: tuple[float, float] | None = None,
         flip: float = 0.5,
         color_jitter: float = 0.0,
+        strong_color: bool = False,
         randaugment: tuple[int, int] | None = None,
+        random_erasing: float = 0.0,
+        mirror_labels: bool = False,
         global_batch: int = 64,
         micro_batch: int = 8,
         num_workers: int | str = "auto",
@@ -238,7 +266,10 @@ class VideoDataModule(L.LightningDataModule):
         self.annotations = {"train": train, "val": val, "test": test}
         self.frames, self.stride, self.fps = frames, stride, fps
         self.short_side, self.crop, self.squash = short_side, crop, squash
-        self.transform = TrainTransform(crop, short_side, squash, scale_jitter, flip, color_jitter, randaugment)
+        self.transform = TrainTransform(
+            crop, short_side, squash, scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color
+        )
+        self.mirror_labels = mirror_labels
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
@@ -259,6 +290,24 @@ class VideoDataModule(L.LightningDataModule):
         per_device = self.global_batch // devices
         self.micro_batch = max(m for m in range(1, self.max_micro_batch + 1) if per_device % m == 0)
         return per_device // self.micro_batch
+
+    @property
+    def mirrored(self) -> list[NDArray[np.int64]] | None:
+        """What each class becomes in a flipped clip, by head."""
+        return [mirrored_classes(names) for names in self.splits.classes.values()] if self.mirror_labels else None
+
+    def flip_notice(self) -> str | None:
+        """A warning where flips would teach the model that left is right."""
+        if not self.transform.flip or self.mirror_labels:
+            return None
+        for names in self.splits.classes.values():
+            for i, other in enumerate(mirrored_classes(names).tolist()):
+                if i != other:
+                    advice = (
+                        "data.mirror_labels=true exchanges the labels with the flip, data.flip=0 flips nothing"
+                    )
+                    return f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}"
+        return None
 
     def clip_settings(self) -> dict[str, Any]:
         return {
@@ -295,7 +344,8 @@ class VideoDataModule(L.LightningDataModule):
             self.trainer.world_size if self.trainer else 1,
             self.seed,
         )
-        return self.loader(TrainClips(manifest, self.transform, **self.clip_settings()), batch_sampler=batches)
+        clips = TrainClips(manifest, self.transform, mirrored=self.mirrored, **self.clip_settings())
+        return self.loader(clips, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         return self.evaluation_loader(self.splits.val, views=(1, 1), order="forward")
