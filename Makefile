@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-all lint lock clean
+.PHONY: install demo test test-all lint fidelity lock clean
 
 demo: install
 	rm -rf runs/demo
@@ -16,7 +16,11 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: lint
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+
+fidelity: install # docs/fidelity.md: our numbers beside the paper's and the reference code's
+	$(BIN)/python tests/fidelity.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vivit_train.model.exchange import load_scenic
-from vivit_train.model.vivit import ModelName
+from vivit_train.data.augment import crop_views
+from vivit_train.model.exchange import load_huggingface, load_scenic, save_huggingface, to_scenic
+from vivit_train.model.pretrained import init_from_vit, read_weights
+from vivit_train.model.vivit import ModelName, ViViT
 from vivit_train.task import VideoClassification
 
 GOLDENS = Path(__file__).parent / "goldens"  # outputs of the reference code on tiny random models
@@ -21,6 +25,13 @@ MODELS: dict[str, ModelName] = {
     "factorized_encoder": "vivit_fe",
     "factorized_self_attention": "vivit_fsa",
     "factorized_dot_product": "vivit_fdp",
+}
+INITS: dict[str, tuple[ModelName, Literal["central_frame", "inflation"]]] = {
+    "init_spacetime": ("vivit_st", "central_frame"),
+    "init_spacetime_average_resize_tile": ("vivit_st", "inflation"),
+    "init_factorized_encoder": ("vivit_fe", "central_frame"),
+    "init_factorized_self_attention": ("vivit_fsa", "central_frame"),
+    "init_factorized_dot_product": ("vivit_fdp", "central_frame"),
 }
 HALF = [0.5] * 3
 Tree = dict[str, np.ndarray[Any, Any]]
@@ -32,9 +43,9 @@ def scenic(case: str) -> tuple[Tree, dict[str, Any], dict[str, Any]]:
     with np.load(GOLDENS / "scenic" / case / "golden.npz") as file:
         arrays = {name: file[name] for name in file.files}
     settings = {
-        "model": MODELS[case.removeprefix("trainstep_")],
-        "frames": config["input_shape"][1],
-        "image_size": tuple(config["input_shape"][2:4]),
+        "model": INITS[case][0] if case in INITS else MODELS[case.removeprefix("trainstep_")],
+        "frames": config.get("input_shape", [0, 6])[1],
+        "image_size": tuple(config.get("input_shape", [0, 6, 12, 12])[2:4]),
         "pool": {"token": "cls", "gap": "mean"}[config["model"]["classifier"]],
         "order": config["model"]["attention_config"].get("attention_order", "space_time"),
     }
@@ -121,6 +132,123 @@ def forward_error(case: str, dtype: torch.dtype, eager: bool = False) -> float:
         logits = net(torch.from_numpy(arrays["input/video"]).permute(0, 4, 1, 2, 3).to(dtype))
     assert isinstance(logits, Tensor)
     return largest(logits, torch.from_numpy(arrays["output/logits_f64"]))
+
+
+def huggingface_error(dtype: torch.dtype, eager: bool = False) -> float:
+    """Of the logits, against Hugging Face's in float64."""
+    net = load_huggingface(GOLDENS / "huggingface").eval().to(dtype).use_eager_attention(eager)
+    with np.load(GOLDENS / "huggingface" / "io.npz") as file, torch.no_grad():
+        logits = net(torch.from_numpy(file["pixel_values"]).transpose(1, 2).to(dtype))
+        assert isinstance(logits, Tensor)
+        return largest(logits, torch.from_numpy(file["logits_fp64"]))
+
+
+def init_error(case: str) -> float:
+    """Of all parameters after loading an image ViT, against the authors' loader where we do as it does."""
+    model, tubelet = INITS[case]
+    arrays, _, settings = scenic(case)
+    src, before, after = (part(arrays, at) for at in ("src/", "before/", "after/"))
+    net, untouched = load_scenic(before, **settings), load_scenic(before, **settings).state_dict()
+    expected = load_scenic(after, **settings).state_dict()
+    init_from_vit(net, timm_layout(src), tubelet=tubelet)
+
+    errors = []
+    for name, value in net.named_parameters():
+        if name.startswith("head."):
+            want = torch.zeros_like(value)
+        elif model == "vivit_fe" and name == "encoder.cls_token":
+            want = torch.from_numpy(src["cls"])  # their loader forgets it
+        elif "attention_time.out" in name:
+            want = torch.zeros_like(value)  # a no-op at first; they copy the spatial attention, or zero all of it
+        elif "attention_time" in name:
+            want = untouched[name]
+        else:
+            want = expected[name]
+        errors.append(largest(value, want))
+    return max(errors)
+
+
+def scenic_round_trip(case: str) -> float:
+    """Of all parameters, from the authors' tree to our model and back to a tree."""
+    arrays, _, settings = scenic(case)
+    tree = part(arrays, "params/")
+    again = to_scenic(load_scenic(tree, **settings))
+    assert set(again) == set(tree)
+    return max(float(np.abs(again[path] - value).max()) for path, value in tree.items())
+
+
+def huggingface_round_trip() -> float:
+    """Of all parameters, from Hugging Face's folder to our model, to a folder and back."""
+    net = load_huggingface(GOLDENS / "huggingface")
+    with TemporaryDirectory() as folder:
+        save_huggingface(net, folder, classes=list("abcdefghij"), mean=HALF, std=HALF, short_side=36)
+        again = load_huggingface(folder).state_dict()
+    return max(largest(value, again[name]) for name, value in net.state_dict().items())
+
+
+def processor_error(shared: Path) -> int:
+    """Of uint8 pixels after resizing and cropping, against Hugging Face's image processor, over five videos."""
+    with np.load(shared / "goldens/huggingface/processor.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    names = {name.split("/")[0] for name in arrays}
+    assert len(names) == 5
+    errors = []
+    for name in names:
+        video_TCHW = torch.from_numpy(arrays[f"{name}/input"]).permute(0, 3, 1, 2)
+        (view,) = crop_views(video_TCHW, 224, short_side=256, squash=False, crops=1)
+        theirs = torch.from_numpy(arrays[f"{name}/resized256_crop224_uint8"])[0]
+        errors.append(int((view.int() - theirs.int()).abs().max()))
+        served = torch.from_numpy(arrays[f"{name}/zero_center"])[0]
+        assert largest((theirs.float() - 127.5) / 127.5, served) < 1e-6, name  # our normalisation is theirs
+    return max(errors)
+
+
+def deit_error(shared: Path) -> float:
+    """Of the spatial encoder's cls for each tubelet, against the real DeiT-Ti's features of its central frame."""
+    weights = str(shared / "weights/deit_tiny_patch16_224.fp16.safetensors")
+    net = ViViT.from_size("vivit_fe", "Ti", num_classes=5, frames=4).eval()
+    init_from_vit(net, weights)
+    vit = timm.create_model("deit_tiny_patch16_224", pretrained=False, act_layer="gelu_tanh").eval()
+    vit.load_state_dict(read_weights(weights))
+    return cls_error(net, vit)
+
+
+def cls_error(net: ViViT, vit: nn.Module) -> float:
+    video = torch.rand(2, *net.input_shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    t = net.tubelet[0]
+    with torch.no_grad():
+        cls_BtD = net.encoder(net.embedding(video))
+        features = [vit.forward_features(video[:, :, i * t + t // 2])[:, 0] for i in range(net.grid[0])]  # type: ignore[operator]
+    return largest(cls_BtD, torch.stack(features, dim=1))
+
+
+def timm_layout(flax: Tree) -> dict[str, Tensor]:
+    """The authors' image ViT in timm's keys and layout."""
+    x = {path: torch.from_numpy(value.copy()) for path, value in flax.items()}
+    state = {
+        "cls_token": x["cls"],
+        "pos_embed": x["Transformer/posembed_input/pos_embedding"],
+        "patch_embed.proj.weight": x["embedding/kernel"].permute(3, 2, 0, 1),
+        "patch_embed.proj.bias": x["embedding/bias"],
+        "norm.weight": x["Transformer/encoder_norm/scale"],
+        "norm.bias": x["Transformer/encoder_norm/bias"],
+        "head.weight": x["output_projection/kernel"].T,
+        "head.bias": x["output_projection/bias"],
+    }
+    for i in range(sum(path.endswith("LayerNorm_0/scale") for path in x)):
+        theirs, ours = f"Transformer/encoderblock_{i}", f"blocks.{i}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_0"
+        qkv = [f"{attention}/{which}" for which in ("query", "key", "value")]
+        state[f"{ours}.attn.qkv.weight"] = torch.cat([x[f"{path}/kernel"].flatten(1).T for path in qkv])
+        state[f"{ours}.attn.qkv.bias"] = torch.cat([x[f"{path}/bias"].flatten() for path in qkv])
+        state[f"{ours}.attn.proj.weight"] = x[f"{attention}/out/kernel"].flatten(0, 1).T
+        state[f"{ours}.attn.proj.bias"] = x[f"{attention}/out/bias"]
+        for n in (0, 1):
+            state[f"{ours}.norm{n + 1}.weight"] = x[f"{theirs}/LayerNorm_{n}/scale"]
+            state[f"{ours}.norm{n + 1}.bias"] = x[f"{theirs}/LayerNorm_{n}/bias"]
+            state[f"{ours}.mlp.fc{n + 1}.weight"] = x[f"{theirs}/MlpBlock_0/Dense_{n}/kernel"].T
+            state[f"{ours}.mlp.fc{n + 1}.bias"] = x[f"{theirs}/MlpBlock_0/Dense_{n}/bias"]
+    return state
 
 
 def largest(ours: Tensor, theirs: Tensor) -> float:

@@ -26,7 +26,9 @@ from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ou
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, score
-from vivit_train.model.pretrained import IMAGENET, init_from_vit, normalisation
+from vivit_train.model.files import WEIGHT_FILES
+from vivit_train.model.initialise import initialise
+from vivit_train.model.pretrained import IMAGENET
 from vivit_train.model.vivit import SIZES, ViViT, shape_problems
 from vivit_train.pictures import Ids, confusion
 from vivit_train.task import VideoClassification
@@ -58,7 +60,7 @@ def train(cfg: DictConfig) -> float:
     rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n")
     classes = {head: list(names) for head, names in data.splits.classes.items()}
     net = build_net(cfg.model, classes)
-    mean, std = initialise(net, cfg, run_dir)
+    mean, std = fill(net, cfg, run_dir, classes)
 
     trainer = build_trainer(cfg)
     if data.global_batch % trainer.world_size:
@@ -216,18 +218,26 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     return metadata.config["data"] | given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
 
 
-def initialise(net: ViViT, cfg: DictConfig, run_dir: Path) -> tuple[list[float], list[float]]:
+def fill(
+    net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]]
+) -> tuple[list[float], list[float]]:
     """Fills the net as the `init` node says, prints the receipt, and returns the normalisation's mean and std."""
     init = cfg.init
     source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
-        say("model starts from random weights (init=imagenet or init.path=FILE start it from an image ViT)")
+        say("model starts from random weights (init=imagenet or init.path=FILE start it from others)")
     else:
-        receipt = init_from_vit(net, str(source), tubelet=init.tubelet, min_coverage=init.min_coverage)
+        receipt, statistics = initialise(
+            net,
+            str(source),
+            tubelet=init.tubelet,
+            min_coverage=init.min_coverage,
+            classes=classes,
+            frames=init.frames,
+        )
         say(receipt)
         rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n")
-        statistics = normalisation(str(source))
         if statistics is None and init.mean is None:
             say(f"what {source} was normalised with is not known: set init.mean and init.std if it was not 0.5")
     if init.mean is not None and init.std is not None:
@@ -309,7 +319,8 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
         problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
-    if cfg.init.path is not None and not Path(cfg.init.path).is_file():
+    path = Path(cfg.init.path or ".")
+    if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
         problems.append(f"init.path={cfg.init.path}: no such file")
     try:
         parse_views(cfg.eval.views)

@@ -6,43 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import parity
 import pytest
 import torch
 from nets import randomise, tiny, videos
+from parity import GOLDENS, Tree
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_huggingface, load_scenic
+from vivit_train.model.exchange import load_huggingface, load_scenic, save_huggingface
+from vivit_train.model.exchange import to_scenic as package_to_scenic
+from vivit_train.model.files import video_statistics
 from vivit_train.model.vivit import MODELS, Attention, Encoder, ModelName, ViViT
 
-GOLDENS = Path(__file__).parents[1] / "goldens"  # outputs of the reference code on tiny random models
 HUGGINGFACE = GOLDENS / "huggingface"
-Tree = dict[str, np.ndarray[Any, Any]]
 
-CASES: dict[str, ModelName] = {
-    "spacetime": "vivit_st",
-    "factorized_encoder": "vivit_fe",
-    "factorized_self_attention": "vivit_fsa",
-    "factorized_dot_product": "vivit_fdp",
-}
 both_attention_paths = pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
 
 
 def golden(case: str) -> tuple[Tree, Tree, dict[str, Any]]:
     """The parameter tree of a golden, its other arrays, and what `load_scenic` must be told."""
-    config = json.loads((GOLDENS / "scenic" / case / "config.json").read_text())
-    with np.load(GOLDENS / "scenic" / case / "golden.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    settings = {
-        "model": CASES[case],
-        "frames": config["input_shape"][1],
-        "image_size": tuple(config["input_shape"][2:4]),
-        "pool": {"token": "cls", "gap": "mean"}[config["model"]["classifier"]],
-        "order": config["model"]["attention_config"].get("attention_order", "space_time"),
-    }
-    tree = {name.removeprefix("params/"): value for name, value in arrays.items() if name.startswith("params/")}
-    return tree, arrays, settings
+    arrays, _, settings = parity.scenic(case)
+    return parity.part(arrays, "params/"), arrays, settings
 
 
 def to_scenic(net: ViViT) -> Tree:
@@ -100,7 +86,7 @@ def to_scenic(net: ViViT) -> Tree:
     return tree
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", parity.MODELS)
 @both_attention_paths
 def test_logits_are_the_authors(case: str, eager: bool) -> None:
     tree, arrays, settings = golden(case)
@@ -111,7 +97,7 @@ def test_logits_are_the_authors(case: str, eager: bool) -> None:
     torch.testing.assert_close(net.double()(video_BCTHW.double()), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", parity.MODELS)
 def test_gradients_reach_what_was_loaded(case: str) -> None:
     tree, arrays, settings = golden(case)
     net = load_scenic(tree, **settings)
@@ -139,6 +125,43 @@ def test_trees_come_back_as_the_model_that_they_were(model: ModelName, changes: 
     again = load_scenic(to_scenic(net), model=model, frames=8, image_size=(8, 12), **told).eval()
     video = videos(net)
     torch.testing.assert_close(again(video), net(video), atol=1e-5, rtol=0)
+    assert_same_weights(again, net)
+    ours, expected = package_to_scenic(net), to_scenic(net)
+    assert set(ours) == set(expected)
+    for path, value in expected.items():
+        assert ours[path].dtype == np.float32
+        np.testing.assert_array_equal(ours[path], value, err_msg=path)
+
+
+def assert_same_weights(one: ViViT, other: ViViT) -> None:
+    state = other.state_dict()
+    assert set(state) == set(one.state_dict())
+    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("case", parity.MODELS)
+def test_the_authors_trees_come_back_exactly(case: str) -> None:
+    tree, _, settings = golden(case)
+    ours = package_to_scenic(load_scenic(tree, **settings))
+    assert set(ours) == set(tree)
+    assert all(np.array_equal(ours[path], value) for path, value in tree.items())
+
+
+def test_several_heads_are_one_projection_as_in_the_authors_epic_models() -> None:
+    net = randomise(tiny("vivit_fe", num_classes={"verb": 3, "noun": 4}))
+    tree = package_to_scenic(net)
+    assert tree["output_projection/kernel"].shape == (16, 7)
+    again = load_scenic(tree, model="vivit_fe", frames=8, image_size=(8, 12), pool="cls").eval()
+    video = videos(net)
+    torch.testing.assert_close(again(video), torch.cat(list(net(video).values()), dim=1))
+
+
+def test_encoders_of_different_heads_are_refused() -> None:
+    tree = to_scenic(randomise(tiny("vivit_fe")))
+    path = "TemporalTransformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
+    tree[path] = tree[path].reshape(16, 2, 8)
+    with pytest.raises(UserError, match=f"'{path}' has 2 heads, the model 4"):
+        load_scenic(tree, model="vivit_fe", frames=8, image_size=(8, 12), pool="cls")
 
 
 def test_the_tree_given_is_left_as_it_was() -> None:
@@ -148,7 +171,7 @@ def test_the_tree_given_is_left_as_it_was() -> None:
     assert set(tree) == names
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", parity.MODELS)
 def test_a_missing_parameter_is_named(case: str) -> None:
     tree, _, settings = golden(case)
     for path in list(tree):
@@ -165,7 +188,7 @@ def test_a_parameter_left_over_is_named(path: str) -> None:
         load_scenic(tree | {path: np.zeros((16, 16))}, **settings)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", parity.MODELS)
 @pytest.mark.parametrize("change", [{"frames": 8}, {"image_size": (12, 12)}])
 def test_wrong_input_sizes_name_the_parameter_that_shows_it(case: str, change: dict[str, Any]) -> None:
     tree, _, settings = golden(case)
@@ -180,6 +203,15 @@ def test_input_sizes_that_do_not_divide_are_refused(change: dict[str, Any]) -> N
     tree, _, settings = golden("spacetime")
     with pytest.raises(UserError, match="is not a multiple of the tubelet's"):
         load_scenic(tree, **settings | change)
+
+
+@pytest.mark.parametrize("case", parity.MODELS)
+def test_parameters_of_other_axes_are_named(case: str) -> None:
+    tree, _, settings = golden(case)
+    for path, value in tree.items():
+        for odd in (value[..., None, None], value.ravel()[0]):
+            with pytest.raises(UserError, match=f"'{path}' is "):
+                load_scenic(tree | {path: odd}, **settings)
 
 
 @pytest.mark.parametrize(("case", "pool"), [("spacetime", "mean"), ("factorized_encoder", "mean")])
@@ -292,3 +324,119 @@ def test_configurations_that_do_not_fit(hub_folder: Path, change: dict[str, Any]
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"it has no config\.json"):
         load_huggingface(tmp_path)
+
+
+SERVED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "short_side": 10}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"image_size": 8}, {"tubelet": (4, 2, 6)}, {"num_classes": {"": 3}}, {"norm_eps": 1e-3}]
+)
+def test_huggingface_folders_come_back_exactly(changes: dict[str, Any], tmp_path: Path) -> None:
+    net = randomise(tiny("vivit_st", **changes))
+    classes = [f"class {i}" for i in range(net.head.out_features)]
+    save_huggingface(net, tmp_path / "new" / "folder", classes=classes, **SERVED)
+    again = load_huggingface(tmp_path / "new" / "folder").eval()
+    assert_same_weights(again, net)
+    assert torch.equal(again(videos(net)), net(videos(net)))
+    config = json.loads((tmp_path / "new" / "folder" / "config.json").read_text())
+    assert list(config["id2label"].values()) == classes
+
+
+def test_the_released_layout_is_written(tmp_path: Path) -> None:
+    save_huggingface(load_huggingface(HUGGINGFACE), tmp_path, classes=[f"LABEL_{i}" for i in range(10)], **SERVED)
+    before, after = (load_file(folder / "model.safetensors") for folder in (HUGGINGFACE, tmp_path))
+    assert set(after) == set(before)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (HUGGINGFACE, tmp_path)]
+    assert all(configs[0][key] == value for key, value in configs[1].items() if key in configs[0])
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), SERVED["mean"]])
+@pytest.mark.parametrize("std", [(0.5, 0.5, 0.5), SERVED["std"]])
+def test_the_normalisation_comes_back(mean: Any, std: Any, tmp_path: Path) -> None:
+    save_huggingface(tiny("vivit_st"), tmp_path, classes="abcde", **SERVED | {"mean": mean, "std": std})
+    assert video_statistics(tmp_path) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, (0.5, 0.5)),  # their default, which serves in [-3, 1] what was trained in [-1, 1]
+        ({"do_normalize": False}, (0.5, 0.5)),
+        ({"offset": False, "rescale_factor": 1 / 255}, (0.5, 0.5)),
+        (
+            {"offset": False, "rescale_factor": 1 / 255, "image_mean": [0.4] * 3, "image_std": [0.2] * 3},
+            (0.4, 0.2),
+        ),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3}, (0.5, 0.5)),
+    ],
+)
+def test_preprocessing_of_others_is_understood(
+    change: dict[str, Any], expected: tuple[float, float], tmp_path: Path
+) -> None:
+    default = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "offset": True,
+        "rescale_factor": 0.00784313725490196,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(default | change))
+    mean, std = video_statistics(tmp_path)
+    assert mean == pytest.approx([expected[0]] * 3)
+    assert std == pytest.approx([expected[1]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("vivit_fe", {}, "cannot express the model vivit_fe"),
+        ("vivit_fdp", {}, "cannot express the model vivit_fdp"),
+        ("vivit_st", {"pool": "mean"}, "cannot express mean pooling"),
+        ("vivit_st", {"tubelet": (1, 4, 4), "sampled_frames": 3}, "cannot express uniform frame sampling"),
+        ("vivit_st", {"num_classes": {"verb": 2, "noun": 3}}, r"cannot express several heads \(verb, noun\)"),
+        ("vivit_st", {"num_classes": 4}, "5 class names for 4 logits"),
+    ],
+)
+def test_what_huggingface_cannot_express_is_refused(
+    model: ModelName, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        save_huggingface(tiny(model, **changes), tmp_path / "out", classes="abcde", **SERVED)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_the_hub_does_not_give_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    def download(name: str, **_: Any) -> str:
+        if name == "google/vivit":
+            return str(HUGGINGFACE)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert_logits_are_huggingfaces(load_huggingface("google/vivit"))
+    with pytest.raises(
+        UserError, match=r"the Hugging Face hub gives none \(OSError: no network\): check the name"
+    ):
+        load_huggingface("google/other")
+    with pytest.raises(UserError, match="no weights at /no/such/folder"):
+        load_huggingface("/no/such/folder")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "config"])
+def test_damaged_huggingface_folders_are_refused(damage: str, hub_folder: Path) -> None:
+    weights = hub_folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "pickle":
+        weights.write_bytes(b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    else:
+        (hub_folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json" if damage == "config" else "model.safetensors"):
+        load_huggingface(hub_folder)

@@ -1,33 +1,23 @@
 """From an image ViT to a ViViT: the same numbers where the paper says so, and a receipt that hides nothing."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from nets import randomise, tiny
+from parity import INITS, cls_error, deit_error, init_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_scenic
 from vivit_train.model.pretrained import init_from_vit, normalisation, read_weights
 from vivit_train.model.vivit import ModelName, ViViT
 
 Weights = dict[str, Tensor]
 DEIT = "deit_tiny_patch16_224.fp16.safetensors"
-
-INIT_CASES: dict[str, tuple[ModelName, str]] = {
-    "init_spacetime": ("vivit_st", "central_frame"),
-    "init_spacetime_average_resize_tile": ("vivit_st", "inflation"),
-    "init_factorized_encoder": ("vivit_fe", "central_frame"),
-    "init_factorized_self_attention": ("vivit_fsa", "central_frame"),
-    "init_factorized_dot_product": ("vivit_fdp", "central_frame"),
-}
 
 
 def image_vit(depth: int = 2, num_classes: int = 7, **kwargs: Any) -> nn.Module:
@@ -47,99 +37,130 @@ def vivit(model: ModelName, **kwargs: Any) -> ViViT:
     return ViViT.from_size(model, "Ti", **settings | kwargs).eval()
 
 
-def timm_layout(flax: dict[str, np.ndarray[Any, Any]]) -> Weights:
-    """The authors' image ViT in timm's keys and layout."""
-    x = {path: torch.from_numpy(value.copy()) for path, value in flax.items()}
-    state = {
-        "cls_token": x["cls"],
-        "pos_embed": x["Transformer/posembed_input/pos_embedding"],
-        "patch_embed.proj.weight": x["embedding/kernel"].permute(3, 2, 0, 1),
-        "patch_embed.proj.bias": x["embedding/bias"],
-        "norm.weight": x["Transformer/encoder_norm/scale"],
-        "norm.bias": x["Transformer/encoder_norm/bias"],
-        "head.weight": x["output_projection/kernel"].T,
-        "head.bias": x["output_projection/bias"],
-    }
-    for i in range(sum(path.endswith("LayerNorm_0/scale") for path in x)):
-        theirs, ours = f"Transformer/encoderblock_{i}", f"blocks.{i}"
-        attention = f"{theirs}/MultiHeadDotProductAttention_0"
-        qkv = [f"{attention}/{which}" for which in ("query", "key", "value")]
-        state[f"{ours}.attn.qkv.weight"] = torch.cat([x[f"{path}/kernel"].flatten(1).T for path in qkv])
-        state[f"{ours}.attn.qkv.bias"] = torch.cat([x[f"{path}/bias"].flatten() for path in qkv])
-        state[f"{ours}.attn.proj.weight"] = x[f"{attention}/out/kernel"].flatten(0, 1).T
-        state[f"{ours}.attn.proj.bias"] = x[f"{attention}/out/bias"]
-        for n in (0, 1):
-            state[f"{ours}.norm{n + 1}.weight"] = x[f"{theirs}/LayerNorm_{n}/scale"]
-            state[f"{ours}.norm{n + 1}.bias"] = x[f"{theirs}/LayerNorm_{n}/bias"]
-            state[f"{ours}.mlp.fc{n + 1}.weight"] = x[f"{theirs}/MlpBlock_0/Dense_{n}/kernel"].T
-            state[f"{ours}.mlp.fc{n + 1}.bias"] = x[f"{theirs}/MlpBlock_0/Dense_{n}/bias"]
-    return state
-
-
-@pytest.mark.parametrize("case", INIT_CASES)
-def test_parameters_are_those_of_the_authors_loader(case: str, shared: Path) -> None:
-    model, tubelet = INIT_CASES[case]
-    folder = shared / "goldens" / "scenic" / case
-    config = json.loads((folder / "config.json").read_text())
-    with np.load(folder / "golden.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    src, before, after = (
-        {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
-        for part in ("src/", "before/", "after/")
-    )
-    settings: dict[str, Any] = {
-        "model": model,
-        "frames": 6,
-        "image_size": (12, 12),
-        "pool": {"token": "cls", "gap": "mean"}[config["model"]["classifier"]],
-        "order": config["model"]["attention_config"].get("attention_order", "space_time"),
-    }
-    net, untouched = load_scenic(before, **settings), load_scenic(before, **settings).state_dict()
-    expected = load_scenic(after, **settings).state_dict()
-    init_from_vit(net, timm_layout(src), tubelet=tubelet)
-
-    for name, value in net.named_parameters():
-        if name.startswith("head."):
-            want = torch.zeros_like(value)
-        elif model == "vivit_fe" and name == "encoder.cls_token":
-            want = torch.from_numpy(src["cls"])  # their loader forgets it
-        elif "attention_time.out" in name:
-            want = torch.zeros_like(value)  # a no-op at first; they copy the spatial attention, or zero all of it
-        elif "attention_time" in name:
-            want = untouched[name]
-        else:
-            want = expected[name]
-        torch.testing.assert_close(value.detach(), want, atol=1e-6, rtol=0, msg=name)
-
-
-def assert_spatial_encoder_is_the_image_model(net: ViViT, vit: nn.Module) -> None:
-    video = torch.rand(2, *net.input_shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    with torch.no_grad():
-        cls_BtD = net.encoder(net.embedding(video))
-        t = net.tubelet[0]
-        for i in range(net.grid[0]):
-            features = vit.forward_features(video[:, :, i * t + t // 2])[:, 0]
-            torch.testing.assert_close(cls_BtD[:, i], features, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("case", INITS)
+def test_parameters_are_those_of_the_authors_loader(case: str) -> None:
+    assert init_error(case) < 1e-6
 
 
 @pytest.mark.parametrize("frames_in_tubelet", [1, 2, 4])
 def test_spatial_encoder_is_the_image_model_of_the_central_frame(frames_in_tubelet: int) -> None:
     vit, net = image_vit(), vivit("vivit_fe", tubelet=(frames_in_tubelet, 16, 16))
     init_from_vit(net, vit.state_dict())
-    assert_spatial_encoder_is_the_image_model(net, vit)
+    assert cls_error(net, vit) < 1e-4
 
 
 def test_spatial_encoder_is_the_real_deit(shared: Path) -> None:
-    path = shared / "weights" / DEIT
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    net = ViViT.from_size("vivit_fe", "Ti", num_classes=5, frames=4).eval()
-    receipt = init_from_vit(net, str(path))
-    vit = timm.create_model("deit_tiny_patch16_224", pretrained=False, act_layer="gelu_tanh").eval()
-    vit.load_state_dict(read_weights(str(path)))
-    assert_spatial_encoder_is_the_image_model(net, vit)
+    assert deit_error(shared) < 1e-4
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "patch 8": {"patch_size": 8, "img_size": 32},
+    "patch 14": {"patch_size": 14, "img_size": 56},
+    "patch 32": {"patch_size": 32, "img_size": 96},
+    "no cls token": {"class_token": False, "global_pool": "avg"},
+    "norm after pooling": {"global_pool": "avg"},
+    "no position of the cls token": {"no_embed_class": True},
+    "layer scale": {"init_values": 0.1},
+    "layer scale, no cls token": {"init_values": 0.1, "class_token": False, "global_pool": "avg"},
+    "no qkv bias": {"qkv_bias": False},
+    "attention pooling": {"class_token": False, "global_pool": "map"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_plain_vit_of_timm_gives_its_tokens(variant: str) -> None:
+    vit = image_vit(**VARIANTS[variant])
+    patch = VARIANTS[variant].get("patch_size", 16)
+    size = VARIANTS[variant].get("img_size", 64)
+    pool = "cls" if vit.cls_token is not None else "mean"
+    net = vivit("vivit_fe", tubelet=(2, patch, patch), image_size=size, frames=4, pool=pool)
+    receipt = init_from_vit(net, vit.state_dict(), min_coverage=0.99)
+    theirs, ours = [], []
+    vit.blocks.register_forward_hook(lambda _module, _inputs, output: theirs.append(output))
+    net.encoder.blocks[-1].register_forward_hook(lambda _module, _inputs, output: ours.append(output))
+    video = torch.rand(2, *net.input_shape)
+    with torch.no_grad():
+        net(video)
+        for frame in (1, 3):
+            vit.forward_features(video[:, :, frame])
+    torch.testing.assert_close(ours[0], torch.stack(theirs, dim=1), atol=1e-4, rtol=1e-4)
+    scaled = {name for name, action in receipt.rows.items() if action == "copied, scaled"}
+    assert scaled == {
+        name
+        for name in receipt.rows
+        if "layer scale" in variant and name.startswith("encoder.") and (".out." in name or ".fc2." in name)
+    }
+    assert not [key for key in receipt.unused if key.startswith(("blocks.", "patch_embed", "pos_embed"))]
+    if variant == "norm after pooling":
+        assert receipt.rows["encoder.norm.weight"] == "random"
+        assert {"fc_norm.weight", "fc_norm.bias"} <= set(receipt.unused)
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"])
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_another_grid_of_a_vit_without_cls_position_is_resized(model: ModelName, has_cls: bool) -> None:
+    heads = {"heads": 4} if model == "vivit_fdp" else {}
+    pooling = {} if has_cls else {"class_token": False, "global_pool": "avg"}
+    net, vit = vivit(model, image_size=(96, 32), **heads), image_vit(no_embed_class=True, **pooling)
+    init_from_vit(net, vit.state_dict(), min_coverage=0.9)
+    slots, steps = int(net.encoder.cls_token is not None), 1 if model == "vivit_fe" else 4
+    corners = net.encoder.pos_embed[0, slots:].unflatten(0, (steps, 6, 2))[:, ::5]
+    torch.testing.assert_close(corners, vit.pos_embed[0].unflatten(0, (1, 4, 4))[:, ::3, ::3].expand_as(corners))
+    assert not net.encoder.pos_embed[0, :slots].any()
+
+
+def huggingface_layout(image: Weights, prefix: str, layout: int) -> Weights:
+    """timm's state dict in the keys of Hugging Face's ViT: on the hub (0), in memory since version 5 (1)."""
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm.": "layernorm.",
+        "head.": "classifier.",
+    }
+    inner = {
+        ".norm1.": (".layernorm_before.",) * 2,
+        ".norm2.": (".layernorm_after.",) * 2,
+        ".attn.proj.": (".attention.output.dense.", ".attention.o_proj."),
+        ".mlp.fc1.": (".intermediate.dense.", ".mlp.fc1."),
+        ".mlp.fc2.": (".output.dense.", ".mlp.fc2."),
+    }
+    weights = {}
+    for key, value in image.items():
+        if not key.startswith("blocks."):
+            start = next(name for name in names if key.startswith(name))
+            weights[("" if start == "head." else prefix) + key.replace(start, names[start])] = value
+            continue
+        name = prefix + key.replace("blocks.", ("encoder.layer.", "layers.")[layout])
+        for ours, theirs in inner.items():
+            name = name.replace(ours, theirs[layout])
+        if ".attn.qkv." not in key:
+            weights[name] = value
+            continue
+        for which, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            theirs = (f".attention.attention.{which}.", f".attention.{which[0]}_proj.")[layout]
+            weights[name.replace(".attn.qkv.", theirs)] = part.contiguous()
+    return weights
+
+
+@pytest.mark.parametrize("prefix", ["vit.", ""])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_image_vits_of_hugging_face_are_read(prefix: str, layout: int, tmp_path: Path) -> None:
+    image = image_vit().state_dict()
+    save_file(huggingface_layout(image, prefix, layout), tmp_path / "model.safetensors")
+    expected, net = vivit("vivit_st"), vivit("vivit_st")
+    init_from_vit(expected, image)
+    receipt = init_from_vit(net, str(tmp_path))
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in net.state_dict().items())
     assert receipt.coverage == 1
-    assert receipt.unused == ["head.bias", "head.weight"]
+    assert all(key.startswith("head.") for key in receipt.unused)
+
+
+@pytest.mark.parametrize("key", ["embeddings.distillation_token", "encoder.layer.0.layer_scale1.lambda1"])
+def test_relatives_of_hugging_faces_vit_are_refused(key: str) -> None:
+    weights = huggingface_layout(image_vit().state_dict(), "", 0) | {key: torch.ones(1, 1, 192)}
+    with pytest.raises(UserError, match="not a timm ViT"):
+        init_from_vit(vivit("vivit_st"), weights)
 
 
 def test_filter_inflation_gives_a_still_video_the_image_models_tokens() -> None:
@@ -254,8 +275,20 @@ def test_too_little_coverage_is_an_error_unless_allowed() -> None:
         ("vit_small_patch16_224", {"depth": 1}, "width 384 and patch 16x16, the model has width 192 "),
         ("vit_tiny_patch16_224", {"patch_size": 8}, "patch 8x8, .*tubelets 2x16x16"),
         ("vit_tiny_patch16_224", {"reg_tokens": 4}, "no place for 'reg_token'"),
-        ("vit_tiny_patch16_224", {"init_values": 1e-5}, "no place for 'blocks.0.ls1.gamma'"),
         ("vit_tiny_patch16_224", {"qk_norm": True}, "no place for 'blocks.0.attn.q_norm.weight'"),
+        ("vit_tiny_patch16_224", {"pre_norm": True}, "no place for 'norm_pre.weight'"),
+        ("vit_tiny_patch16_224", {"img_size": (32, 96)}, r"images that are not square: its 'pos_embed' \[1, 13"),
+        (
+            "vit_tiny_patch16_224",
+            {"depth": 3},
+            "deeper than the model: no place for 'blocks.2.norm1.weight' in 2 ",
+        ),
+        ("vit_relpos_small_patch16_224", {}, r"no place for 'blocks.0.attn.rel_pos"),
+        ("vit_srelpos_small_patch16_224", {}, "no place for 'shared_rel_pos"),
+        ("vit_small_patch16_rope_mixed_ape_224", {"embed_dim": 192, "num_heads": 3}, "no place for 'rope.freqs'"),
+        ("vit_tiny_r_s16_p8_224", {}, "not a timm ViT|no place for 'patch_embed.backbone"),
+        ("cait_xxs24_224", {}, "no place for 'blocks.0.gamma_1'"),
+        ("vit_giant_patch14_dinov2", {"embed_dim": 192, "num_heads": 3}, r"blocks.0.mlp.fc1.weight|patch 14x14"),
         ("vit_tiny_patch16_224", {"mlp_ratio": 2}, r"'blocks.0.mlp.fc1.weight' .* is \[384, 192\].*model.size"),
         ("deit_tiny_distilled_patch16_224", {}, "no place for 'dist_token'"),
         (
@@ -270,8 +303,22 @@ def test_weights_that_do_not_fit_say_why(name: str, settings: dict[str, Any], me
         settings = {"depth": 2, "img_size": 64} | settings
     image = timm.create_model(name, pretrained=False, **settings).state_dict()
     net = vivit("vivit_st", frames=2)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError, match=message):
         init_from_vit(net, image)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_whatever_fails_late_leaves_the_model_as_it_was() -> None:
+    image, net = image_vit().state_dict(), randomise(vivit("vivit_st"))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    for damaged in (
+        image | {"norm.weight": torch.ones(3)},
+        {k: v for k, v in image.items() if "blocks.1" not in k},
+    ):
+        with pytest.raises(UserError):
+            init_from_vit(net, damaged)
+        assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
@@ -319,6 +366,25 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) 
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match=f"vit{suffix}"):
         read_weights(str(path))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "vit_small_patch16_rope_ape_224", "resnet18"])
+def test_models_of_timm_that_are_no_plain_vit_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UserError, match=f"timm's '{name}' is not a plain ViT"):
+        read_weights(name)
+
+
+def test_what_a_file_is_does_not_depend_on_what_it_is_called(tmp_path: Path) -> None:
+    weights = {"pos_embed": torch.randn(3, 3)}
+    save_file(weights, tmp_path / "a.pth")
+    torch.save(weights, tmp_path / "b.safetensors")
+    (tmp_path / "c.pth").write_text("not at all weights")
+    for extra in range(8):  # the length of the header comes first: one of them looks like a pickle
+        save_file(weights, tmp_path / f"{extra}.bin", metadata={"x": "y" * (16 * extra)})
+    for name in ("a.pth", "b.safetensors", *(f"{extra}.bin" for extra in range(8))):
+        assert torch.equal(read_weights(str(tmp_path / name))["pos_embed"], weights["pos_embed"])
+    with pytest.raises(UserError, match=r"c\.pth .*: it is neither a safetensors nor a PyTorch file"):
+        read_weights(str(tmp_path / "c.pth"))
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, torch.zeros(2)])

@@ -1,17 +1,19 @@
-"""Weights of the authors' JAX code (scenic) and of Hugging Face into our models: exactly, or an error."""
+"""The authors' (scenic's) and Hugging Face's weights to ours and back: exactly, or an error."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vivit_train.errors import UserError
+from vivit_train.model.files import folder_weights, hub_folder, read_json
+from vivit_train.model.flaxfile import Tree, checkpoint_file, read_parameters, write_flax
 from vivit_train.model.vivit import ModelName, ViViT
 
 # one encoder block: our name -> scenic's, for models 1, 2 and 4, and for model 3
@@ -58,9 +60,15 @@ def load_scenic(
     mlp = "MlpBlock" if model == "vivit_fsa" else "MlpBlock_0"
     first_block = f"{encoder}/encoderblock_0"
     query, dense = f"{first_block}/{attention}/query/kernel", f"{first_block}/{mlp}/Dense_0/kernel"
-    for path in ("embedding/kernel", query, dense, "output_projection/kernel"):  # they show the sizes
+    for path, name in (  # they show the sizes
+        ("embedding/kernel", "embedding.projection.weight"),
+        (query, "qkv.weight"),
+        (dense, "fc1.weight"),
+        ("output_projection/kernel", "head.weight"),
+    ):
         if path not in params:
             raise UserError(f"not a scenic {model}: the parameter tree has no '{path}'")
+        check_axes(name, path, params[path])
 
     kernel = params["embedding/kernel"]
     dim, heads, _ = params[query].shape
@@ -80,13 +88,31 @@ def load_scenic(
         pool=pool,
         order=order,
     )
-    state: dict[str, Tensor] = {}
-    for ours, theirs in scenic_paths(net):
-        state[ours] = from_scenic(ours, [params.pop(path, None) for path in theirs], theirs)
-    if params:
-        raise UserError(f"{len(params)} parameters have no place in {model}, the first: '{min(params)}'")
-    load_exactly(net, state)
+    load_exactly(net, scenic_state(params, net))
     return net
+
+
+def scenic_state(params: Mapping[str, np.ndarray], net: ViViT) -> dict[str, Tensor]:
+    """A parameter tree in the names and layouts of `net`, but in the tree's own sizes.
+
+    Raises:
+        UserError: a parameter is missing or left over, or its heads are not those of `net`.
+    """
+    left, state, heads = dict(params), {}, heads_of(net)
+    for ours, theirs in scenic_paths(net):
+        state[ours] = from_scenic(ours, [left.pop(path, None) for path in theirs], theirs)
+        if ours.endswith("qkv.weight") and params[theirs[0]].shape[1] != heads:
+            raise UserError(
+                f"'{theirs[0]}' has {params[theirs[0]].shape[1]} heads, the model {heads}: model.heads"
+            )
+    if left:
+        raise UserError(f"{len(left)} parameters have no place in {net.model}, the first: '{min(left)}'")
+    return state
+
+
+def heads_of(net: ViViT) -> int:
+    block: Any = net.encoder.blocks[0]
+    return int(block.attention.heads)
 
 
 def count_blocks(params: Mapping[str, Any], encoder: str) -> int:
@@ -145,7 +171,8 @@ def from_scenic(name: str, values: list[np.ndarray | None], paths: list[str]) ->
     for path, value in zip(paths, values, strict=True):
         if value is None:
             raise UserError(f"the parameter tree has no '{path}' (for our '{name}')")
-    x = [torch.from_numpy(np.array(value)) for value in values]
+        check_axes(name, path, value)
+    x = [torch.from_numpy(np.array(value)).float() for value in values]
     if name.endswith("qkv.weight"):
         return torch.cat([kernel.flatten(1).T for kernel in x])
     if name.endswith("qkv.bias"):
@@ -156,6 +183,72 @@ def from_scenic(name: str, values: list[np.ndarray | None], paths: list[str]) ->
         kernel = x[0] if x[0].ndim == 5 else x[0][None]
         return kernel.permute(4, 3, 0, 1, 2)
     return x[0].T if name.endswith(("fc1.weight", "fc2.weight", "head.weight")) else x[0]
+
+
+def check_axes(name: str, path: str, value: np.ndarray) -> None:
+    axes: tuple[int, ...] = (1,)
+    if name == "embedding.projection.weight":
+        axes = (4, 5)
+    elif name.endswith(("qkv.weight", "out.weight", "cls_token", "pos_embed")):
+        axes = (3,)
+    elif name.endswith(("qkv.bias", "fc1.weight", "fc2.weight", "head.weight")):
+        axes = (2,)
+    if value.ndim not in axes:
+        raise UserError(f"'{path}' is {list(value.shape)}, which is no '{name}' of a ViViT")
+
+
+def to_scenic(net: ViViT) -> Tree:
+    """The parameter tree of the authors' code, paths joined by "/": what `load_scenic` reads, bit for bit.
+
+    Several heads are one `output_projection`, in the order of `net.head_sizes`, as in the authors' EPIC models.
+    """
+    tree: Tree = {}
+    for name, paths in scenic_paths(net):
+        value = net.get_parameter(name).detach().cpu().float()
+        for path, array in zip(paths, into_scenic(name, value, net), strict=True):
+            tree[path] = np.ascontiguousarray(array.numpy())
+    return tree
+
+
+def into_scenic(name: str, value: Tensor, net: ViViT) -> list[Tensor]:
+    """The inverse of `from_scenic`."""
+    heads = (heads_of(net), -1)
+    if name.endswith("qkv.weight"):
+        return [part.T.unflatten(1, heads) for part in value.chunk(3)]
+    if name.endswith("qkv.bias"):
+        return [part.unflatten(0, heads) for part in value.chunk(3)]
+    if name.endswith("out.weight"):
+        return [value.T.unflatten(0, heads)]
+    if name == "embedding.projection.weight":
+        kernel = value.permute(2, 3, 4, 1, 0)
+        return [kernel if net.embedding.frame_index is None else kernel[0]]
+    return [value.T if name.endswith(("fc1.weight", "fc2.weight", "head.weight")) else value]
+
+
+def read_scenic(path: str | Path) -> Tree:
+    """The parameters in a checkpoint of the authors' code, paths joined by "/", as `load_scenic` takes them.
+
+    Args:
+        path: a flax msgpack file: a train state of any age, or the bare tree; or a folder of `checkpoint_<step>`
+            files, of which the last is read.
+
+    Raises:
+        UserError: no such file, damaged, or no parameters in it.
+    """
+    return read_parameters(checkpoint_file(path))
+
+
+def save_scenic(net: ViViT, path: str | Path) -> None:
+    """Writes a checkpoint that flax, the authors' `restore_pretrained_checkpoint` and `read_scenic` read."""
+    params: dict[str, Any] = {}
+    for name, value in to_scenic(net).items():
+        *modules, leaf = name.split("/")
+        node = params
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[leaf] = value
+    rest = {"global_step": 0, "opt_state": {}, "model_state": {}, "rng": np.zeros(2, np.uint32), "metadata": None}
+    write_flax(path, {"params": params} | rest)
 
 
 # Hugging Face's two key layouts for one encoder layer: ours -> files on the hub, and models in memory since v5
@@ -183,23 +276,21 @@ def load_huggingface(folder: str | Path) -> ViViT:
     """A vivit_st with the weights of a Hugging Face `VivitForVideoClassification`; logits agree within 1e-5.
 
     Args:
-        folder: holds config.json and model.safetensors, in the hub's key layout or in that of version 5.
+        folder: holds config.json and model.safetensors (or pytorch_model.bin), in the hub's key layout or in that
+            of version 5; or the name of such a model on the hub.
 
     Raises:
         UserError: a file is missing, the configuration is not ViViT's, or the weights do not fit exactly.
     """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is no Hugging Face model folder: it has no {name}")
-    config = json.loads((folder / "config.json").read_text())
+    folder = hub_folder(folder)
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "vivit":
         raise UserError(f"{folder}/config.json describes '{config.get('model_type')}', not 'vivit'")
     activation = config.get("hidden_act", "gelu_fast")
     if activation not in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh"):  # all names of the tanh form
         raise UserError(f"{folder}/config.json: hidden_act '{activation}' is not the tanh GELU of ViViT")
 
-    weights = load_file(folder / "model.safetensors")
+    weights = folder_weights(folder)
     size = config.get("image_size", 224)
     net = build(
         "vivit_st",
@@ -243,6 +334,101 @@ def from_huggingface(weights: Mapping[str, Tensor], net: ViViT, *, qkv_bias: boo
     if left:
         raise UserError(f"{len(left)} Hugging Face weights have no place in ViViT, the first: '{min(left)}'")
     return state
+
+
+def save_huggingface(
+    net: ViViT,
+    folder: str | Path,
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    short_side: int,
+) -> None:
+    """Writes a folder that transformers and `load_huggingface` load: weights, labels, preprocessing.
+
+    Versions 4 and 5 load it; inputs that are not square need version 5.
+
+    Args:
+        classes: names, in the order of the logits.
+        mean, std: the normalisation that `net` was trained with, per channel, for pixels in 0 .. 1.
+        short_side: to which videos are resized before the centre crop.
+
+    Raises:
+        UserError: transformers has no such model: not vivit_st, mean pooling, sampled frames, several heads.
+    """
+    problems = [
+        problem
+        for problem, there in {
+            f"the model {net.model} (only vivit_st)": net.model != "vivit_st",
+            "mean pooling (pool=mean)": net.model == "vivit_st" and net.encoder.cls_token is None,
+            "uniform frame sampling (sampled_frames)": net.embedding.frame_index is not None,
+            f"several heads ({', '.join(net.head_sizes)})": len(net.head_sizes) > 1,
+        }.items()
+        if there
+    ]
+    if problems:
+        raise UserError(f"Hugging Face's ViViT cannot express {' and '.join(problems)}")
+    if len(classes) != net.head.out_features:
+        raise UserError(f"{len(classes)} class names for {net.head.out_features} logits")
+    _, frames, height, width = net.input_shape
+    config = {
+        "architectures": ["VivitForVideoClassification"],
+        "model_type": "vivit",
+        "num_frames": frames,
+        "image_size": height if height == width else [height, width],
+        "tubelet_size": list(net.tubelet),
+        "num_channels": 3,
+        "hidden_size": net.head.in_features,
+        "num_hidden_layers": len(net.encoder.blocks),
+        "num_attention_heads": heads_of(net),
+        "intermediate_size": net.get_parameter("encoder.blocks.0.mlp.fc1.weight").shape[0],
+        "hidden_act": "gelu_fast",
+        "layer_norm_eps": net.encoder.norm.eps,
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+        "torch_dtype": "float32",
+    }
+    # Their processors compute (x / 127.5 - 1 - image_mean) / image_std, and the one for videos cannot leave the -1
+    # out: image_mean and image_std are those of pixels in -1 .. 1.
+    preprocessor = {
+        "image_processor_type": "VivitImageProcessor",
+        "video_processor_type": "VivitVideoProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": short_side},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 127.5,
+        "offset": True,
+        "do_normalize": True,
+        "image_mean": [2 * value - 1 for value in mean],
+        "image_std": [2 * value for value in std],
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    save_file(into_huggingface(net), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def into_huggingface(net: ViViT) -> dict[str, Tensor]:
+    """The inverse of `from_huggingface`, in the hub's layout: version 4 knows no other, version 5 converts it."""
+    state = {name: value.detach().cpu().float() for name, value in net.named_parameters()}
+    weights = {f"vivit.{theirs}": state[ours] for ours, theirs in HUGGINGFACE_REST.items()}
+    weights |= {f"classifier.{kind}": state[f"head.{kind}"] for kind in ("weight", "bias")}
+    for i in range(len(net.encoder.blocks)):
+        for kind in ("weight", "bias"):
+            ours = f"encoder.blocks.{i}"
+            for which, part in zip("qkv", state[f"{ours}.attention.qkv.{kind}"].chunk(3), strict=True):
+                state[f"{ours}.attention.{which}.{kind}"] = part
+            for name, (theirs, _) in HUGGINGFACE_LAYER.items():
+                weights[f"vivit.encoder.layer.{i}.{theirs}.{kind}"] = state[f"{ours}.{name}.{kind}"]
+    return {name: value.clone() for name, value in weights.items()}  # safetensors takes no views of one storage
 
 
 def build(model: ModelName, **kwargs: Any) -> ViViT:
