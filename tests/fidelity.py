@@ -137,9 +137,7 @@ def exchange() -> list[str]:
     lines.append(f"| `vivit_st`: Hugging Face's folder to ours and back | {parity.huggingface_round_trip():.1e} |")
     if SHARED.is_dir():
         levels = parity.processor_error(SHARED)
-        lines.append(
-            f"| resize to 256 and centre crop against Hugging Face's (PIL) | {levels} of 255 |"
-        )
+        lines.append(f"| resize to 256 and centre crop against Hugging Face's (PIL) | {levels} of 255 |")
         error = parity.deit_error(SHARED)
         lines.append(f"| `vivit_fe`'s spatial cls against DeiT-Ti's features of the central frame | {error:.1e} |")
     else:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,11 @@ def stranger(videos: Path, config: Config) -> dict[str, Any]:
     return {"state_dict": state, "vivit_train": metadata}
 
 
+def test_a_checkpoint_that_is_not_there_is_said_to_be_missing(config: Config) -> None:
+    with pytest.raises(UserError, match=r"ckpt_path=/nowhere\.ckpt: no such file"):
+        evaluate(config("ckpt_path=/nowhere.ckpt", name="eval"))
+
+
 @pytest.mark.parametrize("content", [b"no checkpoint", b""])
 def test_files_that_are_no_checkpoints_are_refused(content: bytes, config: Config, tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
@@ -298,6 +304,29 @@ def test_init_path_fills_the_model_and_writes_a_receipt(
     metadata, state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
     assert metadata.mean == pytest.approx([0.485, 0.456, 0.406])
     assert state["encoder.cls_token"].abs().sum() > 0
+
+
+def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
+    videos: Path, config: Config, tmp_path: Path
+) -> None:
+    train(config(*folder(videos), "data.crop=32", "init.mean=[0.4,0.4,0.4]", "init.std=[0.2,0.2,0.2]"))
+    (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "before.ckpt")
+    other = tmp_path / "other"
+    for name in ("recede", "move_up"):
+        for split in ("train", "val"):
+            shutil.copytree(videos / split / name, other / split / name)
+    larger = ["data.frames=8", "data.stride=1", "data.short_side=52", "data.crop=48"]
+    start = [f"init.path={tmp_path}/before.ckpt", "recipe.optimizer.lr=0"]
+    train(config("data=folder", f"data.root={other}", *larger, *start))
+    receipt = (tmp_path / "run/init_receipt.txt").read_text()
+    assert re.search(r"interpolated +encoder.pos_embed", receipt)
+    assert re.search(r"interpolated +temporal_encoder.pos_embed", receipt)
+    assert re.search(r"zero \(other classes\) +head.weight", receipt)
+    (_, before), (metadata, after) = (
+        load_checkpoint(tmp_path / name) for name in ("before.ckpt", "run/checkpoints/last.ckpt")
+    )
+    assert torch.equal(before["encoder.blocks.0.mlp.fc1.weight"], after["encoder.blocks.0.mlp.fc1.weight"])
+    assert (metadata.mean, metadata.std) == ([0.4] * 3, [0.2] * 3)
 
 
 def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tmp_path: Path) -> None:

@@ -81,8 +81,11 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
         raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
+    metadata = checkpoint[KEY]
+    if isinstance(metadata, dict) and isinstance(metadata.get("classes"), list):  # written before 0.2: one head
+        metadata = metadata | {"classes": {"": metadata["classes"]}}
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
     try:
-        return Metadata(**checkpoint[KEY]), net
+        return Metadata(**metadata), net
     except TypeError as error:
         raise UserError(f"{path} was written by another version of vivit-train: {error}") from error

@@ -440,9 +440,7 @@ def read_hmdb51(
     if folder is None:
         raise UserError(f"no files *{ending}; looked in {some([top / name for name in HMDB_FOLDERS])}\n{tree}")
     by_class = {file.name.removesuffix(ending): file for file in folder.glob(f"*{ending}")}
-    by_class = dict(
-        sorted(by_class.items())
-    )  # by name, since climb_stairs_test < climb_test but climb < climb_stairs
+    by_class = {name: by_class[name] for name in sorted(by_class)}  # not in the order of the files' names
     videos, problems = Videos(top), Problems("`<video>.avi` and 0, 1 or 2")
     tables: dict[str, list[Row]] = {split: [] for split in lists}
     for label, file in by_class.items():
