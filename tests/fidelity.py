@@ -6,27 +6,12 @@ make fidelity
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import parity
 import torch
 from helpers import SHARED
-from torch.utils.flop_counter import FlopCounterMode
-
-from vivit_train.model.vivit import ModelName, ViViT
 
 PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"
-
-# model, size, other arguments, and the paper's million parameters and giga multiply-adds (32x224x224, 16x2)
-ROWS: list[tuple[ModelName, str, dict[str, Any], float, float]] = [
-    ("vivit_st", "B", {}, 88.95, 455.2),
-    ("vivit_fe", "B", {}, 115.06, 284.4),
-    ("vivit_fsa", "B", {}, 117.32, 372.3),
-    ("vivit_fdp", "B", {}, 88.95, 277.1),
-    ("vivit_fe", "B", {"temporal_depth": 0}, 86.70, 283.9),
-    ("vivit_fe", "L", {"num_classes": 397}, 354.90, 990.9),
-    ("vivit_st", "L", {}, 307.51, 1445.8),
-]
 
 # what, the authors' code, here, why
 ON_PURPOSE = [
@@ -81,12 +66,8 @@ def table(*columns: str) -> list[str]:
 
 def costs() -> list[str]:
     lines = table("model", "parameters, paper", "here", "multiply-adds, paper", "here", "difference")
-    for model, size, kwargs, parameters, multiply_adds in ROWS:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            net = ViViT.from_size(model, size, **{"num_classes": 400} | kwargs).eval()
-            net(torch.empty(1, 3, 32, 224, 224))
-        ours = counter.get_total_flops() / 2e9
-        millions = sum(p.numel() for p in net.parameters()) / 1e6
+    for model, size, kwargs, parameters, multiply_adds in parity.PAPER:
+        millions, ours = parity.cost(model, size, kwargs)
         name = f"`{model}` {size}{''.join(f', {key} {value}' for key, value in kwargs.items())}"
         lines.append(
             f"| {name} | {parameters:.2f} M | {millions:.2f} M | {multiply_adds:.1f} G | {ours:.1f} G | "

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.data.augment import crop_views
 from vivit_train.model.exchange import load_huggingface, load_scenic, save_huggingface, to_scenic
@@ -33,6 +34,16 @@ INITS: dict[str, tuple[ModelName, Literal["central_frame", "inflation"]]] = {
     "init_factorized_self_attention": ("vivit_fsa", "central_frame"),
     "init_factorized_dot_product": ("vivit_fdp", "central_frame"),
 }
+# model, size, other arguments, and the paper's million parameters and giga multiply-adds (32x224x224, 16x2)
+PAPER: list[tuple[ModelName, str, dict[str, Any], float, float]] = [
+    ("vivit_st", "B", {}, 88.95, 455.2),
+    ("vivit_fe", "B", {}, 115.06, 284.4),
+    ("vivit_fsa", "B", {}, 117.32, 372.3),
+    ("vivit_fdp", "B", {}, 88.95, 277.1),
+    ("vivit_fe", "B", {"temporal_depth": 0}, 86.70, 283.9),
+    ("vivit_fe", "L", {"num_classes": 397}, 354.90, 990.9),
+    ("vivit_st", "L", {}, 307.51, 1445.8),
+]
 HALF = [0.5] * 3
 Tree = dict[str, np.ndarray[Any, Any]]
 
@@ -122,6 +133,14 @@ def trainstep_errors(case: str, precision: Any) -> dict[str, float]:
     assert all((before[name] - value).abs().max() > 1e-3 for name, value in expected.items())
     errors["parameters"] = max(largest(task.net.state_dict()[name], value) for name, value in expected.items())
     return errors
+
+
+def cost(model: ModelName, size: str, kwargs: dict[str, Any]) -> tuple[float, float]:
+    """Million parameters, and giga multiply-adds of matrix products and convolutions for one 32x224x224 view."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        net = ViViT.from_size(model, size, **{"num_classes": 400} | kwargs).eval()
+        net(torch.empty(1, 3, 32, 224, 224))
+    return sum(p.numel() for p in net.parameters()) / 1e6, counter.get_total_flops() / 2e9
 
 
 def forward_error(case: str, dtype: torch.dtype, eager: bool = False) -> float:

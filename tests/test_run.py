@@ -211,6 +211,11 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
         assert words in str(error.value)
 
 
+def test_mixing_needs_clips_to_mix(videos: Path, config: Config) -> None:
+    with pytest.raises(UserError, match=r"data\.micro_batch .* allow two or more, or set recipe\.mixup=0"):
+        train(config(*folder(videos), "recipe.mixup=0.2", "data.micro_batch=1"))
+
+
 def empty_folder(root: Path) -> list[str]:
     root.mkdir()
     return ["data=folder"]

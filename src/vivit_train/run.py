@@ -68,6 +68,11 @@ def train(cfg: DictConfig) -> float:
             f"recipe.global_batch={data.global_batch} does not divide among {trainer.world_size} devices"
         )
     trainer.accumulate_grad_batches = data.divide_batch(trainer.world_size)
+    if data.micro_batch == 1 and (cfg.task.mixup or cfg.task.cutmix):
+        raise UserError(
+            "mixup and CutMix mix the clips that a device takes at once, and that is one (data.micro_batch and "
+            "recipe.global_batch say how many): allow two or more, or set recipe.mixup=0 recipe.cutmix=0"
+        )
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"]["root"] = os.path.abspath(data.root)
     task = VideoClassification(
@@ -84,9 +89,8 @@ def train(cfg: DictConfig) -> float:
     try:
         trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
         checkpoints: Any = trainer.checkpoint_callback
-        best = checkpoints.best_model_path or str(
-            run_dir / "checkpoints/last.ckpt"
-        )  # without validation there is no best
+        # without validation there is no best
+        best = checkpoints.best_model_path or str(run_dir / "checkpoints/last.ckpt")
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
