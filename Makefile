@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-all lint fidelity lock clean
+.PHONY: install demo test tests test-all lint fidelity lock clean
 
 demo: install
 	rm -rf runs/demo
@@ -12,7 +12,10 @@ demo: install
 	$(BIN)/python eval.py ckpt_path=runs/demo/checkpoints/best.ckpt eval.order=shuffled hydra.run.dir=runs/demo/shuffled
 	$(BIN)/python -m vivit_train.demo runs/demo
 
-test: lint
+test: install
+	$(MAKE) -j2 lint tests
+
+tests: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: lint

@@ -7,10 +7,14 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, TINY
+from omegaconf import DictConfig
+
+from vivit_train.run import train
 
 
 def run(script: str, *arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -93,6 +97,7 @@ def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_pa
         assert (tmp_path / f"sweep/{job}/metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_optuna_searches(videos: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra `optuna`")
     search = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
@@ -101,27 +106,15 @@ def test_optuna_searches(videos: Path, tmp_path: Path) -> None:
     assert "best_value" in (tmp_path / "sweep/optimization_results.yaml").read_text()
 
 
-def test_two_processes_train_as_one(videos: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(videos: Path, config: Callable[..., DictConfig], tmp_path: Path) -> None:
     """The same clips per step and an evaluation that counts each video once, whatever the number of processes."""
-    common = [
-        "data=folder",
-        f"data.root={videos}",
-        *TINY,
-        "data.flip=0",
-        "data.color_jitter=0",
-        "recipe.drop_path=0",
-    ]
-    for devices in (1, 2):
-        result = run(
-            "train.py",
-            *common,
-            "trainer=ddp",
-            f"trainer.devices={devices}",
-            f"hydra.run.dir=run{devices}",
-            cwd=tmp_path,
-        )
-        assert result.returncode == 0, result.stderr
-    one, two = (list(csv.DictReader((tmp_path / f"run{n}/predictions.csv").open())) for n in (1, 2))
+    common = ["data=folder", f"data.root={videos}", "data.flip=0", "data.color_jitter=0", "recipe.drop_path=0"]
+    train(config(*common))
+    result = run(
+        "train.py", *common, *TINY, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=run2", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = (list(csv.DictReader((tmp_path / f"{name}/predictions.csv").open())) for name in ("run", "run2"))
     assert [row["id"] for row in one] == [row["id"] for row in two]
     for a, b in zip(one, two, strict=True):
         assert [float(a[k]) for k in a if k.startswith("logit")] == pytest.approx(

@@ -216,13 +216,16 @@ def test_speed(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> N
     write(tmp_path / "val.csv", HEADER[:-6], *lines[:1000])
     write(tmp_path / "trainingSet.csv", *(f"{stem}.mp4,{labels[i % 100]},3,0" for i, stem in enumerate(stems)))
     write(tmp_path / "validationSet.csv", *(f"{stem}.mp4,{stem[:9]},3,0" for stem in stems[:1000]))
+    start = time.process_time()
+    assert sum(len(next(csv.reader([line]))) for line in lines) == 5 * count
+    yardstick = time.process_time() - start  # this machine's, now
     took = {}
     for reader in (read_kinetics, read_moments):
         start = time.process_time()
         assert len(reader(tmp_path, max_missing=0).train) == count
-        took[reader.__name__] = time.process_time() - start
+        took[reader.__name__] = (time.process_time() - start) / yardstick
     print(count, took)
-    assert max(took.values()) < 5  # processor seconds
+    assert max(took.values()) < 60  # measured: 16 to 28 at both sizes, so linear
 
 
 # ---- kinetics
