@@ -117,6 +117,8 @@ def test_every_debug_choice_runs(debug: str, videos: Path, config: Config) -> No
         ["model.temporal_depth=0", "model.pool=mean"],
         ["model.sampled_frames=2", "model.tubelet=[1,16,16]"],
         ["data.num_workers=2", "eval.views=2x3"],
+        ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
+        ["data.short=edge", "data.frames=8", "data.limit_per_class=2", "data.balance=class"],
     ],
 )
 def test_options_run(overrides: list[str], videos: Path, config: Config) -> None:
@@ -206,8 +208,25 @@ def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
 
 def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
     with pytest.raises(UserError) as error:
-        train(config("data.frames=5", "data.crop=40", "model=vivit_fdp", "model.heads=3", "init.path=/nowhere"))
-    for words in ("frames 5", "height 40", "heads must be even", "dim 32 is not", "crop=40 is larger", "/nowhere"):
+        train(
+            config(
+                "data.short=pad",
+                "data.frames=5",
+                "data.crop=40",
+                "model=vivit_fdp",
+                "model.heads=3",
+                "init.path=/nowhere",
+            )
+        )
+    for words in (
+        "data.short=pad: must be one of loop, edge",
+        "frames 5",
+        "height 40",
+        "heads must be even",
+        "dim 32 is not",
+        "crop=40 is larger",
+        "/nowhere",
+    ):
         assert words in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""`vivit ...`: what belongs to training and is no training. Each command is a module, imported when it is called."""
+"""`vivit ...`: the tools beside train.py and eval.py. Each is a module, imported when it is called."""
 
 from pathlib import Path
 from typing import Annotated

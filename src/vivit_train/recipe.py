@@ -30,6 +30,11 @@ EFFECT = {
 UNSTATED: dict[str, Any] = {
     "init.path": None,
     "data.fps": None,
+    "data.sampling": "window",
+    "data.short": "loop",
+    "data.clips_per_video": 1,
+    "data.balance": None,
+    "data.limit_per_class": None,
     "data.squash": False,
     "trainer.max_steps": -1,
     "trainer.max_time": None,

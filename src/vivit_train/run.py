@@ -111,12 +111,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     quiet_lightning()
-    for name, choices in (
-        ("split", (None, "train", "val", "test")),
-        ("order", ("forward", "reversed", "shuffled")),
-    ):
-        if cfg.eval[name] not in choices:
-            raise UserError(f"eval.{name}={cfg.eval[name]}: must be one of {', '.join(filter(None, choices))}")
+    if problems := choice_problems(cfg, null_is_as_trained=True):
+        raise UserError("; ".join(problems))
     metadata, _ = load_checkpoint(cfg.ckpt_path)
     data: VideoDataModule = instantiate(evaluation_data(metadata, cfg), _convert_="all")
     if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
@@ -213,7 +209,19 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     crop) stays as it was trained unless it is named too.
     """
     source = ("name", "root", "reader", "train", "val", "test")
-    keys = (*source, "frames", "stride", "fps", "short_side", "crop", "squash", "num_workers", "micro_batch")
+    keys = (
+        *source,
+        "frames",
+        "stride",
+        "fps",
+        "sampling",
+        "short",
+        "short_side",
+        "crop",
+        "squash",
+        "num_workers",
+        "micro_batch",
+    )
     given = {key: cfg.data[key] for key in keys if cfg.data[key] is not None or (cfg.data.name and key in source)}
     given = {
         key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in given.items()
@@ -275,8 +283,8 @@ def plan(cfg: DictConfig, net: ViViT, data: VideoDataModule, trainer: L.Trainer)
     steps = data.steps_per_epoch * trainer.max_epochs  # type: ignore[operator]
     return "\n".join(
         [
-            f"model: {net.model}, {parameters:.2f} M parameters, {data.frames} frames of {data.crop}x{data.crop}, "
-            f"{t}x{rows}x{columns} tokens",
+            f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
+            f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens",
             f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
             f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps; "
             f"precision {trainer.precision}, {trainer.strategy.root_device}",
@@ -319,6 +327,7 @@ def check(cfg: DictConfig) -> None:
         problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
         if data.crop > data.short_side:
             problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
+    problems += choice_problems(cfg)
     if cfg.recipe.scale_lr not in (None, *recipe.SCALES):
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
@@ -334,6 +343,26 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"run_dir={cfg.run_dir}: cannot write there")
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
+
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "data.sampling": ("window", "segments"),
+    "data.short": ("loop", "edge"),
+    "data.balance": (None, "sqrt", "class"),
+    "eval.split": (None, "train", "val", "test"),
+    "eval.order": ("forward", "reversed", "shuffled"),
+}
+
+
+def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
+    """A line for each key of `CHOICES` that has another value."""
+    problems = []
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key, default=choices[0])
+        if value not in choices and not (value is None and null_is_as_trained):
+            names = ", ".join(choice or "null" for choice in choices)
+            problems.append(f"{key}={value}: must be one of {names}")
+    return problems
 
 
 def quiet_lightning() -> None:

@@ -5,7 +5,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vivit_train.data.clip import centre_clip, clip_at, frame_step, random_clip, spread_clips
+from vivit_train.data.clip import (
+    Sampling,
+    centre_clip,
+    clip_at,
+    frame_step,
+    random_clip,
+    segment_clip,
+    spread_clips,
+)
 
 LENGTHS = (1, 2, 31, 64, 65, 300)
 STEPS = (1.0, 2.0, 3.0, 0.5, 29.97 / 12.5)
@@ -94,3 +102,26 @@ def test_the_step_follows_the_stride_or_the_time() -> None:
 def test_a_measured_rate_need_not_be_exact() -> None:
     for rate in (30 - 1e-7, 30.0, 30 + 1e-7):
         assert clip_at(0, 1000, 32, frame_step(1, 15, rate)).tolist() == list(range(0, 64, 2))
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+@pytest.mark.parametrize("frames", [1, 8, 32])
+def test_a_frame_from_each_segment(num_frames: int, frames: int) -> None:
+    draws = np.random.default_rng(0).random((50, frames))
+    clips = np.stack([segment_clip(num_frames, frames, u) for u in draws])
+    bounds = np.arange(frames + 1) * num_frames / frames
+    assert (clips >= np.floor(bounds[:-1])).all()
+    assert (clips < np.ceil(bounds[1:])).all()
+    assert clips.max() < num_frames
+    sampling = Sampling(frames, kind="segments")
+    assert sampling.draws == frames
+    assert np.array_equal(sampling.random(num_frames, 25, draws[0].tolist()), clips[0])
+    assert np.array_equal(sampling.spread(num_frames, 25, 1), [segment_clip(num_frames, frames, 0.5)])
+
+
+def test_short_videos_loop_or_stand_still() -> None:
+    assert Sampling(5, 2).random(4, 25, [0.3]).tolist() == [0, 2, 0, 2, 0]
+    assert Sampling(5, 2, short="edge").random(4, 25, [0.3]).tolist() == [0, 2, 3, 3, 3]
+    assert Sampling(5, 2, short="edge").spread(4, 25, 2).tolist() == [[0, 2, 3, 3, 3]] * 2
+    long = [Sampling(4, 2, short=short).random(100, 25, [0.5]) for short in ("loop", "edge")]
+    assert np.array_equal(*long)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from videos import h264, read_number
 
-from vivit_train.data import clip
+from vivit_train.data import clip, datamodule
 from vivit_train.data.augment import TrainTransform, crop_views
+from vivit_train.data.clip import Sampling
 from vivit_train.data.datamodule import (
     Key,
     TestVideos,
@@ -62,14 +63,20 @@ def manifest(*paths: Path) -> Manifest:
     return Manifest(paths=names, labels=np.arange(len(paths))[:, None], ids=names)
 
 
+def sampling_of(settings: dict[str, Any]) -> Sampling:
+    """Takes what `Sampling` is made of out of the settings."""
+    names = ("frames", "stride", "fps", "kind", "short")
+    return Sampling(**{"frames": 8} | {name: settings.pop(name) for name in names if name in settings})
+
+
 def train_clips(*paths: Path, transform: Any = lambda x: (x, False), **kwargs: Any) -> TrainClips:
-    settings: dict[str, Any] = {"frames": 8, "stride": 2, "fps": None, "short_side": SIDE, "seed": 0}
-    return TrainClips(manifest(*paths), transform, **settings | kwargs)
+    sampling = sampling_of(kwargs)
+    return TrainClips(manifest(*paths), transform, sampling, **{"short_side": SIDE, "seed": 0} | kwargs)
 
 
 def videos_to_test(*paths: Path, **kwargs: Any) -> TestVideos:
-    settings: dict[str, Any] = {"frames": 8, "stride": 2, "fps": None, "short_side": SIDE, "crop": SIDE}
-    return TestVideos(manifest(*paths), **settings | kwargs)
+    sampling = sampling_of(kwargs)
+    return TestVideos(manifest(*paths), sampling, **{"short_side": SIDE, "crop": SIDE} | kwargs)
 
 
 def numbers(video_TCHW: Tensor) -> list[int]:
@@ -150,6 +157,31 @@ def test_the_global_batch_is_divided_exactly(devices: int, at_most: int, tmp_pat
     assert not any(48 % (micro * devices) == 0 for micro in larger)
 
 
+def test_rare_classes_come_more_often_where_asked() -> None:
+    weights = 1 / np.array([90.0] * 90 + [10.0] * 10)  # as `weights` makes them for two classes of 90 and 10
+    sampler = TrainBatches(100, 20, 5, 0, 1, 0, weights)
+    rows = [row for epoch in range(40) for _, row in epoch_of(sampler, epoch)]
+    assert len(rows) == 40 * 100
+    assert 0.45 < np.mean(np.array(rows) >= 90) < 0.55
+    keys = epoch_of(sampler, 3)
+    assert len(set(keys)) == 100  # a video that comes again has other draws
+    assert keys == epoch_of(sampler, 3) != epoch_of(sampler, 4)
+    ranks = [TrainBatches(100, 20, 5, rank, 2, 0, weights) for rank in range(2)]
+    assert sorted(epoch_of(ranks[0], 3) + epoch_of(ranks[1], 3)) == sorted(keys)
+
+
+def epoch_of(sampler: TrainBatches, epoch: int) -> list[tuple[int, int]]:
+    sampler.set_epoch(epoch)
+    return [(repeat, row) for batch in sampler for _, repeat, row in batch]
+
+
+def test_several_clips_of_a_video_fill_a_step() -> None:
+    sampler = TrainBatches(12, 8, 4, 0, 1, 0, clips_per_video=2)
+    assert sampler.steps == 3  # 24 clips
+    assert [len(batch) for batch in sampler] == [2] * 6
+    assert sorted(row for _, row in epoch_of(sampler, 0)) == list(range(12))
+
+
 # what a training sample is
 
 
@@ -215,6 +247,39 @@ def test_where_nothing_can_be_read_the_errors_come_back(broken: Path, video: Pat
     assert batch["errors"]
 
 
+def test_several_clips_come_from_one_opening(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def read(path: str, *args: Any, **kwargs: Any) -> Any:
+        opened.append(path)
+        return read_frames(path, *args, **kwargs)
+
+    monkeypatch.setattr(datamodule, "read_frames", read)
+    clips = train_clips(video, video, clips_per_video=3).__getitems__([(0, 0, 0), (0, 0, 1)])
+    assert len(clips) == 6
+    assert len(opened) == 2
+    assert all(numbers(sample["video"]) == sample["frame_numbers"].tolist() for sample in clips)
+    assert len({sample["frame_numbers"][0].item() for sample in clips}) > 2
+    assert [sample["index"] for sample in clips] == [0, 0, 0, 1, 1, 1]
+    alone = train_clips(video)[0, 0, 0]
+    assert torch.equal(train_clips(video).__getitems__([(0, 0, 0)])[0]["video"], alone["video"])
+
+
+def test_segments_spread_over_the_whole_video(video: Path) -> None:
+    sample = train_clips(video, kind="segments")[0, 0, 0]
+    shown = numbers(sample["video"])
+    assert [frame // 5 for frame in shown] == list(range(8))  # 40 frames in 8 segments
+    assert len({tuple(numbers(train_clips(video, kind="segments")[i, 0, 0]["video"])) for i in range(5)}) == 5
+    views = videos_to_test(video, kind="segments", views=(2, 1))[0]["video"]
+    assert [numbers(view) for view in views] == [list(range(1, 40, 5)), list(range(3, 40, 5))]
+
+
+def test_short_videos_may_stand_still(tmp_path: Path) -> None:
+    h264(tmp_path / "short.mp4", frames=5, size=(SIDE, SIDE))
+    sample = train_clips(tmp_path / "short.mp4", short="edge")[0, 0, 0]
+    assert numbers(sample["video"]) == [0, 2, 4, 4, 4, 4, 4, 4]
+
+
 def test_a_flipped_clip_has_its_mirrored_label(video: Path) -> None:
     def flip(clip: Tensor) -> tuple[Tensor, bool]:
         return clip, bool(torch.rand(()) < 0.5)
@@ -233,9 +298,9 @@ def test_a_clip_of_a_longer_video_stays_in_its_span(video: Path, side: str) -> N
     spans = np.array([[0.0, 0.4], [0.5, 1.1], [1.3, 9.0], [7.0, 8.0]])  # the video shows 40 frames in 1.33 s
     expected = [range(12), range(15, 33), range(39, 40)]
     table = Manifest(np.array([str(video)] * 4), np.zeros((4, 1), np.int64), np.array(list("abcd")), spans)
-    settings: dict[str, Any] = {"frames": 4, "stride": 1, "fps": None, "short_side": SIDE, "seed": 0}
-    clips = TrainClips(table, lambda x: (x, False), **settings)
-    videos = TestVideos(table, **settings, crop=SIDE, views=(3, 1))
+    sampling = Sampling(frames=4, stride=1)
+    clips = TrainClips(table, lambda x: (x, False), sampling, short_side=SIDE, seed=0)
+    videos = TestVideos(table, sampling, short_side=SIDE, crop=SIDE, views=(3, 1))
     for row, frames in enumerate(expected):
         seen = []
         if side == "train":
@@ -410,6 +475,23 @@ def test_flips_that_would_turn_left_into_right_are_pointed_out(folder: Path) -> 
     assert mirrored is not None
     assert [ids.tolist() for ids in mirrored] == [[1, 0]]
     assert data().mirrored is None
+
+
+def test_classes_can_be_limited_and_balanced(folder: Path) -> None:
+    for i in range(2):
+        (folder / f"train/up/{i}.mp4").unlink()  # 4 of "down", 2 of "up"
+    data = VideoDataModule("test", str(folder), read_folder, balance="class")
+    weights = data.weights()
+    assert weights is not None
+    assert weights.tolist() == [0.25] * 4 + [0.5] * 2
+    data = VideoDataModule("test", str(folder), read_folder, limit_per_class=2)
+    assert data.splits.train.labels[:, 0].tolist() == [0, 0, 1, 1]
+    assert "train is limited to 2 clips per class: 4 of 6" in data.splits.summary()
+    assert data.weights() is None
+    with pytest.raises(UserError, match=r"data\.clips_per_video=3 must divide the 64 clips"):
+        VideoDataModule("test", str(folder), read_folder, clips_per_video=3).divide_batch(1)
+    several = VideoDataModule("test", str(folder), read_folder, clips_per_video=4, micro_batch=10)
+    assert (several.divide_batch(2), several.micro_batch) == (4, 8)
 
 
 def test_a_split_that_is_not_there_is_named(folder: Path) -> None:

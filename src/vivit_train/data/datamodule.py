@@ -2,10 +2,12 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from vivit_train.data import clip
 from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
+from vivit_train.data.clip import Indices, Sampling
 from vivit_train.data.decode import VideoInfo, probe, read_frames
 from vivit_train.data.manifest import Manifest, Splits
 from vivit_train.errors import UserError, VideoError
@@ -26,7 +28,7 @@ MAX_REPLACEMENTS = 20  # bad videos in a row before a training sample gives up
 
 
 class TrainClips(Dataset[Sample]):
-    """One augmented clip per key, a function of (seed, key) alone, whichever worker makes it.
+    """The augmented clips of a key, a function of (seed, key) alone, whichever worker makes them.
 
     A video that cannot be read is replaced by another, drawn at random, and named in "errors" as (row, path,
     reason); after MAX_REPLACEMENTS of them nothing but the errors comes back.
@@ -34,47 +36,64 @@ class TrainClips(Dataset[Sample]):
     Args:
         transform: the clip -> the augmented clip, and whether it was flipped.
         mirrored: by head, what each class becomes in a flipped clip; None: what it was.
+        clips_per_video: so many clips from one opening of a video, each with draws of its own.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         transform: Callable[[Tensor], tuple[Tensor, bool]],
+        sampling: Sampling,
         *,
         mirrored: list[NDArray[np.int64]] | None = None,
-        frames: int,
-        stride: int,
-        fps: float | None,
+        clips_per_video: int = 1,
         short_side: int,
         seed: int,
     ) -> None:
         self.manifest, self.transform, self.mirrored = manifest, transform, mirrored
-        self.frames, self.stride, self.fps, self.short_side, self.seed = frames, stride, fps, short_side, seed
+        self.sampling, self.clips_per_video = sampling, clips_per_video
+        self.short_side, self.seed = short_side, seed
 
     def __getitem__(self, key: Key) -> Sample:
+        return self.clips(key)[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample]:
+        """What the loader asks for a batch."""
+        return [sample for key in keys for sample in self.clips(key)]
+
+    def clips(self, key: Key) -> list[Sample]:
         epoch, repeat, row = key
         errors: list[tuple[int, str, str]] = []
         with seeded(self.seed, epoch, repeat, row):
             for _ in range(MAX_REPLACEMENTS):
                 try:
-                    return self.load(row) | {"errors": errors}
+                    first, *others = self.load(row)
+                    return [first | {"errors": errors}, *(other | {"errors": []} for other in others)]
                 except VideoError as error:
                     errors.append((row, error.path, error.reason))
                     row = int(torch.randint(len(self.manifest), ()))
-        return {"errors": errors}
+        return [{"errors": errors}]
 
-    def load(self, row: int) -> Sample:
+    def load(self, row: int) -> list[Sample]:
         path = str(self.manifest.paths[row])
         info = probe(path)
         first, num_frames = frames_of(self.manifest, row, info)
-        step = clip.frame_step(self.stride, self.fps, info.fps)
-        indices = first + clip.random_clip(num_frames, self.frames, step, torch.rand(()).item())
-        video_TCHW, flipped = self.transform(to_torch(read_frames(path, indices, short_side=self.short_side)))
+        draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
+        clips = first + np.stack([self.sampling.random(num_frames, info.fps, u) for u in draws])
+        needed, place = np.unique(clips, return_inverse=True)
+        video_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
+        return [
+            self.augmented(row, video_TCHW[frames], indices, info)
+            for frames, indices in zip(place.reshape(clips.shape), clips, strict=True)
+        ]
+
+    def augmented(self, row: int, clip_TCHW: Tensor, indices: Indices, info: VideoInfo) -> Sample:
+        clip_TCHW, flipped = self.transform(clip_TCHW)
         label_H = self.manifest.labels[row]
         if flipped and self.mirrored is not None:
             label_H = np.array([ids[label] for ids, label in zip(self.mirrored, label_H, strict=True)])
         return {
-            "video": video_TCHW,
+            "video": clip_TCHW,
             "label": torch.from_numpy(label_H),
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
@@ -95,10 +114,8 @@ class TestVideos(Dataset[Sample]):
     def __init__(
         self,
         manifest: Manifest,
+        sampling: Sampling,
         *,
-        frames: int,
-        stride: int,
-        fps: float | None,
         short_side: int,
         crop: int,
         squash: bool = False,
@@ -107,8 +124,7 @@ class TestVideos(Dataset[Sample]):
         seed: int = 0,
     ) -> None:
         self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
-        self.frames, self.stride, self.fps = frames, stride, fps
-        self.short_side, self.crop, self.squash = short_side, crop, squash
+        self.sampling, self.short_side, self.crop, self.squash = sampling, short_side, crop, squash
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -118,9 +134,8 @@ class TestVideos(Dataset[Sample]):
         try:
             video = self.load(path, row)
         except VideoError as failure:
-            video = torch.zeros(
-                self.views[0] * self.views[1], self.frames, 3, self.crop, self.crop, dtype=torch.uint8
-            )
+            shape = (self.views[0] * self.views[1], self.sampling.frames, 3, self.crop, self.crop)
+            video = torch.zeros(shape, dtype=torch.uint8)
             error = failure
         return {
             "video": video,
@@ -133,15 +148,13 @@ class TestVideos(Dataset[Sample]):
     def load(self, path: str, row: int) -> Tensor:
         info = probe(path)
         first, num_frames = frames_of(self.manifest, row, info)
-        step = clip.frame_step(self.stride, self.fps, info.fps)
-        clips = first + np.stack(clip.spread_clips(num_frames, self.frames, step, self.views[0]))
-        clips = self.reorder(clips, row)
+        clips = self.reorder(first + self.sampling.spread(num_frames, info.fps, self.views[0]), row)
         needed, place = np.unique(clips, return_inverse=True)
         decoded_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
         crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
         return torch.stack([crop[frames] for frames in place.reshape(clips.shape) for crop in crops])
 
-    def reorder(self, clips: clip.Indices, row: int) -> clip.Indices:
+    def reorder(self, clips: Indices, row: int) -> Indices:
         if self.order == "reversed":
             return clips[:, ::-1]
         if self.order == "shuffled":
@@ -176,14 +189,28 @@ class TrainBatches(Sampler[list[Key]]):
     """One process's micro-batches of an epoch, a pure function of (seed, epoch).
 
     Each optimizer step takes the next `global_batch` clips of the epoch's order, whatever the number of
-    processes: its micro-batches, in turn, go to rank 0, 1, .... An epoch has floor(n / global_batch) steps; a
+    processes: its micro-batches, in turn, go to rank 0, 1, .... An epoch has floor(clips / global_batch) steps; a
     set smaller than the global batch fills its one step by coming round again, with other draws.
+
+    Args:
+        weights: of each video, for an order drawn with replacement; None: each once, shuffled.
+        clips_per_video: how many clips a key stands for.
     """
 
-    def __init__(self, n: int, global_batch: int, micro_batch: int, rank: int, world_size: int, seed: int) -> None:
-        self.n, self.global_batch, self.micro_batch = n, global_batch, micro_batch
-        self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.steps = steps_per_epoch(n, global_batch)
+    def __init__(
+        self,
+        n: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        weights: NDArray[np.float64] | None = None,
+        clips_per_video: int = 1,
+    ) -> None:
+        self.n, self.rank, self.world_size, self.seed, self.weights = n, rank, world_size, seed, weights
+        self.step_videos, self.micro_videos = global_batch // clips_per_video, micro_batch // clips_per_video
+        self.steps = steps_per_epoch(n, self.step_videos)
         self.epoch = 0
 
     @property
@@ -194,18 +221,27 @@ class TrainBatches(Sampler[list[Key]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * (self.global_batch // (self.micro_batch * self.world_size))
+        return self.steps * (self.step_videos // (self.micro_videos * self.world_size))
+
+    def order(self) -> NDArray[np.int64]:
+        """The videos of the epoch."""
+        needed = self.steps * self.step_videos
+        if self.weights is not None:
+            share = self.weights / self.weights.sum()
+            return np.random.default_rng((self.seed, self.epoch)).choice(self.n, needed, p=share)
+        rounds = range(-(-needed // self.n))
+        orders = [np.random.default_rng((self.seed, self.epoch, i)).permutation(self.n) for i in rounds]
+        return np.concatenate(orders)[:needed]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        rounds = -(-self.steps * self.global_batch // self.n)
-        keys = [
-            (self.epoch, repeat, int(row))
-            for repeat in range(rounds)
-            for row in np.random.default_rng((self.seed, self.epoch, repeat)).permutation(self.n)
-        ]
+        seen: Counter[int] = Counter()
+        keys = []
+        for row in self.order().tolist():
+            keys.append((self.epoch, seen[row], row))  # a video that comes again has other draws
+            seen[row] += 1
         for micro in range(len(self)):
-            start = (micro * self.world_size + self.rank) * self.micro_batch
-            yield keys[start : start + self.micro_batch]
+            start = (micro * self.world_size + self.rank) * self.micro_videos
+            yield keys[start : start + self.micro_videos]
 
 
 def steps_per_epoch(n: int, global_batch: int) -> int:
@@ -219,8 +255,11 @@ class VideoDataModule(L.LightningDataModule):
         name: of the data set, for messages.
         root: folder of the videos; train, val, test: annotation files or folders, as `reader` understands them.
         reader: (root, train, val, test) -> Splits.
-        frames, stride, fps: a clip is `frames` frames, `stride` source frames apart, or, with `fps`, so many a
-            second.
+        frames, stride, fps, sampling, short: see `Sampling` in clip.py.
+        clips_per_video: clips from one opening of a video (repeated augmentation); an epoch has so many more.
+        balance: training videos are drawn with replacement, each class as often as the others ("class"), or by
+            the square root of its size ("sqrt"); a class is the labels of all heads together.
+        limit_per_class: train on so many videos of each class.
         short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
         squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: see `TrainTransform`.
         mirror_labels: a flipped clip of a class that has "left" or "right" in its name is one of the other class.
@@ -243,6 +282,11 @@ class VideoDataModule(L.LightningDataModule):
         frames: int = 32,
         stride: int = 2,
         fps: float | None = None,
+        sampling: Literal["window", "segments"] = "window",
+        short: Literal["loop", "edge"] = "loop",
+        clips_per_video: int = 1,
+        balance: Literal["sqrt", "class"] | None = None,
+        limit_per_class: int | None = None,
         short_side: int = 256,
         crop: int = 224,
         squash: bool = False,
@@ -264,7 +308,8 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         self.name, self.root, self.reader = name, root, reader
         self.annotations = {"train": train, "val": val, "test": test}
-        self.frames, self.stride, self.fps = frames, stride, fps
+        self.sampling = Sampling(frames, stride, fps, sampling, short)
+        self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.squash = short_side, crop, squash
         self.transform = TrainTransform(
             crop, short_side, squash, scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color
@@ -279,16 +324,33 @@ class VideoDataModule(L.LightningDataModule):
     @cached_property
     def splits(self) -> Splits:
         """The annotations, read on first use."""
-        return self.reader(self.root, **self.annotations)
+        splits = self.reader(self.root, **self.annotations)
+        if self.limit_per_class is None:
+            return splits
+        order = np.random.default_rng(self.seed).permutation(len(splits.train))
+        taken: Counter[tuple[int, ...]] = Counter()
+        rows = []
+        for row, labels in zip(order.tolist(), map(tuple, splits.train.labels[order].tolist()), strict=True):
+            taken[labels] += 1
+            if taken[labels] <= self.limit_per_class:
+                rows.append(row)
+        notice = f"train is limited to {self.limit_per_class} clips per class: {len(rows)} of {len(order)}"
+        train = splits.train.take(np.array(sorted(rows)))
+        return replace(splits, train=train, notices=(*splits.notices, notice))
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.splits.train), self.global_batch)
+        return steps_per_epoch(len(self.splits.train) * self.clips_per_video, self.global_batch)
 
     def divide_batch(self, devices: int) -> int:
         """Chooses the micro-batch: the largest that divides the global batch evenly; returns the accumulation."""
-        per_device = self.global_batch // devices
-        self.micro_batch = max(m for m in range(1, self.max_micro_batch + 1) if per_device % m == 0)
+        per_device, clips = self.global_batch // devices, self.clips_per_video
+        if per_device % clips or clips > self.max_micro_batch:
+            raise UserError(
+                f"data.clips_per_video={clips} must divide the {per_device} clips of a step on each device "
+                f"(recipe.global_batch) and not be larger than data.micro_batch={self.max_micro_batch}"
+            )
+        self.micro_batch = max(m for m in range(clips, self.max_micro_batch + 1, clips) if per_device % m == 0)
         return per_device // self.micro_batch
 
     @property
@@ -308,15 +370,6 @@ class VideoDataModule(L.LightningDataModule):
                     )
                     return f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}"
         return None
-
-    def clip_settings(self) -> dict[str, Any]:
-        return {
-            "frames": self.frames,
-            "stride": self.stride,
-            "fps": self.fps,
-            "short_side": self.short_side,
-            "seed": self.seed,
-        }
 
     def loader(self, dataset: Dataset[Sample], **kwargs: Any) -> DataLoader[Sample]:
         workers = self.num_workers
@@ -343,9 +396,26 @@ class VideoDataModule(L.LightningDataModule):
             self.trainer.global_rank if self.trainer else 0,
             self.trainer.world_size if self.trainer else 1,
             self.seed,
+            self.weights(),
+            self.clips_per_video,
         )
-        clips = TrainClips(manifest, self.transform, mirrored=self.mirrored, **self.clip_settings())
+        clips = TrainClips(
+            manifest,
+            self.transform,
+            self.sampling,
+            mirrored=self.mirrored,
+            clips_per_video=self.clips_per_video,
+            short_side=self.short_side,
+            seed=self.seed,
+        )
         return self.loader(clips, batch_sampler=batches)
+
+    def weights(self) -> NDArray[np.float64] | None:
+        """How often each training video is drawn, by the size of its class."""
+        if self.balance is None:
+            return None
+        counts = self.splits.train.label_counts().astype(np.float64)
+        return 1 / (counts if self.balance == "class" else np.sqrt(counts))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         return self.evaluation_loader(self.splits.val, views=(1, 1), order="forward")
@@ -361,7 +431,14 @@ class VideoDataModule(L.LightningDataModule):
 
     def evaluation_loader(self, manifest: Manifest, views: tuple[int, int], order: str) -> DataLoader[Sample]:
         videos = TestVideos(
-            manifest, **self.clip_settings(), crop=self.crop, squash=self.squash, views=views, order=order
+            manifest,
+            self.sampling,
+            short_side=self.short_side,
+            crop=self.crop,
+            squash=self.squash,
+            views=views,
+            order=order,
+            seed=self.seed,
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return self.loader(

@@ -65,6 +65,16 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: NDArray[np.int64]) -> "Manifest":
+        """These rows, in this order."""
+        spans_s = None if self.spans_s is None else self.spans_s[rows]
+        return Manifest(self.paths[rows], self.labels[rows], self.ids[rows], spans_s)
+
+    def label_counts(self) -> NDArray[np.int64]:
+        """How many clips have the labels (of all heads together) of each clip: [n]."""
+        _, which, counts = np.unique(self.labels, axis=0, return_inverse=True, return_counts=True)
+        return counts[which.reshape(-1)]
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Splits:
