@@ -13,6 +13,7 @@ from vivit_train.pictures import contact_sheet, learning_curves
 from vivit_train.task import Batch, VideoClassification
 
 LINE_EVERY_S = 30.0
+MUCH_WAITING = 0.1  # of the time, in an epoch of a minute or more
 
 
 class Report(Callback):
@@ -74,6 +75,11 @@ class Report(Callback):
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
         self.history.append(row)
         self.line(trainer, loss=row["train/loss"], val_top1=row.get("val/top1"), val_loss=row.get("val/loss"))
+        if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
+            print(
+                f"the model waited for its clips {self.data_wait:.0%} of the time: smaller videos with more key "
+                "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
+            )
         if trainer.is_global_zero:
             learning_curves(self.curves, self.history)
 
