@@ -1,5 +1,7 @@
 """`vivit ...`: the tools beside train.py and eval.py. Each is a module, imported when it is called."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="As for train.py: data=folder data.root=DIR data.frames=16 ...")
 ]
+
+
+bench = typer.Typer(no_args_is_help=True, help="How fast it is, on this machine and these files.")
+app.add_typer(bench, name="bench")
 
 
 @app.callback()
@@ -29,6 +35,77 @@ def compose(overrides: list[str] | None, run_dir: Path) -> DictConfig:
         raise UserError("the configuration's folder conf/ is neither in the package nor beside src/")
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
         return hydra.compose("train", [f"run_dir={run_dir}", *(overrides or [])])
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of the videos, with all below it.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="Made like it: every video under its name, as .mp4.")
+    ],
+    short_side: Annotated[
+        int, typer.Option(help="Pixels: data.short_side of the recipe. Nothing is enlarged.")
+    ] = 256,
+    gop: Annotated[int, typer.Option(help="Frames from one key frame to the next.")] = 32,
+    crf: Annotated[int, typer.Option(help="Quality of x264: 18 is hard to tell from the source, 28 shows.")] = 23,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one for each core.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="One of N parts, 0/N to N-1/N; job arrays.")
+    ] = None,
+    listed: Annotated[Path | None, typer.Option("--list", help="Only the videos that this file lists.")] = None,
+) -> None:
+    """Encode videos anew for fast training: small, short closed GOPs, upright, without sound; the same frames.
+
+    What is done is not done again. DST/manifest.csv holds checksums, DST/failed.csv what could not be read.
+    """
+    from vivit_train.prepare import Settings
+    from vivit_train.prepare import prepare as make
+
+    make(source, target, Settings(short_side, gop, crf), workers=workers, shard=shard, listed=listed)
+
+
+@app.command()
+def doctor(
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes; default doctor/<data name>.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read files; default one per processor.")] = 0,
+    every_frame: Annotated[
+        bool, typer.Option("--every-frame", help="Decode whole files: slow, and sure.")
+    ] = False,
+) -> None:
+    """Looks at every video of a data set before training does, and says what is wrong with it."""
+    from vivit_train.doctor import examine
+
+    cfg = compose(overrides, Path("runs/doctor"))
+    folder = out or Path("doctor") / cfg.data.name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    examine(cfg, folder, workers or cores, every_frame=every_frame, overrides=overrides or ())
+
+
+@bench.command()
+def loader(
+    overrides: Overrides = None,
+    clips: Annotated[int, typer.Option(min=1, help="Videos in the random sample.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured; the medians count.")] = 3,
+    workers: Annotated[str, typer.Option(help="Numbers of processes, as 1,2,4; else up to the cores.")] = "",
+    gpu: Annotated[float, typer.Option(min=0.1, help="Clips/s that the GPU eats, for the advice.")] = 120,
+    gop: Annotated[int, typer.Option(min=1, help="Of the files that `vivit prepare` would make.")] = 32,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the numbers go too.")] = None,
+) -> None:
+    """Clips/s by number of workers, milliseconds by stage, libavcodec's own limit, and what would help."""
+    from tempfile import TemporaryDirectory
+
+    from vivit_train.bench import bench_loader, save, table
+
+    if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
+        raise UserError(f"--workers {workers}: expected numbers, such as 1,2,4")
+    numbers = [int(number) for number in workers.split(",") if number]
+    with TemporaryDirectory() as folder:
+        cfg = compose(overrides, Path(folder))
+        result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, gpu_clips_per_s=gpu, gop=gop)
+    print(table(result))
+    if json:
+        save(result, json)
 
 
 def main() -> None:

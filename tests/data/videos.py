@@ -4,10 +4,12 @@ The number is drawn as 12 black or white blocks, 4 across and 3 down, lowest bit
 any codec, scaling and the trip through RGB.
 """
 
+import ctypes
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,21 @@ KINDS: dict[str, tuple[str, Callable[[Path], list[int]]]] = {
     "rotated_270": ("r270.mp4", lambda p: h264(p, rotation=270)),
 }
 NOT_FOR_DECORD = list(KINDS)[list(KINDS).index("open_gop") :]
+# torchcodec is not trusted where frames must be counted, and sees itself that it is wrong in some cuts.
+NOT_FOR_TORCHCODEC = ["cut_open_gop", *NOT_FOR_DECORD[NOT_FOR_DECORD.index("mpeg4_b_avi") : -3]]
+
+
+def engines() -> list[str]:
+    """The decoders that can be used here: "auto", and by name those that are installed."""
+    libraries = [f"libavcodec.so.{version}" for version in range(58, 64)]
+    found = ["auto", "pyav"] + ["decord"] * (find_spec("decord") is not None)
+    return found + ["torchcodec"] * (find_spec("torchcodec") is not None and any(map(_loads, libraries)))
+
+
+def _loads(library: str) -> bool:
+    """torchcodec takes seconds to import, and says only then that it misses FFmpeg."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -86,6 +86,7 @@ class Splits:
         test: None where there is none.
         source: where this came from, in one line.
         notices: what a person should know, such as how many videos are missing; part of `summary()`.
+        missing: by split, the videos that are listed and not there.
     """
 
     classes: Classes
@@ -94,6 +95,7 @@ class Splits:
     test: Manifest | None
     source: str
     notices: tuple[str, ...] = ()
+    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Source, classes, counts per split and notices, for a person to read."""
@@ -285,7 +287,8 @@ def make_splits(
         fail("no clips", bare, f"A split needs at least one.\n{tree}")
 
     problems: list[str] = []
-    missing: list[str] = []
+    missing: dict[str, list[str]] = {}
+    too_many: list[str] = []
     for split, rows in tables.items():
         first: dict[object, Row] = {}
         differing: list[str] = []
@@ -304,14 +307,15 @@ def make_splits(
             problems += differing
         if len(first) < len(rows):
             notices.append(f"{files[split]}: {len(rows) - len(first)} rows repeat an earlier one; kept")
-        lost = [row.path for row in rows if not row.found]
+        missing[split] = lost = list(dict.fromkeys(row.path for row in rows if not row.found))
+        rows_lost = sum(not row.found for row in rows)
         if lost:
             clips_are = "segments have their video" if rows[0].span_s else "videos found"
             text = (
-                f"{files[split]}: {len(rows) - len(lost):,} of {len(rows):,} {clips_are}; "
-                f"first missing: {some(dict.fromkeys(lost), 2)}"
+                f"{files[split]}: {len(rows) - rows_lost:,} of {len(rows):,} {clips_are}; "
+                f"first missing: {some(lost, 2)}"
             )
-            (missing if len(lost) > min(max_missing * len(rows), len(rows) - 1) else notices).append(text)
+            (too_many if rows_lost > min(max_missing * len(rows), len(rows) - 1) else notices).append(text)
     if problems:
         numbered = all(map(_ID.fullmatch, next(iter(ids.values()))))
         known = [
@@ -326,9 +330,9 @@ def make_splits(
     for names in classes.values():
         if len(names) < 2:
             raise UserError(f"only one class, {names[0]!r}, in {source}; a classifier needs at least two.\n{tree}")
-    if missing:
+    if too_many:
         advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
-        fail("too many missing videos", missing, f"{advice}\n{tree}")
+        fail("too many missing videos", too_many, f"{advice}\n{tree}")
 
     manifests = {split: make_manifest(rows, ids) for split, rows in tables.items()}
     manifests.setdefault("train", make_manifest([], ids))
@@ -351,7 +355,8 @@ def make_splits(
         both = sorted(clips[one] & clips.get(other, set()))
         if both:
             notices.append(f"{one} and {other} share {len(both)} clips: {some(both)}")
-    return Splits(classes, manifests["train"], manifests["val"], manifests.get("test"), source, tuple(notices))
+    test = manifests.get("test")
+    return Splits(classes, manifests["train"], manifests["val"], test, source, tuple(notices), missing)
 
 
 def label_text(row: Row) -> str:

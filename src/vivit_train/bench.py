@@ -1,0 +1,368 @@
+"""`vivit bench loader`: how fast clips come from these very files, where the time goes, and what would help."""
+
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from vivit_train.data import datamodule
+from vivit_train.data.augment import seeded
+from vivit_train.data.datamodule import Key, Sample, TrainClips, VideoDataModule, collate
+from vivit_train.data.decode import VideoInfo, probe
+from vivit_train.data.manifest import Manifest
+from vivit_train.errors import UserError, VideoError
+from vivit_train.prepare import Settings, encode, usable_cores
+
+CORES = (1, 2, 4, 8, 16, 32, 64)  # that clips/s are predicted for
+TRIED = 3  # videos that are prepared, to see what that gains
+LONGEST = 3000  # frames of a video for that
+WORTH_SAYING = 1.15  # less is within the noise
+STAGES = ("open/probe", "decode", "convert/scale", "augment", "other", "collate")
+
+_spellings = count(1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. Times are milliseconds per clip, on one core.
+
+    Attributes:
+        clips, unreadable: in the sample.
+        frames_decoded: per clip, from the key frame before its first frame to its last.
+        stage_ms: by stage; together they are `total_ms`.
+        raw_ms: libavcodec alone, decoding those frames and converting none.
+        transfer_ms: to the GPU; None where there is none.
+        clips_per_s: by number of worker processes; 0 is the main process.
+        predicted: clips/s by number of cores, from the rate per core with all of the cores at work.
+        prepared_gain: how much faster clips come from files that `vivit prepare` made; None: not tried.
+        advice: in one sentence.
+    """
+
+    clips: int
+    unreadable: int
+    frames_decoded: float
+    stage_ms: dict[str, float]
+    total_ms: float
+    raw_ms: float
+    transfer_ms: float | None
+    clips_per_s: dict[int, float]
+    predicted: dict[int, float]
+    prepared_gain: float | None
+    advice: str
+
+
+def bench_loader(
+    cfg: DictConfig,
+    *,
+    clips: int = 64,
+    rounds: int = 3,
+    workers: Sequence[int] = (),
+    gpu_clips_per_s: float = 120,
+    gop: int = 32,
+) -> Result:
+    """Time the training clips of a configuration: a random sample of them, `rounds` times, in turn; medians.
+
+    The files come from the memory that the system keeps them in, not from the disk.
+
+    Args:
+        workers: numbers of processes to try; empty: 1, 2, 4, ... up to the cores there are.
+        gpu_clips_per_s: what the advice is for.
+        gop: of the files that `vivit prepare` would make.
+
+    Raises:
+        UserError: the data are not there, or not one clip of the sample can be read.
+    """
+    torch.set_num_threads(1)
+    data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    cores = usable_cores()
+    workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
+    sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
+    manifest = pick(data.splits.train, sample)
+    good = [row for row in range(len(manifest)) if is_readable(data, manifest, row)]
+    if not good:
+        raise UserError(f"none of {len(manifest)} clips can be read: vivit doctor says why")
+    manifest = pick(manifest, np.array(good))
+    with tempfile.TemporaryDirectory() as folder:
+        gain = _prepared_gain(data, manifest, Settings(data.short_side // 2 * 2, gop), rounds, Path(folder))
+    stages, loaders = _Stages(data, manifest, rounds), _Workers(data, manifest, workers, rounds)
+    for turn in range(rounds):  # in turn, so that a busy minute of the machine hits both
+        stages.measure(turn)
+        loaders.measure(turn)
+    stage_ms = dict(zip(STAGES, (stages.per_clip(stages.seconds) * 1e3).tolist(), strict=True))
+    total_ms, rates = sum(stage_ms.values()), loaders.clips_per_s()
+    busiest = max((number for number in rates if 0 < number <= cores), default=0)
+    per_core = rates[busiest] / busiest if busiest else 1000 / total_ms
+    return Result(
+        clips=len(manifest),
+        unreadable=len(sample) - len(good),
+        frames_decoded=float(stages.decoded.mean() / stages.clips.clips_per_video),
+        stage_ms=stage_ms,
+        total_ms=total_ms,
+        raw_ms=float(stages.per_clip(stages.raw_s) * 1e3),
+        transfer_ms=_time_transfer(data, manifest, rounds),
+        clips_per_s=rates,
+        predicted={n: n * per_core for n in CORES},
+        prepared_gain=gain,
+        advice=advise(gpu_clips_per_s, per_core, gain, stage_ms),
+    )
+
+
+def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[str, float]) -> str:
+    """Cores for `wanted` clips/s, now and after `vivit prepare`."""
+    needed = math.ceil(wanted / per_core)
+    text = f"a GPU that eats {wanted:g} clips/s needs {needed} {'core' if needed == 1 else 'cores'}"
+    if gain is None:
+        return f"{text}; what `vivit prepare` would gain was not tried: videos of more than {LONGEST} frames"
+    if gain < WORTH_SAYING:
+        stage, ms = max(stage_ms.items(), key=lambda item: item[1])
+        most = f"most of the time goes to {stage} ({ms / sum(stage_ms.values()):.0%})"
+        return f"{text}; `vivit prepare` would gain nothing to speak of ({gain:.1f}x): {most}"
+    return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare`: {gain:.1f}x"
+
+
+def pick(manifest: Manifest, rows: NDArray[np.integer[Any]]) -> Manifest:
+    spans_s = None if manifest.spans_s is None else manifest.spans_s[rows]
+    return Manifest(manifest.paths[rows], manifest.labels[rows], manifest.ids[rows], spans_s)
+
+
+def respell(manifest: Manifest, times: int) -> Manifest:
+    """The rows `times` times over, the paths spelled as never before: what is kept of a file under one name is not
+    known under another, so that it is opened as for the first time, as in a large data set."""
+    spelled = [f"{'/.' * number}{path}" for number in islice(_spellings, times) for path in manifest.paths]
+    again = pick(manifest, np.tile(np.arange(len(manifest)), times))
+    return replace(again, paths=np.array(spelled, np.dtypes.StringDType()))
+
+
+def dataset(data: VideoDataModule, manifest: Manifest) -> TrainClips:
+    """The training clips of a manifest, as this configuration makes them."""
+    clips = copy(data.train_dataloader().dataset)
+    assert isinstance(clips, TrainClips)
+    clips.manifest = manifest
+    return clips
+
+
+def is_readable(data: VideoDataModule, manifest: Manifest, row: int) -> bool:
+    try:
+        with seeded(data.seed, row):
+            dataset(data, manifest).load(row)
+    except VideoError:
+        return False
+    return True
+
+
+@contextmanager
+def timed(owner: object, name: str, spent: dict[str, float]) -> Iterator[list[tuple[Any, ...]]]:
+    """Adds the seconds in a function that `owner` calls by this name to spent[name]; yields a list of its calls'
+    arguments. So it is the loader itself that is timed, whatever it does besides."""
+    function: Callable[..., Any] = getattr(owner, name)
+    calls: list[tuple[Any, ...]] = []
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[name] += time.perf_counter() - start
+            calls.append(args)
+
+    setattr(owner, name, wrapper)
+    try:
+        yield calls
+    finally:
+        setattr(owner, name, function)
+
+
+class _Stages:
+    """Where the time of a clip goes: seconds by round, video and stage, and those of libavcodec alone."""
+
+    def __init__(self, data: VideoDataModule, manifest: Manifest, rounds: int) -> None:
+        self.data, self.clips, self.n = data, dataset(data, respell(manifest, rounds)), len(manifest)
+        self.seconds = np.zeros((rounds, self.n, len(STAGES)))
+        self.raw_s, self.decoded = np.zeros((rounds, self.n)), np.zeros(self.n)
+
+    def measure(self, turn: int) -> None:
+        samples: list[Sample] = []
+        for row in range(self.n):
+            spent: dict[str, float] = defaultdict(float)
+            with (
+                timed(datamodule, "probe", spent),
+                timed(datamodule, "read_frames", spent) as calls,
+                timed(self.clips, "transform", spent),
+                seeded(self.data.seed, row),
+            ):
+                start = time.perf_counter()
+                loaded = self.clips.load(turn * self.n + row)
+                whole_s = time.perf_counter() - start
+            samples += ({**sample, "errors": []} for sample in loaded)
+            path, indices = calls[0][:2]
+            alone = decode_alone(path, probe(path), indices, self.data.short_side)
+            self.raw_s[turn, row], convert_s, self.decoded[row] = alone
+            convert_s = min(convert_s, spent["read_frames"])
+            self.seconds[turn, row, :5] = (
+                spent["probe"],
+                spent["read_frames"] - convert_s,
+                convert_s,
+                spent["transform"],
+                whole_s - sum(spent.values()),
+            )
+        start = time.perf_counter()
+        for first in range(0, len(samples), self.data.micro_batch):
+            collate(samples[first : first + self.data.micro_batch])
+        self.seconds[turn, :, 5] = (time.perf_counter() - start) / self.n
+
+    def per_clip(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The median of the rounds, and of these the mean over the videos."""
+        return np.median(values, axis=0).mean(axis=0) / self.clips.clips_per_video
+
+
+def decode_alone(
+    path: str, info: VideoInfo, indices: NDArray[np.int64], short_side: int
+) -> tuple[float, float, int]:
+    """Seconds that libavcodec takes from the key frame before a clip's first frame to its last; seconds that the
+    clip's frames then take to become RGB; and how many frames were decoded."""
+    shrink = min(1.0, short_side / min(info.width, info.height))
+    size = round(info.width * shrink), round(info.height * shrink)
+    width, height = reversed(size) if info.rotation % 180 else size
+    scale, times_s = VideoReformatter(), info.times_s
+    wanted = set(times_s[indices].round(3).tolist())
+    first_s, last_s = times_s[indices.min()], times_s[indices.max()]
+    with av.open(f"file:{path}", metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, VideoStream)  # as probe found
+        stream.codec_context.thread_count = 1
+        unit = float(stream.time_base or 1)
+        begin = stream.start_time or 0
+        start, convert_s, decoded = time.perf_counter(), 0.0, 0
+        if first_s > 0:
+            container.seek(begin + round(first_s / unit), stream=stream)
+        for frame in container.decode(stream):
+            decoded += 1
+            at_s = ((frame.pts or 0) - begin) * unit
+            if round(at_s, 3) in wanted:
+                moment = time.perf_counter()
+                scale.reformat(
+                    frame, width, height, format="rgb24", interpolation="BICUBIC", threads=1
+                ).to_ndarray()
+                convert_s += time.perf_counter() - moment
+            if at_s > last_s - unit / 2:
+                break
+        return time.perf_counter() - start - convert_s, convert_s, decoded
+
+
+class _Workers:
+    """Seconds that loaders with so many worker processes take for all clips."""
+
+    def __init__(self, data: VideoDataModule, manifest: Manifest, workers: Sequence[int], rounds: int) -> None:
+        self.n = len(manifest)
+        self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # several batches for each
+        self.clips = dataset(data, respell(manifest, rounds + 1))
+        self.seconds: dict[int, list[float]] = {number: [] for number in workers}
+        self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
+        for number in workers:
+            batches: list[list[Key]] = []  # the worker processes live on while these change
+            data.num_workers = number
+            self.loaders[number] = data.loader(self.clips, batch_sampler=batches), batches
+        self.measure(rounds)  # the first time the processes start
+        self.seconds = {number: [] for number in workers}
+
+    def measure(self, turn: int) -> None:
+        keys = [(0, 0, turn * self.n + row) for row in range(self.n)]
+        for number, (loader, batches) in self.loaders.items():
+            batches[:] = [keys[i : i + self.size] for i in range(0, self.n, self.size)]
+            start = time.perf_counter()
+            for _ in loader:
+                pass
+            self.seconds[number].append(time.perf_counter() - start)
+
+    def clips_per_s(self) -> dict[int, float]:
+        clips = self.n * self.clips.clips_per_video
+        return {number: clips / statistics.median(seconds) for number, seconds in self.seconds.items()}
+
+
+def _time_transfer(data: VideoDataModule, manifest: Manifest, rounds: int) -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    n = min(len(manifest), data.micro_batch)
+    clips = dataset(data, manifest)
+    video = collate([clips[0, 0, row] for row in range(n)])["video"].pin_memory()
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        video.to("cuda", non_blocking=True)
+        torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - start) / n)
+    return statistics.median(seconds[1:]) * 1e3
+
+
+def _prepared_gain(
+    data: VideoDataModule, manifest: Manifest, settings: Settings, rounds: int, folder: Path
+) -> float | None:
+    """Time per clip of a few of the videos as they are, over that of what `vivit prepare` makes of them."""
+    before: list[str] = []
+    after: list[str] = []
+    rows = []
+    for row, path in enumerate(manifest.paths.tolist()):
+        if path not in before and len(before) < TRIED and probe(path).num_frames <= LONGEST:
+            before.append(path)
+            after.append(str(folder / f"{len(after)}.mp4"))
+            rows.append(row)
+            encode(path, after[-1], settings)
+    if not before:
+        return None
+    chosen = pick(manifest, np.array(rows))
+    made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
+    both = [dataset(data, respell(one, rounds)) for one in (chosen, made)]
+    seconds = np.zeros((2, rounds, len(rows)))
+    for turn in range(rounds):
+        for i in range(len(rows)):
+            for which, clips in enumerate(both):
+                with seeded(data.seed, i):
+                    start = time.perf_counter()
+                    clips.load(turn * len(rows) + i)
+                    seconds[which, turn, i] = time.perf_counter() - start
+    was_s, is_s = np.median(seconds, axis=1).sum(axis=1)
+    return float(was_s / is_s)
+
+
+def table(result: Result) -> str:
+    """The result in Markdown."""
+    skipped = f", {result.unreadable} unreadable ones left out" if result.unreadable else ""
+    lines = [f"{result.clips} clips{skipped}; {result.frames_decoded:.0f} frames decoded for each", ""]
+    lines += ["| stage | ms per clip | share |", "|---|---|---|"]
+    for stage, ms in result.stage_ms.items():
+        lines.append(f"| {stage} | {ms:.2f} | {ms / result.total_ms:.0%} |")
+    lines.append(f"| **all, on one core** | {result.total_ms:.2f} | {1000 / result.total_ms:.1f} clips/s |")
+    if result.transfer_ms is not None:
+        lines.append(f"| transfer to the GPU, beside these | {result.transfer_ms:.2f} | |")
+    share = result.raw_ms / result.total_ms
+    lines.append(f"| raw limit: libavcodec alone | {result.raw_ms:.2f} | {share:.0%} |")
+    lines += ["", "| workers | clips/s | x main process |", "|---|---|---|"]
+    for number, rate in result.clips_per_s.items():
+        lines.append(f"| {number} | {rate:.1f} | {rate * result.total_ms / 1000:.2f} |")
+    lines += ["", "| cores | clips/s, predicted |", "|---|---|"]
+    lines += [f"| {cores} | {rate:.0f} |" for cores, rate in result.predicted.items()]
+    return "\n".join([*lines, "", f"Advice: {result.advice}."])
+
+
+def save(result: Result, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(result), indent=2) + "\n")

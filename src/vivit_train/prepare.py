@@ -1,0 +1,475 @@
+"""`vivit prepare`: a data set's videos once more, quick to read: the size that training takes, short closed GOPs.
+
+The frames are those that `probe` and `read_frames` find in the source, at their times, turned upright. Each file
+is made by a process of its own, so that one that crashes takes no other along.
+"""
+
+import csv
+import hashlib
+import io
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from vivit_train.data.decode import VideoInfo, probe
+from vivit_train.data.manifest import below, fail, find_videos, some
+from vivit_train.errors import UserError, VideoError
+
+ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
+FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")  # last: what shows a torn row
+ANNOTATIONS = {".csv", ".tsv", ".txt", ".json"}
+OWN_TABLE = re.compile(r"(manifest|failed)(-\d+of\d+)?\.csv")
+RGB, LIMITED = 0, 1  # of AVColorSpace, of AVColorRange
+LINE_EVERY_S = 30.0  # progress where the output is no terminal
+
+Row = dict[str, str]
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How videos are encoded.
+
+    Attributes:
+        short_side: in pixels, even; smaller videos keep their size.
+        gop: frames from one key frame to the next.
+        crf: x264's quality; lower is better and larger.
+    """
+
+    short_side: int = 256
+    gop: int = 32
+    crf: int = 23
+
+    def __post_init__(self) -> None:
+        if self.short_side < 2 or self.short_side % 2 or self.gop < 1 or not 0 <= self.crf <= 51:
+            raise UserError(f"{self}: short_side must be even, gop at least 1 and crf within 0 and 51")
+
+    def __str__(self) -> str:
+        return f"short_side={self.short_side} gop={self.gop} crf={self.crf}"
+
+
+def encode(source: str, target: str, settings: Settings) -> VideoInfo:
+    """Write the video `source` as H.264 in mp4, without sound; returns what `target` shows.
+
+    Raises:
+        VideoError: the source is missing, damaged or no video.
+    """
+    info = probe(source)
+    count = _encode(source, target, info, settings, skip=0)
+    if count > info.num_frames:  # frames before the first key frame: the reader does not show them
+        count = min(_encode(source, target, info, settings, skip=count - info.num_frames), info.num_frames)
+    if count != info.num_frames:
+        raise VideoError(source, f"only {count} of its {info.num_frames} frames can be decoded")
+    made = probe(target)
+    if made.num_frames != count or not made.seek_safe:
+        raise VideoError(source, f"its copy shows {made.num_frames} of {count} frames {made.reason}")
+    return made
+
+
+def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip: int) -> int:
+    """Encode the frames after the first `skip`, as many as the reader shows; returns how many were decoded."""
+    shrink = min(1.0, settings.short_side / min(info.width, info.height))
+    width, height = (max(2, min(round(side * shrink / 2), side // 2) * 2) for side in (info.width, info.height))
+    stored = (height, width) if info.rotation % 180 else (width, height)
+    to_size = partial(
+        VideoReformatter().reformat,
+        width=stored[0],
+        height=stored[1],
+        format="yuv420p",
+        dst_color_range=LIMITED,
+        interpolation="BICUBIC",
+        threads=1,
+    )
+    count = 0
+    try:
+        with (
+            av.open(f"file:{source}", metadata_errors="ignore") as container,
+            av.open(f"file:{target}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
+        ):
+            stream = container.streams.best("video")
+            assert isinstance(stream, VideoStream)  # as probe found
+            read = stream.codec_context
+            read.thread_count = 1  # the processes are the parallelism
+            encoder = out.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(100_000))
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            gop = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
+            encoder.options = {"crf": str(settings.crf), "preset": "medium", "threads": "1", "x264-params": gop}
+            write = encoder.codec_context
+            write.time_base, ticks = _clock(info, stream.time_base)
+            # of RGB, readers take what is not tagged for BT.601
+            write.colorspace, space = (2, 5) if read.colorspace == RGB else (read.colorspace, read.colorspace)
+            write.color_range = LIMITED
+            write.color_primaries, write.color_trc = read.color_primaries, read.color_trc
+            for frame in container.decode(stream):
+                if skip <= count < skip + info.num_frames:
+                    small = to_size(frame, dst_colorspace=space)
+                    upright = _turn(small, info.rotation // 90) if info.rotation else small
+                    upright.pts, upright.time_base = ticks[count - skip], write.time_base
+                    upright.pict_type = PictureType.NONE  # the encoder's to choose
+                    out.mux(encoder.encode(upright))
+                count += 1
+            out.mux(encoder.encode(None))
+    except av.FFmpegError as error:
+        raise VideoError(source, error.strerror or str(error)) from error
+    return count
+
+
+def _clock(info: VideoInfo, unit: Fraction | None) -> tuple[Fraction, list[int]]:
+    """A unit of time, and when each frame is shown in it: the source's own unit, where that is fine enough."""
+    unit, rate = unit or Fraction(1, 90_000), Fraction(info.fps).limit_denominator(1001)
+    times_s, even = info.times_s, np.arange(info.num_frames)
+    if unit * rate < 0.1 and (abs(times_s - even / float(rate)) < float(unit)).all():
+        return 1 / rate, even.tolist()  # Matroska rounds to milliseconds, from which mp4 would get another rate
+    ticks = np.rint(times_s / float(unit)).astype(np.int64)
+    if (np.diff(ticks) > 0).all():
+        return unit, ticks.tolist()
+    return Fraction(1, 90_000), np.rint(times_s * 90_000).astype(np.int64).tolist()
+
+
+def _turn(frame: av.VideoFrame, quarters: int) -> av.VideoFrame:
+    """Turn a yuv420p frame counter-clockwise, plane by plane."""
+    w, h = frame.width, frame.height
+    flat = frame.to_ndarray().reshape(-1)
+    planes = np.split(flat, [w * h, w * h * 5 // 4])
+    shapes = [(h, w), (h // 2, w // 2), (h // 2, w // 2)]
+    turned = [np.rot90(plane.reshape(shape), quarters) for plane, shape in zip(planes, shapes, strict=True)]
+    picture = np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, turned[0].shape[1])
+    return av.VideoFrame.from_ndarray(picture, format="yuv420p")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to make. Names are those in tables: relative, with forward slashes."""
+
+    source: str
+    target: str
+    source_name: str
+    target_name: str
+    num_bytes: int
+    mtime_ns: int
+
+    @staticmethod
+    def of(path: str, source: Path, target: Path) -> "Job":
+        name = below(source, path)
+        made = _target_name(name)
+        try:
+            status = os.stat(path)
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+        except OSError:  # a broken link: its process will say so
+            size = mtime_ns = 0
+        return Job(path, os.path.join(target, made), name, made, size, mtime_ns)
+
+    def partial_file(self, process: int) -> str:
+        folder, name = os.path.split(self.target)
+        return os.path.join(folder, f".{name}.{process}.part")  # hidden: readers pass over it
+
+    def about(self, settings: Settings) -> Row:
+        """What a manifest says of the source: another source or other settings say something else."""
+        values = (self.source_name, str(self.num_bytes), str(self.mtime_ns), str(settings))
+        return dict(zip(ABOUT_SOURCE, values, strict=True))
+
+    def is_done(self, row: Row, settings: Settings) -> bool:
+        """Whether a manifest's row speaks of this source, these settings, and the target that is there."""
+        is_same = row.items() >= self.about(settings).items() and os.path.isfile(self.target)
+        return is_same and row["bytes_after"] == str(os.path.getsize(self.target))
+
+
+def plan(source: Path, target: Path, listed: Path | None, shard: tuple[int, int]) -> list[Job]:
+    """The videos below `source` that this shard makes, each with its place below `target`.
+
+    Raises:
+        UserError: one folder is within the other, there are no videos, or two would get the same name.
+    """
+    if not source.is_dir():
+        raise UserError(f"no folder {source}")
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        raise UserError(f"{source} and {target}: neither may be within the other")
+    there = find_videos(source)
+    paths = there if listed is None else _read_list(listed, source)
+    if not paths:
+        raise UserError(f"no videos below {source}" if listed is None else f"{listed} lists no videos")
+    sources: dict[str, list[str]] = {}  # by target; of all, as a list may be one of several
+    for path in sorted({*there, *paths}):
+        sources.setdefault(_target_name(below(source, path)), []).append(below(source, path))
+    targets = [_target_name(below(source, path)) for path in paths]
+    if clashes := [f"{', '.join(sources[name])} -> {name}" for name in targets if len(sources[name]) > 1]:
+        fail("videos that would get one name", sorted(set(clashes)), "Nothing was written. Rename all but one.")
+    return [Job.of(path, source, target) for path in paths[shard[0] :: shard[1]]]
+
+
+def _target_name(source_name: str) -> str:
+    return os.path.splitext(source_name)[0] + ".mp4"
+
+
+def _read_list(file: Path, source: Path) -> list[str]:
+    """Paths below `source`, one a line, absolute or relative to it."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"--list {file}: {error.strerror}") from None
+    paths = sorted({os.path.normpath(os.path.join(source, line.strip())) for line in lines if line.strip()})
+    if wrong := [path for path in paths if not (Path(path).is_relative_to(source) and os.path.isfile(path))]:
+        fail(f"{file} lists what is no file below {source}", wrong, "Expected one path a line.")
+    return paths
+
+
+def read_shard(text: str | None) -> tuple[int, int]:
+    """ "2/8" -> (2, 8); shards count from 0."""
+    if text is None:
+        return 0, 1
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UserError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/8 to 7/8")
+    return int(match[1]), int(match[2])
+
+
+def prepare(
+    source: Path,
+    target: Path,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    shard: str | None = None,
+    listed: Path | None = None,
+    say: Say = print,
+) -> None:
+    """Make every video below `source` again below `target`, and copy the annotation files beside them.
+
+    `target`/manifest.csv names what is there with its checksum, failed.csv what could not be read and why. What
+    the manifest has of the same source and settings is not made again. Each shard has tables of its own, such as
+    manifest-2of8.csv; a run without shards gathers them.
+
+    Raises:
+        UserError: the folders or options are wrong, or not one video could be made.
+    """
+    source, target = Path(os.path.abspath(source)), Path(os.path.abspath(target))
+    part, parts = read_shard(shard)
+    jobs = plan(source, target, listed, (part, parts))
+    target.mkdir(parents=True, exist_ok=True)
+    ending = f"-{part}of{parts}.csv" if parts > 1 else ".csv"
+    manifest, failures = target / f"manifest{ending}", target / f"failed{ending}"
+    if part == 0:
+        _copy_annotations(source, target, say)
+    _clear(target, {job.target_name for job in jobs})
+
+    tables = [path for path in sorted(target.iterdir()) if path.name.startswith("manifest") and _is_own(path)]
+    known = [row for table in tables for row in _read_rows(table)]
+    rows: dict[str, Row] = {}  # by target: of other runs too, unless another shard keeps them
+    at = {job.target_name: job for job in jobs}
+    for row in known:
+        job = at.get(row["target"])
+        if job is not None and job.is_done(row, settings):
+            rows[row["target"]] = row
+        elif job is None and parts == 1 and (target / row["target"]).is_file():
+            rows.setdefault(row["target"], row)
+    todo = [job for job in jobs if job.target_name not in rows]
+    say(f"{len(jobs)} videos: {len(jobs) - len(todo)} are done, {len(todo)} to make, {settings}")
+
+    failed: list[Row] = []
+    made: list[Row] = []
+    _write_rows(manifest, FIELDS, rows.values())
+    step = _progress(len(todo), sum(job.num_bytes for job in todo), say)
+    try:
+        with (
+            manifest.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file,
+            closing(_run(todo, settings, workers or usable_cores())) as results,
+        ):
+            writer = csv.DictWriter(file, FIELDS)
+            for job, result in results:
+                if isinstance(result, str):
+                    failed.append({"source": job.source_name, "reason": result})
+                else:
+                    made.append(result)
+                    writer.writerow(result)
+                    file.flush()
+                step(job.num_bytes, len(failed))
+    finally:
+        rows |= {row["target"]: row for row in made}
+        _write_rows(manifest, FIELDS, (rows[name] for name in sorted(rows)))
+        failures.unlink(missing_ok=True)
+        if failed:
+            _write_rows(failures, ("source", "reason"), sorted(failed, key=lambda row: row["source"]))
+    before, after = (sum(int(row[key]) for row in made) / 1e6 for key in ("bytes_before", "bytes_after"))
+    say(f"{len(made)} made: {before:.1f} MB became {after:.1f} MB")
+    _renamed(jobs, say)
+    if listed is not None:
+        say(f"Of the videos, only those that {listed} lists were looked at.")
+    if failed:
+        first = some((f"{row['source']}: {row['reason']}" for row in failed), 3)
+        text = f"{len(failed)} of {len(jobs)} videos could not be made, listed in {failures}: {first}"
+        if len(failed) == len(jobs):
+            raise UserError(text)
+        say(text)
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(jobs: list[Job], settings: Settings, workers: int) -> Generator[tuple[Job, Row | str]]:
+    """Each job, when it is done, and its row of the manifest or why there is none."""
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    active: dict[Connection, tuple[Job, BaseProcess]] = {}
+    waiting = iter(jobs)
+    try:
+        while True:
+            for job in waiting:
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(job, settings, sender), daemon=True)
+                process.start()
+                sender.close()  # so that the pipe ends where the process does
+                active[receiver] = job, process
+                if len(active) >= workers:
+                    break
+            if not active:
+                return
+            for receiver in [ready for ready in wait(list(active)) if isinstance(ready, Connection)]:
+                job, process = active.pop(receiver)
+                try:
+                    result: Row | str = receiver.recv()
+                except EOFError:
+                    process.join()
+                    result = f"the process that made it died (exit code {process.exitcode})"
+                process.join()
+                _discard(job.partial_file(process.pid or 0))
+                receiver.close()
+                yield job, result
+    finally:
+        for job, process in active.values():
+            process.kill()
+            process.join()
+            _discard(job.partial_file(process.pid or 0))
+
+
+def _work(job: Job, settings: Settings, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+    parent = os.getppid()
+    partial = job.partial_file(os.getpid())
+    try:
+        os.makedirs(os.path.dirname(job.target), exist_ok=True)
+        made = encode(job.source, partial, settings)
+        with open(partial, "rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        row = job.about(settings) | {
+            "target": job.target_name,
+            "frames": str(made.num_frames),
+            "seconds": f"{made.num_frames / made.fps:.3f}",
+            "bytes_after": str(os.path.getsize(partial)),
+            "sha256": checksum,
+        }
+        if os.getppid() == parent:  # else nobody would write it into the manifest
+            os.replace(partial, job.target)
+            sender.send(row)
+    except VideoError as error:
+        sender.send(error.reason)
+    except Exception as error:  # whatever it is, the other videos go on
+        sender.send(f"{type(error).__name__}: {error}")
+    finally:
+        _discard(partial)
+
+
+def _discard(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _clear(target: Path, names: set[str]) -> None:
+    """Delete what killed runs left behind of these videos; other shards may be at work on theirs."""
+    for folder, _, files in os.walk(target):
+        for file in files:
+            match = re.fullmatch(r"\.(.+)\.\d+\.part", file)
+            if match and below(target, os.path.join(folder, match[1])) in names:
+                _discard(os.path.join(folder, file))
+
+
+def _copy_annotations(source: Path, target: Path, say: Say) -> None:
+    copied = 0
+    for folder, folders, files in os.walk(source, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path, place = Path(folder, name), target / Path(folder, name).relative_to(source)
+            if path.suffix.lower() not in ANNOTATIONS or name.startswith("."):
+                continue
+            if folder == str(source) and OWN_TABLE.fullmatch(name):
+                say(f"{path} is not copied: a table of this command has its name")
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_name(f".{name}.{os.getpid()}.part")
+            try:
+                shutil.copy2(path, partial)
+                partial.replace(place)
+            finally:
+                _discard(str(partial))
+            copied += 1
+    if copied:
+        say(f"{copied} annotation files ({', '.join(sorted(ANNOTATIONS))}) copied")
+
+
+def _is_own(path: Path) -> bool:
+    return OWN_TABLE.fullmatch(path.name) is not None
+
+
+def _read_rows(table: Path) -> list[Row]:
+    """Whole rows: the last one of a killed run may lack its end."""
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [row for row in csv.DictReader(file) if set(row) == set(FIELDS) and None not in row.values()]
+
+
+def _write_rows(table: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields)
+    writer.writeheader()
+    writer.writerows(rows)
+    partial = table.with_name(f".{table.name}.{os.getpid()}.part")
+    partial.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+    partial.replace(table)
+
+
+def _progress(count: int, num_bytes: int, say: Say) -> Callable[[int, int], None]:
+    """A function to call after each video with its bytes and the failures so far; says how long the rest takes."""
+    start = said = time.monotonic()
+    done, bytes_done, live = 0, 0, sys.stdout.isatty()
+
+    def step(more_bytes: int, failed: int) -> None:
+        nonlocal done, bytes_done, said
+        done, bytes_done, now = done + 1, bytes_done + more_bytes, time.monotonic()
+        if live or done == count or now - said > LINE_EVERY_S:
+            said, minutes = now, (now - start) / 60
+            left = minutes * (num_bytes - bytes_done) / max(bytes_done, 1)
+            line = f"{done}/{count}, {failed} failed, {minutes:.1f} min, {left:.0f} min left"
+            if live:
+                print(f"\r\033[K{line}", end="\n" if done == count else "", flush=True)
+            else:
+                say(line)
+
+    return step
+
+
+def _renamed(jobs: list[Job], say: Say) -> None:
+    endings = sorted({os.path.splitext(job.source_name)[1] for job in jobs} - {".mp4"})
+    if endings:
+        pattern = "|".join(map(re.escape, endings))
+        say(
+            f"Videos that ended in {', '.join(endings)} end in .mp4 now. data=folder and the published data sets "
+            f"find them as they are. In the files of data=csv, write .mp4: sed -i -E 's/({pattern})/.mp4/' FILE"
+        )

@@ -1,0 +1,93 @@
+"""`vivit bench loader` on the tiny videos: numbers that make sense; how large they are is the machine's affair."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import TINY
+from omegaconf import DictConfig
+from typer.testing import CliRunner
+from videos import encode
+
+from vivit_train.bench import advise, bench_loader, decode_alone, table
+from vivit_train.cli import app
+from vivit_train.data.decode import probe
+from vivit_train.errors import UserError
+
+
+def test_numbers_of_a_loader(videos: Path, config: Callable[..., DictConfig]) -> None:
+    cfg = config("data=folder", f"data.root={videos}")
+    result = bench_loader(cfg, clips=12, rounds=2, workers=[0, 1])
+    assert (result.clips, result.unreadable) == (12, 0)
+    assert sum(result.stage_ms.values()) == pytest.approx(result.total_ms)
+    assert all(ms > 0 for ms in result.stage_ms.values())
+    # what the stages say of one core is about what a loader without processes does: a shared machine is noisy
+    assert 0.3 < result.clips_per_s[0] * result.total_ms / 1000 < 3
+    assert set(result.clips_per_s) == {0, 1}
+    assert all(math.isfinite(rate) and rate > 0 for rate in [*result.clips_per_s.values(), result.raw_ms])
+    assert result.predicted[8] == pytest.approx(8 * result.predicted[1])
+    assert result.prepared_gain
+    assert result.prepared_gain > 0
+    for word in ("open/probe", "decode", "collate", "raw limit", "| workers |", "Advice: a GPU that eats 120"):
+        assert word in table(result)
+
+
+def test_unreadable_clips_are_left_out_and_counted(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for name in ("train/a/0", "train/a/1", "train/b/0", "val/a/0"):
+        (tmp_path / "v" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "v" / f"{name}.mp4").write_text("this is text")
+    cfg = config("data=folder", f"data.root={tmp_path / 'v'}")
+    with pytest.raises(UserError, match="none of 3 clips can be read"):
+        bench_loader(cfg, clips=12, rounds=1, workers=[0])
+    encode(tmp_path / "v/train/a/0.mp4", frames=12)
+    result = bench_loader(cfg, clips=12, rounds=1, workers=[0])
+    assert (result.clips, result.unreadable) == (1, 2)
+
+
+def test_libavcodec_decodes_from_the_key_frame_before_to_the_last_frame(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", x264_params="keyint=24:min-keyint=24:scenecut=0", frames=72)
+    path, info = str(tmp_path / "a.mp4"), probe(tmp_path / "a.mp4")
+    for first, last, frames in ((0, 0, 1), (30, 40, 17), (48, 50, 3), (10, 71, 72)):
+        assert decode_alone(path, info, np.array([first, last]), 64)[2] == frames
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (3.9, "needs 14 cores, or 4 after `vivit prepare`: 3.9x"),
+        (
+            1.02,
+            "`vivit prepare` would gain nothing to speak of (1.0x): most of the time goes to augment (75%)",
+        ),
+        (None, "needs 14 cores; what `vivit prepare` would gain was not tried"),
+    ],
+)
+def test_advice(gain: float | None, words: str) -> None:
+    assert words in advise(120, 9, gain, {"decode": 1.0, "augment": 3.0})
+
+
+OPTIONS = ["--clips", "4", "--rounds", "1", "--workers", "1"]
+
+
+def test_the_command_prints_a_table_and_writes_json(videos: Path, tmp_path: Path) -> None:
+    arguments = ["bench", "loader", "data=folder", f"data.root={videos}", *TINY, *OPTIONS]
+    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "loader.json")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "| stage | ms per clip | share |" in done.stdout
+    assert "Advice: a GPU that eats 120 clips/s needs" in done.stdout
+    numbers = json.loads((tmp_path / "loader.json").read_text())
+    assert numbers["clips"] == 4
+    assert numbers["clips_per_s"]["1"] > 0
+
+
+@pytest.mark.slow  # importing torch and lightning takes 5 to 30 s on a busy machine
+def test_the_command_as_a_process(videos: Path) -> None:
+    command = [sys.executable, "-m", "vivit_train.cli", "bench", "loader", "data=folder", f"data.root={videos}"]
+    done = subprocess.run([*command, *TINY, *OPTIONS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Advice: a GPU that eats 120 clips/s needs" in done.stdout

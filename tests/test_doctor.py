@@ -1,0 +1,272 @@
+"""`vivit doctor`: every kind of bad video found with its reason; a crash costs one file; nothing is done twice."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from videos import h264, open_gop
+
+from vivit_train.cli import compose
+from vivit_train.data.decode import probe, read_frames
+from vivit_train.data.manifest import read_csv
+from vivit_train.doctor import Look, Problem, Settings, counts_notes, examine, fingerprint, look_at, read_splits
+from vivit_train.errors import UserError
+
+SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
+SCRIPT = "<script>alert(1)<script>.mp4"
+
+
+def look_or_die(path: str, settings: Settings) -> Look:
+    """A decoder that does not survive every file."""
+    if "crash" in path:
+        os._exit(3)
+    if "hang" in path:
+        time.sleep(60)
+    if "bug" in path:
+        raise ValueError("told to")
+    return look_at(path, settings)
+
+
+def reencode(source: Path, target: Path) -> None:
+    """The same pictures by another encoder at other bytes, half as large again."""
+    info = probe(source)
+    with av.open(str(target), "w") as out:
+        stream = out.add_stream("libx264", rate=round(info.fps), options={"crf": "25"})
+        stream.width = stream.height = 54
+        stream.pix_fmt = "yuv420p"
+        for pixels in read_frames(source, range(info.num_frames)):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(54, 54, "yuv420p")))
+        out.mux(stream.encode(None))
+
+
+def sound(path: Path) -> None:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        frame.sample_rate = 16000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+@dataclass
+class Examined:
+    """A data set with one file of each kind of trouble, after the doctor."""
+
+    root: Path
+    out: Path
+    problems: list[Problem]
+
+    def again(self, workers: int = 1) -> list[Problem]:
+        cfg = compose(["data=folder", f"data.root={self.root}", *SMALL], self.out)
+        return examine(cfg, self.out, workers, look=look_or_die, timeout_s=5, every_frame=True)
+
+    def of(self, name: str) -> dict[str, Problem]:
+        return {problem.kind: problem for problem in self.problems if os.path.basename(problem.path) == name}
+
+    @property
+    def state(self) -> list[str]:
+        return (self.out / "files.jsonl").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    root = tmp_path_factory.mktemp("sick") / "videos"
+    shutil.copytree(videos, root)
+    one, two, *_ = sorted((root / "train").iterdir())
+    val_one, val_two = (sorted((root / "val" / c.name).iterdir())[0] for c in (one, two))
+    shutil.copy(val_one, one / "shared.mp4")
+    shutil.copy(sorted(two.iterdir())[0], two / "zz_twice.mp4")
+    reencode(val_two, two / "similar.mp4")
+    (one / "empty.mp4").touch()
+    (one / SCRIPT).write_text("this is text")
+    (one / "missing.mp4").symlink_to(root / "nowhere.mp4")
+    sound(one / "sound.mp4")
+    for name in ("crash", "hang", "bug"):
+        (one / f"{name}.mp4").write_text(name)
+    h264(one / "late.mp4")
+    h264(one / "fast.mp4", container={"movflags": "faststart"})
+    for name in ("late", "fast"):  # without its index, and with it
+        data = (one / f"{name}.mp4").read_bytes()
+        (one / f"{name}.mp4").write_bytes(data[: len(data) * 6 // 10])
+    h264(one / "damaged.mp4")
+    data = bytearray((one / "damaged.mp4").read_bytes())
+    data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+    (one / "damaged.mp4").write_bytes(data)
+    h264(one / "one_frame.mp4", frames=1)
+    open_gop(one / "open.mp4")
+    h264(one / "turned.mp4", rotation=90, size=(96, 96))
+    h264(one / "uneven.mp4", times=[i + i * i // 20 for i in range(72)])
+    examined = Examined(root, root.with_name("out"), [])
+    examined.problems = examined.again(workers=2)
+    return examined
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("empty.mp4", "empty", "0 bytes"),
+        (SCRIPT, "unreadable", "not a video file"),
+        ("missing.mp4", "missing", "No such file"),
+        ("sound.mp4", "no video", "no video stream"),
+        ("late.mp4", "truncated", "its index (moov) is missing"),
+        ("fast.mp4", "truncated", "of 72 frames"),
+        ("damaged.mp4", "damaged", "damaged"),
+        ("crash.mp4", "crash", "exit code 3"),
+        ("hang.mp4", "hang", "no answer within 5 s"),
+        ("bug.mp4", "unreadable", "ValueError: told to"),
+        ("one_frame.mp4", "short", "1 frames; a clip takes 7"),
+        ("open.mp4", "slow seek", "open GOP"),
+        ("turned.mp4", "rotated", "by 90 degrees"),
+        ("uneven.mp4", "variable rate", "from 33 to 267 ms between frames"),
+        ("shared.mp4", "shared", "also val's"),
+        ("zz_twice.mp4", "duplicate", "also train's"),
+    ],
+)
+def test_each_kind_of_trouble_is_named_with_its_reason(sick: Examined, name: str, kind: str, reason: str) -> None:
+    assert kind in sick.of(name), sick.of(name)
+    assert reason in sick.of(name)[kind].detail
+
+
+def test_a_re_encoded_copy_in_another_split_is_found(sick: Examined) -> None:
+    pairs = {
+        frozenset(map(os.path.basename, (p.path, p.other))): p.detail
+        for p in sick.problems
+        if p.kind == "similar, shared"
+    }
+    (pair,) = [names for names in pairs if "similar.mp4" in names]
+    assert "0000.mp4" in pair
+
+
+def test_good_videos_have_no_problem(sick: Examined, videos: Path) -> None:
+    """But for those that others are copies of."""
+    good = {str(sick.root / path.relative_to(videos)) for path in videos.rglob("*.mp4")}
+    named = [problem for problem in sick.problems if problem.path in good and not problem.other]
+    assert not named
+
+
+def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Path) -> None:
+    splits = read_csv(sick.out / "clean", train="train.csv", val="val.csv", test="test.csv", max_missing=0)
+    names = {os.path.basename(path) for path in splits.train.paths.tolist()}
+    expected = {"similar.mp4", "one_frame.mp4", "open.mp4", "turned.mp4", "uneven.mp4"}
+    assert {name for name in names if not name[0].isdigit()} == expected
+    for split, manifest in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        assert manifest is not None
+        there = sorted((videos / split).rglob("*.mp4"))
+        assert {str(sick.root / path.relative_to(videos)) for path in there} <= set(manifest.paths.tolist())
+        for path, (label,) in zip(manifest.paths.tolist(), manifest.labels.tolist(), strict=True):
+            assert splits.classes[""][label] == Path(path).parent.name
+
+
+def test_the_report_escapes_names_and_shows_pictures(sick: Examined) -> None:
+    page = (sick.out / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("data:image/png;base64,") > 5
+    rows = list(csv.DictReader((sick.out / "problems.csv").open()))
+    assert [row["kind"] for row in rows] == [problem.kind for problem in sick.problems]
+    to_encode = {os.path.basename(line) for line in (sick.out / "re-encode.txt").read_text().splitlines()}
+    assert to_encode == {"open.mp4", "turned.mp4", "uneven.mp4"}
+
+
+def test_nothing_is_looked_at_twice(sick: Examined) -> None:
+    """After a run that was killed while it wrote; but for what has changed."""
+    before = sick.state
+    assert len({json.loads(line)["path"] for line in before}) == len(before)
+    good = [line for line in before if json.loads(line)["kind"] == ""]
+    bad = [line for line in before if line not in good]
+    changed, *unchanged, cut_off = good[:6]
+    os.utime(json.loads(changed)["path"], ns=(1, 1))
+    kept = [*bad, changed, *unchanged]
+    (sick.out / "files.jsonl").write_text("\n".join([*kept, cut_off[:100]]))
+    assert sick.again() == sick.problems
+    assert sick.state[: len(kept)] == kept
+    again = [json.loads(line)["path"] for line in sick.state[len(kept) :]]
+    assert sorted(again) == sorted(json.loads(line)["path"] for line in [changed, *good[5:]])
+
+
+def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: Path) -> None:
+    there = sorted(str(path) for path in videos.glob("train/*/0000.mp4"))
+    rows = [f'"{path}",{i % 2}' for i, path in enumerate(there)]
+    (tmp_path / "train.csv").write_text("\n".join([*rows, *(f"gone{i}.mp4 0" for i in range(20))]))
+    (tmp_path / "val.csv").write_text("\n".join(rows))
+    cfg = compose(["data=csv", f"data.root={tmp_path}", "data.name=hmdb51"], tmp_path)
+    splits = read_splits(cfg)
+    assert any("8 of 28 videos found" in notice for notice in splits.notices)
+    notes = counts_notes(cfg, splits, {"train": splits.train})
+    assert "8 of the 3,570 train videos that hmdb51 was published with" in notes
+    assert "train: 4 (0) to 4 (0) clips per class, 1.0 to 1" in notes
+
+
+def test_segments_are_short_or_behind_the_end_by_themselves(videos: Path, tmp_path: Path) -> None:
+    from vivit_train.data.manifest import Manifest
+    from vivit_train.doctor import find_problems
+
+    path = str(next(videos.rglob("*.mp4")))  # 12 frames in a second
+    looks = {path: look_at(path, Settings(4, 2, None, 36))}
+    spans = np.array([[0, 1], [0, 0.25], [3, 4]])
+    paths = np.array([path] * 3, np.dtypes.StringDType())
+    manifest = Manifest(paths, np.zeros((3, 1), np.int64), paths, spans)
+    problems, left_out = find_problems({"val": manifest}, ["a"], looks, Settings(4, 2, None, 36))
+    assert [problem.kind for problem in problems] == ["truncated", "short"]
+    assert left_out == {"val": {2}}
+
+
+def test_a_fingerprint_sees_motion_and_not_nothing(videos: Path) -> None:
+    assert fingerprint(np.zeros((4, 64, 64, 3), np.uint8)) == ""
+    frames = read_frames(next(videos.rglob("*.mp4")), [1, 4, 7, 10])
+    assert fingerprint(frames) != fingerprint(frames[::-1])
+
+
+def command(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", "vivit_train.cli", "doctor", "data=folder", *arguments, *SMALL, "--workers=1"]
+
+
+def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path) -> None:
+    arguments = command(f"data.root={videos}", "--out=out")
+    state = tmp_path / "out" / "files.jsonl"
+    killed = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (state.exists() and state.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    first = state.read_text().splitlines()[:3]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "of 48 files are known from" in result.stdout
+    assert state.read_text().splitlines()[:3] == first
+    last = result.stdout.splitlines()[-1].split()
+    assert last[:2] == ["python", "train.py"]
+    assert f"data.root={tmp_path / 'out/clean'}" in last
+    assert "data.frames=4" in last
+
+
+def test_a_data_set_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        examine(compose(["data=folder", "data.root=/nowhere"], tmp_path), tmp_path / "out", 1)
+
+
+def test_listed_videos_that_are_not_there_are_problems(videos: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        paths = sorted(videos.glob(f"{split}/*/*.mp4"))
+        lines = [f'"{path}",{path.parent.name}' for path in paths]
+        (tmp_path / f"{split}.csv").write_text("\n".join([*lines, f"gone/{split}.mp4,recede"]))
+    cfg = compose(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
+    problems = examine(cfg, tmp_path / "out", 1, look=look_like_nothing, timeout_s=30)
+    missing = [(problem.split, problem.path) for problem in problems if problem.kind == "missing"]
+    assert missing == [(split, str(tmp_path / f"gone/{split}.mp4")) for split in ("train", "val")]
+
+
+def look_like_nothing(path: str, settings: Settings) -> Look:
+    return Look(path, sha256=path, num_frames=100, fps=25, seconds=4, width=36, height=36)
