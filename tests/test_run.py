@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from trees import TREES, make_tree
 
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
+from vivit_train.data import datamodule
+from vivit_train.data.decode import read_frames
 from vivit_train.errors import UserError
 from vivit_train.run import evaluate, train
 
@@ -118,7 +121,7 @@ def test_every_debug_choice_runs(debug: str, videos: Path, config: Config) -> No
         ["model.sampled_frames=2", "model.tubelet=[1,16,16]"],
         ["data.num_workers=2", "eval.views=2x3"],
         ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
-        ["data.short=edge", "data.frames=8", "data.limit_per_class=2", "data.balance=class"],
+        ["data.decoder=pyav", "data.short=edge", "data.frames=8", "data.limit_per_class=2", "data.balance=class"],
     ],
 )
 def test_options_run(overrides: list[str], videos: Path, config: Config) -> None:
@@ -204,6 +207,21 @@ def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
 
     with pytest.raises(UserError, match="max_bad_fraction is 0"):
         train(config("data=folder", f"data.root={root}", "data.max_bad_fraction=0"))
+
+
+def test_a_video_that_hangs_the_decoder_is_named(
+    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = sorted(videos.glob("train/*/*.mp4"))[5]
+
+    def read(path: str, *args: Any, **kwargs: Any) -> Any:
+        if path == str(victim):
+            time.sleep(60)  # as decord does, for ever, on some files
+        return read_frames(path, *args, **kwargs)
+
+    monkeypatch.setattr(datamodule, "read_frames", read)
+    with pytest.raises(UserError, match=rf"{victim}: its decoder has not come back after 2 s .*data\.timeout_s"):
+        train(config(*folder(videos), "data.num_workers=1", "data.timeout_s=2"))
 
 
 def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:

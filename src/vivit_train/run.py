@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train import recipe
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.decode import DECODERS
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, score
 from vivit_train.model.files import WEIGHT_FILES
@@ -87,7 +89,8 @@ def train(cfg: DictConfig) -> float:
     )
     say(plan(cfg, net, data, trainer))
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+        with naming_hung_videos(data):
+            trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
         checkpoints: Any = trainer.checkpoint_callback
         # without validation there is no best
         best = checkpoints.best_model_path or str(run_dir / "checkpoints/last.ckpt")
@@ -125,6 +128,19 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
 
 
+@contextmanager
+def naming_hung_videos(data: VideoDataModule) -> Iterator[None]:
+    """Says which video it was where a loader process ended itself over one."""
+    try:
+        yield
+    except RuntimeError as error:  # "DataLoader worker exited unexpectedly"
+        if not data.hung_file.exists():
+            raise
+        line = data.hung_file.read_text(errors="replace").splitlines()[-1]
+        advice = "take it out of the data set, or raise data.timeout_s where the disk or network is slow"
+        raise UserError(f"{line} (data.timeout_s): {advice}") from error
+
+
 def score_checkpoint(
     ckpt_path: str, data: VideoDataModule, trainer: L.Trainer, out: Path, views: str, order: str = "forward"
 ) -> dict[str, Any]:
@@ -134,7 +150,8 @@ def score_checkpoint(
     net.load_state_dict(weights)
     task = VideoClassification(net, metadata.classes, metadata.mean, metadata.std)
     data.views, data.order = parse_views(views), order
-    trainer.test(task, datamodule=data, verbose=False)
+    with naming_hung_videos(data):
+        trainer.test(task, datamodule=data, verbose=False)
 
     rows, scores = task.test_rows, score(task.test_rows, task.heads)
     protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
@@ -348,6 +365,7 @@ def check(cfg: DictConfig) -> None:
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.sampling": ("window", "segments"),
     "data.short": ("loop", "edge"),
+    "data.decoder": DECODERS,
     "data.balance": (None, "sqrt", "class"),
     "eval.split": (None, "train", "val", "test"),
     "eval.order": ("forward", "reversed", "shuffled"),

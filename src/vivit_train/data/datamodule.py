@@ -4,7 +4,8 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +15,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
 from vivit_train.data.clip import Indices, Sampling
-from vivit_train.data.decode import VideoInfo, probe, read_frames
+from vivit_train.data.decode import VideoInfo, deadline, import_decoder, probe, read_frames
 from vivit_train.data.manifest import Manifest, Splits
 from vivit_train.errors import UserError, VideoError
 
 Sample = dict[str, Any]
 Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifest
 MAX_REPLACEMENTS = 20  # bad videos in a row before a training sample gives up
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are opened.
+
+    Attributes:
+        decoder: see `read_frames`.
+        timeout_s: a loader process ends where reading a video takes longer, and names it in `hung_file`.
+    """
+
+    decoder: str = "auto"
+    timeout_s: float = 0
+    hung_file: Path | None = None
+
+    def limit(self, path: str) -> AbstractContextManager[None]:
+        in_worker = get_worker_info() is not None  # the main process is not to be ended
+        return deadline(self.timeout_s if in_worker else 0, path, self.hung_file)
 
 
 class TrainClips(Dataset[Sample]):
@@ -37,6 +56,7 @@ class TrainClips(Dataset[Sample]):
         transform: the clip -> the augmented clip, and whether it was flipped.
         mirrored: by head, what each class becomes in a flipped clip; None: what it was.
         clips_per_video: so many clips from one opening of a video, each with draws of its own.
+        reading: see `Reading`.
     """
 
     def __init__(
@@ -48,11 +68,12 @@ class TrainClips(Dataset[Sample]):
         mirrored: list[NDArray[np.int64]] | None = None,
         clips_per_video: int = 1,
         short_side: int,
+        reading: "Reading | None" = None,
         seed: int,
     ) -> None:
         self.manifest, self.transform, self.mirrored = manifest, transform, mirrored
         self.sampling, self.clips_per_video = sampling, clips_per_video
-        self.short_side, self.seed = short_side, seed
+        self.short_side, self.reading, self.seed = short_side, reading or Reading(), seed
 
     def __getitem__(self, key: Key) -> Sample:
         return self.clips(key)[0]
@@ -76,12 +97,14 @@ class TrainClips(Dataset[Sample]):
 
     def load(self, row: int) -> list[Sample]:
         path = str(self.manifest.paths[row])
-        info = probe(path)
-        first, num_frames = frames_of(self.manifest, row, info)
-        draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
-        clips = first + np.stack([self.sampling.random(num_frames, info.fps, u) for u in draws])
-        needed, place = np.unique(clips, return_inverse=True)
-        video_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
+        with self.reading.limit(path):
+            info = probe(path)
+            first, num_frames = frames_of(self.manifest, row, info)
+            draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
+            clips = first + np.stack([self.sampling.random(num_frames, info.fps, u) for u in draws])
+            needed, place = np.unique(clips, return_inverse=True)
+            frames_THWC = read_frames(path, needed, short_side=self.short_side, decoder=self.reading.decoder)
+        video_TCHW = to_torch(frames_THWC)
         return [
             self.augmented(row, video_TCHW[frames], indices, info)
             for frames, indices in zip(place.reshape(clips.shape), clips, strict=True)
@@ -121,9 +144,11 @@ class TestVideos(Dataset[Sample]):
         squash: bool = False,
         views: tuple[int, int] = (1, 1),
         order: str = "forward",
+        reading: "Reading | None" = None,
         seed: int = 0,
     ) -> None:
         self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
+        self.reading = reading or Reading()
         self.sampling, self.short_side, self.crop, self.squash = sampling, short_side, crop, squash
 
     def __len__(self) -> int:
@@ -146,11 +171,13 @@ class TestVideos(Dataset[Sample]):
         }
 
     def load(self, path: str, row: int) -> Tensor:
-        info = probe(path)
-        first, num_frames = frames_of(self.manifest, row, info)
-        clips = self.reorder(first + self.sampling.spread(num_frames, info.fps, self.views[0]), row)
-        needed, place = np.unique(clips, return_inverse=True)
-        decoded_TCHW = to_torch(read_frames(path, needed, short_side=self.short_side))
+        with self.reading.limit(path):
+            info = probe(path)
+            first, num_frames = frames_of(self.manifest, row, info)
+            clips = self.reorder(first + self.sampling.spread(num_frames, info.fps, self.views[0]), row)
+            needed, place = np.unique(clips, return_inverse=True)
+            frames_THWC = read_frames(path, needed, short_side=self.short_side, decoder=self.reading.decoder)
+        decoded_TCHW = to_torch(frames_THWC)
         crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
         return torch.stack([crop[frames] for frames in place.reshape(clips.shape) for crop in crops])
 
@@ -265,7 +292,8 @@ class VideoDataModule(L.LightningDataModule):
         mirror_labels: a flipped clip of a class that has "left" or "right" in its name is one of the other class.
         global_batch: clips per optimizer step of the whole job; micro_batch: the most one device takes at once.
         num_workers: loader processes per device; "auto": as many as there are processors for.
-        timeout_s: a worker that takes longer over one batch is taken for hung.
+        decoder: see `read_frames`.
+        timeout_s: a video that takes longer to read is taken to hang: training stops and names it.
         max_bad_fraction: share of the training videos that may be unreadable before training stops.
         bad_videos_file: where unreadable videos are listed.
     """
@@ -300,6 +328,7 @@ class VideoDataModule(L.LightningDataModule):
         global_batch: int = 64,
         micro_batch: int = 8,
         num_workers: int | str = "auto",
+        decoder: str = "auto",
         timeout_s: float = 120,
         max_bad_fraction: float = 0.05,
         bad_videos_file: str | Path = "bad_videos.csv",
@@ -318,6 +347,8 @@ class VideoDataModule(L.LightningDataModule):
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
+        self.hung_file = self.bad_videos_file.with_name("hung_videos.txt")
+        self.reading = Reading(decoder, timeout_s, self.hung_file)
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
 
@@ -376,11 +407,13 @@ class VideoDataModule(L.LightningDataModule):
         if not isinstance(workers, int):
             devices = self.trainer.num_devices if self.trainer else 1
             workers = max(1, len(os.sched_getaffinity(0)) // devices) if hasattr(os, "sched_getaffinity") else 2
+        import_decoder(self.reading.decoder)
+        self.hung_file.unlink(missing_ok=True)  # of an earlier run in this folder
         return DataLoader(
             dataset,
             collate_fn=collate,
             num_workers=workers,
-            timeout=self.timeout_s if workers else 0,
+            timeout=10 * self.timeout_s if workers else 0,  # for what the time limit of each video cannot catch
             persistent_workers=workers > 0,
             worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
@@ -406,6 +439,7 @@ class VideoDataModule(L.LightningDataModule):
             mirrored=self.mirrored,
             clips_per_video=self.clips_per_video,
             short_side=self.short_side,
+            reading=self.reading,
             seed=self.seed,
         )
         return self.loader(clips, batch_sampler=batches)
@@ -438,6 +472,7 @@ class VideoDataModule(L.LightningDataModule):
             squash=self.squash,
             views=views,
             order=order,
+            reading=self.reading,
             seed=self.seed,
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
