@@ -20,7 +20,7 @@ from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
 from vivit_train.data import datamodule
 from vivit_train.data.decode import read_frames
 from vivit_train.errors import UserError
-from vivit_train.run import evaluate, train
+from vivit_train.run import evaluate, evaluation_data, train
 
 Config = Callable[..., DictConfig]
 
@@ -168,6 +168,15 @@ def test_published_data_sets_train_and_evaluate(data: str, videos: Path, config:
     for other in ([], [f"data={data}", f"data.root={root}"]):  # as in the checkpoint, and the labels in its terms
         again = evaluate(config(ckpt, "eval.views=2x3", *other, name="eval"))
         assert {k: v for k, v in again.items() if "@" in k} == {k: v for k, v in trained.items() if "@" in k}
+
+
+def test_every_setting_that_eval_offers_reaches_the_data(stranger: dict[str, Any], config: Config) -> None:
+    cfg = config("ckpt_path=none", name="eval")
+    metadata = Metadata(**stranger["vivit_train"])
+    for key in cfg.data:
+        if key not in ("name", "root", "reader", "train", "val", "test"):
+            cfg.data[key] = "given"
+            assert evaluation_data(metadata, cfg)[key] == "given", key
 
 
 def test_evaluating_other_data_keeps_the_model_s_classes(videos: Path, config: Config, tmp_path: Path) -> None:

@@ -96,11 +96,11 @@ def bench_loader(
     cores = usable_cores()
     workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
     sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
-    manifest = pick(data.splits.train, sample)
+    manifest = data.splits.train.take(sample)
     good = [row for row in range(len(manifest)) if is_readable(data, manifest, row)]
     if not good:
         raise UserError(f"none of {len(manifest)} clips can be read: vivit doctor says why")
-    manifest = pick(manifest, np.array(good))
+    manifest = manifest.take(np.array(good))
     with tempfile.TemporaryDirectory() as folder:
         gain = _prepared_gain(data, manifest, Settings(data.short_side // 2 * 2, gop), rounds, Path(folder))
     stages, loaders = _Stages(data, manifest, rounds), _Workers(data, manifest, workers, rounds)
@@ -139,16 +139,11 @@ def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[st
     return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare`: {gain:.1f}x"
 
 
-def pick(manifest: Manifest, rows: NDArray[np.integer[Any]]) -> Manifest:
-    spans_s = None if manifest.spans_s is None else manifest.spans_s[rows]
-    return Manifest(manifest.paths[rows], manifest.labels[rows], manifest.ids[rows], spans_s)
-
-
 def respell(manifest: Manifest, times: int) -> Manifest:
     """The rows `times` times over, the paths spelled as never before: what is kept of a file under one name is not
     known under another, so that it is opened as for the first time, as in a large data set."""
     spelled = [f"{'/.' * number}{path}" for number in islice(_spellings, times) for path in manifest.paths]
-    again = pick(manifest, np.tile(np.arange(len(manifest)), times))
+    again = manifest.take(np.tile(np.arange(len(manifest)), times))
     return replace(again, paths=np.array(spelled, np.dtypes.StringDType()))
 
 
@@ -328,7 +323,7 @@ def _prepared_gain(
             encode(path, after[-1], settings)
     if not before:
         return None
-    chosen = pick(manifest, np.array(rows))
+    chosen = manifest.take(np.array(rows))
     made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
     both = [dataset(data, respell(one, rounds)) for one in (chosen, made)]
     seconds = np.zeros((2, rounds, len(rows)))

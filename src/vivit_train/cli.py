@@ -1,6 +1,5 @@
 """`vivit ...`: the tools beside train.py and eval.py. Each is a module, imported when it is called."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -75,11 +74,11 @@ def doctor(
 ) -> None:
     """Looks at every video of a data set before training does, and says what is wrong with it."""
     from vivit_train.doctor import examine
+    from vivit_train.prepare import usable_cores
 
     cfg = compose(overrides, Path("runs/doctor"))
     folder = out or Path("doctor") / cfg.data.name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    examine(cfg, folder, workers or cores, every_frame=every_frame, overrides=overrides or ())
+    examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=overrides or ())
 
 
 @bench.command()

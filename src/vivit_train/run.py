@@ -226,19 +226,8 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     crop) stays as it was trained unless it is named too.
     """
     source = ("name", "root", "reader", "train", "val", "test")
-    keys = (
-        *source,
-        "frames",
-        "stride",
-        "fps",
-        "sampling",
-        "short",
-        "short_side",
-        "crop",
-        "squash",
-        "num_workers",
-        "micro_batch",
-    )
+    clip = ("frames", "stride", "fps", "sampling", "short", "short_side", "crop", "squash")
+    keys = (*source, *clip, "num_workers", "decoder", "micro_batch")
     given = {key: cfg.data[key] for key in keys if cfg.data[key] is not None or (cfg.data.name and key in source)}
     given = {
         key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in given.items()

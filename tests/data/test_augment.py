@@ -230,6 +230,16 @@ def test_views_are_left_centre_right_or_top_centre_bottom(height: int, width: in
     assert torch.equal(centre, expected[1])
 
 
+@pytest.mark.parametrize("height", [93, 98, 103, 105, 107, 186, 240, 720])
+def test_a_view_may_be_the_whole_short_side(height: int) -> None:
+    # short_side / height x height is less than short_side in floating point for some of them
+    video = torch.full((1, 3, height, height + 40), 255, dtype=torch.uint8)
+    for short_side in (112, 224, 320):
+        for view in crop_views(video, short_side, short_side, squash=False, crops=3):
+            assert view.shape[-2:] == (short_side, short_side)
+            assert view.min() == 255  # nothing was padded with black
+
+
 def test_views_of_a_small_video_show_the_same_part() -> None:
     large, small = ruler(96, 144), ruler(96, 144)[..., 1::3, 1::3]
     for a, b in zip(crop_views(large, 24, 32, False, 3), crop_views(small, 24, 32, False, 3), strict=True):

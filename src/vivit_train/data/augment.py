@@ -133,12 +133,10 @@ def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, cro
     """The test's spatial views, `crops` (1 or 3) squares along the long side: centre, or left/centre/right
     (top/centre/bottom); each uint8 [T, C, crop, crop]. The short side is resized, then cropped."""
     height, width = video_TCHW.shape[-2:]
-    scale = short_side / min(height, width)
-    size = (
-        [short_side] * 2 if squash else [int(height * scale), int(width * scale)]
-    )  # down, as torchvision and PIL
-    video = TF.resize(video_TCHW, size, antialias=True)
-    room_y, room_x = size[0] - crop, size[1] - crop
+    video = TF.resize(
+        video_TCHW, [short_side] * (2 if squash else 1), antialias=True
+    )  # one number: the short side
+    room_y, room_x = video.shape[-2] - crop, video.shape[-1] - crop
     views = []
     for fraction in [0.5] if crops == 1 else [0.0, 0.5, 1.0]:
         y, x = (0.5, fraction) if width >= height else (fraction, 0.5)
