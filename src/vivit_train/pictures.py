@@ -27,9 +27,8 @@ def contact_sheet(
     for b in range(rows):
         for axis, t in zip(axes[b], columns, strict=True):
             axis.imshow(video_BTCHW[b, t].permute(1, 2, 0).clamp(0, 1).numpy())
-            axis.set_xlabel(
-                f"{int(frame_numbers_BT[b, t])} · {float(times_BT[b, t]):.2f} s", fontsize=7, labelpad=2
-            )
+            number, time_s = int(frame_numbers_BT[b, t]), float(times_BT[b, t])
+            axis.set_xlabel("padding" if number < 0 else f"{number} · {time_s:.2f} s", fontsize=7, labelpad=2)
             axis.set(xticks=[], yticks=[])
         axes[b, 0].set_title(captions[b], fontsize=8, loc="left", pad=3)
     figure.savefig(path)

@@ -8,7 +8,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def train(cfg: DictConfig) -> float:
     )
     say(plan(cfg, net, data, trainer))
     try:
-        with naming_hung_videos(data):
+        with data.explaining_lost_workers():
             trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
         checkpoints: Any = trainer.checkpoint_callback
         # without validation there is no best
@@ -128,19 +127,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
 
 
-@contextmanager
-def naming_hung_videos(data: VideoDataModule) -> Iterator[None]:
-    """Says which video it was where a loader process ended itself over one."""
-    try:
-        yield
-    except RuntimeError as error:  # "DataLoader worker exited unexpectedly"
-        if not data.hung_file.exists():
-            raise
-        line = data.hung_file.read_text(errors="replace").splitlines()[-1]
-        advice = "take it out of the data set, or raise data.timeout_s where the disk or network is slow"
-        raise UserError(f"{line} (data.timeout_s): {advice}") from error
-
-
 def score_checkpoint(
     ckpt_path: str, data: VideoDataModule, trainer: L.Trainer, out: Path, views: str, order: str = "forward"
 ) -> dict[str, Any]:
@@ -150,7 +136,7 @@ def score_checkpoint(
     net.load_state_dict(weights)
     task = VideoClassification(net, metadata.classes, metadata.mean, metadata.std)
     data.views, data.order = parse_views(views), order
-    with naming_hung_videos(data):
+    with data.explaining_lost_workers():
         trainer.test(task, datamodule=data, verbose=False)
 
     rows, scores = task.test_rows, score(task.test_rows, task.heads)
@@ -353,7 +339,8 @@ def check(cfg: DictConfig) -> None:
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.sampling": ("window", "segments"),
-    "data.short": ("loop", "edge"),
+    "data.short": ("loop", "edge", "pad"),
+    "data.augment_on": ("auto", "worker", "device"),
     "data.decoder": DECODERS,
     "data.balance": (None, "sqrt", "class"),
     "eval.split": (None, "train", "val", "test"),

@@ -36,7 +36,12 @@ def transform(
     apply = TrainTransform(
         crop, short_side, False, scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color
     )
-    return lambda clip: apply(clip)[0]
+    return lambda clip: augment(apply, clip)[0]
+
+
+def augment(apply: TrainTransform, clip: Tensor) -> tuple[Tensor, bool]:
+    look = apply.draw(*clip.shape[-2:])
+    return apply.finish(look.cut(clip), look), look.flipped
 
 
 def still(height: int = 32, width: int = 48, frames: int = 4) -> Tensor:
@@ -167,7 +172,7 @@ def test_flips_are_as_frequent_as_asked(probability: float, flipped: set[bool]) 
     apply, said = TrainTransform(24, 32, False, None, probability, 0.0, None), []
 
     def draw() -> Tensor:
-        clip, was_flipped = apply(ruler(32, 48))
+        clip, was_flipped = augment(apply, ruler(32, 48))
         said.append(was_flipped)
         return clip
 
@@ -371,4 +376,4 @@ def test_squash_keeps_what_a_crop_would_cut_off() -> None:
     assert cropped.max() == 0
     assert whole[..., 0].min() > 200
     assert whole[..., -1].min() > 200
-    assert TrainTransform(24, 24, True, None, 0, 0, None)(video)[0].equal(whole)
+    assert augment(TrainTransform(24, 24, True, None, 0, 0, None), video)[0].equal(whole)

@@ -119,9 +119,10 @@ def test_a_frame_from_each_segment(num_frames: int, frames: int) -> None:
     assert np.array_equal(sampling.spread(num_frames, 25, 1), [segment_clip(num_frames, frames, 0.5)])
 
 
-def test_short_videos_loop_or_stand_still() -> None:
+def test_short_videos_loop_stand_still_or_go_black() -> None:
     assert Sampling(5, 2).random(4, 25, [0.3]).tolist() == [0, 2, 0, 2, 0]
     assert Sampling(5, 2, short="edge").random(4, 25, [0.3]).tolist() == [0, 2, 3, 3, 3]
     assert Sampling(5, 2, short="edge").spread(4, 25, 2).tolist() == [[0, 2, 3, 3, 3]] * 2
-    long = [Sampling(4, 2, short=short).random(100, 25, [0.5]) for short in ("loop", "edge")]
-    assert np.array_equal(*long)
+    assert Sampling(5, 2, short="pad").spread(4, 25, 2).tolist() == [[0, 2, -1, -1, -1]] * 2
+    long = [Sampling(4, 2, short=short).random(100, 25, [0.5]) for short in ("loop", "edge", "pad")]
+    assert len({tuple(indices.tolist()) for indices in long}) == 1

@@ -69,7 +69,10 @@ def sampling_of(settings: dict[str, Any]) -> Sampling:
     return Sampling(**{"frames": 8} | {name: settings.pop(name) for name in names if name in settings})
 
 
-def train_clips(*paths: Path, transform: Any = lambda x: (x, False), **kwargs: Any) -> TrainClips:
+WHOLE = TrainTransform(SIDE, SIDE, False, None, 0, 0, None)
+
+
+def train_clips(*paths: Path, transform: TrainTransform = WHOLE, **kwargs: Any) -> TrainClips:
     sampling = sampling_of(kwargs)
     return TrainClips(manifest(*paths), transform, sampling, **{"short_side": SIDE, "seed": 0} | kwargs)
 
@@ -280,10 +283,20 @@ def test_short_videos_may_stand_still(tmp_path: Path) -> None:
     assert numbers(sample["video"]) == [0, 2, 4, 4, 4, 4, 4, 4]
 
 
-def test_a_flipped_clip_has_its_mirrored_label(video: Path) -> None:
-    def flip(clip: Tensor) -> tuple[Tensor, bool]:
-        return clip, bool(torch.rand(()) < 0.5)
+def test_short_videos_may_be_padded_with_black(tmp_path: Path) -> None:
+    h264(tmp_path / "short.mp4", frames=5, size=(SIDE, SIDE))
+    sample = train_clips(tmp_path / "short.mp4", short="pad")[0, 0, 0]
+    assert sample["frame_numbers"].tolist() == [0, 2, 4, -1, -1, -1, -1, -1]
+    assert numbers(sample["video"][:3]) == [0, 2, 4]
+    assert sample["video"][3:].max() == 0
+    assert sample["times_s"].isnan().tolist() == [False] * 3 + [True] * 5
+    (view,) = videos_to_test(tmp_path / "short.mp4", short="pad", order="reversed")[0]["video"]
+    assert view[:5].max() == 0
+    assert numbers(view[5:]) == [4, 2, 0]
 
+
+def test_a_flipped_clip_has_its_mirrored_label(video: Path) -> None:
+    flip = TrainTransform(SIDE, SIDE, False, None, 0.5, 0, None)
     mirrored = [np.array([1, 0, 2])]
     dataset = train_clips(video, video, video, transform=flip, mirrored=mirrored)
     labels = [[int(dataset[epoch, 0, row]["label"]) for epoch in range(12)] for row in range(3)]
@@ -299,7 +312,7 @@ def test_a_clip_of_a_longer_video_stays_in_its_span(video: Path, side: str) -> N
     expected = [range(12), range(15, 33), range(39, 40)]
     table = Manifest(np.array([str(video)] * 4), np.zeros((4, 1), np.int64), np.array(list("abcd")), spans)
     sampling = Sampling(frames=4, stride=1)
-    clips = TrainClips(table, lambda x: (x, False), sampling, short_side=SIDE, seed=0)
+    clips = TrainClips(table, WHOLE, sampling, short_side=SIDE, seed=0)
     videos = TestVideos(table, sampling, short_side=SIDE, crop=SIDE, views=(3, 1))
     for row, frames in enumerate(expected):
         seen = []
@@ -429,6 +442,56 @@ def test_good_videos_train_and_leave_no_list_of_bad_ones(folder: Path) -> None:
     assert data.bad_videos == {"train": {}, "val": {}, "test": {}}
     assert not data.bad_videos_file.exists()
     assert (metrics["val/n"], metrics["val/failed"]) == (4, 0)
+
+
+AUGMENTED = {"scale_jitter": (0.9, 1.33), "color_jitter": 0.8, "randaugment": (2, 15), "random_erasing": 0.5}
+
+
+def batches_of(folder: Path, device: str, **kwargs: Any) -> list[Any]:
+    """The training batches of two epochs, as the model gets them."""
+    data = VideoDataModule(
+        "test", str(folder), read_folder, frames=4, short_side=48, crop=32, global_batch=4, **AUGMENTED, **kwargs
+    )
+    data.divide_batch(1)
+    loader = data.train_dataloader()
+    batches = []
+    for epoch in range(2):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            sent = {name: value.to(device) if name == "video" else value for name, value in batch.items()}
+            batches.append(data.on_after_batch_transfer(data.on_before_batch_transfer(sent, 0), 0))
+    return batches
+
+
+@pytest.mark.parametrize(("num_workers", "clips_per_video"), [(0, 1), (2, 2)])
+def test_clips_are_the_same_wherever_they_are_augmented(
+    folder: Path, num_workers: int, clips_per_video: int
+) -> None:
+    settings = {"num_workers": num_workers, "clips_per_video": clips_per_video}
+    here = batches_of(folder, "cpu", augment_on="worker", num_workers=0, clips_per_video=clips_per_video)
+    there = batches_of(folder, "cpu", augment_on="device", **settings)
+    assert len(here) == len(there) == 4 * clips_per_video
+    for one, other in zip(here, there, strict=True):
+        assert sorted(one) == sorted(other)
+        assert one["video"].shape == (4, 4, 3, 32, 32)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_augments_as_the_workers_do(folder: Path) -> None:
+    here, there = (batches_of(folder, device, augment_on="device", num_workers=0) for device in ("cpu", "cuda"))
+    for one, other in zip(here, there, strict=True):
+        assert other["video"].is_cuda
+        error = (one["video"].float() - other["video"].cpu().float()).abs()
+        assert error.mean() < 2  # of 255: a rotation's rounding moves single pixels
+
+
+def test_training_may_augment_on_the_device(folder: Path) -> None:
+    losses = []
+    for where in ("worker", "device"):
+        torch.manual_seed(0)
+        losses.append(fit(folder, augment_on=where, **AUGMENTED)[1]["train/loss"])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

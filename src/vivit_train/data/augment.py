@@ -1,11 +1,13 @@
 """Clip-consistent transforms on uint8 [T, C, H, W], in the order they are applied; mixing on the device.
 
-One draw of each random thing per clip, from torch's default generator: the caller seeds it per clip.
+One draw of each random thing per clip, from torch's CPU generator, which the caller seeds per clip: wherever the
+pixels are, the draws are the same.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,10 +40,25 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
+class Look(NamedTuple):
+    """What is drawn for a clip: the box that is cut from its frames, the flip, and a seed for everything after."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flipped: bool
+    seed: int
+
+    def cut(self, video_TCHW: Tensor) -> Tensor:
+        return TF.crop(video_TCHW, self.top, self.left, self.height, self.width)
+
+
 class TrainTransform:
     """Scale jitter and random crop, flip, colour jitter, RandAugment, random erasing.
 
-    uint8 [T, C, H, W] -> uint8 [T, C, crop, crop], and whether it was flipped.
+    In two parts: `draw` needs no more than the size of a clip's frames; `finish` makes the clip of the box that
+    `Look.cut` leaves of them, in a loader's worker or, after the transfer, on a GPU.
 
     Args:
         crop: side of the output in pixels.
@@ -74,25 +91,30 @@ class TrainTransform:
         self.randaugment = v2.RandAugment(*randaugment) if randaugment else None
         self.erase = v2.RandomErasing(random_erasing) if random_erasing else None
 
-    def __call__(self, video_TCHW: Tensor) -> tuple[Tensor, bool]:
-        height, width = video_TCHW.shape[-2:]
-        # the crop's box in the source: resizing everything and cropping then gives the same but for its border
+    def draw(self, height: int, width: int) -> Look:
+        """For frames of this size. The box lies in them: resizing everything and cropping then gives the same but
+        for its border."""
         full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.squash)
         box_h = min(height, round(full_h / uniform(*self.scale_jitter)))
         box_w = min(width, round(full_w / uniform(*self.scale_jitter)))
         top = int(torch.randint(height - box_h + 1, ()))
         left = int(torch.randint(width - box_w + 1, ()))
-        video = TF.resized_crop(video_TCHW, top, left, box_h, box_w, [self.crop, self.crop], antialias=True)
         flipped = bool(torch.rand(()) < self.flip)
-        if flipped:
+        return Look(top, left, box_h, box_w, flipped, seed=int(torch.randint(2**62, ())))
+
+    def finish(self, box_TCHW: Tensor, look: Look) -> Tensor:
+        """uint8 [T, C, crop, crop], on the box's device."""
+        video = TF.resize(box_TCHW, [self.crop, self.crop], antialias=True)
+        if look.flipped:
             video = TF.horizontal_flip(video)
-        if torch.rand(()) < self.color_jitter:
-            video = self.jitter_colors(video)
-        if self.randaugment is not None:
-            video = self.randaugment(tv_tensors.Video(video))
-        if self.erase is not None:
-            video = self.erase(tv_tensors.Video(video))
-        return video.as_subclass(Tensor), flipped
+        with seeded(look.seed):
+            if torch.rand(()) < self.color_jitter:
+                video = self.jitter_colors(video)
+            if self.randaugment is not None:
+                video = self.randaugment(tv_tensors.Video(video))
+            if self.erase is not None:
+                video = self.erase(tv_tensors.Video(video))
+        return video.as_subclass(Tensor)
 
 
 def jitter_colors(video_TCHW: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Which frames make a clip: pure index arithmetic, no I/O.
 
 A clip is `frames` positions `step` source frames apart. `step` is the stride itself, or, for a stride in
-time, `video_fps / fps` (not necessarily whole). Videos shorter than the clip's extent loop, or stand still at
-their last frame. Or a clip is one frame from each of `frames` equal segments of the whole video.
+time, `video_fps / fps` (not necessarily whole). Videos shorter than the clip's extent loop, stand still at their
+last frame, or go black. Or a clip is one frame from each of `frames` equal segments of the whole video.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
+BLACK = -1  # the number of a frame that no video has
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,15 @@ class Sampling:
         fps: a stride in time instead: frames of the clip per second of video.
         kind: "window", frames at that stride; or "segments", one frame from each of `frames` equal parts of the
             video (TSN): random in training, in the middle in a test.
-        short: a video shorter than its window starts again ("loop") or repeats its last frame ("edge").
+        short: a video shorter than its window starts again ("loop"), repeats its last frame ("edge"), or is
+            followed by black ones ("pad").
     """
 
     frames: int = 32
     stride: int = 2
     fps: float | None = None
     kind: Literal["window", "segments"] = "window"
-    short: Literal["loop", "edge"] = "loop"
+    short: Literal["loop", "edge", "pad"] = "loop"
 
     @property
     def draws(self) -> int:
@@ -71,8 +73,10 @@ def frame_step(stride: int, fps: float | None, video_fps: float) -> float:
 
 
 def clip_at(start: float, num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
-    """The frame numbers from `start` on, past the end as `short` says: int64 [frames] in [0, num_frames)."""
+    """The frame numbers from `start` on, past the end as `short` says: int64 [frames], < num_frames."""
     positions = np.floor(start + step * np.arange(frames) + 1e-6).astype(np.int64)
+    if short == "pad":
+        return np.where(positions < num_frames, positions, BLACK)
     return positions % num_frames if short == "loop" else np.minimum(positions, num_frames - 1)
 
 

@@ -3,10 +3,11 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
-from vivit_train.data.clip import Indices, Sampling
+from vivit_train.data.clip import BLACK, Indices, Sampling
 from vivit_train.data.decode import VideoInfo, deadline, import_decoder, probe, read_frames
 from vivit_train.data.manifest import Manifest, Splits
+from vivit_train.data.workers import Note, explain
 from vivit_train.errors import UserError, VideoError
 
 Sample = dict[str, Any]
@@ -34,16 +36,35 @@ class Reading:
 
     Attributes:
         decoder: see `read_frames`.
-        timeout_s: a loader process ends where reading a video takes longer, and names it in `hung_file`.
+        timeout_s: a loader process ends where reading a video takes longer.
+        note: where a loader process notes what it has open; None in the main process, which is not to be ended.
     """
 
     decoder: str = "auto"
     timeout_s: float = 0
-    hung_file: Path | None = None
+    note: Note | None = None
 
-    def limit(self, path: str) -> AbstractContextManager[None]:
-        in_worker = get_worker_info() is not None  # the main process is not to be ended
-        return deadline(self.timeout_s if in_worker else 0, path, self.hung_file)
+    @contextmanager
+    def limit(self, path: str) -> Iterator[None]:
+        """While the video is read."""
+        if self.note is None:
+            yield
+            return
+        self.note.write(path)
+        try:
+            with deadline(self.timeout_s, path):
+                yield
+        finally:
+            self.note.erase()
+
+    def frames(self, path: str, clips: Indices, short_side: int) -> tuple[Tensor, Indices]:
+        """Each frame of the clips once, uint8 [T, C, H, W]; and which of these each clip's frames are."""
+        needed, places = np.unique(clips, return_inverse=True)
+        shown = needed[needed != BLACK]
+        frames_THWC = read_frames(path, shown, short_side=short_side, decoder=self.decoder)
+        if len(shown) < len(needed):  # the smallest number, so the first
+            frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
+        return to_torch(frames_THWC), places.reshape(clips.shape)
 
 
 class TrainClips(Dataset[Sample]):
@@ -53,7 +74,8 @@ class TrainClips(Dataset[Sample]):
     reason); after MAX_REPLACEMENTS of them nothing but the errors comes back.
 
     Args:
-        transform: the clip -> the augmented clip, and whether it was flipped.
+        transform: of each clip.
+        finish: do all of it here; else a clip is the box of it that was drawn, and "look" says what is left to do.
         mirrored: by head, what each class becomes in a flipped clip; None: what it was.
         clips_per_video: so many clips from one opening of a video, each with draws of its own.
         reading: see `Reading`.
@@ -62,16 +84,17 @@ class TrainClips(Dataset[Sample]):
     def __init__(
         self,
         manifest: Manifest,
-        transform: Callable[[Tensor], tuple[Tensor, bool]],
+        transform: TrainTransform,
         sampling: Sampling,
         *,
+        finish: bool = True,
         mirrored: list[NDArray[np.int64]] | None = None,
         clips_per_video: int = 1,
         short_side: int,
         reading: "Reading | None" = None,
         seed: int,
     ) -> None:
-        self.manifest, self.transform, self.mirrored = manifest, transform, mirrored
+        self.manifest, self.transform, self.finish, self.mirrored = manifest, transform, finish, mirrored
         self.sampling, self.clips_per_video = sampling, clips_per_video
         self.short_side, self.reading, self.seed = short_side, reading or Reading(), seed
 
@@ -101,27 +124,27 @@ class TrainClips(Dataset[Sample]):
             info = probe(path)
             first, num_frames = frames_of(self.manifest, row, info)
             draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
-            clips = first + np.stack([self.sampling.random(num_frames, info.fps, u) for u in draws])
-            needed, place = np.unique(clips, return_inverse=True)
-            frames_THWC = read_frames(path, needed, short_side=self.short_side, decoder=self.reading.decoder)
-        video_TCHW = to_torch(frames_THWC)
+            clips = np.stack([self.sampling.random(num_frames, info.fps, u) for u in draws])
+            clips = np.where(clips == BLACK, BLACK, first + clips)
+            video_TCHW, places = self.reading.frames(path, clips, self.short_side)
         return [
-            self.augmented(row, video_TCHW[frames], indices, info)
-            for frames, indices in zip(place.reshape(clips.shape), clips, strict=True)
+            self.augmented(row, video_TCHW, place, indices, info)
+            for place, indices in zip(places, clips, strict=True)
         ]
 
-    def augmented(self, row: int, clip_TCHW: Tensor, indices: Indices, info: VideoInfo) -> Sample:
-        clip_TCHW, flipped = self.transform(clip_TCHW)
+    def augmented(self, row: int, video_TCHW: Tensor, place: Indices, indices: Indices, info: VideoInfo) -> Sample:
+        look = self.transform.draw(*video_TCHW.shape[-2:])
+        box_TCHW = look.cut(video_TCHW)[place]
         label_H = self.manifest.labels[row]
-        if flipped and self.mirrored is not None:
+        if look.flipped and self.mirrored is not None:
             label_H = np.array([ids[label] for ids, label in zip(self.mirrored, label_H, strict=True)])
         return {
-            "video": clip_TCHW,
+            "video": self.transform.finish(box_TCHW, look) if self.finish else box_TCHW,
             "label": torch.from_numpy(label_H),
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
-            "times_s": torch.from_numpy(info.times_s[indices]),
-        }
+            "times_s": torch.from_numpy(np.where(indices == BLACK, np.nan, info.times_s[indices])),
+        } | ({} if self.finish else {"look": look})
 
 
 class TestVideos(Dataset[Sample]):
@@ -174,12 +197,11 @@ class TestVideos(Dataset[Sample]):
         with self.reading.limit(path):
             info = probe(path)
             first, num_frames = frames_of(self.manifest, row, info)
-            clips = self.reorder(first + self.sampling.spread(num_frames, info.fps, self.views[0]), row)
-            needed, place = np.unique(clips, return_inverse=True)
-            frames_THWC = read_frames(path, needed, short_side=self.short_side, decoder=self.reading.decoder)
-        decoded_TCHW = to_torch(frames_THWC)
+            clips = self.sampling.spread(num_frames, info.fps, self.views[0])
+            clips = self.reorder(np.where(clips == BLACK, BLACK, first + clips), row)
+            decoded_TCHW, places = self.reading.frames(path, clips, self.short_side)
         crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
-        return torch.stack([crop[frames] for frames in place.reshape(clips.shape) for crop in crops])
+        return torch.stack([crop[place] for place in places for crop in crops])
 
     def reorder(self, clips: Indices, row: int) -> Indices:
         if self.order == "reversed":
@@ -202,14 +224,23 @@ def frames_of(manifest: Manifest, row: int, info: VideoInfo) -> tuple[int, int]:
     return first, end - first
 
 
-def to_torch(frames_THWC: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """A batch; without "video" where a sample gave up, so that the main process can say so in its own words."""
-    errors = [error for sample in samples for error in sample.pop("errors")]
-    return {"errors": errors} | (default_collate(samples) if all(samples) else {})
+    """A batch; without "video" where a sample gave up, so that the main process can say so in its own words.
+
+    Boxes that differ in size come one behind the other in one row of pixels, so that one transfer takes them all.
+    """
+    batch: Sample = {"errors": [error for sample in samples for error in sample.pop("errors")]}
+    if not all(samples):
+        return batch
+    if "look" in samples[0]:
+        boxes = [sample.pop("video") for sample in samples]
+        batch["looks"] = [(box.shape, sample.pop("look")) for box, sample in zip(boxes, samples, strict=True)]
+        batch["video"] = torch.cat([box.flatten() for box in boxes])
+    return batch | default_collate(samples)
 
 
 class TrainBatches(Sampler[list[Key]]):
@@ -290,6 +321,8 @@ class VideoDataModule(L.LightningDataModule):
         short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
         squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: see `TrainTransform`.
         mirror_labels: a flipped clip of a class that has "left" or "right" in its name is one of the other class.
+        augment_on: where clips are resized, flipped and recoloured: in the loader's workers, on the device after
+            the transfer, or ("auto") there if it is a GPU. The draws are the same.
         global_batch: clips per optimizer step of the whole job; micro_batch: the most one device takes at once.
         num_workers: loader processes per device; "auto": as many as there are processors for.
         decoder: see `read_frames`.
@@ -311,7 +344,7 @@ class VideoDataModule(L.LightningDataModule):
         stride: int = 2,
         fps: float | None = None,
         sampling: Literal["window", "segments"] = "window",
-        short: Literal["loop", "edge"] = "loop",
+        short: Literal["loop", "edge", "pad"] = "loop",
         clips_per_video: int = 1,
         balance: Literal["sqrt", "class"] | None = None,
         limit_per_class: int | None = None,
@@ -326,6 +359,7 @@ class VideoDataModule(L.LightningDataModule):
         random_erasing: float = 0.0,
         mirror_labels: bool = False,
         global_batch: int = 64,
+        augment_on: Literal["auto", "worker", "device"] = "auto",
         micro_batch: int = 8,
         num_workers: int | str = "auto",
         decoder: str = "auto",
@@ -343,12 +377,12 @@ class VideoDataModule(L.LightningDataModule):
         self.transform = TrainTransform(
             crop, short_side, squash, scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color
         )
-        self.mirror_labels = mirror_labels
+        self.mirror_labels, self.augment_on = mirror_labels, augment_on
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
-        self.hung_file = self.bad_videos_file.with_name("hung_videos.txt")
-        self.reading = Reading(decoder, timeout_s, self.hung_file)
+        self.reading = Reading(decoder, timeout_s)
+        self.notes: list[Note] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
 
@@ -402,23 +436,40 @@ class VideoDataModule(L.LightningDataModule):
                     return f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}"
         return None
 
-    def loader(self, dataset: Dataset[Sample], **kwargs: Any) -> DataLoader[Sample]:
+    def loader(self, dataset: TrainClips | TestVideos, **kwargs: Any) -> DataLoader[Sample]:
         workers = self.num_workers
         if not isinstance(workers, int):
             devices = self.trainer.num_devices if self.trainer else 1
             workers = max(1, len(os.sched_getaffinity(0)) // devices) if hasattr(os, "sched_getaffinity") else 2
         import_decoder(self.reading.decoder)
-        self.hung_file.unlink(missing_ok=True)  # of an earlier run in this folder
+        notes = RawArray(Note, workers)
+        self.notes += notes
         return DataLoader(
             dataset,
             collate_fn=collate,
             num_workers=workers,
             timeout=10 * self.timeout_s if workers else 0,  # for what the time limit of each video cannot catch
             persistent_workers=workers > 0,
-            worker_init_fn=one_thread,
+            worker_init_fn=partial(start_worker, notes),
             pin_memory=torch.cuda.is_available(),
             **kwargs,
         )
+
+    @contextmanager
+    def explaining_lost_workers(self) -> Iterator[None]:
+        """Says which video it was where a loader process dies, or hangs."""
+        try:
+            yield
+        except RuntimeError as error:
+            if message := explain(error, self.notes, self.timeout_s):
+                raise UserError(message) from error
+            raise
+
+    @property
+    def augments_on_device(self) -> bool:
+        if self.augment_on == "auto":
+            return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self.augment_on == "device"
 
     def train_dataloader(self) -> DataLoader[Sample]:
         manifest = self.splits.train
@@ -436,6 +487,7 @@ class VideoDataModule(L.LightningDataModule):
             manifest,
             self.transform,
             self.sampling,
+            finish=not self.augments_on_device,
             mirrored=self.mirrored,
             clips_per_video=self.clips_per_video,
             short_side=self.short_side,
@@ -502,6 +554,15 @@ class VideoDataModule(L.LightningDataModule):
             )
         return batch
 
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Finishes the clips of which only boxes came."""
+        if looks := batch.pop("looks", None):
+            boxes = batch["video"].split([shape.numel() for shape, _ in looks])
+            pairs = zip(boxes, looks, strict=True)
+            clips = [self.transform.finish(box.view(shape), look) for box, (shape, look) in pairs]
+            batch["video"] = torch.stack(clips)
+        return batch
+
     def write_bad_videos(self, split: str, bad: dict[int, tuple[str, str]]) -> None:
         fresh = not self.bad_videos_file.exists()
         with self.bad_videos_file.open("a", newline="") as file:
@@ -511,5 +572,7 @@ class VideoDataModule(L.LightningDataModule):
             writer.writerows([split, path, reason] for path, reason in bad.values())
 
 
-def one_thread(worker: int) -> None:
+def start_worker(notes: Sequence[Note], worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
+    dataset = get_worker_info().dataset  # this process's own
+    dataset.reading = replace(dataset.reading, note=notes[worker])
