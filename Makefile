@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-all lint fidelity lock clean
+.PHONY: install demo test tests test-all lint fidelity bench lock clean
 
 demo: install
 	rm -rf runs/demo
@@ -24,6 +24,9 @@ test-all: lint
 
 fidelity: install # docs/fidelity.md: our numbers beside the paper's and the reference code's
 	$(BIN)/python tests/fidelity.py
+
+bench: install # docs/benchmarks.md, "Decoding": how fast clips are read; 10 minutes. PYTHONPATH may add pytorchvideo
+	OMP_NUM_THREADS=1 $(BIN)/python tests/speed.py
 
 lint: install
 	$(BIN)/ruff check .

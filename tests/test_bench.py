@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import TINY
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 from videos import encode
 
-from vivit_train.bench import advise, bench_loader, decode_alone, table
+from vivit_train.bench import advise, bench_loader, beside, decode_alone, table
 from vivit_train.cli import app
 from vivit_train.data.decode import probe
 from vivit_train.errors import UserError
@@ -33,8 +35,30 @@ def test_numbers_of_a_loader(videos: Path, config: Callable[..., DictConfig]) ->
     assert result.predicted[8] == pytest.approx(8 * result.predicted[1])
     assert result.prepared_gain
     assert result.prepared_gain > 0
-    for word in ("open/probe", "decode", "collate", "raw limit", "| workers |", "Advice: a GPU that eats 120"):
+    for word in (
+        "open/probe",
+        "seek",
+        "decode",
+        "collate",
+        "raw limit",
+        "| workers |",
+        "Advice: a GPU that eats 120",
+    ):
         assert word in table(result)
+
+
+def test_clips_that_are_finished_after_the_transfer(videos: Path, config: Callable[..., DictConfig]) -> None:
+    """On a GPU, or here, without one, in the main process; the code for a device runs on the processor too."""
+    cfg = config("data=folder", f"data.root={videos}", "data.augment_on=device")
+    result = bench_loader(cfg, clips=4, rounds=1, workers=[0])
+    assert "augment" not in result.stage_ms
+    assert result.beside_ms["augment in the main process"] > 0
+    assert "| augment in the main process, beside these |" in table(result)
+    assert "| transfer: no GPU here |" in table(result)
+    data = instantiate(cfg.data, _convert_="all")
+    ms = beside(data, data.splits.train, torch.device("cpu"), rounds=1)
+    assert list(ms) == ["transfer to cpu", "augment on cpu"]
+    assert ms["augment on cpu"] > 0
 
 
 def test_unreadable_clips_are_left_out_and_counted(config: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -53,7 +77,7 @@ def test_libavcodec_decodes_from_the_key_frame_before_to_the_last_frame(tmp_path
     encode(tmp_path / "a.mp4", x264_params="keyint=24:min-keyint=24:scenecut=0", frames=72)
     path, info = str(tmp_path / "a.mp4"), probe(tmp_path / "a.mp4")
     for first, last, frames in ((0, 0, 1), (30, 40, 17), (48, 50, 3), (10, 71, 72)):
-        assert decode_alone(path, info, np.array([first, last]), 64)[2] == frames
+        assert decode_alone(path, info, np.array([first, last]), 64).frames == frames
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_a_loader_that_starves_the_model_is_pointed_out(
         is_global_zero=True,
     )
     report = Report(tmp_path / "curves.png")
-    report.started_s, report.first_step, report.total_steps = 0.0, 0, 10
+    report.started_s, report.first_step, report.total_steps, report.main_score = 0.0, 0, 10, "top1"
     report.epoch_s, report.step_end_s, report.validated = 1000.0, 1000.0 + epoch_s, False
     report.clips_per_s, report.data_wait = 12.0, data_wait
     report.on_train_epoch_end(trainer, SimpleNamespace())  # type: ignore[arg-type]

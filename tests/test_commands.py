@@ -89,7 +89,7 @@ def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_pa
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    table = result.stdout[result.stdout.index("val/top1\n") :]
+    table = result.stdout[result.stdout.index("val/score\n") :]
     assert table.count("model=vivit_") == 4
     rows = list(csv.DictReader((tmp_path / "sweep/summary.csv").open()))
     assert len(rows) == 4

@@ -6,20 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from matplotlib.image import imsave
 from videos import h264, open_gop
 
 from vivit_train.cli import compose
 from vivit_train.data.decode import probe, read_frames
-from vivit_train.data.manifest import read_csv
-from vivit_train.doctor import Look, Problem, Settings, counts_notes, examine, fingerprint, look_at, read_splits
+from vivit_train.data.manifest import Manifest, read_csv
+from vivit_train.doctor.examine import counts_notes, examine, read_splits
+from vivit_train.doctor.look import Look, Settings, fingerprint, look_at, look_at_all
+from vivit_train.doctor.problems import Problem, find_problems
 from vivit_train.errors import UserError
 
 SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
@@ -68,7 +72,7 @@ class Examined:
 
     def again(self, workers: int = 1) -> list[Problem]:
         cfg = compose(["data=folder", f"data.root={self.root}", *SMALL], self.out)
-        return examine(cfg, self.out, workers, look=look_or_die, timeout_s=5, every_frame=True)
+        return examine(cfg, self.out, workers, timeout_s=30, every_frame=True)
 
     def of(self, name: str) -> dict[str, Problem]:
         return {problem.kind: problem for problem in self.problems if os.path.basename(problem.path) == name}
@@ -91,6 +95,8 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     (one / SCRIPT).write_text("this is text")
     (one / "missing.mp4").symlink_to(root / "nowhere.mp4")
     sound(one / "sound.mp4")
+    (one / "loop.mp4").symlink_to("loop.mp4")
+    os.mkfifo(one / "fifo.mp4")
     for name in ("crash", "hang", "bug"):
         (one / f"{name}.mp4").write_text(name)
     h264(one / "late.mp4")
@@ -107,6 +113,10 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     h264(one / "turned.mp4", rotation=90, size=(96, 96))
     h264(one / "uneven.mp4", times=[i + i * i // 20 for i in range(72)])
     examined = Examined(root, root.with_name("out"), [])
+    examined.out.mkdir()
+    deadly = [str(one / f"{name}.mp4") for name in ("crash", "hang", "bug")]
+    settings = Settings(4, 2, None, 36, every_frame=True)
+    look_at_all(deadly, examined.out / "files.jsonl", settings, 2, timeout_s=2, look=look_or_die)
     examined.problems = examined.again(workers=2)
     return examined
 
@@ -116,13 +126,14 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     [
         ("empty.mp4", "empty", "0 bytes"),
         (SCRIPT, "unreadable", "not a video file"),
-        ("missing.mp4", "missing", "No such file"),
+        ("missing.mp4", "missing", "does not exist"),
+        ("loop.mp4", "unreadable", "symbolic links"),
         ("sound.mp4", "no video", "no video stream"),
         ("late.mp4", "truncated", "its index (moov) is missing"),
         ("fast.mp4", "truncated", "of 72 frames"),
         ("damaged.mp4", "damaged", "damaged"),
         ("crash.mp4", "crash", "exit code 3"),
-        ("hang.mp4", "hang", "no answer within 5 s"),
+        ("hang.mp4", "hang", "no answer within 2 s"),
         ("bug.mp4", "unreadable", "ValueError: told to"),
         ("one_frame.mp4", "short", "1 frames; a clip takes 7"),
         ("open.mp4", "slow seek", "open GOP"),
@@ -135,6 +146,12 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
 def test_each_kind_of_trouble_is_named_with_its_reason(sick: Examined, name: str, kind: str, reason: str) -> None:
     assert kind in sick.of(name), sick.of(name)
     assert reason in sick.of(name)[kind].detail
+
+
+def test_a_named_pipe_holds_nothing_up(sick: Examined) -> None:
+    """Opening one waits for another program to write to it."""
+    (kind,) = sick.of("fifo.mp4")
+    assert kind in ("empty", "unreadable")
 
 
 def test_a_re_encoded_copy_in_another_split_is_found(sick: Examined) -> None:
@@ -208,8 +225,6 @@ def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: 
 
 
 def test_segments_are_short_or_behind_the_end_by_themselves(videos: Path, tmp_path: Path) -> None:
-    from vivit_train.data.manifest import Manifest
-    from vivit_train.doctor import find_problems
 
     path = str(next(videos.rglob("*.mp4")))  # 12 frames in a second
     looks = {path: look_at(path, Settings(4, 2, None, 36))}
@@ -263,10 +278,54 @@ def test_listed_videos_that_are_not_there_are_problems(videos: Path, tmp_path: P
         lines = [f'"{path}",{path.parent.name}' for path in paths]
         (tmp_path / f"{split}.csv").write_text("\n".join([*lines, f"gone/{split}.mp4,recede"]))
     cfg = compose(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
-    problems = examine(cfg, tmp_path / "out", 1, look=look_like_nothing, timeout_s=30)
+    problems = examine(cfg, tmp_path / "out", 1)
     missing = [(problem.split, problem.path) for problem in problems if problem.kind == "missing"]
     assert missing == [(split, str(tmp_path / f"gone/{split}.mp4")) for split in ("train", "val")]
 
 
-def look_like_nothing(path: str, settings: Settings) -> Look:
-    return Look(path, sha256=path, num_frames=100, fps=25, seconds=4, width=36, height=36)
+def test_of_many_that_look_alike_each_is_named_and_not_each_pair() -> None:
+    seen = Look("", num_frames=48, fps=24, seconds=2, fingerprint="ff" * 56)
+    looks = {f"{i}.mp4": replace(seen, path=f"{i}.mp4", sha256=str(i)) for i in range(30)}
+    paths = np.array(list(looks), np.dtypes.StringDType())
+    manifest = Manifest(paths, np.zeros((30, 1), np.int64), paths)
+    problems, left_out = find_problems({"train": manifest}, ["a"], looks, Settings(4, 2, None, 36))
+    assert {problem.kind for problem in problems} == {"similar"}
+    assert {path for problem in problems for path in (problem.path, problem.other)} == set(looks)
+    assert len(problems) < 60
+    assert left_out == {"train": set()}
+
+
+def test_tar_members_frame_folders_and_urls_are_looked_at_too(videos: Path, tmp_path: Path) -> None:
+    one, two, three = sorted(videos.glob("train/*/0000.mp4"))[:3]
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(one, "a/one.mp4")
+        tar.add(one, "a/again.mp4")
+    (tmp_path / "frames").mkdir()
+    for i, pixels in enumerate(read_frames(two, range(12))):
+        imsave(tmp_path / f"frames/{i}.png", pixels)
+    lines = [
+        "all.tar/a/one.mp4,0",
+        "all.tar/a/again.mp4,0",
+        "all.tar/a/gone.mp4,0",
+        '"frames",1',
+        f"file://{three},1",
+    ]
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text(
+            "\n".join(lines if split == "train" else [f"{one},0", f"{three},1"])
+        )
+    cfg = compose(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
+    problems = examine(cfg, tmp_path / "out", 1)
+    kinds = {(os.path.basename(p.path), p.kind) for p in problems if p.split == "train"}
+    assert kinds == {
+        ("one.mp4", "shared"),
+        ("again.mp4", "shared"),
+        ("gone.mp4", "missing"),
+        (three.name, "shared"),
+    }
+    looks = {Path(look["path"]).name: look for look in map(json.loads, (tmp_path / "out/files.jsonl").open())}
+    assert (looks["frames"]["num_frames"], looks["frames"]["kind"]) == (12, "")
+    splits = read_csv(
+        tmp_path / "out/clean", train="train.csv", val="val.csv", classes="classes.txt", max_missing=0
+    )
+    assert [os.path.basename(path) for path in splits.train.paths.tolist()] == ["frames"]

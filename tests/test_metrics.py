@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional.classification import multilabel_average_precision
 
-from vivit_train.metrics import Rows, VideoTable, score
+from vivit_train.metrics import Rows, VideoTable, average_precision, score, score_multi_label
 
 
 def table(batches: list[list[int]], logits_NK: Tensor, label_N: Tensor, failed_N: Tensor) -> VideoTable:
@@ -139,3 +140,104 @@ def test_heads_of_few_classes_make_actions_too() -> None:
     scores = score(two_heads(verbs=2, nouns=3), {"verb": 2, "noun": 3})
     assert "verb_top5" not in scores
     assert scores["action_top1"] < scores["action_top5"] < 1  # of six pairs
+
+
+def by_definition(score_N: np.ndarray, has_N: np.ndarray) -> float:
+    """Whatever is scored at least t is taken for the class: precision times the recall gained, for each t."""
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(score_N.tolist()), reverse=True):
+        taken = score_N >= threshold
+        recall = has_N[taken].sum() / has_N.sum()
+        total += has_N[taken].mean() * (recall - before)
+        before = recall
+    return total
+
+
+@pytest.mark.parametrize("values", [2, 5, 1000, None], ids="{} different scores".format)
+def test_average_precision_is_its_definition_ties_included(values: int | None) -> None:
+    draw = np.random.default_rng(0)
+    for n in (1, 2, 3, 10, 40, 100) * 5:
+        score_N = draw.normal(size=n) if values is None else draw.integers(values, size=n).astype(float)
+        has_N = draw.random(n) < draw.uniform(0.05, 0.95)
+        has_N[draw.integers(n)] = True
+        assert average_precision(score_N, has_N) == pytest.approx(by_definition(score_N, has_N), abs=1e-12)
+        shuffled = draw.permutation(n)
+        assert average_precision(score_N[shuffled], has_N[shuffled]) == pytest.approx(
+            average_precision(score_N, has_N), abs=1e-12
+        )
+
+
+def test_average_precision_at_its_ends() -> None:
+    has_N = np.array([True, True, False, False])
+    assert average_precision(np.array([3.0, 2.0, 1.0, 0.0]), has_N) == 1
+    assert average_precision(np.array([0.0, 1.0, 2.0, 3.0]), has_N) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert average_precision(np.zeros(4), has_N) == 0.5  # nothing said: chance
+    assert average_precision(np.array([99.0, 98.0, 97.0, 96.0]), has_N) == 1  # large, and still different
+    assert math.isnan(average_precision(np.zeros(4), np.zeros(4, bool)))
+
+
+def several_labels(n: int = 50, classes: int = 7) -> Rows:
+    draw = np.random.default_rng(1)
+    label = draw.random((n, classes)) < 0.3
+    label[:, 2] = False  # a class that no video has
+    logits = (draw.normal(size=(n, classes)) + label).round(1).astype(np.float32)
+    return {"index": np.arange(n), "label": label, "logits": logits, "failed": np.zeros(n, bool)}
+
+
+def test_map_is_the_mean_over_the_classes_that_there_are() -> None:
+    rows = several_labels()
+    scores = score_multi_label(rows)
+    logits, label = torch.from_numpy(rows["logits"]), torch.from_numpy(rows["label"])
+    there = [k for k in range(7) if k != 2]
+    assert scores["map"] == pytest.approx(
+        np.mean([by_definition(rows["logits"][:, k], rows["label"][:, k]) for k in there])
+    )
+    theirs = multilabel_average_precision(logits[:, there], label[:, there].long(), 6)  # no logit here is large
+    assert scores["map"] == pytest.approx(theirs.item(), abs=1e-6)
+    assert scores["loss"] == pytest.approx(F.binary_cross_entropy_with_logits(logits, label.float()).item())
+    assert (scores["map_classes"], scores["n"], scores["failed"]) == (6, 50, 0)
+
+
+def test_a_failed_video_comes_after_all_others_and_keeps_out_of_the_loss() -> None:
+    rows = several_labels()
+    rows["failed"][[4, 9]] = True
+    rows["logits"][[4, 9]] = 50  # whatever the zeros in its place were taken for
+    fine = ~rows["failed"]
+    scores = score_multi_label(rows)
+    last = rows | {"logits": rows["logits"].copy(), "failed": np.zeros(50, bool)}
+    last["logits"][[4, 9]] = -100
+    assert scores["map"] == score_multi_label(last)["map"]
+    perfect = rows | {"logits": rows["label"].astype(np.float32)}
+    assert score_multi_label(perfect)["map"] < 1 == score_multi_label(perfect | {"failed": ~fine & fine})["map"]
+    without = score_multi_label({name: column[fine] for name, column in rows.items()})
+    assert scores["loss"] == without["loss"]
+    assert (scores["n"], scores["failed"]) == (50, 2)
+    nothing = score_multi_label(rows | {"failed": np.ones(50, bool)})
+    assert nothing["map"] == pytest.approx(rows["label"].mean(0)[rows["label"].any(0)].mean())
+    assert math.isnan(nothing["loss"])
+
+
+def test_a_model_that_says_nothing_scores_as_chance() -> None:
+    rows = several_labels()
+    chance = rows["label"].mean(0)[rows["label"].any(0)].mean()
+    for value in (0, math.nan):  # a run that diverged is no better than one that did not start
+        said = rows | {"logits": np.full_like(rows["logits"], value)}
+        assert score_multi_label(said)["map"] == pytest.approx(chance)
+
+
+def test_without_any_label_there_is_no_score() -> None:
+    rows = several_labels()
+    scores = score_multi_label(rows | {"label": np.zeros_like(rows["label"])})
+    assert math.isnan(scores["map"])
+    assert scores["map_classes"] == 0
+
+
+def test_sets_of_labels_do_not_depend_on_batches() -> None:
+    rows = several_labels(6)
+    videos = VideoTable()
+    for batch in ([5, 0], [3, 1], [4, 2], [0, 2]):
+        parts = (torch.from_numpy(rows[name][batch]) for name in ("index", "logits", "label", "failed"))
+        videos.update(*parts)
+    seen = videos.compute()
+    for name, column in rows.items():
+        assert np.array_equal(seen[name], column), name

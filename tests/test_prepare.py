@@ -2,14 +2,16 @@
 
 import csv
 import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import av
@@ -195,29 +197,29 @@ def test_what_cannot_be_read_is_listed_with_its_reason(source: Path, tmp_path: P
     assert not (target / "failed.csv").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked there alone")
-def test_a_process_that_crashes_is_named_and_the_others_go_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash_on_one(path: str, target: str, settings: Settings, make: Callable[..., Any] = module.encode) -> Any:
-        made = make(path, target, settings)
-        if path.endswith("b/0.mp4"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return made
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_process_that_dies_is_named_and_the_others_go_on(source: Path, tmp_path: Path) -> None:
+    encode(source / "a/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
 
-    monkeypatch.setattr(module, "encode", crash_on_one)
-    prepare(source, tmp_path / "out", SETTINGS, workers=2, say=silent)
-    assert rows(tmp_path / "out/failed.csv") == [
-        {"source": "b/0.mp4", "reason": "the process that made it died (exit code -9)"}
-    ]
-    assert made(tmp_path / "out") == [
-        "a/0.mp4",
-        "a/1.mp4",
-        "b/deep/2.mp4",
-        "failed.csv",
-        "manifest.csv",
-        "train.csv",
-    ]
+    def kill() -> None:
+        while not list(tmp_path.glob("out/a/.long.mp4.*.part")):
+            time.sleep(0.01)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    Thread(target=kill, daemon=True).start()
+    prepare(source, tmp_path / "out", SETTINGS, workers=1, say=silent)
+    assert rows(tmp_path / "out/failed.csv") == [{"source": "a/long.mp4", "reason": "its process died (SIGKILL)"}]
+    videos = ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
+    assert made(tmp_path / "out") == [*videos, "failed.csv", "manifest.csv", "train.csv"]
+
+
+def test_a_video_that_takes_too_long_fails(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    encode(tmp_path / "in/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
+    with pytest.raises(UserError, match=r"1 of 1 videos could not be made(.|\n)*long.mp4: no answer within"):
+        prepare(tmp_path / "in", tmp_path / "out", SETTINGS, timeout_s=-1, say=silent)
+    assert made(tmp_path / "out") == ["failed.csv", "manifest.csv"]
 
 
 def test_two_videos_of_one_name_are_refused(source: Path, tmp_path: Path) -> None:

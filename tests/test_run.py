@@ -237,7 +237,7 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
     with pytest.raises(UserError) as error:
         train(
             config(
-                "data.short=pad",
+                "data.short=none",
                 "data.frames=5",
                 "data.crop=40",
                 "model=vivit_fdp",
@@ -246,7 +246,7 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
             )
         )
     for words in (
-        "data.short=pad: must be one of loop, edge",
+        "data.short=none: must be one of loop, edge, pad",
         "frames 5",
         "height 40",
         "heads must be even",

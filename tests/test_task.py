@@ -61,3 +61,48 @@ def test_mixing_reaches_both_heads() -> None:
     torch.testing.assert_close(noun[1, [6, 1]], torch.tensor([1 - own, own]), atol=1e-5, rtol=0)
     torch.testing.assert_close(verb.sum(1), torch.ones(4))
     torch.testing.assert_close(noun.sum(1), torch.ones(4))
+
+
+def several(**settings: float) -> VideoClassification:
+    """Of a model that names any number of three classes."""
+    net = ViViT(
+        "vivit_fe",
+        num_classes=3,
+        frames=2,
+        image_size=8,
+        tubelet=(1, 4, 4),
+        dim=8,
+        depth=1,
+        heads=2,
+        temporal_depth=1,
+    )
+    return VideoClassification(net, {"": list("abc")}, HALF, HALF, multi_label=True, **settings)
+
+
+HAS_BK = torch.tensor([[True, False, True], [False, False, False], [False, True, False], [True, True, True]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_class_is_a_question_of_its_own(dtype: torch.dtype) -> None:
+    logits_BK = torch.randn(4, 3, dtype=dtype)
+    p_BK = logits_BK.sigmoid()
+    right_BK = torch.where(HAS_BK, p_BK, 1 - p_BK)
+    torch.testing.assert_close(several().loss(logits_BK, HAS_BK), -right_BK.log().mean())
+    smooth_BK = 0.1 + 0.8 * HAS_BK.to(dtype)
+    expected = F.binary_cross_entropy(p_BK, smooth_BK)
+    torch.testing.assert_close(several(label_smoothing=0.2).loss(logits_BK, HAS_BK), expected)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.4}, {"cutmix": 0.4}, {"mixup": 0.4, "cutmix": 0.4}])
+def test_mixed_clips_have_a_share_of_each_other_s_classes(settings: dict[str, float]) -> None:
+    video = torch.arange(4).view(4, 1, 1, 1, 1).expand(4, 2, 3, 8, 8).to(torch.uint8) * 60
+    torch.manual_seed(3)
+    mixed, target_BK = several(**settings).training_input({"video": video, "label": HAS_BK})
+    own = float((mixed[1].mean() + 1) * 127.5 / 60)  # clip 1's share in itself; the rest is clip 0, all black
+    assert 0 < own < 1
+    has_BK = HAS_BK.float()
+    torch.testing.assert_close(target_BK, own * has_BK + (1 - own) * has_BK.roll(1, 0), atol=1e-5, rtol=0)
+
+
+def test_the_main_score_has_its_name() -> None:
+    assert (several().main_score, two_headed().main_score) == ("map", "action_top1")

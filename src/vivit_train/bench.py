@@ -5,14 +5,12 @@ import math
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -22,21 +20,24 @@ from av.video.stream import VideoStream
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vivit_train.data import datamodule
+from vivit_train.children import usable_cores
 from vivit_train.data.augment import seeded
-from vivit_train.data.datamodule import Key, Sample, TrainClips, VideoDataModule, collate
-from vivit_train.data.decode import VideoInfo, probe
+from vivit_train.data.clip import BLACK, Indices
+from vivit_train.data.datamodule import Key, Reading, Sample, TrainClips, VideoDataModule, collate
+from vivit_train.data.decode import VideoInfo, probe, timeline
 from vivit_train.data.manifest import Manifest
+from vivit_train.data.source import is_plain, is_url, opened, state
 from vivit_train.errors import UserError, VideoError
-from vivit_train.prepare import Settings, encode, usable_cores
+from vivit_train.prepare import Settings, encode
 
 CORES = (1, 2, 4, 8, 16, 32, 64)  # that clips/s are predicted for
 TRIED = 3  # videos that are prepared, to see what that gains
 LONGEST = 3000  # frames of a video for that
 WORTH_SAYING = 1.15  # less is within the noise
-STAGES = ("open/probe", "decode", "convert/scale", "augment", "other", "collate")
+STAGES = ("open/probe", "seek", "decode", "convert/scale", "augment", "other", "collate")
 
 _spellings = count(1)
 
@@ -48,9 +49,10 @@ class Result:
     Attributes:
         clips, unreadable: in the sample.
         frames_decoded: per clip, from the key frame before its first frame to its last.
-        stage_ms: by stage; together they are `total_ms`.
+        stage_ms: by stage; together they are `total_ms`. What reading takes is split as libavcodec's own time for
+            the same frames splits: those before a clip's first frame ("seek"), the others, and their conversion.
         raw_ms: libavcodec alone, decoding those frames and converting none.
-        transfer_ms: to the GPU; None where there is none.
+        beside_ms: what a GPU takes meanwhile, by stage: nothing where there is none.
         clips_per_s: by number of worker processes; 0 is the main process.
         predicted: clips/s by number of cores, from the rate per core with all of the cores at work.
         prepared_gain: how much faster clips come from files that `vivit prepare` made; None: not tried.
@@ -63,7 +65,7 @@ class Result:
     stage_ms: dict[str, float]
     total_ms: float
     raw_ms: float
-    transfer_ms: float | None
+    beside_ms: dict[str, float]
     clips_per_s: dict[int, float]
     predicted: dict[int, float]
     prepared_gain: float | None
@@ -93,6 +95,11 @@ def bench_loader(
     """
     torch.set_num_threads(1)
     data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    device = (
+        torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
+    )
+    if data.augment_on == "auto":  # as the trainer would
+        data.augment_on = "device" if device and device.type == "cuda" else "worker"
     cores = usable_cores()
     workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
     sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
@@ -108,6 +115,8 @@ def bench_loader(
         stages.measure(turn)
         loaders.measure(turn)
     stage_ms = dict(zip(STAGES, (stages.per_clip(stages.seconds) * 1e3).tolist(), strict=True))
+    if data.augments_on_device:
+        del stage_ms["augment"]
     total_ms, rates = sum(stage_ms.values()), loaders.clips_per_s()
     busiest = max((number for number in rates if 0 < number <= cores), default=0)
     per_core = rates[busiest] / busiest if busiest else 1000 / total_ms
@@ -118,7 +127,7 @@ def bench_loader(
         stage_ms=stage_ms,
         total_ms=total_ms,
         raw_ms=float(stages.per_clip(stages.raw_s) * 1e3),
-        transfer_ms=_time_transfer(data, manifest, rounds),
+        beside_ms=beside(data, manifest, device, rounds) if device or data.augments_on_device else {},
         clips_per_s=rates,
         predicted={n: n * per_core for n in CORES},
         prepared_gain=gain,
@@ -131,7 +140,8 @@ def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[st
     needed = math.ceil(wanted / per_core)
     text = f"a GPU that eats {wanted:g} clips/s needs {needed} {'core' if needed == 1 else 'cores'}"
     if gain is None:
-        return f"{text}; what `vivit prepare` would gain was not tried: videos of more than {LONGEST} frames"
+        which = f"none is a file of up to {LONGEST} frames"
+        return f"{text}; what `vivit prepare` would gain was not tried: {which}"
     if gain < WORTH_SAYING:
         stage, ms = max(stage_ms.items(), key=lambda item: item[1])
         most = f"most of the time goes to {stage} ({ms / sum(stage_ms.values()):.0%})"
@@ -142,7 +152,11 @@ def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[st
 def respell(manifest: Manifest, times: int) -> Manifest:
     """The rows `times` times over, the paths spelled as never before: what is kept of a file under one name is not
     known under another, so that it is opened as for the first time, as in a large data set."""
-    spelled = [f"{'/.' * number}{path}" for number in islice(_spellings, times) for path in manifest.paths]
+    spelled = [
+        path if is_url(path) else f"{'/.' * number}{path}"
+        for number in islice(_spellings, times)
+        for path in manifest.paths.tolist()
+    ]
     again = manifest.take(np.tile(np.arange(len(manifest)), times))
     return replace(again, paths=np.array(spelled, np.dtypes.StringDType()))
 
@@ -164,26 +178,17 @@ def is_readable(data: VideoDataModule, manifest: Manifest, row: int) -> bool:
     return True
 
 
-@contextmanager
-def timed(owner: object, name: str, spent: dict[str, float]) -> Iterator[list[tuple[Any, ...]]]:
-    """Adds the seconds in a function that `owner` calls by this name to spent[name]; yields a list of its calls'
-    arguments. So it is the loader itself that is timed, whatever it does besides."""
-    function: Callable[..., Any] = getattr(owner, name)
-    calls: list[tuple[Any, ...]] = []
+@dataclass(frozen=True)
+class TimedReading(Reading):
+    """Notes the seconds that its frames take."""
 
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    seconds: list[float] = field(default_factory=list)
+
+    def frames(self, path: str, clips: Indices, short_side: int) -> tuple[Tensor, Indices]:
         start = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            spent[name] += time.perf_counter() - start
-            calls.append(args)
-
-    setattr(owner, name, wrapper)
-    try:
-        yield calls
-    finally:
-        setattr(owner, name, function)
+        found = super().frames(path, clips, short_side)
+        self.seconds.append(time.perf_counter() - start)
+        return found
 
 
 class _Stages:
@@ -191,67 +196,85 @@ class _Stages:
 
     def __init__(self, data: VideoDataModule, manifest: Manifest, rounds: int) -> None:
         self.data, self.clips, self.n = data, dataset(data, respell(manifest, rounds)), len(manifest)
+        self.clips.finish = False  # that comes by itself
+        self.clips.reading = self.reading = TimedReading(**vars(self.clips.reading))
         self.seconds = np.zeros((rounds, self.n, len(STAGES)))
         self.raw_s, self.decoded = np.zeros((rounds, self.n)), np.zeros(self.n)
 
     def measure(self, turn: int) -> None:
         samples: list[Sample] = []
         for row in range(self.n):
-            spent: dict[str, float] = defaultdict(float)
-            with (
-                timed(datamodule, "probe", spent),
-                timed(datamodule, "read_frames", spent) as calls,
-                timed(self.clips, "transform", spent),
-                seeded(self.data.seed, row),
-            ):
+            again = turn * self.n + row
+            path = str(self.clips.manifest.paths[again])
+            with seeded(self.data.seed, row):
                 start = time.perf_counter()
-                loaded = self.clips.load(turn * self.n + row)
-                whole_s = time.perf_counter() - start
-            samples += ({**sample, "errors": []} for sample in loaded)
-            path, indices = calls[0][:2]
-            alone = decode_alone(path, probe(path), indices, self.data.short_side)
-            self.raw_s[turn, row], convert_s, self.decoded[row] = alone
-            convert_s = min(convert_s, spent["read_frames"])
-            self.seconds[turn, row, :5] = (
-                spent["probe"],
-                spent["read_frames"] - convert_s,
+                timeline(path)
+                opened = time.perf_counter()
+                loaded = self.clips.load(again)
+                read = time.perf_counter()
+            if not self.data.augments_on_device:
+                for sample in loaded:
+                    sample["video"] = self.data.transform.finish(sample["video"], sample.pop("look"))
+            finished = time.perf_counter()
+            samples += (sample | {"errors": []} for sample in loaded)
+            indices = np.unique([sample["frame_numbers"].numpy() for sample in loaded])
+            alone = decode_alone(path, probe(path), indices[indices != BLACK], self.data.short_side)
+            self.raw_s[turn, row], self.decoded[row] = alone.seek_s + alone.decode_s, alone.frames
+            frames_s = self.reading.seconds.pop()
+            convert_s = min(alone.convert_s, frames_s)
+            seek_s = (frames_s - convert_s) * alone.seek_s / (alone.seek_s + alone.decode_s or 1)
+            self.seconds[turn, row, :6] = (
+                opened - start,
+                seek_s,
+                frames_s - convert_s - seek_s,
                 convert_s,
-                spent["transform"],
-                whole_s - sum(spent.values()),
+                finished - read,
+                read - opened - frames_s,
             )
         start = time.perf_counter()
         for first in range(0, len(samples), self.data.micro_batch):
             collate(samples[first : first + self.data.micro_batch])
-        self.seconds[turn, :, 5] = (time.perf_counter() - start) / self.n
+        self.seconds[turn, :, 6] = (time.perf_counter() - start) / self.n
 
     def per_clip(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The median of the rounds, and of these the mean over the videos."""
         return np.median(values, axis=0).mean(axis=0) / self.clips.clips_per_video
 
 
-def decode_alone(
-    path: str, info: VideoInfo, indices: NDArray[np.int64], short_side: int
-) -> tuple[float, float, int]:
-    """Seconds that libavcodec takes from the key frame before a clip's first frame to its last; seconds that the
-    clip's frames then take to become RGB; and how many frames were decoded."""
+class Alone(NamedTuple):
+    """Seconds that libavcodec takes from the key frame before a clip's first frame up to that one, from there to
+    its last, and to make RGB of the clip's frames; and how many frames were decoded."""
+
+    seek_s: float
+    decode_s: float
+    convert_s: float
+    frames: int
+
+
+def decode_alone(path: str, info: VideoInfo, indices: Indices, short_side: int) -> Alone:
+    """Of a folder of pictures, no seconds."""
+    if state(path).is_folder:
+        return Alone(0, 0, 0, len(indices))
     shrink = min(1.0, short_side / min(info.width, info.height))
     size = round(info.width * shrink), round(info.height * shrink)
     width, height = reversed(size) if info.rotation % 180 else size
     scale, times_s = VideoReformatter(), info.times_s
     wanted = set(times_s[indices].round(3).tolist())
     first_s, last_s = times_s[indices.min()], times_s[indices.max()]
-    with av.open(f"file:{path}", metadata_errors="ignore") as container:
+    with opened(path) as file, av.open(file, "r", metadata_errors="ignore") as container:
         stream = container.streams.best("video")
         assert isinstance(stream, VideoStream)  # as probe found
         stream.codec_context.thread_count = 1
         unit = float(stream.time_base or 1)
         begin = stream.start_time or 0
-        start, convert_s, decoded = time.perf_counter(), 0.0, 0
+        start, seek_s, convert_s, decoded = time.perf_counter(), 0.0, 0.0, 0
         if first_s > 0:
             container.seek(begin + round(first_s / unit), stream=stream)
         for frame in container.decode(stream):
             decoded += 1
             at_s = ((frame.pts or 0) - begin) * unit
+            if at_s < first_s - unit / 2:
+                seek_s = time.perf_counter() - start
             if round(at_s, 3) in wanted:
                 moment = time.perf_counter()
                 scale.reformat(
@@ -260,7 +283,7 @@ def decode_alone(
                 convert_s += time.perf_counter() - moment
             if at_s > last_s - unit / 2:
                 break
-        return time.perf_counter() - start - convert_s, convert_s, decoded
+        return Alone(seek_s, time.perf_counter() - start - seek_s - convert_s, convert_s, decoded)
 
 
 class _Workers:
@@ -293,19 +316,34 @@ class _Workers:
         return {number: clips / statistics.median(seconds) for number, seconds in self.seconds.items()}
 
 
-def _time_transfer(data: VideoDataModule, manifest: Manifest, rounds: int) -> float | None:
-    if not torch.cuda.is_available():
-        return None
+def beside(
+    data: VideoDataModule, manifest: Manifest, device: torch.device | None, rounds: int
+) -> dict[str, float]:
+    """Milliseconds per clip of what comes after the loader: the transfer of a batch, and finishing its clips where
+    that is done there. Without a device the main process finishes them."""
     n = min(len(manifest), data.micro_batch)
     clips = dataset(data, manifest)
-    video = collate([clips[0, 0, row] for row in range(n)])["video"].pin_memory()
-    seconds = []
-    for _ in range(rounds + 1):
+    batch = collate([clips[0, 0, row] for row in range(n)])
+    if device and device.type == "cuda":
+        batch["video"] = batch["video"].pin_memory()
+    seconds = np.zeros((rounds + 1, 2))
+    for turn in range(rounds + 1):
         start = time.perf_counter()
-        video.to("cuda", non_blocking=True)
-        torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - start) / n)
-    return statistics.median(seconds[1:]) * 1e3
+        moved = batch | {"video": batch["video"].to(device, non_blocking=True)}
+        _finish_work(device)
+        there = time.perf_counter()
+        data.on_after_batch_transfer(moved, 0)
+        _finish_work(device)
+        seconds[turn] = there - start, time.perf_counter() - there
+    transfer_ms, augment_ms = (np.median(seconds[1:], axis=0) * 1e3 / n).tolist()
+    where = f"on {device.type}" if device else "in the main process"
+    stages = {f"transfer to {device.type}": transfer_ms} if device else {}
+    return stages | ({f"augment {where}": augment_ms} if data.augments_on_device else {})
+
+
+def _finish_work(device: torch.device | None) -> None:
+    if device and device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _prepared_gain(
@@ -316,7 +354,8 @@ def _prepared_gain(
     after: list[str] = []
     rows = []
     for row, path in enumerate(manifest.paths.tolist()):
-        if path not in before and len(before) < TRIED and probe(path).num_frames <= LONGEST:
+        is_file = is_plain(path) and not state(path).is_folder
+        if is_file and path not in before and len(before) < TRIED and probe(path).num_frames <= LONGEST:
             before.append(path)
             after.append(str(folder / f"{len(after)}.mp4"))
             rows.append(row)
@@ -346,8 +385,9 @@ def table(result: Result) -> str:
     for stage, ms in result.stage_ms.items():
         lines.append(f"| {stage} | {ms:.2f} | {ms / result.total_ms:.0%} |")
     lines.append(f"| **all, on one core** | {result.total_ms:.2f} | {1000 / result.total_ms:.1f} clips/s |")
-    if result.transfer_ms is not None:
-        lines.append(f"| transfer to the GPU, beside these | {result.transfer_ms:.2f} | |")
+    lines += [f"| {stage}, beside these | {ms:.2f} | |" for stage, ms in result.beside_ms.items()]
+    if not any(stage.startswith("transfer") for stage in result.beside_ms):
+        lines.append("| transfer: no GPU here | | |")
     share = result.raw_ms / result.total_ms
     lines.append(f"| raw limit: libavcodec alone | {result.raw_ms:.2f} | {share:.0%} |")
     lines += ["", "| workers | clips/s | x main process |", "|---|---|---|"]

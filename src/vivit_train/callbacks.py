@@ -13,6 +13,7 @@ from vivit_train.pictures import contact_sheet, learning_curves
 from vivit_train.task import Batch, VideoClassification
 
 LINE_EVERY_S = 30.0
+SHARES = 4  # of a mixed clip, that its caption has room for
 MUCH_WAITING = 0.1  # of the time, in an epoch of a minute or more
 
 
@@ -40,6 +41,7 @@ class Report(Callback):
         self.started_s = self.last_line_s = time.monotonic()
         assert isinstance(pl_module, VideoClassification)
         self.first_step, self.total_steps = trainer.global_step, pl_module.total_steps
+        self.main_score = pl_module.main_score
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.epoch_s = self.step_end_s = time.monotonic()
@@ -74,7 +76,8 @@ class Report(Callback):
         if self.validated:  # in other epochs the values of an earlier one are still there
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
         self.history.append(row)
-        self.line(trainer, loss=row["train/loss"], val_top1=row.get("val/top1"), val_loss=row.get("val/loss"))
+        val = {f"val_{name}": row.get(f"val/{name}") for name in (self.main_score, "loss")}
+        self.line(trainer, loss=row["train/loss"], **val)
         if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
             print(
                 f"the model waited for its clips {self.data_wait:.0%} of the time: smaller videos with more key "
@@ -130,10 +133,11 @@ class ContactSheet(Callback):
 
 
 def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:
-    """The class, or after mixing the two with their shares."""
+    """The class or classes; after mixing those with the largest shares, and these."""
     if target.ndim == 0:
         return classes[int(target)]
-    shares, ids = target.topk(min(2, len(classes)))
-    return " + ".join(
-        f"{share:.2f} {classes[i]}" for share, i in zip(shares.tolist(), ids.tolist(), strict=True) if share
-    )
+    if target.dtype == torch.bool:
+        return ", ".join(name for name, has in zip(classes, target.tolist(), strict=True) if has) or "none"
+    shares, ids = target.topk(min(SHARES, len(classes)))
+    pairs = zip(shares.tolist(), ids.tolist(), strict=True)
+    return " + ".join(f"{share:.2f} {classes[i]}" for share, i in pairs if share >= 0.005) or "none"

@@ -27,12 +27,14 @@ class Metadata:
         config: the run's whole configuration, resolved.
         classes: names in the order of the logits, by head; "" is a single head's.
         mean, std: of the normalisation, for pixels in 0 .. 1.
+        multi_label: a video may have any number of the classes.
     """
 
     config: dict[str, Any]
     classes: dict[str, list[str]]
     mean: list[float]
     std: list[float]
+    multi_label: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

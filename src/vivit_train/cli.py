@@ -52,6 +52,7 @@ def prepare(
         str | None, typer.Option(metavar="I/N", help="One of N parts, 0/N to N-1/N; job arrays.")
     ] = None,
     listed: Annotated[Path | None, typer.Option("--list", help="Only the videos that this file lists.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that a file may take, besides 10 per MB.")] = 3600,
 ) -> None:
     """Encode videos anew for fast training: small, short closed GOPs, upright, without sound; the same frames.
 
@@ -60,7 +61,8 @@ def prepare(
     from vivit_train.prepare import Settings
     from vivit_train.prepare import prepare as make
 
-    make(source, target, Settings(short_side, gop, crf), workers=workers, shard=shard, listed=listed)
+    settings = Settings(short_side, gop, crf)
+    make(source, target, settings, workers=workers, shard=shard, listed=listed, timeout_s=timeout)
 
 
 @app.command()
@@ -73,8 +75,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Looks at every video of a data set before training does, and says what is wrong with it."""
-    from vivit_train.doctor import examine
-    from vivit_train.prepare import usable_cores
+    from vivit_train.children import usable_cores
+    from vivit_train.doctor.examine import examine
 
     cfg = compose(overrides, Path("runs/doctor"))
     folder = out or Path("doctor") / cfg.data.name

@@ -15,12 +15,15 @@ class VideoError(UserError):
     Attributes:
         path: the file.
         reason: what the decoder said, in one line.
+        kind: "missing", "empty", "truncated", "no video", "damaged" (frames of it cannot be decoded) or
+            "unreadable" (all else).
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, *, kind: str = "unreadable") -> None:
         super().__init__(path, reason)  # both in args, so that it survives pickling between processes
         self.path = str(path)
         self.reason = " ".join(str(reason).split())
+        self.kind = kind
 
     def __str__(self) -> str:
         return f"cannot read video {self.path}: {self.reason}"

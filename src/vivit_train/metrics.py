@@ -32,11 +32,12 @@ class VideoTable(Metric):
         for state in ("index", "logits", "label", "failed"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, index_B: Tensor, logits_BK: Tensor, label_BH: Tensor, failed_B: Tensor) -> None:
-        """`logits_BK` are averaged over the video's views, those of several heads side by side."""
+    def update(self, index_B: Tensor, logits_BK: Tensor, label: Tensor, failed_B: Tensor) -> None:
+        """`logits_BK` are averaged over the video's views, those of several heads side by side. `label` is the
+        class in each head, [B, heads], or of each class whether the video has it, bool [B, K]."""
         self.index.append(index_B)
         self.logits.append(logits_BK.float())
-        self.label.append(label_BH)
+        self.label.append(label)
         self.failed.append(failed_B)
 
     def compute(self) -> Rows:
@@ -83,3 +84,43 @@ def top(right_NK: Tensor, classes: int, prefix: str) -> dict[str, float]:
     if classes > 5:
         scores[f"{prefix}top5"] = right_NK.any(1).double().mean().item()
     return scores
+
+
+def score_multi_label(rows: Rows) -> dict[str, float]:
+    """For any number of classes per video: map, over how many classes, n, how many failed, and the others' loss.
+
+    map is the mean of the average precision of the classes that any video has. A video that failed comes after all
+    others in each of them.
+    """
+    failed, has_NK = rows["failed"], rows["label"]
+    aps_K = average_precisions(rows)
+    scored_K = ~np.isnan(aps_K)
+    logits_NK, target_NK = (torch.from_numpy(column[~failed]) for column in (rows["logits"], has_NK))
+    return {
+        "map": float(aps_K[scored_K].mean()) if scored_K.any() else math.nan,
+        "map_classes": int(scored_K.sum()),
+        "loss": F.binary_cross_entropy_with_logits(logits_NK, target_NK.float()).item(),
+        "n": len(failed),
+        "failed": int(failed.sum()),
+    }
+
+
+def average_precisions(rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Of each class, [K]; NaN where no video has it."""
+    # a logit that is not a number says as little as no logit
+    ranked_NK = np.where(rows["failed"][:, None] | np.isnan(rows["logits"]), -np.inf, rows["logits"])
+    return np.array(
+        [average_precision(score_N, has_N) for score_N, has_N in zip(ranked_NK.T, rows["label"].T, strict=True)]
+    )
+
+
+def average_precision(score_N: np.ndarray[Any, Any], has_N: np.ndarray[Any, Any]) -> float:
+    """The precision at each score that is reached, weighted by the recall gained there; equal scores are reached
+    together (scikit-learn's definition). torchmetrics puts logits through a float32 sigmoid first, which makes
+    large ones equal."""
+    order = np.argsort(-score_N, kind="stable")
+    score_N, hits_N = score_N[order], has_N[order].cumsum()
+    last = np.flatnonzero(np.append(score_N[1:] != score_N[:-1], True))
+    if hits_N[-1] == 0:
+        return math.nan
+    return float((np.diff(hits_N[last], prepend=0) * hits_N[last] / (last + 1)).sum() / hits_N[-1])

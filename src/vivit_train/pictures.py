@@ -37,7 +37,8 @@ def contact_sheet(
 def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Losses and validation accuracy by epoch; `history` has a row per epoch with the names that were logged."""
     figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
-    panels = (("loss", ("train/loss", "val/loss")), ("accuracy", ("val/top1", "val/top5")))
+    accuracy = ("val/top1", "val/top5", "val/action_top1", "val/action_top5", "val/map")
+    panels = (("loss", ("train/loss", "val/loss")), ("accuracy", accuracy))
     for axis, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):
         for name in names:
             points = [(row["epoch"], row[name]) for row in history if name in row]
@@ -75,3 +76,22 @@ def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequenc
             axis.text(
                 column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=8, color=color
             )
+
+
+def average_precision_bars(
+    path: Path, precision_K: NDArray[np.float64], share_K: NDArray[np.float64], classes: Sequence[str], title: str
+) -> None:
+    """Each class's average precision, best first, and the share of the videos that have it, which is what chance
+    gets; names up to 40 classes. NaN stands for a class that no video has, which is left out."""
+    order = [k for k in np.argsort(-precision_K) if not np.isnan(precision_K[k])]
+    rows = np.arange(len(order))
+    figure = Figure(figsize=(8, min(12.0, 1.8 + 0.22 * len(order))), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    axis.barh(rows, precision_K[order], height=0.8, color="tab:blue")
+    axis.scatter(share_K[order], rows, s=80, marker="|", color="black", label="chance: the share that has it")
+    axis.set(title=title, xlabel="average precision", xlim=(0, 1), yticks=[])
+    axis.invert_yaxis()
+    if len(order) <= 40:
+        axis.set_yticks(rows, [classes[k] for k in order])
+    figure.legend(loc="outside lower right", fontsize=8)
+    figure.savefig(path)

@@ -1,28 +1,23 @@
 """`vivit prepare`: a data set's videos once more, quick to read: the size that training takes, short closed GOPs.
 
-The frames are those that `probe` and `read_frames` find in the source, at their times, turned upright. Each file
-is made by a process of its own, so that one that crashes takes no other along.
+The frames are those that `probe` and `read_frames` find in the source, at their times, turned upright. Files are
+made in child processes, so that one that crashes or hangs takes no other along.
 """
 
 import csv
 import hashlib
 import io
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -30,15 +25,17 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from vivit_train.children import Failure, in_children, usable_cores
 from vivit_train.data.decode import VideoInfo, probe
-from vivit_train.data.manifest import below, fail, find_videos, some
-from vivit_train.errors import UserError, VideoError
+from vivit_train.data.manifest import below, fail, find_videos, some, walk
+from vivit_train.errors import UserError, VideoError, reason
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
 FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")  # last: what shows a torn row
 ANNOTATIONS = {".csv", ".tsv", ".txt", ".json"}
 OWN_TABLE = re.compile(r"(manifest|failed)(-\d+of\d+)?\.csv")
 RGB, LIMITED = 0, 1  # of AVColorSpace, of AVColorRange
+S_PER_BYTE = 1e-5  # that a video may take besides its time limit: this ends what hangs, not what is long
 LINE_EVERY_S = 30.0  # progress where the output is no terminal
 
 Row = dict[str, str]
@@ -128,8 +125,10 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
                     out.mux(encoder.encode(upright))
                 count += 1
             out.mux(encoder.encode(None))
-    except av.FFmpegError as error:
-        raise VideoError(source, error.strerror or str(error)) from error
+    except av.error.InvalidDataError as error:
+        raise VideoError(source, f"damaged ({error.strerror})", kind="damaged") from error
+    except av.FFmpegError as error:  # perhaps of the disk that it is written to
+        raise VideoError(source, reason(error)) from error
     return count
 
 
@@ -158,10 +157,16 @@ def _turn(frame: av.VideoFrame, quarters: int) -> av.VideoFrame:
 
 @dataclass(frozen=True)
 class Job:
-    """A video to make. Names are those in tables: relative, with forward slashes."""
+    """A video to make.
+
+    Attributes:
+        source_name, target_name: as in tables: relative, with forward slashes.
+        partial: where it is made, beside `target`, and hidden, so that readers pass over it.
+    """
 
     source: str
     target: str
+    partial: str
     source_name: str
     target_name: str
     num_bytes: int
@@ -176,11 +181,9 @@ class Job:
             size, mtime_ns = status.st_size, status.st_mtime_ns
         except OSError:  # a broken link: its process will say so
             size = mtime_ns = 0
-        return Job(path, os.path.join(target, made), name, made, size, mtime_ns)
-
-    def partial_file(self, process: int) -> str:
-        folder, name = os.path.split(self.target)
-        return os.path.join(folder, f".{name}.{process}.part")  # hidden: readers pass over it
+        folder, file = os.path.split(os.path.join(target, made))
+        hidden = os.path.join(folder, f".{file}.{os.getpid()}.part")
+        return Job(path, os.path.join(folder, file), hidden, name, made, size, mtime_ns)
 
     def about(self, settings: Settings) -> Row:
         """What a manifest says of the source: another source or other settings say something else."""
@@ -250,6 +253,7 @@ def prepare(
     workers: int | None = None,
     shard: str | None = None,
     listed: Path | None = None,
+    timeout_s: float = 3600,
     say: Say = print,
 ) -> None:
     """Make every video below `source` again below `target`, and copy the annotation files beside them.
@@ -257,6 +261,11 @@ def prepare(
     `target`/manifest.csv names what is there with its checksum, failed.csv what could not be read and why. What
     the manifest has of the same source and settings is not made again. Each shard has tables of its own, such as
     manifest-2of8.csv; a run without shards gathers them.
+
+    Args:
+        workers: processes; None: one for each core.
+        shard: "i/n", one of n parts; listed: a file that names the videos to make, a path a line.
+        timeout_s: what a video may take, besides 10 s per MB.
 
     Raises:
         UserError: the folders or options are wrong, or not one video could be made.
@@ -288,21 +297,28 @@ def prepare(
     made: list[Row] = []
     _write_rows(manifest, FIELDS, rows.values())
     step = _progress(len(todo), sum(job.num_bytes for job in todo), say)
+    limits = {job: timeout_s + S_PER_BYTE * job.num_bytes for job in todo}
     try:
         with (
             manifest.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file,
-            closing(_run(todo, settings, workers or usable_cores())) as results,
+            closing(in_children(partial(make, settings=settings), limits, workers or usable_cores())) as results,
         ):
             writer = csv.DictWriter(file, FIELDS)
             for job, result in results:
-                if isinstance(result, str):
-                    failed.append({"source": job.source_name, "reason": result})
+                if isinstance(result, Failure):
+                    failed.append({"source": job.source_name, "reason": result.detail})
+                    _discard(job.partial)
                 else:
                     made.append(result)
                     writer.writerow(result)
                     file.flush()
                 step(job.num_bytes, len(failed))
+    except KeyboardInterrupt:
+        text = f"interrupted; {len(made)} of {len(todo)} are made: the same command goes on"
+        raise UserError(text) from None
     finally:
+        if len(made) + len(failed) < len(todo):
+            _clear(target, {job.target_name for job in todo})
         rows |= {row["target"]: row for row in made}
         _write_rows(manifest, FIELDS, (rows[name] for name in sorted(rows)))
         failures.unlink(missing_ok=True)
@@ -321,71 +337,26 @@ def prepare(
         say(text)
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def make(job: Job, settings: Settings) -> Row:
+    """Make a video, which has its name once it is whole, and its row of the manifest.
 
-
-def _run(jobs: list[Job], settings: Settings, workers: int) -> Generator[tuple[Job, Row | str]]:
-    """Each job, when it is done, and its row of the manifest or why there is none."""
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    active: dict[Connection, tuple[Job, BaseProcess]] = {}
-    waiting = iter(jobs)
-    try:
-        while True:
-            for job in waiting:
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, settings, sender), daemon=True)
-                process.start()
-                sender.close()  # so that the pipe ends where the process does
-                active[receiver] = job, process
-                if len(active) >= workers:
-                    break
-            if not active:
-                return
-            for receiver in [ready for ready in wait(list(active)) if isinstance(ready, Connection)]:
-                job, process = active.pop(receiver)
-                try:
-                    result: Row | str = receiver.recv()
-                except EOFError:
-                    process.join()
-                    result = f"the process that made it died (exit code {process.exitcode})"
-                process.join()
-                _discard(job.partial_file(process.pid or 0))
-                receiver.close()
-                yield job, result
-    finally:
-        for job, process in active.values():
-            process.kill()
-            process.join()
-            _discard(job.partial_file(process.pid or 0))
-
-
-def _work(job: Job, settings: Settings, sender: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
-    parent = os.getppid()
-    partial = job.partial_file(os.getpid())
-    try:
-        os.makedirs(os.path.dirname(job.target), exist_ok=True)
-        made = encode(job.source, partial, settings)
-        with open(partial, "rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        row = job.about(settings) | {
-            "target": job.target_name,
-            "frames": str(made.num_frames),
-            "seconds": f"{made.num_frames / made.fps:.3f}",
-            "bytes_after": str(os.path.getsize(partial)),
-            "sha256": checksum,
-        }
-        if os.getppid() == parent:  # else nobody would write it into the manifest
-            os.replace(partial, job.target)
-            sender.send(row)
-    except VideoError as error:
-        sender.send(error.reason)
-    except Exception as error:  # whatever it is, the other videos go on
-        sender.send(f"{type(error).__name__}: {error}")
-    finally:
-        _discard(partial)
+    Raises:
+        VideoError: the source is missing, damaged or no video.
+    """
+    os.makedirs(os.path.dirname(job.target), exist_ok=True)
+    made = encode(job.source, job.partial, settings)
+    with open(job.partial, "rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    row = job.about(settings) | {
+        "target": job.target_name,
+        "frames": str(made.num_frames),
+        "seconds": f"{made.num_frames / made.fps:.3f}",
+        "bytes_after": str(os.path.getsize(job.partial)),
+        "sha256": checksum,
+    }
+    os.replace(job.partial, job.target)
+    return row
 
 
 def _discard(path: str) -> None:
@@ -404,8 +375,7 @@ def _clear(target: Path, names: set[str]) -> None:
 
 def _copy_annotations(source: Path, target: Path, say: Say) -> None:
     copied = 0
-    for folder, folders, files in os.walk(source, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, _, files in walk(source):
         for name in files:
             path, place = Path(folder, name), target / Path(folder, name).relative_to(source)
             if path.suffix.lower() not in ANNOTATIONS or name.startswith("."):
@@ -414,13 +384,15 @@ def _copy_annotations(source: Path, target: Path, say: Say) -> None:
                 say(f"{path} is not copied: a table of this command has its name")
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f".{name}.{os.getpid()}.part")
+            made = place.with_name(f".{name}.{os.getpid()}.part")
             try:
-                shutil.copy2(path, partial)
-                partial.replace(place)
+                shutil.copy2(path, made)
+                made.replace(place)
+                copied += 1
+            except OSError as error:
+                say(f"{path} is not copied: {error.strerror or error}")
             finally:
-                _discard(str(partial))
-            copied += 1
+                _discard(str(made))
     if copied:
         say(f"{copied} annotation files ({', '.join(sorted(ANNOTATIONS))}) copied")
 

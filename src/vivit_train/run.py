@@ -1,47 +1,42 @@
 """train(cfg) and evaluate(cfg): from a configuration to a result. The scripts and the tests call these two."""
 
-import csv
-import json
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from vivit_train import recipe
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import UserError
-from vivit_train.metrics import Rows, score
 from vivit_train.model.files import WEIGHT_FILES
 from vivit_train.model.initialise import initialise
 from vivit_train.model.pretrained import IMAGENET
 from vivit_train.model.vivit import SIZES, ViViT, shape_problems
-from vivit_train.pictures import Ids, confusion
+from vivit_train.result import parse_views, say, score_task
 from vivit_train.task import VideoClassification
-
-say = rank_zero_only(print)
 
 
 def train(cfg: DictConfig) -> float:
-    """Trains as conf/train.yaml says, scores the best checkpoint, and returns its validation top-1.
+    """Trains as conf/train.yaml says, scores the best checkpoint, and returns its val/score.
 
     Leaves in `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv, curves.png,
-    contact_sheet.png, metrics.json, predictions.csv, confusion.png and, where there were any, bad_videos.csv.
+    contact_sheet.png, metrics.json, predictions.csv, confusion.png (of several classes per video
+    average_precision.png) and, where there were any, bad_videos.csv.
 
     Raises:
         UserError: whatever the user can mend.
@@ -61,7 +56,8 @@ def train(cfg: DictConfig) -> float:
     rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n")
     classes = {head: list(names) for head, names in data.splits.classes.items()}
     net = build_net(cfg.model, classes)
-    mean, std = fill(net, cfg, run_dir, classes)
+    multi_label = data.splits.multi_label
+    mean, std = fill(net, cfg, run_dir, classes, multi_label)
 
     trainer = build_trainer(cfg)
     if data.global_batch % trainer.world_size:
@@ -81,10 +77,11 @@ def train(cfg: DictConfig) -> float:
         classes,
         mean,
         std,
+        multi_label=multi_label,
         **instantiate(cfg.task, _convert_="all"),
         total_steps=data.steps_per_epoch * int(cfg.trainer.max_epochs),
         warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # whole steps, as the authors'
-        metadata=Metadata(config, classes, mean, std).to_dict(),
+        metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
     say(plan(cfg, net, data, trainer))
     try:
@@ -95,7 +92,7 @@ def train(cfg: DictConfig) -> float:
         best = checkpoints.best_model_path or str(run_dir / "checkpoints/last.ckpt")
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
-        score_checkpoint(best, data, trainer, run_dir, views=cfg.eval.views)
+        score_task(restored(*load_checkpoint(best)), best, data, trainer, run_dir, cfg.eval.views)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
@@ -107,7 +104,8 @@ def train(cfg: DictConfig) -> float:
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Scores a checkpoint as conf/eval.yaml says; model, labels and preprocessing come from the checkpoint.
 
-    Leaves metrics.json, predictions.csv and confusion.png in `cfg.run_dir`; returns what metrics.json holds.
+    Leaves metrics.json, predictions.csv and confusion.png (of several classes per video average_precision.png) in
+    `cfg.run_dir`; returns what metrics.json holds.
 
     Raises:
         UserError: whatever the user can mend.
@@ -115,94 +113,34 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     quiet_lightning()
     if problems := choice_problems(cfg, null_is_as_trained=True):
         raise UserError("; ".join(problems))
-    metadata, _ = load_checkpoint(cfg.ckpt_path)
-    data: VideoDataModule = instantiate(evaluation_data(metadata, cfg), _convert_="all")
+    metadata, weights = load_checkpoint(cfg.ckpt_path)
+    settings = evaluation_data(metadata, cfg)
+    if metadata.multi_label and "multi_label" in settings["reader"]:
+        settings["reader"]["multi_label"] = True  # as the model answers, so that other data need not say so
+    data: VideoDataModule = instantiate(settings, _convert_="all")
     if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
         data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
         data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
+    if metadata.multi_label != data.splits.multi_label:
+        kinds = ("one class per video", "any number of classes per video")
+        theirs, here = kinds[metadata.multi_label], kinds[data.splits.multi_label]
+        raise UserError(
+            f"{cfg.ckpt_path} was trained to name {theirs}, and data={data.name} has {here}: only data=csv can "
+            "have either, as data.reader.multi_label says"
+        )
     say(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
-    return score_checkpoint(
-        cfg.ckpt_path, data, build_trainer(cfg), Path(cfg.run_dir), cfg.eval.views, cfg.eval.order
-    )
+    task, trainer, out = restored(metadata, weights), build_trainer(cfg), Path(cfg.run_dir)
+    return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
 
 
-def score_checkpoint(
-    ckpt_path: str, data: VideoDataModule, trainer: L.Trainer, out: Path, views: str, order: str = "forward"
-) -> dict[str, Any]:
-    """Scores a checkpoint on `data.test_split` by the protocol `views` (temporal clips x spatial crops)."""
-    metadata, weights = load_checkpoint(ckpt_path)
+def restored(metadata: Metadata, weights: dict[str, Tensor]) -> VideoClassification:
+    """What a checkpoint holds, to be scored."""
     net = build_net(metadata.config["model"], metadata.classes)
     net.load_state_dict(weights)
-    task = VideoClassification(net, metadata.classes, metadata.mean, metadata.std)
-    data.views, data.order = parse_views(views), order
-    with data.explaining_lost_workers():
-        trainer.test(task, datamodule=data, verbose=False)
-
-    rows, scores = task.test_rows, score(task.test_rows, task.heads)
-    protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
-    results: dict[str, Any] = {
-        f"test/{name}@{protocol}": value for name, value in scores.items() if name.endswith(("top1", "top5"))
-    }
-    results |= {
-        "split": data.test_split,
-        "n": scores["n"],
-        "failed": scores["failed"],
-        "checkpoint": str(ckpt_path),
-    }
-    if trainer.is_global_zero:
-        (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-        write_predictions(out / "predictions.csv", rows, data, metadata.classes)
-        for logger in trainer.loggers:
-            logger.log_metrics({name: value for name, value in results.items() if "@" in name})
-        for head, label_N, prediction_N in predictions_by_head(rows, task.heads):
-            top1 = scores[f"{head}_top1" if head else "top1"]
-            title = f"{data.test_split}, {protocol}: {head} top-1 {top1:.3f} of {scores['n']} videos"
-            file = out / (f"confusion_{head}.png" if head else "confusion.png")
-            confusion(file, label_N, prediction_N, metadata.classes[head], title)
-    numbers = [f"{name} {value:.4f}" for name, value in results.items() if "@" in name]
-    say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
-    if scores["failed"]:
-        say(f"{scores['failed']} videos could not be read and count as wrong answers: {data.bad_videos_file}")
-    say(f"written: {out}/metrics.json, predictions.csv, confusion.png")
-    return results
-
-
-def parse_views(views: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([13])", str(views))
-    if not match:
-        raise UserError(f"eval.views={views}: expected temporal clips x spatial crops (1 or 3), such as 4x3")
-    return int(match[1]), int(match[2])
-
-
-def predictions_by_head(rows: Rows, heads: Mapping[str, int]) -> Iterator[tuple[str, Ids, Ids]]:
-    """Each head's name, and of every video its class and the one with the largest logit."""
-    ends = np.cumsum(list(heads.values()))[:-1]
-    for i, (head, logits_NK) in enumerate(zip(heads, np.split(rows["logits"], ends, axis=1), strict=True)):
-        yield head, rows["label"][:, i], logits_NK.argmax(1)
-
-
-def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Mapping[str, list[str]]) -> None:
-    """A row per video: id, true and predicted class, whether it failed, and the logits by class.
-
-    Of several heads the columns say which: "verb_label", ..., "logit:verb:take"."""
-    ids = data.manifest_of(data.test_split).ids
-    header, columns = ["id"], [[ids[index] for index in rows["index"]]]
-    for head, label_N, prediction_N in predictions_by_head(rows, {head: len(c) for head, c in classes.items()}):
-        header += [f"{head}_label", f"{head}_prediction"] if head else ["label", "prediction"]
-        columns.append([classes[head][label] for label in label_N])
-        columns.append(
-            ["" if bad else classes[head][k] for k, bad in zip(prediction_N, rows["failed"], strict=True)]
-        )
-    header += ["failed"]
-    header += [f"logit:{head}:{name}" if head else f"logit:{name}" for head in classes for name in classes[head]]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for first, failed, logits_K in zip(
-            zip(*columns, strict=True), rows["failed"], rows["logits"], strict=True
-        ):
-            writer.writerow([*first, int(failed), *("" if failed else f"{value:.6g}" for value in logits_K)])
+    return VideoClassification(
+        net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
+    )
 
 
 def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
@@ -223,7 +161,7 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
 
 
 def fill(
-    net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]]
+    net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
 ) -> tuple[list[float], list[float]]:
     """Fills the net as the `init` node says, prints the receipt, and returns the normalisation's mean and std."""
     init = cfg.init
@@ -239,6 +177,7 @@ def fill(
             min_coverage=init.min_coverage,
             classes=classes,
             frames=init.frames,
+            multi_label=multi_label,
         )
         say(receipt)
         rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n")

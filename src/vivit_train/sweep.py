@@ -28,12 +28,12 @@ class Summary(Callback):
         if not jobs:
             return
         width = max(len(overrides) for _, overrides, _ in jobs)
-        print(f"\n{'job':>4}  {'overrides':<{width}}  val/top1")
+        print(f"\n{'job':>4}  {'overrides':<{width}}  val/score")
         for number, overrides, result in jobs:
             print(f"{number:>4}  {overrides:<{width}}  {'failed' if result is None else f'{result:.4f}'}")
         path = Path(config.hydra.sweep.dir) / "summary.csv"
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["job", "overrides", "val/top1"])
+            writer.writerow(["job", "overrides", "val/score"])
             writer.writerows(jobs)
         print(f"written: {path}")

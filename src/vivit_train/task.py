@@ -11,7 +11,7 @@ from torch import Tensor
 from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
 from vivit_train.errors import UserError
-from vivit_train.metrics import Rows, VideoTable, score
+from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
 
@@ -25,6 +25,7 @@ class VideoClassification(L.LightningModule):
         net: the model; takes [B, C, T, H, W].
         classes: names in the order of the logits, by head; "" is a single head's.
         mean, std: of the normalisation, per channel, for pixels in 0 .. 1.
+        multi_label: a video may have any number of the one head's classes, each with a probability of its own.
         optimizer: from parameter groups to an optimizer; its `lr` is the base learning rate.
         weight_decay: of the matrices.
         total_steps, warmup_steps: of the schedule, in optimizer steps.
@@ -42,6 +43,7 @@ class VideoClassification(L.LightningModule):
         mean: Sequence[float],
         std: Sequence[float],
         *,
+        multi_label: bool = False,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         weight_decay: float = 0.0,
         total_steps: int = 1,
@@ -56,6 +58,7 @@ class VideoClassification(L.LightningModule):
         self.net = net
         self.classes = {head: tuple(names) for head, names in classes.items()}
         self.heads = {head: len(names) for head, names in self.classes.items()}
+        self.multi_label = multi_label
         self.optimizer, self.weight_decay = optimizer, weight_decay
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.label_smoothing, self.mixup, self.cutmix, self.seed = label_smoothing, mixup, cutmix, seed
@@ -80,7 +83,8 @@ class VideoClassification(L.LightningModule):
         return loss
 
     def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the net sees, [B, C, T, H, W], and its targets: ids [B, heads], or after mixing shares [B, K]."""
+        """What the net sees, [B, C, T, H, W], and its targets: ids [B, heads], or of each class whether the
+        clip has it, bool [B, K]; after mixing shares [B, K]."""
         video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
         if self.mixup or self.cutmix:
             video_BTCHW, target = mix_batch(
@@ -94,14 +98,19 @@ class VideoClassification(L.LightningModule):
         return logits if isinstance(logits, Tensor) else torch.cat(list(logits.values()), dim=1)
 
     def loss(self, logits_BK: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy, the mean over the heads."""
+        """Cross entropy, the mean over the heads; of several classes per video binary, the mean over the classes,
+        where smoothing takes the targets towards one half."""
+        if self.multi_label:
+            target = target.to(torch.promote_types(logits_BK.dtype, torch.float32))  # the loss has its precision
+            smooth_BK = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits_BK, smooth_BK)
         pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
         losses = [F.cross_entropy(logits, t, label_smoothing=self.label_smoothing) for logits, t in pairs]
         return torch.stack(losses).mean()
 
     def by_head(self, target: Tensor) -> Sequence[Tensor]:
-        """Each head's class ids [B] or shares [B, classes] of `training_input`'s targets."""
-        return target.split(list(self.heads.values()), dim=1) if target.is_floating_point() else target.unbind(1)
+        """Each head's class ids [B] or classes and shares [B, classes] of `training_input`'s targets."""
+        return target.unbind(1) if target.dtype == torch.int64 else target.split(list(self.heads.values()), dim=1)
 
     def normalise(self, video_uint8: Tensor) -> Tensor:
         return (video_uint8.to(self.mean.dtype) - self.mean) / self.std
@@ -119,12 +128,19 @@ class VideoClassification(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.score_views(batch)
 
+    @property
+    def main_score(self) -> str:
+        """The name of the one that the best checkpoint is chosen by."""
+        return "map" if self.multi_label else "action_top1" if len(self.heads) > 1 else "top1"
+
+    def scores(self, rows: Rows) -> dict[str, float]:
+        return score_multi_label(rows) if self.multi_label else score(rows, self.heads)
+
     def on_validation_epoch_end(self) -> None:
-        scores = score(self.table.compute(), self.heads)
-        if len(self.heads) > 1:  # what the best checkpoint is chosen by, under the name it has everywhere
-            scores["top1"] = scores["action_top1"]
+        scores = self.scores(self.table.compute())
         for name, value in scores.items():
-            self.log(f"val/{name}", value, prog_bar=name == "top1")
+            self.log(f"val/{name}", value, prog_bar=name == self.main_score)
+        self.log("val/score", scores[self.main_score])  # a name for callbacks and sweeps, whatever the labels
         self.table.reset()
 
     def on_test_epoch_end(self) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from trees import error, has, rows, touch, write
 
-from vivit_train.data.manifest import Splits, read_csv, read_folder
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.manifest import LabelSets, Manifest, Splits, find_videos, read_csv, read_folder
+from vivit_train.errors import UserError
 
 # ---- folder
 
@@ -21,6 +23,27 @@ def split_tree(tmp_path: Path) -> Path:
     touch(tmp_path, "train/run/.hidden.mp4", "train/.cache/x.mp4", "train/walk/.trash/y.mp4")
     touch(tmp_path, "val/run/d.mkv", "val/walk/e.3gp")
     return tmp_path
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "elsewhere/c.mp4")
+    (tmp_path / "train/run/up").symlink_to("..")
+    (tmp_path / "train/run/self").symlink_to(".")
+    (tmp_path / "train/run/more").symlink_to(tmp_path / "elsewhere")
+    names = [os.path.relpath(path, tmp_path / "train") for path in find_videos(tmp_path / "train")]
+    assert names == ["run/a.mp4", "run/more/c.mp4", "walk/b.mp4"]
+
+
+def test_names_that_are_not_utf8_are_said(tmp_path: Path) -> None:
+    touch(tmp_path, "run/a.mp4", "run/b.mp4", "walk/c.mp4")
+    (tmp_path / "walk" / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"names that are not UTF-8 \(1\):\n .*caf.udce9.mp4'\nRename them"):
+        read_folder(tmp_path)
+
+
+def test_a_name_of_two_lines_is_a_video(tmp_path: Path) -> None:
+    touch(tmp_path, "run/a\nb.mp4")
+    assert len(find_videos(tmp_path)) == 1
 
 
 def test_folder_reads_split_folders(split_tree: Path) -> None:
@@ -366,6 +389,126 @@ def test_csv_for_evaluation_only(csv_tree: Path) -> None:
     splits = read_csv(csv_tree, train=None, val="val.csv", classes="names.txt")
     assert (len(splits.train), len(splits.val), splits.classes[""]) == (0, 2, ("hug", "kick", "push"))
     assert "train    0 clips" in splits.summary()
+
+
+# ---- csv, any number of labels
+
+
+def read_several(
+    root: Path, train: Sequence[str], val: Sequence[str] = ("hug/v.avi a;b",), **options: str
+) -> Splits:
+    write_csv(root, train, val)
+    return read(root, multi_label=True, **options)
+
+
+def labels(manifest: Manifest) -> list[tuple[int, ...]]:
+    return [manifest.labels_of(row) for row in range(len(manifest))]
+
+
+def test_several_labels_of_each_form(csv_tree: Path) -> None:
+    lines = ["path labels", "hug/a 1.avi b;a", "hug/b.avi,b ; c", '"kick/c.avi" ""', "kick/d,e.avi,"]
+    splits = read_several(csv_tree, lines)
+    assert splits.multi_label
+    assert splits.classes[""] == ("a", "b", "c")
+    assert labels(splits.train) == [(0, 1), (1, 2), (), ()]
+    assert [splits.train.target(row).tolist() for row in (0, 2)] == [[True, True, False], [False, False, False]]
+    assert [splits.train.written(row, "abc") for row in range(3)] == ["a;b", "b;c", ""]
+    assert [counts.tolist() for counts in splits.train.class_counts(splits.classes)] == [[1, 2, 1]]
+    assert labels(splits.train.take(np.array([2, 1]))) == [(), (1, 2)]
+    assert labels(pickle.loads(pickle.dumps(splits.train))) == labels(splits.train)
+    assert has(
+        splits.summary(),
+        "train    4 clips, 1 to 2 per class; 1.0 classes per clip, 2 clips of none",
+        "val has no clips of 1 of 3 classes: c",
+    )
+
+
+def test_several_ids_and_names_with_commas(csv_tree: Path) -> None:
+    splits = read_several(csv_tree, ["hug/b.avi 2;0", "kick/c.avi,1;01"], ["hug/v.avi 1"])
+    assert (splits.classes[""], labels(splits.train)) == (("0", "1", "2"), [(0, 2), (1,)])
+    splits = read_several(csv_tree, ['hug/b.avi,"push, pull;hug"', "kick/c.avi kick"], ["hug/v.avi hug"])
+    assert (splits.classes[""], labels(splits.train)) == (("hug", "kick", "push, pull"), [(0, 2), (1,)])
+    write(csv_tree / "classes.txt", "b", "a", "nothing yet")
+    splits = read_several(csv_tree, ["hug/b.avi a", "kick/c.avi b"], classes="classes.txt")
+    assert (labels(splits.train), labels(splits.val)) == ([(1,), (0,)], [(0, 1)])
+    splits = read_csv(csv_tree, train=None, val="val.csv", classes="classes.txt", multi_label=True)
+    assert (len(splits.train), splits.train.multi_label) == (0, True)
+
+
+def test_one_class_is_something_to_have_or_not(csv_tree: Path) -> None:
+    splits = read_several(csv_tree, ["hug/b.avi hug", "kick/c.avi,"], ["hug/v.avi hug"])
+    assert (splits.classes[""], labels(splits.train)) == (("hug",), [(0,), ()])
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ("hug/b.avi a;;b", ["train.csv:2: 'hug/b.avi a;;b' (an empty label)", "with ';' between them", '""']),
+        ("hug/b.avi ;", ["(an empty label)"]),
+        ("hug/b.avi a;b;", ["(an empty label)"]),
+        ("hug/b.avi a;b;a", ["train.csv:2: 'hug/b.avi a;b;a' (a label twice)"]),
+        ("hug/b.avi", ["train.csv:2: 'hug/b.avi'"]),
+        ("hug/b.avi,a,b", ["train.csv:2: 'hug/b.avi,a,b'"]),
+        ("hug/b.avi 0 1", ["train.csv:2: 'hug/b.avi 0 1'"]),
+    ],
+)
+def test_several_labels_malformed(csv_tree: Path, row: str, parts: list[str]) -> None:
+    assert has(error(lambda: read_several(csv_tree, ["kick/c.avi a;b", row])), "malformed rows (1)", *parts)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "parts"),
+    [
+        (["hug/b.avi a", "kick/c.avi b"], ["hug/v.avi a;c"], ["val.csv:1: unknown label 'c'", "one of a, b"]),
+        (["hug/b.avi 0;1"], ["hug/v.avi 2;a"], ["unknown label '2'", "unknown label 'a'", "ids from 0 to 1"]),
+        (
+            ["hug/b.avi a", "./hug/b.avi b"],
+            ["hug/v.avi a"],
+            ["train.csv:2: ", "hug/b.avi is 'b', but 'a' in ", "train.csv:1", "all labels of a video in one row"],
+        ),
+        (["hug/b.avi a;b", 'hug/b.avi ""'], ["hug/v.avi a"], ["hug/b.avi is without a label, but 'a', 'b' in "]),
+        (["hug/b.avi 0;2"], ["hug/v.avi 0"], ["class 1 (1): 0 rows", "without gaps"]),
+        (["hug/b.avi,", "kick/c.avi,"], ["hug/v.avi a"], ["no row has a label (1)", "train.csv"]),
+        (["hug/b.avi a;b"], ["hug/v.avi,"], ["no row has a label (1)", "val.csv"]),
+    ],
+)
+def test_several_labels_wrong(csv_tree: Path, train: list[str], val: list[str], parts: list[str]) -> None:
+    assert has(error(lambda: read_several(csv_tree, train, val)), *parts)
+
+
+def test_a_video_may_come_again_with_the_same_labels(csv_tree: Path) -> None:
+    splits = read_several(csv_tree, ["hug/b.avi a;b", "hug/b.avi b;a"])
+    assert labels(splits.train) == [(0, 1), (0, 1)]
+    assert "1 rows repeat" in splits.summary()
+
+
+def test_a_semicolon_is_part_of_one_label_unless_told(csv_tree: Path) -> None:
+    write_csv(csv_tree, ["hug/b.avi a;b", "kick/c.avi c"], ["hug/v.avi a;b"])
+    splits = read(csv_tree)
+    assert (splits.classes[""], splits.multi_label) == (("a;b", "c"), False)
+    assert has(splits.summary(), "1 labels are taken as one class each: a;b", "data.reader.multi_label=true")
+    write_csv(csv_tree, ["hug/b.avi a", 'kick/c.avi ""'], ["hug/v.avi a"])
+    assert has(error(lambda: read(csv_tree)), "train.csv:2: ", "(an empty label)", "one label")
+
+
+def test_the_rarest_class_of_a_clip_counts(csv_tree: Path) -> None:
+    files = ["hug/a 1.avi a;b", "hug/b.avi a", "kick/c.avi,", '"kick/d,e.avi" a', "hug/v.avi b;c", "kick/w.avi,"]
+    splits = read_several(csv_tree, files)
+    assert splits.train.label_counts().tolist() == [2, 3, 2, 3, 1, 2]
+    for seed in range(5):
+        data = VideoDataModule("csv", "", lambda root, **files: splits, limit_per_class=1, seed=seed)
+        (counts,) = data.splits.train.class_counts(splits.classes)
+        assert counts[2] == 1
+        assert counts.min() == 1
+        assert sum(not has for has in labels(data.splits.train)) == 1
+    data = VideoDataModule("csv", "", lambda root, **files: splits, balance="class")
+    assert data.weights() == pytest.approx([1 / 2, 1 / 3, 1 / 2, 1 / 3, 1, 1 / 2])
+
+
+def test_many_classes_take_no_memory() -> None:
+    sets = LabelSets.of([{i % 5000, i % 7, 4999} for i in range(20_000)], 5000)
+    assert (sets.class_ids.nbytes + sets.ends.nbytes) / len(sets) <= 20
+    assert sets[19_999].tolist() == [0, 4999]
 
 
 # ---- all

@@ -188,9 +188,9 @@ NOT_FOR_TORCHCODEC = ["cut_open_gop", *NOT_FOR_DECORD[NOT_FOR_DECORD.index("mpeg
 
 
 def engines() -> list[str]:
-    """The decoders that can be used here: "auto", and by name those that are installed."""
+    """The decoders that can be used here; "auto" is "pyav"."""
     libraries = [f"libavcodec.so.{version}" for version in range(58, 64)]
-    found = ["auto", "pyav"] + ["decord"] * (find_spec("decord") is not None)
+    found = ["pyav"] + ["decord"] * (find_spec("decord") is not None)
     return found + ["torchcodec"] * (find_spec("torchcodec") is not None and any(map(_loads, libraries)))
 
 

@@ -167,11 +167,12 @@ def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, cro
 
 
 def mix_batch(
-    video_BTCHW: Tensor, label_BH: Tensor, heads: Sequence[int], mixup: float, cutmix: float
+    video_BTCHW: Tensor, label: Tensor, heads: Sequence[int], mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
     """Mixup or CutMix (one of the two by a fair coin where both are on), the same for all heads.
 
     Args:
+        label: a class of each head, int64 [B, heads]; or of each class whether the clip has it, bool [B, K].
         heads: their numbers of classes.
         mixup, cutmix: alpha of the Beta distribution of the one lambda per batch; 0 switches it off.
 
@@ -183,6 +184,7 @@ def mix_batch(
         choices.append(v2.MixUp(alpha=mixup))
     if cutmix:
         choices.append(v2.CutMix(alpha=cutmix))
-    one_hot_BK = torch.cat([F.one_hot(label_BH[:, i], classes) for i, classes in enumerate(heads)], dim=1)
-    video, target_BK = v2.RandomChoice(choices)(tv_tensors.Video(video_BTCHW), one_hot_BK)
+    if label.dtype != torch.bool:
+        label = torch.cat([F.one_hot(label[:, i], classes) for i, classes in enumerate(heads)], dim=1)
+    video, target_BK = v2.RandomChoice(choices)(tv_tensors.Video(video_BTCHW), label)
     return video.as_subclass(Tensor), target_BK

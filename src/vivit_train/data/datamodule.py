@@ -1,10 +1,10 @@
 """From manifests to batches: what one training sample is, which samples make a step, and how bad videos count."""
 
 import csv
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import Array
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.sharedctypes import RawArray
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from vivit_train.children import usable_cores
 from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
 from vivit_train.data.clip import BLACK, Indices, Sampling
-from vivit_train.data.decode import VideoInfo, deadline, import_decoder, probe, read_frames
-from vivit_train.data.manifest import Manifest, Splits
-from vivit_train.data.workers import Note, explain
+from vivit_train.data.decode import Timeline, import_decoder, read_frames, timeline
+from vivit_train.data.manifest import Manifest, Splits, Target
+from vivit_train.data.workers import Note, deadline, explain
 from vivit_train.errors import UserError, VideoError
 
 Sample = dict[str, Any]
@@ -50,12 +51,8 @@ class Reading:
         if self.note is None:
             yield
             return
-        self.note.write(path)
-        try:
-            with deadline(self.timeout_s, path):
-                yield
-        finally:
-            self.note.erase()
+        with self.note.on(path), deadline(self.timeout_s):
+            yield
 
     def frames(self, path: str, clips: Indices, short_side: int) -> tuple[Tensor, Indices]:
         """Each frame of the clips once, uint8 [T, C, H, W]; and which of these each clip's frames are."""
@@ -121,30 +118,40 @@ class TrainClips(Dataset[Sample]):
     def load(self, row: int) -> list[Sample]:
         path = str(self.manifest.paths[row])
         with self.reading.limit(path):
-            info = probe(path)
-            first, num_frames = frames_of(self.manifest, row, info)
+            times = timeline(path)
+            first, num_frames = frames_of(self.manifest, row, times)
             draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
-            clips = np.stack([self.sampling.random(num_frames, info.fps, u) for u in draws])
+            clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
             clips = np.where(clips == BLACK, BLACK, first + clips)
             video_TCHW, places = self.reading.frames(path, clips, self.short_side)
         return [
-            self.augmented(row, video_TCHW, place, indices, info)
+            self.augmented(row, video_TCHW, place, indices, times)
             for place, indices in zip(places, clips, strict=True)
         ]
 
-    def augmented(self, row: int, video_TCHW: Tensor, place: Indices, indices: Indices, info: VideoInfo) -> Sample:
+    def augmented(self, row: int, video_TCHW: Tensor, place: Indices, indices: Indices, times: Timeline) -> Sample:
         look = self.transform.draw(*video_TCHW.shape[-2:])
-        box_TCHW = look.cut(video_TCHW)[place]
-        label_H = self.manifest.labels[row]
+        box_TCHW = look.cut(video_TCHW)
+        in_order = np.array_equal(place, np.arange(len(video_TCHW)))
+        if not (in_order and self.finish):  # a copy takes half as long as `finish`
+            box_TCHW = box_TCHW[place]
+        label = self.manifest.target(row)
         if look.flipped and self.mirrored is not None:
-            label_H = np.array([ids[label] for ids, label in zip(self.mirrored, label_H, strict=True)])
+            label = mirror(label, self.mirrored)
         return {
             "video": self.transform.finish(box_TCHW, look) if self.finish else box_TCHW,
-            "label": torch.from_numpy(label_H),
+            "label": torch.from_numpy(label),
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
-            "times_s": torch.from_numpy(np.where(indices == BLACK, np.nan, info.times_s[indices])),
+            "times_s": torch.from_numpy(np.where(indices == BLACK, np.nan, times.times_s[indices])),
         } | ({} if self.finish else {"look": look})
+
+
+def mirror(label: Target, mirrored: list[NDArray[np.int64]]) -> Target:
+    """What a flipped clip's target is, see `TrainClips`."""
+    if label.dtype == np.bool:  # the class on the right has what the one on the left had, and the reverse
+        return label[mirrored[0]]
+    return np.array([ids[i] for ids, i in zip(mirrored, label, strict=True)])
 
 
 class TestVideos(Dataset[Sample]):
@@ -187,7 +194,7 @@ class TestVideos(Dataset[Sample]):
             error = failure
         return {
             "video": video,
-            "label": torch.from_numpy(self.manifest.labels[row]),
+            "label": torch.from_numpy(self.manifest.target(row)),
             "index": row,
             "failed": error is not None,
             "errors": [] if error is None else [(row, error.path, error.reason)],
@@ -195,9 +202,9 @@ class TestVideos(Dataset[Sample]):
 
     def load(self, path: str, row: int) -> Tensor:
         with self.reading.limit(path):
-            info = probe(path)
-            first, num_frames = frames_of(self.manifest, row, info)
-            clips = self.sampling.spread(num_frames, info.fps, self.views[0])
+            times = timeline(path)
+            first, num_frames = frames_of(self.manifest, row, times)
+            clips = self.sampling.spread(num_frames, times.fps, self.views[0])
             clips = self.reorder(np.where(clips == BLACK, BLACK, first + clips), row)
             decoded_TCHW, places = self.reading.frames(path, clips, self.short_side)
         crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
@@ -211,14 +218,14 @@ class TestVideos(Dataset[Sample]):
         return clips
 
 
-def frames_of(manifest: Manifest, row: int, info: VideoInfo) -> tuple[int, int]:
+def frames_of(manifest: Manifest, row: int, times: Timeline) -> tuple[int, int]:
     """The first frame of a manifest's clip within its video, and how many it has."""
     if manifest.spans_s is None:
-        return 0, info.num_frames
+        return 0, times.num_frames
     start_s, end_s = manifest.spans_s[row]
-    first, end = np.searchsorted(info.times_s, (start_s, end_s)).tolist()
+    first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
     if first == end:
-        length_s = info.times_s[-1]
+        length_s = times.times_s[-1]
         reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
@@ -239,7 +246,9 @@ def collate(samples: list[Sample]) -> Sample:
     if "look" in samples[0]:
         boxes = [sample.pop("video") for sample in samples]
         batch["looks"] = [(box.shape, sample.pop("look")) for box, sample in zip(boxes, samples, strict=True)]
-        batch["video"] = torch.cat([box.flatten() for box in boxes])
+        row = torch.cat([box.flatten() for box in boxes])
+        # shared here, as `default_collate` does: a queue that finds no room later drops the batch without a word
+        batch["video"] = row.share_memory_() if get_worker_info() else row
     return batch | default_collate(samples)
 
 
@@ -316,8 +325,10 @@ class VideoDataModule(L.LightningDataModule):
         frames, stride, fps, sampling, short: see `Sampling` in clip.py.
         clips_per_video: clips from one opening of a video (repeated augmentation); an epoch has so many more.
         balance: training videos are drawn with replacement, each class as often as the others ("class"), or by
-            the square root of its size ("sqrt"); a class is the labels of all heads together.
-        limit_per_class: train on so many videos of each class.
+            the square root of its size ("sqrt"); a class is the labels of all heads together. A video of several
+            classes is drawn as one of its rarest.
+        limit_per_class: train on so many videos of each class; where a video may have several classes, a class
+            that comes along with rarer ones gets more.
         short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
         squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: see `TrainTransform`.
         mirror_labels: a flipped clip of a class that has "left" or "right" in its name is one of the other class.
@@ -395,9 +406,10 @@ class VideoDataModule(L.LightningDataModule):
         order = np.random.default_rng(self.seed).permutation(len(splits.train))
         taken: Counter[tuple[int, ...]] = Counter()
         rows = []
-        for row, labels in zip(order.tolist(), map(tuple, splits.train.labels[order].tolist()), strict=True):
-            taken[labels] += 1
-            if taken[labels] <= self.limit_per_class:
+        for row in order.tolist():
+            groups = splits.train.groups(row)
+            if min(taken[group] for group in groups) < self.limit_per_class:
+                taken.update(groups)
                 rows.append(row)
         notice = f"train is limited to {self.limit_per_class} clips per class: {len(rows)} of {len(order)}"
         train = splits.train.take(np.array(sorted(rows)))
@@ -440,7 +452,7 @@ class VideoDataModule(L.LightningDataModule):
         workers = self.num_workers
         if not isinstance(workers, int):
             devices = self.trainer.num_devices if self.trainer else 1
-            workers = max(1, len(os.sched_getaffinity(0)) // devices) if hasattr(os, "sched_getaffinity") else 2
+            workers = max(1, usable_cores() // devices)
         import_decoder(self.reading.decoder)
         notes = RawArray(Note, workers)
         self.notes += notes
@@ -448,7 +460,6 @@ class VideoDataModule(L.LightningDataModule):
             dataset,
             collate_fn=collate,
             num_workers=workers,
-            timeout=10 * self.timeout_s if workers else 0,  # for what the time limit of each video cannot catch
             persistent_workers=workers > 0,
             worker_init_fn=partial(start_worker, notes),
             pin_memory=torch.cuda.is_available(),
@@ -460,7 +471,7 @@ class VideoDataModule(L.LightningDataModule):
         """Says which video it was where a loader process dies, or hangs."""
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, OSError) as error:
             if message := explain(error, self.notes, self.timeout_s):
                 raise UserError(message) from error
             raise
@@ -497,7 +508,7 @@ class VideoDataModule(L.LightningDataModule):
         return self.loader(clips, batch_sampler=batches)
 
     def weights(self) -> NDArray[np.float64] | None:
-        """How often each training video is drawn, by the size of its class."""
+        """How often each training video is drawn, by the size of its class, or of the rarest of them."""
         if self.balance is None:
             return None
         counts = self.splits.train.label_counts().astype(np.float64)
@@ -537,13 +548,13 @@ class VideoDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Takes the bad videos out of the batch and into the books; stops training that goes over its budget."""
         training = self.trainer is not None and self.trainer.training
-        split = "train" if training else "test" if self.trainer and self.trainer.testing else "val"
+        split = "train" if training else self.test_split if self.trainer and self.trainer.testing else "val"
         known, new = self.bad_videos[split], {}
         for row, path, reason in batch.pop("errors"):
             if row not in known:
                 known[row] = new[row] = (path, reason)
         if new:
-            self.write_bad_videos(split, new)
+            self.write_bad_videos(split, dict(new.values()))
         over_budget = len(known) > self.max_bad_fraction * len(self.splits.train)
         if training and (over_budget or "video" not in batch):
             path, reason = next(iter(known.values()))
@@ -563,16 +574,31 @@ class VideoDataModule(L.LightningDataModule):
             batch["video"] = torch.stack(clips)
         return batch
 
-    def write_bad_videos(self, split: str, bad: dict[int, tuple[str, str]]) -> None:
-        fresh = not self.bad_videos_file.exists()
-        with self.bad_videos_file.open("a", newline="") as file:
+    def write_bad_videos(self, split: str, reasons: dict[str, str]) -> None:
+        """Names each file once, though many clips may be of it.
+
+        Args:
+            reasons: by path.
+        """
+        with self.bad_videos_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            if fresh:
+            if not self.listed:
                 writer.writerow(["split", "path", "reason"])
-            writer.writerows([split, path, reason] for path, reason in bad.values())
+            for path, reason in reasons.items():
+                if (split, path) not in self.listed:
+                    writer.writerow([split, path, reason])
+        self.listed |= {(split, path) for path in reasons}
+
+    @cached_property
+    def listed(self) -> set[tuple[str, ...]]:
+        """Split and path of what `bad_videos_file` names, from before a run was resumed too."""
+        if not self.bad_videos_file.exists():
+            return set()
+        with self.bad_videos_file.open(newline="", encoding="utf-8") as file:
+            return {tuple(row[:2]) for row in csv.reader(file)}
 
 
-def start_worker(notes: Sequence[Note], worker: int) -> None:
+def start_worker(notes: Array[Note], worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
-    dataset = get_worker_info().dataset  # this process's own
+    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's own
     dataset.reading = replace(dataset.reading, note=notes[worker])

@@ -1,37 +1,39 @@
 """Frames of a video file: exactly those asked for, or one `VideoError`. Nothing else knows a decoder.
 
-decord reads the files in which it finds the right frames; PyAV reads the others. decord counts frames where it
+PyAV reads every file, and of those measured none slower than decord (docs/benchmarks.md, "Decoding"). decord and
+torchcodec read by name, and refuse the files in which they would find other frames. decord counts frames where it
 should compare time stamps (dmlc/decord, src/video/video_reader.cc: IndexKeyframes, SkipFramesImpl). So in open
 GOPs, behind edit lists and among B-frames of AVI files it returns wrong frames without an error, or never returns.
 PyAV and torchcodec are sought by time.
 """
 
 import os
-import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import cache, lru_cache
 from itertools import groupby
-from stat import S_ISDIR
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import av
 import numpy as np
+from av import Packet, VideoCodecContext, VideoFrame
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from vivit_train.data import source
 from vivit_train.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
-LONG = 2000  # frames; decord reads every packet of a file at each opening, PyAV only those that it decodes
 CACHE_BYTES = 64 << 20
-HUNG = 75  # exit code of a process whose decoder did not come back: EX_TEMPFAIL of sysexits.h
+HEADERS_ONLY = {
+    "codec_whitelist": "none"
+}  # at each opening FFmpeg would decode a frame, to learn what we see anyway
 
 # Containers in which a seek finds the key frame it is sent to. In FLV, WMV and MPEG-TS it may land behind it.
 INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
@@ -39,31 +41,19 @@ INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 StrPath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, eq=False)
-class VideoInfo:
-    """What a player shows of a video.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Timeline:
+    """When a video shows its frames.
 
     Attributes:
         num_frames: frames shown; an edit list may hide some that are stored.
         fps: frames per second: the header's, or the mean where the frames contradict it.
-        width: in pixels, after rotation; pixels count as square.
-        height: likewise.
-        rotation: degrees by which stored frames are turned counter-clockwise to be shown: 0, 90, 180 or 270.
-        codec: FFmpeg's name, such as "h264".
-        seek_safe: whether decord finds the right frames.
-        reason: why not; "" where it does.
         steps: from each frame to the next one, in units: unsigned integers [num_frames - 1], as small as will do.
         unit_s: seconds.
     """
 
     num_frames: int
     fps: float
-    width: int
-    height: int
-    rotation: int
-    codec: str
-    seek_safe: bool
-    reason: str
     steps: NDArray[np.unsignedinteger[Any]]
     unit_s: float
 
@@ -77,24 +67,79 @@ class VideoInfo:
         return np.multiply(self.times, self.unit_s, dtype=np.float64)
 
 
-class _Scan(NamedTuple):
-    """What one pass over a file finds. Times are in the stream's own unit."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class VideoInfo(Timeline):
+    """What a player shows of a video.
 
-    info: VideoInfo
+    Attributes:
+        width: in pixels, after rotation; pixels count as square.
+        height: likewise.
+        rotation: degrees by which stored frames are turned counter-clockwise to be shown: 0, 90, 180 or 270.
+        codec: FFmpeg's name, such as "h264".
+        seek_safe: whether decord finds the right frames.
+        reason: why not; "" where it does.
+        in_order: whether each reading starts at the first frame and counts, which is slow; `reason` says why.
+        promised_frames: according to the header; 0 where it says nothing.
+        promised_s: seconds, likewise.
+        gop: mean number of stored frames per key frame.
+    """
+
+    width: int
+    height: int
+    rotation: int
+    codec: str
+    seek_safe: bool
+    reason: str
+    in_order: bool
+    promised_frames: int
+    promised_s: float
+    gop: float
+
+
+class _Shape(NamedTuple):
+    """Of the frames as they are shown."""
+
+    width: int
+    height: int
+    rotation: int
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "_Shape":
+        rotation = round(frame.rotation / 90) * 90 % 360
+        size = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
+        return cls(*size, rotation)
+
+    def scaled(self, short_side: int | None) -> tuple[int, int]:
+        """Width and height with a short side of at most so much."""
+        shrink = min(1.0, (short_side or np.inf) / min(self.width, self.height))
+        return round(self.width * shrink), round(self.height * shrink)
+
+
+class _Scan(NamedTuple):
+    """What one pass over a file's packets finds. Times are in the stream's own unit."""
+
+    timeline: Timeline
     start: int | None  # when the first frame is shown; None: frames must be counted from the file's start
     keys: NDArray[np.int64]  # times of the key frames, ascending, hidden ones too
+    fault: str  # why decord would return other frames, as far as packets tell
+    promised_frames: int
+    promised_s: float
+    gop: float
+    is_folder: bool = False  # of pictures
 
     @property
     def num_bytes(self) -> int:
-        return 1500 + self.info.steps.nbytes + self.keys.nbytes  # what a short video takes, and its tables
+        return 1500 + self.timeline.steps.nbytes + self.keys.nbytes  # what a short video takes, and its tables
 
 
-_Reader = Callable[[str, _Scan, NDArray[np.int64], tuple[int, int]], NDArray[np.uint8]]
+_Reader = Callable[[str, _Scan, NDArray[np.int64], int | None], NDArray[np.uint8]]
 UNKNOWN = -(2**63)  # a packet's time
+PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
+PICTURES_PER_SECOND = 30.0  # of a folder of pictures, which cannot say it
 
 
-def probe(path: StrPath) -> VideoInfo:
-    """Number, size and times of a video's frames, from its packets: of the frames, only the first is decoded.
+def timeline(path: StrPath) -> Timeline:
+    """Number and times of a video's frames, from its packets; no frame is decoded.
 
     Where packets do not tell which frames are shown, all are decoded and counted. The results used last are kept,
     up to `CACHE_BYTES`: all of EPIC-KITCHENS-100, about 2 bytes a frame, or forty thousand short videos.
@@ -102,7 +147,33 @@ def probe(path: StrPath) -> VideoInfo:
     Raises:
         VideoError: the file is missing, damaged or no video.
     """
-    return _scan_file(path).info
+    return _scan_file(path).timeline
+
+
+def probe(path: StrPath) -> VideoInfo:
+    """All that is known of a video once its packets are scanned and its first frame is decoded.
+
+    Raises:
+        VideoError: the file is missing, damaged or no video.
+    """
+    scan, (shape, codec) = _scan_file(path), _first_frame(os.fspath(path), source.state(os.fspath(path)))
+    fault = scan.fault or ("rotated: decord misplaces the rows of scaled frames" if shape.rotation else "")
+    return VideoInfo(
+        num_frames=scan.timeline.num_frames,
+        fps=scan.timeline.fps,
+        steps=scan.timeline.steps,
+        unit_s=scan.timeline.unit_s,
+        width=shape.width,
+        height=shape.height,
+        rotation=shape.rotation,
+        codec=codec,
+        seek_safe=not fault,
+        reason=fault,
+        in_order=scan.start is None and not scan.is_folder,
+        promised_frames=scan.promised_frames,
+        promised_s=scan.promised_s,
+        gop=scan.gop,
+    )
 
 
 def read_frames(
@@ -118,9 +189,8 @@ def read_frames(
         path: the video.
         indices: T frame numbers in [0, num_frames), in any order; they may repeat.
         short_side: a larger short side is scaled down to this, the long side in proportion.
-        decoder: one of `DECODERS`. "auto" takes decord for short videos where it is right, PyAV for all others.
-            "pyav" reads every video; "decord" and "torchcodec" refuse those where they would return other frames.
-            torchcodec scales bilinearly, the others bicubically.
+        decoder: one of `DECODERS`. "auto" is "pyav", which reads every video. "decord" and "torchcodec" refuse
+            those where they would return other frames. torchcodec scales bilinearly, the others bicubically.
 
     Raises:
         VideoError: the file is missing, damaged before the last of these frames, no video, or refused.
@@ -128,17 +198,11 @@ def read_frames(
         ValueError: there are no indices, or the video has no such frame.
     """
     read, scan = _reader(decoder), _scan_file(path)
-    info, asked = scan.info, np.asarray(indices, dtype=np.int64)
-    if not (asked.size and asked.min() >= 0 and asked.max() < info.num_frames):
-        raise ValueError(f"frames {asked.tolist()} asked of {path}, which has frames 0 to {info.num_frames - 1}")
-    shrink = min(1.0, (short_side or np.inf) / min(info.width, info.height))
-    size = round(info.width * shrink), round(info.height * shrink)
+    asked, num_frames = np.asarray(indices, dtype=np.int64), scan.timeline.num_frames
+    if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
+        raise ValueError(f"frames {asked.tolist()} asked of {path}, which has frames 0 to {num_frames - 1}")
     wanted, places = np.unique(asked, return_inverse=True)
-    frames = None
-    if decoder == "auto" and info.seek_safe and info.num_frames <= LONG:
-        with suppress(UserError):  # decord is missing, or cannot read it
-            frames = _read_decord(os.fspath(path), scan, wanted, size)
-    frames = read(os.fspath(path), scan, wanted, size) if frames is None else frames
+    frames = read(os.fspath(path), scan, wanted, short_side)
     return frames if np.array_equal(asked, wanted) else frames[places]
 
 
@@ -149,7 +213,7 @@ def import_decoder(name: str) -> None:
         UserError: there is no such decoder, or it is not installed.
     """
     _reader(name)
-    if name in ("decord", "torchcodec") or (name == "auto" and find_spec("decord")):
+    if name in ("decord", "torchcodec"):
         _torchcodec() if name == "torchcodec" else _decord()
 
 
@@ -160,48 +224,11 @@ def _reader(decoder: str) -> _Reader:
     return readers[decoder]
 
 
-@contextmanager
-def deadline(seconds: float, path: StrPath, log: StrPath | None = None) -> Iterator[None]:
-    """Ends this process, with exit code `HUNG`, where reading a video takes longer.
-
-    A decoder that hangs lets no signal through and cannot be stopped, but other threads run. What they say is the
-    text of a `VideoError`, one line, on stderr and at the end of the file `log`.
-
-    Args:
-        seconds: 0 for no limit.
-    """
-
-    def give_up() -> None:
-        line = f"{VideoError(os.fspath(path), f'its decoder has not come back after {seconds:g} s')}\n"
-        try:
-            os.write(2, line.encode(errors="backslashreplace"))
-            if log is not None:
-                with open(log, "a", errors="backslashreplace") as file:
-                    file.write(line)
-        finally:
-            os._exit(HUNG)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    if seconds:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _scan_file(path: StrPath) -> _Scan:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise VideoError(os.fspath(path), "file does not exist" if missing else reason(error)) from error
-    if S_ISDIR(status.st_mode) or not status.st_size:
-        raise VideoError(
-            os.fspath(path), "is a directory" if S_ISDIR(status.st_mode) else "file is empty (0 bytes)"
-        )
-    return _scans.get(os.fspath(path), status.st_mtime_ns, status.st_size)
+    found = source.state(os.fspath(path))
+    if not (found.size or found.is_folder):
+        raise VideoError(os.fspath(path), "file is empty (0 bytes)", kind="empty")
+    return _scans.get(os.fspath(path), found.version, found.size)
 
 
 class _Scans:
@@ -227,57 +254,88 @@ _scans = _Scans()
 
 def _scan(path: str, why_count: str = "") -> _Scan:
     """Scan a file. `why_count`: why frames must be counted by decoding them, if that is known."""
+    if source.state(path).is_folder:
+        return _scan_pictures(path)
     pts, is_key, is_shared, is_hidden = array("q"), bytearray(), bytearray(), bytearray()
-    decoded, first, end = [], None, 0
+    decoded: list[int | None] = []
+    end, began = 0, False
     with _open(path) as (container, stream):
-        codec = stream.codec_context.codec.canonical_name
-        why_count = why_count or _why_count(container.format.name, codec, stream.codec_context.has_b_frames)
+        context = stream.codec_context
+        codec = context.codec.canonical_name
+        why_count = why_count or _why_count(container.format.name, codec)
         for packet in container.demux(stream):
             if packet.size:
                 pts.append(UNKNOWN if packet.pts is None else packet.pts)
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
                 is_key.append(packet.is_keyframe)
-                is_shared.append(packet.is_keyframe and not _is_clean(codec, bytes(packet)))
+                is_shared.append(packet.is_keyframe and not _is_clean(codec, memoryview(packet)))
                 is_hidden.append(packet.is_discard)  # to be decoded and not shown: outside the edit list
-            if why_count or first is None:
-                for frame in packet.decode():
-                    first = first or frame
-                    decoded.append(frame.pts)
+            if why_count:
+                decoded += (frame.pts for frame in context.decode(packet))
+            elif codec == "mpeg4" and not began:  # which tells once it decodes whether it has B-frames
+                began = bool(context.decode(packet))
         unit_s, promised, duration = float(stream.time_base or 0), stream.frames, stream.duration or 0
+        promised_s = duration * unit_s
+        if not promised_s and not container.streams.audio:  # the file's length is that of its longest stream
+            promised_s = (container.duration or 0) / av.time_base
         rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
+        why_not = _why_count(container.format.name, codec, context.has_b_frames)
     time, (key, shared, hidden) = np.array(pts, np.int64), np.array([is_key, is_shared, is_hidden], np.bool_)
     stored, keys = np.unique(time[time != UNKNOWN]), np.unique(time[key & (time != UNKNOWN)])
-    if not why_count and (len(stored) < len(time) or not len(keys)):
-        return _scan(path, "packets without times of their own, or without a key frame")
+    if len(stored) < len(time) or not len(keys):
+        why_not = why_not or "packets without times of their own, or without a key frame"
+    if why_not and not why_count:
+        return _scan(path, why_not)
 
     # A trimmed file, too, may hold fewer packets than its header promises, but not a shorter time.
     if len(time) < promised and len(stored) and end - stored[0] < duration:
-        raise VideoError(path, f"ends after {len(time)} of {promised} frames")
+        raise VideoError(path, f"ends after {len(time)} of {promised} frames", kind="truncated")
     if why_count:
         shown = np.unique(np.array([pts for pts in decoded if pts is not None], np.int64))
         num_frames = len(decoded)
     else:  # frames before the first key frame are not shown: those they refer to were cut away
         shown = np.setdiff1d(stored[stored >= keys[0]], time[hidden])
         num_frames = len(shown)
-    if first is None or num_frames == 0:
+    if num_frames == 0:
         raise VideoError(path, "no frame of it can be decoded")
     if len(shown) < num_frames or not unit_s:
         shown, unit_s = np.arange(num_frames), 1 / rate
     steps = np.diff(shown)
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * unit_s) if num_frames > 1 else rate
-    rotation = round(first.rotation / 90) * 90 % 360
-    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     # in decoding order, a key frame of an open GOP comes before frames that are shown before it
     is_open = key & (shared | (np.searchsorted(np.sort(time), time) != np.arange(len(time))))
     is_short = len(time) < promised
-    fault = why_count or _decord_fault(bool(hidden.any()), bool(is_open.any()), is_short, codec, rotation)
+    fault = why_count or _decord_fault(bool(hidden.any()), bool(is_open.any()), is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     compact = steps.astype(np.min_scalar_type(int(steps.max(initial=0))))
-    info = VideoInfo(num_frames, fps, width, height, rotation, codec, not fault, fault, compact, unit_s)
-    return _Scan(info, None if why_count else int(shown[0]), keys)
+    return _Scan(
+        Timeline(num_frames=num_frames, fps=fps, steps=compact, unit_s=unit_s),
+        start=None if why_count else int(shown[0]),
+        keys=keys,
+        fault=fault,
+        promised_frames=promised,
+        promised_s=promised_s,
+        gop=len(time) / max(int(key.sum()), 1),
+    )
 
 
-def _why_count(container: str, codec: str, has_b_frames: bool) -> str:
+def _shape_of(path: str) -> _Shape:
+    return _first_frame(path, source.state(path))[0]
+
+
+@lru_cache(maxsize=10_000)
+def _first_frame(path: str, state: source.State) -> tuple[_Shape, str]:
+    """Its shape and codec. `state`: of the file, which may change."""
+    if state.is_folder:
+        picture, codec = _picture(path, source.pictures(path)[0])
+        return _Shape.of(picture), codec
+    with _open(path) as (container, stream):
+        for frame in container.decode(stream):
+            return _Shape.of(frame), stream.codec_context.codec.canonical_name
+    raise VideoError(path, "no frame of it can be decoded")
+
+
+def _why_count(container: str, codec: str, has_b_frames: bool = False) -> str:
     """Why packets do not tell which frames are shown; "" where they do."""
     if container not in INDEXED:
         return f"{container} files have no dependable index"
@@ -288,7 +346,7 @@ def _why_count(container: str, codec: str, has_b_frames: bool) -> str:
     return ""
 
 
-def _is_clean(codec: str, key_packet: bytes) -> bool:
+def _is_clean(codec: str, key_packet: memoryview) -> bool:
     """Whether a key frame is an IDR, across which nothing may refer. Codecs that have no IDR pass.
 
     Reads the types of its NAL units (H.264 and H.265, section 7.3.1), each of which follows 4 bytes of length.
@@ -304,7 +362,7 @@ def _is_clean(codec: str, key_packet: bytes) -> bool:
     return False
 
 
-def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str, rotation: int) -> str:
+def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str) -> str:
     """Why decord would return wrong frames, or none; "" where it returns the right ones."""
     if is_cut:
         return "edit list: some frames are not shown"
@@ -316,67 +374,151 @@ def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str, rotat
         )
     if codec == "av1":
         return "AV1, for which decord has no decoder"
-    if rotation:
-        return "rotated: decord misplaces the rows of scaled frames"
     return ""
 
 
 @contextmanager
 def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its video stream for PyAV; what FFmpeg raises meanwhile becomes a `VideoError`."""
-    try:
-        container = av.open(f"file:{path}", metadata_errors="ignore")  # "file:", as names may contain colons
-    except av.FFmpegError as error:
-        raise VideoError(path, f"not a video file that FFmpeg can read ({error.strerror})") from error
-    with container:
+    with source.opened(path) as file, _container(path, file) as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-            raise VideoError(path, "no video stream")
+            raise VideoError(path, "no video stream", kind="no video")
         if stream.codec_context is None:
             raise VideoError(path, "FFmpeg has no decoder for its codec")
+        for other in container.streams:
+            other.discard = Discard.none if other is stream else Discard.all
         stream.codec_context.thread_count = 1  # workers are the parallelism; PyAV's threads can hang after a fork
         try:
             yield container, stream
         except av.FFmpegError as error:
-            raise VideoError(path, f"damaged ({error.strerror})") from error
+            raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
 
 
-def _read_pyav(path: str, scan: _Scan, wanted: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _container(path: str, file: str | BinaryIO) -> InputContainer:
+    try:
+        return av.open(file, "r", options=HEADERS_ONLY, metadata_errors="ignore")
+    except av.FFmpegError as error:
+        raise VideoError(path, f"not a video file that FFmpeg can read ({error.strerror})") from error
+
+
+def _scan_pictures(folder: str) -> _Scan:
+    paths = source.pictures(folder)
+    if not paths:
+        raise VideoError(folder, "is a directory, and there are no pictures in it")
+    steps = np.ones(len(paths) - 1, np.uint8)
+    times = Timeline(num_frames=len(paths), fps=PICTURES_PER_SECOND, steps=steps, unit_s=1 / PICTURES_PER_SECOND)
+    return _Scan(times, None, np.empty(0, np.int64), "", 0, 0, gop=1, is_folder=True)
+
+
+def _read_pictures(
+    folder: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None
+) -> NDArray[np.uint8]:
+    """As `_read_pyav`, of a folder."""
+    paths, num_frames, first = source.pictures(folder), scan.timeline.num_frames, _shape_of(folder)
+    if len(paths) != num_frames:
+        raise VideoError(folder, f"has {len(paths)} pictures, and had {num_frames} a moment ago")
+    shown = _Shown(len(wanted), short_side)
+    for place, number in enumerate(wanted.tolist()):
+        picture, _ = _picture(folder, paths[number])
+        if _Shape.of(picture) != first:
+            shape = f"{picture.width}x{picture.height}, the first picture {first.width}x{first.height}"
+            raise VideoError(folder, f"{os.path.basename(paths[number])} is {shape}")
+        shown.put(place, picture)
+    return shown.frames
+
+
+def _picture(folder: str, path: str) -> tuple[VideoFrame, str]:
+    """A picture of a folder, and its codec, which its first bytes tell."""
+    name, data = os.path.basename(path), source.read(path)
+    codec = next((codec for start, codec in PICTURES.items() if data.startswith(start)), None)
+    if codec is None:
+        raise VideoError(folder, f"{name} is no picture that is read here ({', '.join(PICTURES.values())})")
+    context = VideoCodecContext.create(codec, "r")
+    assert isinstance(context, VideoCodecContext)
+    context.thread_count = 1
+    context.options = {"err_detect": "explode"}  # half a JPEG is an error too
+    try:
+        (frame,) = context.decode(Packet(data))
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(folder, f"{name} is damaged ({reason(error)})", kind="damaged") from error
+    return frame, codec
+
+
+class _Shown:
+    """The frames of one reading, uint8 [n, H, W, 3], all of the size and the turn of the first that is put in."""
+
+    def __init__(self, n: int, short_side: int | None) -> None:
+        self.n, self.short_side = n, short_side
+        self.frames = np.empty((0, 0, 0, 3), np.uint8)
+        self.reformat = VideoReformatter().reformat
+
+    def put(self, place: int, frame: VideoFrame) -> None:
+        if not self.frames.size:
+            shape = _Shape.of(frame)
+            width, height = shape.scaled(self.short_side)
+            self.stored = (height, width) if shape.rotation % 180 else (width, height)
+            self.turns, self.frames = shape.rotation // 90, np.empty((self.n, height, width, 3), np.uint8)
+        # decord's interpolation
+        rgb = self.reformat(frame, *self.stored, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+        self.frames[place] = np.rot90(rgb, self.turns)
+
+
+def _read_pyav(path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
     """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
-    width, height = reversed(size) if scan.info.rotation % 180 else size
-    frames = np.empty((len(wanted), size[1], size[0], 3), np.uint8)
-    to_rgb = partial(VideoReformatter().reformat, width=width, height=height, format="rgb24", threads=1)
+    if scan.is_folder:
+        return _read_pictures(path, scan, wanted, short_side)
+    shown = _Shown(len(wanted), short_side)
     times, keys = wanted, np.zeros_like(wanted)  # counted frames: their numbers stand for their times
     if scan.start is not None:
-        times = scan.start + scan.info.times[wanted]
+        times = scan.start + scan.timeline.times[wanted]
         keys = scan.keys[np.searchsorted(scan.keys, times, side="right") - 1]
 
-    def decode_from(key: int, missing: dict[int, int]) -> None:
+    def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:
         last = max(missing)
-        if scan.start is not None:
-            container.seek(key, stream=stream)
-        for count, frame in enumerate(container.decode(stream)):
-            time = count if scan.start is None else frame.pts
+        for time, frame in decoded:
             if time in missing:
-                rgb = to_rgb(frame, interpolation="BICUBIC").to_ndarray()  # decord's interpolation
-                frames[missing.pop(time)] = np.rot90(rgb, scan.info.rotation // 90)
+                shown.put(missing.pop(time), frame)
             if time is not None and time >= last:
                 break
 
     with _open(path) as (container, stream):
-        for key, group in groupby(
-            zip(keys.tolist(), times.tolist(), range(len(wanted)), strict=True), lambda g: g[0]
-        ):
+        groups = zip(keys.tolist(), times.tolist(), range(len(wanted)), strict=True)
+        for key, group in groupby(groups, itemgetter(0)):
             missing = {time: place for _, time, place in group}
-            decode_from(key, missing)
-            if (
-                missing and scan.start is not None
-            ):  # where GOPs are shorter than B-frames reach, a seek may land behind
-                decode_from(int(scan.keys[0]), missing)
+            if scan.start is None:
+                take(enumerate(container.decode(stream)), missing)
+            else:
+                take(_decode_from(container, stream, key, missing), missing)
+                if missing:  # where GOPs are shorter than B-frames reach, a seek may land behind
+                    container.seek(int(scan.keys[0]), stream=stream)
+                    stream.codec_context.skip_frame = "DEFAULT"
+                    take(((frame.pts, frame) for frame in container.decode(stream)), missing)
             if missing:
-                number = wanted[min(missing.values())]
-                raise VideoError(path, f"frame {number} of {scan.info.num_frames} cannot be decoded")
-    return frames
+                number, num_frames = wanted[min(missing.values())], scan.timeline.num_frames
+                raise VideoError(path, f"frame {number} of {num_frames} cannot be decoded", kind="damaged")
+    return shown.frames
+
+
+def _decode_from(
+    container: InputContainer, stream: VideoStream, key: int, times: Iterable[int]
+) -> Iterator[tuple[int | None, VideoFrame]]:
+    """The frames of these times, some others, and their times, from a key frame on.
+
+    Of the others, H.264 marks those that no frame refers to: they are not decoded. HEVC marks frames to which
+    those of a higher temporal layer may refer; in the other codecs there are hardly any.
+    """
+    context = stream.codec_context
+    skipped: Literal["NONREF", "DEFAULT"] = "NONREF" if context.codec.canonical_name == "h264" else "DEFAULT"
+    awaited = set(times)
+    container.seek(key, stream=stream)
+    for packet in container.demux(stream):
+        context.skip_frame = "DEFAULT" if packet.pts in awaited else skipped
+        yield from ((frame.pts, frame) for frame in context.decode(packet))
+        awaited.discard(packet.pts)
+        if not awaited:  # what the decoder holds back comes without feeding it more
+            yield from ((frame.pts, frame) for frame in context.decode(None))
+            return
 
 
 @cache
@@ -391,9 +533,11 @@ def _decord() -> Any:
     return decord
 
 
-def _read_decord(path: str, scan: _Scan, wanted: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read_decord(path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
     """The same by decord."""
-    decord, info = _decord(), scan.info
+    decord = _decord()
+    _check_file(path, scan, "decord")
+    info, size = probe(path), _shape_of(path).scaled(short_side)
     if not info.seek_safe:
         raise VideoError(path, f"decord would return wrong frames ({info.reason}); data.decoder=auto reads it")
     try:
@@ -425,13 +569,16 @@ def _torchcodec() -> Any:
 
 
 def _read_torchcodec(
-    path: str, scan: _Scan, wanted: NDArray[np.int64], size: tuple[int, int]
+    path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None
 ) -> NDArray[np.uint8]:
     """The same by torchcodec."""
-    torchcodec, info = _torchcodec(), scan.info
+    torchcodec = _torchcodec()
+    _check_file(path, scan, "torchcodec")
     if scan.start is None:
-        raise VideoError(path, f"torchcodec may return wrong frames ({info.reason}); data.decoder=auto reads it")
-    scale = [] if size == (info.width, info.height) else [torchcodec.transforms.Resize(size[::-1])]
+        raise VideoError(path, f"torchcodec may return wrong frames ({scan.fault}); data.decoder=auto reads it")
+    shape = _shape_of(path)
+    size = shape.scaled(short_side)
+    scale = [] if size == (shape.width, shape.height) else [torchcodec.transforms.Resize(size[::-1])]
     try:
         reader = torchcodec.decoders.VideoDecoder(
             f"file:{path}", dimension_order="NHWC", num_ffmpeg_threads=1, transforms=scale
@@ -440,16 +587,21 @@ def _read_torchcodec(
     except (RuntimeError, ValueError, IndexError) as error:
         raise VideoError(path, f"torchcodec cannot read it ({reason(error)})") from error
     found_s = batch.pts_seconds.numpy() - reader.metadata.begin_stream_seconds
-    _compare(path, "torchcodec", found_s, info, wanted)
+    _compare(path, "torchcodec", found_s, scan.timeline, wanted)
     return batch.data.numpy()
 
 
+def _check_file(path: str, scan: _Scan, decoder: str) -> None:
+    if scan.is_folder or not source.is_plain(path):
+        raise VideoError(path, f"{decoder} reads files on the disk only; data.decoder=auto reads it")
+
+
 def _compare(
-    path: str, decoder: str, found_s: NDArray[np.floating[Any]], info: VideoInfo, numbers: NDArray[np.int64]
+    path: str, decoder: str, found_s: NDArray[np.floating[Any]], times: Timeline, numbers: NDArray[np.int64]
 ) -> None:
     """Whether a decoder's times are those of these frames: nearer to them than to the next."""
-    tolerance_s = info.unit_s * float(info.steps.min() if info.steps.size else 1) / 2
-    if not (found_s.shape == numbers.shape and (np.abs(found_s - info.times_s[numbers]) < tolerance_s).all()):
+    tolerance_s = times.unit_s * float(times.steps.min() if times.steps.size else 1) / 2
+    if not (found_s.shape == numbers.shape and (np.abs(found_s - times.times_s[numbers]) < tolerance_s).all()):
         raise VideoError(
             path, f"{decoder} finds other frames in it than its packets hold; data.decoder=auto reads it"
         )

@@ -8,9 +8,10 @@ import csv
 import hashlib
 import json
 import os
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -18,20 +19,25 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_train.errors import UserError
+from vivit_train.data.source import folder_and_name, is_picture, is_url, listing, members
+from vivit_train.errors import UserError, VideoError
 
 StrPath = str | os.PathLike[str]
 Strings = NDArray[Any]  # of numpy's StringDType
+Target = NDArray[np.int64] | NDArray[np.bool]
 Classes = dict[str, tuple[str, ...]]  # head -> names of its classes; "" is the head where there is only one
 
 VIDEO_EXTENSIONS = ("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp")
 MAX_CLASSES = 100_000  # a larger id is a frame count or a time stamp in the label's place
+SEPARATOR = ";"  # of the labels of a clip, where it may have several
 SHOWN = 5  # problems that a message names before it only counts
 
 _VIDEO = rf"\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
-_IS_VIDEO = re.compile(rf"[^.].*{_VIDEO}", re.IGNORECASE)
-_LABEL = r'"(?:[^"]|"")+"|(?![\d.-]+(?:\s+[\d.-]+)+$)[^",\t]+'  # several numbers would be several columns
-_PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{_VIDEO})\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
+_FOREIGN = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python reads them in names
+_IS_VIDEO = re.compile(rf"[^.].*{_VIDEO}", re.IGNORECASE | re.DOTALL)
+# several numbers would be several columns; a comma with nothing behind it is an empty label, as "" is
+_LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+$)[^",\t]+'
+_PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{_VIDEO}|[^"]*/)\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
 _HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only: nothing like a path, no id at the end
 _ID = re.compile(r"-?\d+")
 _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
@@ -40,10 +46,49 @@ PLACES = ("{}", "annotations/{}")  # below root, where an annotation file is loo
 FOLDER_TREE = """Expected in {root}, with a folder per class:
   train/<class>/<video>.mp4     or, to have it split:     <class>/<video>.mp4
   val/<class>/<video>.mp4
-  test/<class>/<video>.mp4      (optional)"""
+  test/<class>/<video>.mp4      (optional)
+or in tars, as train/<any>.tar with members <class>/<video>.mp4; in a class without video files, each folder of
+pictures is a video"""
 CSV_TREE = """Expected in {root}:
-  train.csv, val.csv     one `path label` a row, separated by a space, comma or tab
-  <path>                 the videos; an absolute path stands for itself"""
+  train.csv, val.csv     one `path label` a row, separated by a space, comma or tab;
+                         with data.reader.multi_label=true `path label;label`
+  <path>                 the videos; an absolute path stands for itself, so does a URL (s3://bucket/a.mp4).
+                         In a tar: shards/000.tar/run/a.mp4. A folder of pictures: frames/a/, or in quotes"""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LabelSets:
+    """Any number of classes for each clip: as large as the labels there are, not as the classes there could be.
+
+    Attributes:
+        class_ids: those of the first clip, ascending, then those of the second, ....
+        ends: where each clip's end, [n].
+        num_classes: that a clip could have.
+    """
+
+    class_ids: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    num_classes: int
+
+    @classmethod
+    def of(cls, sets: Sequence[set[int]], num_classes: int) -> "LabelSets":
+        class_ids = np.fromiter((class_id for one in sets for class_id in sorted(one)), np.int32)
+        return cls(class_ids, np.cumsum([len(one) for one in sets], dtype=np.int64), num_classes)
+
+    def take(self, rows: NDArray[np.int64]) -> "LabelSets":
+        return self.of([set(self[row].tolist()) for row in rows], self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many classes each clip has."""
+        return np.diff(self.ends, prepend=0)
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        """The classes of a clip."""
+        return self.class_ids[self.ends[row - 1] if row else 0 : self.ends[row]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -51,14 +96,15 @@ class Manifest:
     """The clips of one split. Columns, not objects, so that 500,000 rows stay small and workers share them.
 
     Attributes:
-        paths: absolute path of each clip's video.
-        labels: classes of each, [n, heads], indices into the names in `Splits.classes`.
+        paths: absolute path of each clip's video, or its URL; what else it may lead to is in source.py.
+        labels: classes of each, [n, heads], indices into the names in `Splits.classes`; where a clip may have any
+            number of classes, `LabelSets`.
         ids: name of each in predictions: the path relative to root, the YouTube id, ....
         spans_s: start and end of each within its video in seconds, [n, 2]; None where every clip is a whole video.
     """
 
     paths: Strings
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | LabelSets
     ids: Strings
     spans_s: NDArray[np.float64] | None = None
 
@@ -68,12 +114,51 @@ class Manifest:
     def take(self, rows: NDArray[np.int64]) -> "Manifest":
         """These rows, in this order."""
         spans_s = None if self.spans_s is None else self.spans_s[rows]
-        return Manifest(self.paths[rows], self.labels[rows], self.ids[rows], spans_s)
+        labels = self.labels.take(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
+        return Manifest(self.paths[rows], labels, self.ids[rows], spans_s)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have any number of classes."""
+        return isinstance(self.labels, LabelSets)
+
+    def labels_of(self, row: int) -> tuple[int, ...]:
+        """A clip's class in each head; or all its classes, which may be none."""
+        return tuple(self.labels[row].tolist())
+
+    def written(self, row: int, names: Sequence[str]) -> str:
+        """A clip's label as data=csv has it: its class in the first head; or all its classes."""
+        labels = self.labels_of(row)
+        return SEPARATOR.join(names[label] for label in (labels if self.multi_label else labels[:1]))
+
+    def target(self, row: int) -> Target:
+        """What a model is to say of a clip: its class in each head, [heads]; or of each class whether the clip has
+        it, [classes]."""
+        if not isinstance(self.labels, LabelSets):
+            return self.labels[row]
+        has_K = np.zeros(self.labels.num_classes, np.bool)
+        has_K[self.labels[row]] = True
+        return has_K
+
+    def class_counts(self, classes: Classes) -> list[NDArray[np.int64]]:
+        """How many clips each class has, by head."""
+        columns = [self.labels.class_ids] if isinstance(self.labels, LabelSets) else self.labels.T
+        return [
+            np.bincount(column, minlength=len(names))
+            for column, names in zip(columns, classes.values(), strict=True)
+        ]
+
+    def groups(self, row: int) -> Sequence[tuple[int, ...]]:
+        """What is balanced, and limited, with the clip: the labels of all heads together, as one; or each of its
+        classes, of which having none is one too."""
+        labels = self.labels_of(row)
+        return [(label,) for label in labels] or [()] if self.multi_label else [labels]
 
     def label_counts(self) -> NDArray[np.int64]:
-        """How many clips have the labels (of all heads together) of each clip: [n]."""
-        _, which, counts = np.unique(self.labels, axis=0, return_inverse=True, return_counts=True)
-        return counts[which.reshape(-1)]
+        """How many clips have each clip's labels; of several groups (see `groups`), the smallest's: [n]."""
+        groups = [self.groups(row) for row in range(len(self))]
+        counts = Counter(group for several in groups for group in several)
+        return np.array([min(counts[group] for group in several) for several in groups], np.int64)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -97,6 +182,11 @@ class Splits:
     notices: tuple[str, ...] = ()
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have any number of classes, all of one head."""
+        return self.val.multi_label
+
     def summary(self) -> str:
         """Source, classes, counts per split and notices, for a person to read."""
         lines = [f"source   {self.source}"]
@@ -105,13 +195,15 @@ class Splits:
             lines.append(f"{head or 'classes':<8} {len(names)}: {', '.join(shown)}")
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             if split is not None:
-                counts = [
-                    np.bincount(split.labels[:, i], minlength=len(c)) for i, c in enumerate(self.classes.values())
-                ]
+                counts = split.class_counts(self.classes)
                 spread = "; ".join(
                     f"{c.min()} to {c.max()} per {head or 'class'}"
                     for head, c in zip(self.classes, counts, strict=True)
                 )
+                if isinstance(split.labels, LabelSets):
+                    sizes = split.labels.sizes
+                    spread += f"; {sizes.sum() / max(len(sizes), 1):.1f} classes per clip, "
+                    spread += f"{np.count_nonzero(sizes == 0)} clips of none"
                 lines.append(f"{name:<8} {len(split)} clips, {spread}")
         return "\n".join(lines + [f"note     {notice}" for notice in self.notices])
 
@@ -127,6 +219,8 @@ def read_folder(
     seed: int = 0,
 ) -> Splits:
     """Read root/{train,val[,test]}/<class>/**/<video>, or split root/<class>/**/<video> by percentage.
+
+    In a class without video files, each folder of pictures is a video. <class>/<video> may be in tars.
 
     The split takes `val_percent` of each class, with at least one clip on either side. It depends on nothing
     but the seed and the clips' paths below root.
@@ -167,7 +261,11 @@ def read_folder(
         clips = {"train": {}, "val": {}}
         for name, paths in _clips_by_class(top, tree, notices).items():
             # by hash, not by a generator: the same on every machine and version, whatever clips come later
-            paths.sort(key=lambda path: hashlib.sha256(f"{seed}/{below(top, path)}".encode()).digest())
+            paths.sort(
+                key=lambda path: hashlib.sha256(
+                    f"{seed}/{below(top, path)}".encode(errors="surrogateescape")
+                ).digest()
+            )
             count = min(max(round(len(paths) * val_percent / 100), 1), max(len(paths) - 1, 0))
             clips["val"][name], clips["train"][name] = sorted(paths[:count]), sorted(paths[count:])
         source = f"folder {top}, split here by class: {val_percent:g}% to val, seed {seed}"
@@ -199,12 +297,13 @@ def read_csv(
     test: StrPath | None = None,
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
+    multi_label: bool = False,
 ) -> Splits:
     """Read files with a `path label` a row, separated by a space, comma or tab, with or without a header.
 
-    A row is a path that ends in a video extension or stands in quotes, a separator, and the label: an id or a
-    name, in quotes where it has a comma. A first row of words only is a header. Files are looked up in root,
-    in root/annotations and as given.
+    A row is a path that ends in a video extension, or in / (a folder of pictures), or stands in quotes, a
+    separator, and the label: an id or a name, in quotes where it has a comma. A first row of words only is a
+    header. What a path may lead to, see source.py. Files are looked up in root, in root/annotations and as given.
 
     Classes are those of `classes`, else of a classes.txt in root or beside the annotation file, else the
     training labels: names in sorted order, or ids from 0 to the largest.
@@ -215,37 +314,60 @@ def read_csv(
         classes: file with a name a line, the first being class 0, or with columns `id,name`; or the names
             themselves. These may lack training clips.
         max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+        multi_label: a video may have any number of classes: `path a;b`, or `path ""` where it has none of them.
 
     Raises:
-        UserError: a file is missing or malformed, a label is unknown, a video has two labels, a class has no
-            training clips, or too many videos are missing.
+        UserError: a file is missing or malformed, a label is unknown, a video is listed under different labels, a
+            class has no training clips, or too many videos are missing.
     """
     top, tree = open_root(root, CSV_TREE)
     files = find_files(top, tree, train, val, test, classes)
     problems: list[str] = []
     listings = Listings()
-    tables = {split: _read_rows(file, top, listings, problems) for split, file in files.items()}
+    tables = {split: _read_rows(file, top, listings, problems, multi_label) for split, file in files.items()}
     if problems:
         advice = (
-            "Expected a path that ends in a video extension or stands in quotes, then a space, comma or tab, then"
+            "Expected a path that ends in a video extension (in / for a folder of pictures) or stands in quotes, "
+            "then a space, comma or tab, then"
         )
-        fail("malformed rows", problems, f"{advice} one label, in quotes where it has a comma.")
+        labels = (
+            f'labels with {SEPARATOR!r} between them, all of them in quotes where one has a comma, or "" for none'
+            if multi_label
+            else "one label, in quotes where it has a comma"
+        )
+        fail("malformed rows", problems, f"{advice} {labels}.")
 
     beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
     names, named_by = class_names(top, tree, classes or next(filter(Path.is_file, beside), ()))
-    reference = {row.labels[0] for row in tables["train" if train else "val"]}
+    written = {split: {label for row in table for label in row.labels} for split, table in tables.items()}
+    reference = written["train" if train else "val"]
+    bare = [str(files[split]) for split, labels in written.items() if tables[split] and not labels]
+    if bare:
+        fail("no row has a label", bare, f"Nothing could be learned from it, nor scored.\n{tree}")
+    notices = []
+    if several := [label for label in sorted(set().union(*written.values())) if SEPARATOR in label]:
+        advice = f"data.reader.multi_label=true has a class on each side of the {SEPARATOR!r}"
+        notices.append(f"{len(several)} labels are taken as one class each: {some(several, 2)}; {advice}")
     if all(map(_ID.fullmatch, reference)):
-        labels = {row.labels[0] for table in tables.values() for row in table}
-        numbers = {label: int(label) for label in labels if _ID.fullmatch(label)}
+        numbers = {label: int(label) for label in set().union(*written.values()) if _ID.fullmatch(label)}
         largest = max((numbers[label] for label in reference if numbers[label] < MAX_CLASSES), default=0)
         names = names or tuple(map(str, range(largest + 1)))
         ids = {label: i for label, i in numbers.items() if 0 <= i < len(names)}
     else:
         names = names or tuple(sorted(reference))
         ids = {name: i for i, name in enumerate(names)}
-    source = f"csv {some(files.values())}{named_by}"
-    lacking = classes is not None
-    return make_splits(tables, files, {"": names}, {"": ids}, source, tree, max_missing, may_lack_clips=lacking)
+    return make_splits(
+        tables,
+        files,
+        {"": names},
+        {"": ids},
+        f"csv {some(files.values())}{named_by}",
+        tree,
+        max_missing,
+        may_lack_clips=classes is not None,
+        notices=[*listings.notices, *notices],
+        multi_label=multi_label,
+    )
 
 
 class Row(NamedTuple):
@@ -270,6 +392,7 @@ def make_splits(
     may_lack_clips: bool = False,
     may_differ: bool = False,
     notices: Sequence[str] = (),
+    multi_label: bool = False,
 ) -> Splits:
     """Check what every data set must satisfy, and make the tables.
 
@@ -280,6 +403,7 @@ def make_splits(
         max_missing: share of a split's rows that may lack their video.
         may_lack_clips: classes without training clips are fine.
         may_differ: a clip that is listed under two labels is worth a notice, not an error.
+        multi_label: a row's labels are those of one head, any number of them.
     """
     notices = list(notices)
     bare = [str(files[split]) for split, rows in tables.items() if not rows]
@@ -293,11 +417,12 @@ def make_splits(
         first: dict[object, Row] = {}
         differing: list[str] = []
         for row in rows:
-            for label, head_ids in zip(row.labels, ids.values(), strict=True):
+            heads = [ids[""]] * len(row.labels) if multi_label else ids.values()
+            for label, head_ids in zip(row.labels, heads, strict=True):
                 if label not in head_ids:
                     problems.append(f"{row.where}: unknown label {label!r}")
             before = first.setdefault((row.path, row.span_s), row)
-            if row.labels != before.labels:
+            if row.labels != before.labels and not (multi_label and set(row.labels) == set(before.labels)):
                 differing.append(
                     f"{row.where}: {row.path} is {label_text(row)}, but {label_text(before)} in {before.where}"
                 )
@@ -322,27 +447,25 @@ def make_splits(
             f"ids from 0 to {len(names) - 1}" if numbered else f"one of {some(names)}"
             for names in classes.values()
         ]
-        fail(
-            "wrong labels",
-            problems,
-            f"Expected {'; '.join(known)}, and one label per video.\nClasses are from {source}.",
-        )
+        once = "all labels of a video in one row" if multi_label else "one label per video"
+        advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {source}."
+        fail("wrong labels", problems, advice)
     for names in classes.values():
-        if len(names) < 2:
+        if len(names) < 2 and not multi_label:
             raise UserError(f"only one class, {names[0]!r}, in {source}; a classifier needs at least two.\n{tree}")
     if too_many:
         advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
         fail("too many missing videos", too_many, f"{advice}\n{tree}")
 
-    manifests = {split: make_manifest(rows, ids) for split, rows in tables.items()}
-    manifests.setdefault("train", make_manifest([], ids))
+    manifests = {split: make_manifest(rows, classes, ids, multi_label) for split, rows in tables.items()}
+    manifests.setdefault("train", make_manifest([], classes, ids, multi_label))
     for split, rows in tables.items():
+        counts = manifests[split].class_counts(classes)
         for head, (name, names) in enumerate(classes.items()):
-            empty = np.flatnonzero(
-                np.bincount(manifests[split].labels[:, head], minlength=len(names)) == 0
-            ).tolist()
+            empty = np.flatnonzero(counts[head] == 0).tolist()
             if empty and split == "train" and not may_lack_clips:
-                listed = Counter(ids[name][row.labels[head]] for row in rows)
+                own = slice(None) if multi_label else slice(head, head + 1)
+                listed = Counter(ids[name][label] for row in rows for label in row.labels[own])
                 lines = [f"class {i} ({names[i]}): {listed[i]} rows, 0 videos found" for i in empty]
                 advice = "Ids run from 0 without gaps. Empty on purpose: data.reader.classes=<file of names>."
                 fail(f"classes without clips in {files[split]}", lines, advice)
@@ -360,38 +483,76 @@ def make_splits(
 
 
 def label_text(row: Row) -> str:
-    return ", ".join(map(repr, row.labels))
+    return ", ".join(map(repr, row.labels)) or "without a label"
 
 
-def make_manifest(rows: list[Row], ids: Mapping[str, Mapping[str, int]]) -> Manifest:
+def make_manifest(
+    rows: list[Row], classes: Classes, ids: Mapping[str, Mapping[str, int]], multi_label: bool = False
+) -> Manifest:
     rows = [row for row in rows if row.found]
-    labels = [[known[label] for label, known in zip(row.labels, ids.values(), strict=True)] for row in rows]
+    foreign = [ascii(row.path) for row in rows if _FOREIGN.search(row.path)]
+    if foreign:
+        fail("file names that are not UTF-8", foreign, "Rename them.")
+    labels: NDArray[np.int64] | LabelSets
+    if multi_label:
+        labels = LabelSets.of([{ids[""][label] for label in row.labels} for row in rows], len(classes[""]))
+    else:
+        found = [[known[label] for label, known in zip(row.labels, ids.values(), strict=True)] for row in rows]
+        labels = np.array(found, np.int64).reshape(-1, len(ids))
     has_spans = any(row.span_s for row in rows)
     return Manifest(
         paths=np.array([row.path for row in rows], np.dtypes.StringDType()),
-        labels=np.array(labels, np.int64).reshape(-1, len(ids)),
+        labels=labels,
         ids=np.array([row.id for row in rows], np.dtypes.StringDType()),
         spans_s=np.array([row.span_s for row in rows], np.float64) if has_spans else None,
     )
 
 
-class Listings(dict[str, frozenset[str]]):
-    """Folder -> names in it, from one listing each: a stat per file takes minutes on network disks."""
+class Listings:
+    """Which files are there, from one listing of each folder: a stat per file takes minutes on network disks.
 
-    def __missing__(self, folder: str) -> frozenset[str]:
-        self[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
-        return self[folder]
+    Attributes:
+        notices: folders that cannot be listed. What they may hold is taken to be there.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, frozenset[str] | None] = {}
+        self.notices: list[str] = []
+
+    def have(self, path: str) -> bool:
+        folder, name = folder_and_name(path)
+        if folder not in self.names:
+            self.names[folder] = self.list(folder)
+        names = self.names[folder]
+        return names is None or name in names
+
+    def list(self, folder: str) -> frozenset[str] | None:
+        try:
+            return listing(folder)
+        except VideoError as error:
+            self.notices.append(f"{folder}: {error.reason}; the videos in it are taken to be there")
+            return None
 
 
-def _read_rows(file: Path, root: Path, listings: Listings, problems: list[str]) -> list[Row]:
+def _split(labels: str) -> tuple[str, ...]:
+    return tuple(label.strip() for label in labels.split(SEPARATOR)) if labels else ()
+
+
+def _read_rows(
+    file: Path, root: Path, listings: Listings, problems: list[str], multi_label: bool = False
+) -> list[Row]:
     top = str(root)  # joins three times as fast as a Path
     rows = []
     for number, line in enumerate(read_lines(file), 1):
         if match := _PATH_LABEL.fullmatch(line):
             written, label = map(_unquote, match.groups())
-            path = os.path.normpath(os.path.join(top, written))
-            folder, name = os.path.split(path)
-            rows.append(Row(path, below(top, path), (label,), f"{file}:{number}", name in listings[folder]))
+            written = written.removeprefix("file://")
+            path = written.rstrip("/") if is_url(written) else os.path.normpath(os.path.join(top, written))
+            labels = _split(label) if multi_label else (label,)
+            if "" in labels or len(set(labels)) < len(labels):
+                what = "an empty label" if "" in labels else "a label twice"
+                problems.append(f"{file}:{number}: {line[:120]!r} ({what})")
+            rows.append(Row(path, below(top, path), labels, f"{file}:{number}", listings.have(path)))
         elif line and not (number == 1 and _HEADER.fullmatch(line)):
             problems.append(f"{file}:{number}: {line[:120]!r}")
     return rows
@@ -455,6 +616,11 @@ def read_lines(file: Path) -> list[str]:
 
 
 def open_root(root: StrPath, tree: str) -> tuple[Path, str]:
+    if is_url(os.fspath(root)):
+        raise UserError(
+            f"data.root={root} is a URL, and annotation files are read from the disk only: "
+            "data=csv data.root=FOLDER, with the URLs of the videos in them"
+        )
     path = Path(os.path.abspath(os.path.expanduser(root)))
     tree = tree.format(root=path)
     if not path.is_dir():
@@ -499,7 +665,13 @@ def find_file(root: Path, tree: str, what: str, file: StrPath, places: Sequence[
 
 
 def _clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, list[str]]:
-    classes = {name: find_videos(folder / name) for name in _subfolders(folder)}
+    classes = {name: find_videos(folder / name) or _picture_folders(folder / name) for name in _subfolders(folder)}
+    for tar in sorted(folder.glob("*.tar")):
+        for member in members(str(tar)):
+            name, _, rest = member.partition("/")
+            if _IS_VIDEO.fullmatch(posixpath.basename(rest)):
+                classes.setdefault(name, []).append(f"{tar}/{member}")
+    classes = {name: classes[name] for name in sorted(classes)}
     loose = [name for name in sorted(os.listdir(folder)) if _IS_VIDEO.fullmatch(name)]
     if not classes:
         found = f"only loose videos: {some(loose)}" if loose else "the folder is empty or has no videos"
@@ -515,11 +687,33 @@ def _subfolders(folder: Path) -> list[str]:
 
 def find_videos(folder: Path) -> list[str]:
     """Videos anywhere below `folder`, sorted. Hidden files and folders are passed over."""
-    videos = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        videos += [os.path.join(parent, name) for name in files if _IS_VIDEO.fullmatch(name)]
-    return sorted(videos)
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, files in walk(folder)
+        for name in files
+        if _IS_VIDEO.fullmatch(name)
+    )
+
+
+def _picture_folders(folder: Path) -> list[str]:
+    """Folders below `folder` that have pictures in them and no folders, sorted."""
+    return sorted(
+        parent
+        for parent, folders, files in walk(folder)
+        if parent != str(folder) and not folders and any(map(is_picture, files))
+    )
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, through links, but not into hidden folders nor round in circles."""
+    for parent, folders, files in os.walk(str(folder), followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
+        yield parent, folders, files
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    path = os.path.join(parent, name)
+    return os.path.islink(path) and Path(parent).resolve().is_relative_to(Path(path).resolve())
 
 
 def below(root: StrPath, path: str) -> str:

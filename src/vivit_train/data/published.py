@@ -421,17 +421,8 @@ def read_hmdb51(
 ) -> Splits:
     """Read one of the three official splits of HMDB51: <class>_test_split1.txt with `name.avi 0|1|2` a line.
 
-    1 is a training video, 2 a test video, 0 neither. Class ids are alphabetical.
-
-    Args:
-        root: the data set's folder.
-        train, val, test: which videos serve: "train" or "test".
-        fold: 1, 2 or 3.
-        classes: for evaluation: the names that a model knows, or a class file.
-        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
-
-    Raises:
-        UserError: a file is missing or malformed, or too many videos are missing.
+    1 is a training video, 2 a test video, 0 neither. Class ids are alphabetical. What it takes and raises is as
+    for `read_ucf101`.
     """
     top, tree = open_root(root, HMDB_TREE)
     lists = official_lists("hmdb51", train, val, test, fold)

@@ -44,6 +44,7 @@ class Found:
     Attributes:
         settings: arguments of ViViT that do not show in the weights, to be compared with the model's.
         classes: names by head.
+        multi_label: the head answers for each class by itself.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Found:
     settings: Mapping[str, Any] = field(default_factory=dict)
     grid: Grid | None = None
     classes: Mapping[str, Sequence[str]] | None = None
+    multi_label: bool | None = None
     statistics: Statistics | None = None
 
 
@@ -62,11 +64,13 @@ def initialise(
     min_coverage: float = 0.9,
     classes: Mapping[str, Sequence[str]] | None = None,
     frames: int | None = None,
+    multi_label: bool = False,
 ) -> tuple[Receipt, Statistics | None]:
     """Fills `net` in place; returns the receipt, and the normalisation's mean and std where the source tells.
 
     From an image ViT as `init_from_vit` does. From a ViViT of the same model and size everything is copied;
-    position embeddings of another grid are interpolated, and the head starts at zero for other classes.
+    position embeddings of another grid are interpolated, and the head starts at zero for other classes, and where
+    one of the two is to name one class per video and the other any number.
 
     Args:
         source: a checkpoint of ours, a file of weights (ours, timm's, scenic's), a folder (Hugging Face's, or
@@ -74,13 +78,14 @@ def initialise(
         tubelet, min_coverage: for image ViTs, see `init_from_vit`.
         classes: class names by head, "" where there is one head alone.
         frames: of the source, where its positions could be read in more than one way; 1 for an image ViT.
+        multi_label: a video may have any number of classes.
 
     Raises:
         UserError: no such source, not readable, no ViT, or it does not fit. `net` is as it was then.
     """
     found = find(net, source)
     if isinstance(found, Found):
-        return transplant(net, found, classes, frames), found.statistics
+        return transplant(net, found, classes, frames, multi_label), found.statistics
     weights, statistics = found
     receipt = init_from_vit(net, weights, tubelet=tubelet, min_coverage=min_coverage)
     receipt.source = source
@@ -113,7 +118,7 @@ def found_in_folder(source: str, folder: Path, config: Mapping[str, Any]) -> Fou
             settings_of(theirs),
             theirs.grid,
             {"": named} if named else None,
-            video_statistics(folder),
+            statistics=video_statistics(folder),
         )
     if config.get("model_type") == "vit":
         file = folder / "preprocessor_config.json"
@@ -157,6 +162,7 @@ def told_by(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "settings": size | settings,
         "grid": (min(sampled, model["frames"]) if sampled else model["frames"] // t, height // h, width // w),
         "classes": classes if isinstance(classes, Mapping) else {"": classes},
+        "multi_label": metadata.get("multi_label", False),
         "statistics": (tuple(metadata["mean"]), tuple(metadata["std"])),
     }
 
@@ -216,7 +222,11 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None
 
 
 def transplant(
-    net: ViViT, found: Found, classes: Mapping[str, Sequence[str]] | None, frames: int | None
+    net: ViViT,
+    found: Found,
+    classes: Mapping[str, Sequence[str]] | None,
+    frames: int | None,
+    multi_label: bool,
 ) -> Receipt:
     """Fills `net` from another ViViT of the same model and size."""
     check_settings(net, found.source, found.settings)
@@ -226,7 +236,12 @@ def transplant(
     for name, _ in net.named_parameters():
         value, action = found.state[name].detach().float(), "copied"
         if name.startswith("head."):
-            value, action = fit_head(net, found, value, classes)
+            if found.multi_label not in (None, multi_label):
+                value = value.new_zeros(net.head.out_features, *value.shape[1:])
+                theirs = "any number of classes" if found.multi_label else "one class"
+                action = f"zero (it names {theirs} per video)"
+            else:
+                value, action = fit_head(net, found, value, classes)
         elif name.endswith("pos_embed"):
             old, new = axes(net, name, grid), axes(net, name, net.grid)
             if value.shape[1] != slots + math.prod(old):
