@@ -80,6 +80,22 @@ def test_frames_or_a_video_error_soon(engine: str, bad_files: list[Path]) -> Non
             assert results == [True] * 3, name
 
 
+def test_frames_that_refer_to_a_damaged_one_are_not_delivered(tmp_path: Path) -> None:
+    path = tmp_path / "video.mkv"
+    encode(path, "libx264", 40, (96, 64), g="12", bf="0")
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][16]
+        at, content = packet.pos, bytes(packet)
+    data = bytearray(path.read_bytes())
+    start = data.index(content[-12:], at)
+    data[start : start + 8] = bytes(b ^ 0xFF for b in data[start : start + 8])
+    path.write_bytes(data)
+    assert [read_number(frame) for frame in read_frames(path, [4, 15, 24, 39])] == [4, 15, 24, 39]
+    for frame in (16, 20, 23):
+        with pytest.raises(VideoError, match="damaged"):
+            read_frames(path, [frame])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ODD, reason="no ../shared beside this clone")
 @pytest.mark.parametrize("engine", engines())

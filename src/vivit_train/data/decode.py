@@ -477,6 +477,8 @@ def _read_pyav(path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: in
     def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:
         last = max(missing)
         for time, frame in decoded:
+            if frame.is_corrupt:  # what refers to it shows the damage too, unmarked
+                raise VideoError(path, "damaged (the decoder marks a frame as corrupt)", kind="damaged")
             if time in missing:
                 shown.put(missing.pop(time), frame)
             if time is not None and time >= last:
