@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 from matplotlib.image import imsave
-from videos import h264, open_gop
+from videos import encode, h264, open_gop
 
 from vivit_train.cli import compose
 from vivit_train.data.decode import probe, read_frames
@@ -110,6 +110,7 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     (one / "damaged.mp4").write_bytes(data)
     h264(one / "one_frame.mp4", frames=1)
     open_gop(one / "open.mp4")
+    encode(one / "slow.avi", "mpeg4", g="12", bf="2")
     h264(one / "turned.mp4", rotation=90, size=(96, 96))
     h264(one / "uneven.mp4", times=[i + i * i // 20 for i in range(72)])
     examined = Examined(root, root.with_name("out"), [])
@@ -136,7 +137,8 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
         ("hang.mp4", "hang", "no answer within 2 s"),
         ("bug.mp4", "unreadable", "ValueError: told to"),
         ("one_frame.mp4", "short", "1 frames; a clip takes 7"),
-        ("open.mp4", "slow seek", "open GOP"),
+        ("open.mp4", "not for decord", "open GOP"),
+        ("slow.avi", "slow seek", "AVI with B-frames"),
         ("turned.mp4", "rotated", "by 90 degrees"),
         ("uneven.mp4", "variable rate", "from 33 to 267 ms between frames"),
         ("shared.mp4", "shared", "also val's"),
@@ -174,7 +176,7 @@ def test_good_videos_have_no_problem(sick: Examined, videos: Path) -> None:
 def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Path) -> None:
     splits = read_csv(sick.out / "clean", train="train.csv", val="val.csv", test="test.csv", max_missing=0)
     names = {os.path.basename(path) for path in splits.train.paths.tolist()}
-    expected = {"similar.mp4", "one_frame.mp4", "open.mp4", "turned.mp4", "uneven.mp4"}
+    expected = {"similar.mp4", "one_frame.mp4", "open.mp4", "slow.avi", "turned.mp4", "uneven.mp4"}
     assert {name for name in names if not name[0].isdigit()} == expected
     for split, manifest in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         assert manifest is not None
@@ -192,7 +194,7 @@ def test_the_report_escapes_names_and_shows_pictures(sick: Examined) -> None:
     rows = list(csv.DictReader((sick.out / "problems.csv").open()))
     assert [row["kind"] for row in rows] == [problem.kind for problem in sick.problems]
     to_encode = {os.path.basename(line) for line in (sick.out / "re-encode.txt").read_text().splitlines()}
-    assert to_encode == {"open.mp4", "turned.mp4", "uneven.mp4"}
+    assert to_encode == {"slow.avi"}
 
 
 def test_nothing_is_looked_at_twice(sick: Examined) -> None:

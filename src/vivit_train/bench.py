@@ -290,7 +290,7 @@ class _Workers:
     """Seconds that loaders with so many worker processes take for all clips."""
 
     def __init__(self, data: VideoDataModule, manifest: Manifest, workers: Sequence[int], rounds: int) -> None:
-        self.n = len(manifest)
+        self.data, self.n = data, len(manifest)
         self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # several batches for each
         self.clips = dataset(data, respell(manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
@@ -307,8 +307,9 @@ class _Workers:
         for number, (loader, batches) in self.loaders.items():
             batches[:] = [keys[i : i + self.size] for i in range(0, self.n, self.size)]
             start = time.perf_counter()
-            for _ in loader:
-                pass
+            with self.data.explaining_lost_workers():
+                for _ in loader:
+                    pass
             self.seconds[number].append(time.perf_counter() - start)
 
     def clips_per_s(self) -> dict[int, float]:

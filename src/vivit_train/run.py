@@ -87,6 +87,8 @@ def train(cfg: DictConfig) -> float:
     try:
         with data.explaining_lost_workers():
             trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+        if bad := data.bad_videos["train"]:
+            say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")
         checkpoints: Any = trainer.checkpoint_callback
         # without validation there is no best
         best = checkpoints.best_model_path or str(run_dir / "checkpoints/last.ckpt")

@@ -48,7 +48,8 @@ class Look:
         settings: what was read of it.
         kind: one of `problems.BAD`, "" where it can be read; detail: why.
         promised, promised_s: frames and seconds according to the header; 0 where it says nothing.
-        uneven: how its frames' times vary, "" where they do not; unsafe: why seeking in it is slow, likewise.
+        uneven: how its frames' times vary, "" where they do not; unsafe: why decord is not to read it, likewise.
+        in_order: whether all readings start at its first frame.
         gop: mean number of frames per key frame.
         decode_ms: for the clip of validation.
         fingerprint: of its pictures and motion, see `fingerprint`.
@@ -72,6 +73,7 @@ class Look:
     promised_s: float = 0
     uneven: str = ""
     unsafe: str = ""
+    in_order: bool = False
     gop: float = 0
     decode_ms: float = 0
     fingerprint: str = ""
@@ -95,6 +97,7 @@ def look_at(path: str, settings: Settings) -> Look:
         promised_s=round(info.promised_s, 3),
         uneven=_uneven(info.times_s),
         unsafe=info.reason,
+        in_order=info.in_order,
         gop=round(info.gop, 1),
     )
     try:

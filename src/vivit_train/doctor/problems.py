@@ -34,10 +34,11 @@ REMARKS = {
     "length": "the header states another length than the frames have",
     "variable rate": "frames are not evenly spaced in time",
     "rotated": "frames are stored turned",
-    "slow seek": "decord would return wrong frames: read by PyAV, more slowly",
+    "slow seek": "each reading starts at its first frame: `vivit prepare` ends that",
+    "not for decord": "decord would return wrong frames or none; data.decoder=auto returns the right ones",
 }
 KINDS = BAD | COPIES | REMARKS
-TO_ENCODE = ("length", "variable rate", "rotated", "slow seek")
+TO_ENCODE = ("length", "slow seek")
 
 
 class Problem(NamedTuple):
@@ -117,7 +118,7 @@ def _remarks(look: Look, span: tuple[float, float] | None, settings: Settings) -
         remarks.append(("length", f"the header says {n} frames, {look.num_frames} are shown"))
     elif seconds and abs(seconds - look.seconds) > max(0.5, 0.05 * seconds) + 1 / look.fps:
         remarks.append(("length", f"the header says {seconds} s, the frames take {look.seconds} s"))
-    by_kind = {"variable rate": look.uneven, "slow seek": look.unsafe}
+    by_kind = {"variable rate": look.uneven, "slow seek" if look.in_order else "not for decord": look.unsafe}
     if look.rotation:
         by_kind["rotated"] = f"by {look.rotation} degrees"
     return remarks + [(kind, detail) for kind, detail in by_kind.items() if detail]
