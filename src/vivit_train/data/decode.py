@@ -280,9 +280,11 @@ def _scan(path: str, why_count: str = "") -> _Scan:
             promised_s = (container.duration or 0) / av.time_base
         rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
         why_not = _why_count(container.format.name, codec, context.has_b_frames)
-    time, (key, shared, hidden) = np.array(pts, np.int64), np.array([is_key, is_shared, is_hidden], np.bool_)
-    stored, keys = np.unique(time[time != UNKNOWN]), np.unique(time[key & (time != UNKNOWN)])
-    if len(stored) < len(time) or not len(keys):
+    time = np.frombuffer(pts, np.int64)
+    key, shared, hidden = (np.frombuffer(flags, np.bool_) for flags in (is_key, is_shared, is_hidden))
+    has_time = time != UNKNOWN
+    stored, keys = np.sort(time[has_time]), np.sort(time[key & has_time])
+    if len(stored) < len(time) or not np.diff(stored).all() or not len(keys):
         why_not = why_not or "packets without times of their own, or without a key frame"
     if why_not and not why_count:
         return _scan(path, why_not)
@@ -294,7 +296,8 @@ def _scan(path: str, why_count: str = "") -> _Scan:
         shown = np.unique(np.array([pts for pts in decoded if pts is not None], np.int64))
         num_frames = len(decoded)
     else:  # frames before the first key frame are not shown: those they refer to were cut away
-        shown = np.setdiff1d(stored[stored >= keys[0]], time[hidden])
+        shown = stored[stored >= keys[0]]
+        shown = np.setdiff1d(shown, time[hidden]) if hidden.any() else shown
         num_frames = len(shown)
     if num_frames == 0:
         raise VideoError(path, "no frame of it can be decoded")
@@ -303,7 +306,7 @@ def _scan(path: str, why_count: str = "") -> _Scan:
     steps = np.diff(shown)
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * unit_s) if num_frames > 1 else rate
     # in decoding order, a key frame of an open GOP comes before frames that are shown before it
-    is_open = key & (shared | (np.searchsorted(np.sort(time), time) != np.arange(len(time))))
+    is_open = key & (shared | (np.searchsorted(stored, time) != np.arange(len(time))))
     is_short = len(time) < promised
     fault = why_count or _decord_fault(bool(hidden.any()), bool(is_open.any()), is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
@@ -460,8 +463,10 @@ class _Shown:
             self.stored = (height, width) if shape.rotation % 180 else (width, height)
             self.turns, self.frames = shape.rotation // 90, np.empty((self.n, height, width, 3), np.uint8)
         # decord's interpolation
-        rgb = self.reformat(frame, *self.stored, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
-        self.frames[place] = np.rot90(rgb, self.turns)
+        rgb = self.reformat(frame, *self.stored, "rgb24", interpolation="BICUBIC", threads=1)
+        (plane,), (width, height) = rgb.planes, self.stored
+        rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
+        self.frames[place] = np.rot90(rows, self.turns) if self.turns else rows
 
 
 def _read_pyav(path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
