@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -11,14 +12,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imsave
 from videos import encode, h264, open_gop
 
 from vivit_train.cli import compose
+from vivit_train.data import decode, source
+from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import probe, read_frames
 from vivit_train.data.manifest import Manifest, read_csv
 from vivit_train.doctor.examine import counts_notes, examine, read_splits
@@ -186,6 +191,29 @@ def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Pa
             assert splits.classes[""][label] == Path(path).parent.name
 
 
+def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the doctor has found is read instead, in loader processes too, and gives the same clips."""
+
+    def clips(num_workers: int, is_stored: bool = True) -> list[dict[str, Any]]:
+        monkeypatch.setattr(decode, "_scans", decode._Scans())
+        small = {"frames": 4, "short_side": 36, "crop": 32, "global_batch": 1, "augment_on": "worker"}
+        lists = {split: f"{split}.csv" for split in ("train", "val", "test")}
+        root = str(sick.out / "clean")
+        data = VideoDataModule("clean", root, read_csv, **lists, **small, num_workers=num_workers)  # type: ignore[arg-type]
+        if not is_stored:
+            data.reading = replace(data.reading, stored=None)
+        return [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
+
+    scanned = clips(0, is_stored=False)
+    assert not any(clip["errors"] for clip in scanned)
+    monkeypatch.setattr(decode, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
+    for found in (clips(0), clips(num_workers=1)):
+        assert len(found) == len(scanned)
+        for one, other in zip(found, scanned, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one if torch.is_tensor(one[key]))
+
+
 def test_the_report_escapes_names_and_shows_pictures(sick: Examined) -> None:
     page = (sick.out / "report.html").read_text()
     assert "<script" not in page
@@ -207,10 +235,16 @@ def test_nothing_is_looked_at_twice(sick: Examined) -> None:
     os.utime(json.loads(changed)["path"], ns=(1, 1))
     kept = [*bad, changed, *unchanged]
     (sick.out / "files.jsonl").write_text("\n".join([*kept, cut_off[:100]]))
+    (sick.out / "clean/timelines.sqlite").unlink()
     assert sick.again() == sick.problems
     assert sick.state[: len(kept)] == kept
     again = [json.loads(line)["path"] for line in sick.state[len(kept) :]]
     assert sorted(again) == sorted(json.loads(line)["path"] for line in [changed, *good[5:]])
+    with sqlite3.connect(sick.out / "clean/timelines.sqlite") as database:
+        rows = database.execute("SELECT path, version, size FROM scans").fetchall()
+    stored = {os.fsdecode(path): state for path, *state in rows}
+    assert stored.keys() >= {json.loads(line)["path"] for line in good}
+    assert stored == {path: list(source.state(path)[:2]) for path in stored}
 
 
 def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from vivit_train.children import usable_cores
+from vivit_train.data import timelines
 from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
 from vivit_train.data.clip import BLACK, Indices, Sampling
-from vivit_train.data.decode import Timeline, import_decoder, read_frames, timeline
+from vivit_train.data.decode import import_decoder, read_frames, timeline
 from vivit_train.data.manifest import Manifest, Splits, Target
+from vivit_train.data.timelines import Timeline
 from vivit_train.data.workers import Note, deadline, explain
 from vivit_train.errors import UserError, VideoError
 
@@ -39,11 +41,13 @@ class Reading:
         decoder: see `read_frames`.
         timeout_s: a loader process ends where reading a video takes longer.
         note: where a loader process notes what it has open; None in the main process, which is not to be ended.
+        stored: see `timeline`.
     """
 
     decoder: str = "auto"
     timeout_s: float = 0
     note: Note | None = None
+    stored: Path | None = None
 
     @contextmanager
     def limit(self, path: str) -> Iterator[None]:
@@ -118,7 +122,7 @@ class TrainClips(Dataset[Sample]):
     def load(self, row: int) -> list[Sample]:
         path = str(self.manifest.paths[row])
         with self.reading.limit(path):
-            times = timeline(path)
+            times = timeline(path, self.reading.stored)
             first, num_frames = frames_of(self.manifest, row, times)
             draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
             clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
@@ -202,7 +206,7 @@ class TestVideos(Dataset[Sample]):
 
     def load(self, path: str, row: int) -> Tensor:
         with self.reading.limit(path):
-            times = timeline(path)
+            times = timeline(path, self.reading.stored)
             first, num_frames = frames_of(self.manifest, row, times)
             clips = self.sampling.spread(num_frames, times.fps, self.views[0])
             clips = self.reorder(np.where(clips == BLACK, BLACK, first + clips), row)
@@ -320,7 +324,8 @@ class VideoDataModule(L.LightningDataModule):
 
     Args:
         name: of the data set, for messages.
-        root: folder of the videos; train, val, test: annotation files or folders, as `reader` understands them.
+        root: folder of the videos, or of the doctor's clean lists and what it has stored of their videos.
+        train, val, test: annotation files or folders, as `reader` understands them.
         reader: (root, train, val, test) -> Splits.
         frames, stride, fps, sampling, short: see `Sampling` in clip.py.
         clips_per_video: clips from one opening of a video (repeated augmentation); an epoch has so many more.
@@ -392,7 +397,8 @@ class VideoDataModule(L.LightningDataModule):
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
-        self.reading = Reading(decoder, timeout_s)
+        stored = Path(root).expanduser() / timelines.NAME
+        self.reading = Reading(decoder, timeout_s, stored=stored if stored.is_file() else None)
         self.notes: list[Note] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
@@ -401,6 +407,9 @@ class VideoDataModule(L.LightningDataModule):
     def splits(self) -> Splits:
         """The annotations, read on first use."""
         splits = self.reader(self.root, **self.annotations)
+        if self.reading.stored and (why := timelines.why_unused(self.reading.stored)):
+            notice = f"{self.reading.stored} is not used ({why}): videos are scanned; vivit doctor makes it anew"
+            splits = replace(splits, notices=(*splits.notices, notice))
         if self.limit_per_class is None:
             return splits
         order = np.random.default_rng(self.seed).permutation(len(splits.train))

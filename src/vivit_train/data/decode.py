@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import av
@@ -26,7 +27,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vivit_train.data import source
+from vivit_train.data import source, timelines
+from vivit_train.data.timelines import Scan, Timeline
 from vivit_train.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
@@ -39,32 +41,6 @@ HEADERS_ONLY = {
 INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 
 StrPath = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Timeline:
-    """When a video shows its frames.
-
-    Attributes:
-        num_frames: frames shown; an edit list may hide some that are stored.
-        fps: frames per second: the header's, or the mean where the frames contradict it.
-        steps: from each frame to the next one, in units: unsigned integers [num_frames - 1], as small as will do.
-        unit_s: seconds.
-    """
-
-    num_frames: int
-    fps: float
-    steps: NDArray[np.unsignedinteger[Any]]
-    unit_s: float
-
-    @property
-    def times(self) -> NDArray[np.int64]:
-        """When each frame is shown, in units from the first: [num_frames]."""
-        return np.concatenate(([0], np.cumsum(self.steps, dtype=np.int64)))
-
-    @property
-    def times_s(self) -> NDArray[np.float64]:
-        return np.multiply(self.times, self.unit_s, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,39 +91,35 @@ class _Shape(NamedTuple):
         return round(self.width * shrink), round(self.height * shrink)
 
 
-class _Scan(NamedTuple):
-    """What one pass over a file's packets finds. Times are in the stream's own unit."""
-
-    timeline: Timeline
-    start: int | None  # when the first frame is shown; None: frames must be counted from the file's start
-    keys: NDArray[np.int64]  # times of the key frames, ascending, hidden ones too
-    fault: str  # why decord would return other frames, as far as packets tell
-    promised_frames: int
-    promised_s: float
-    gop: float
-    is_folder: bool = False  # of pictures
-
-    @property
-    def num_bytes(self) -> int:
-        return 1500 + self.timeline.steps.nbytes + self.keys.nbytes  # what a short video takes, and its tables
-
-
-_Reader = Callable[[str, _Scan, NDArray[np.int64], int | None], NDArray[np.uint8]]
+_Reader = Callable[[str, Scan, NDArray[np.int64], int | None], NDArray[np.uint8]]
 UNKNOWN = -(2**63)  # a packet's time
 PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
 PICTURES_PER_SECOND = 30.0  # of a folder of pictures, which cannot say it
 
 
-def timeline(path: StrPath) -> Timeline:
+def timeline(path: StrPath, stored: Path | None = None) -> Timeline:
     """Number and times of a video's frames, from its packets; no frame is decoded.
 
     Where packets do not tell which frames are shown, all are decoded and counted. The results used last are kept,
     up to `CACHE_BYTES`: all of EPIC-KITCHENS-100, about 2 bytes a frame, or forty thousand short videos.
 
+    Args:
+        path: the video.
+        stored: a database of `timelines.write`; what it has of the file as it is now need not be found again.
+
     Raises:
         VideoError: the file is missing, damaged or no video.
     """
-    return _scan_file(path).timeline
+    return _scan_file(path, stored).timeline
+
+
+def packed_scan(path: StrPath) -> bytes:
+    """What `timelines.write` takes of a video.
+
+    Raises:
+        VideoError: the file is missing, damaged or no video.
+    """
+    return timelines.pack(_scan_file(path))
 
 
 def probe(path: StrPath) -> VideoInfo:
@@ -224,24 +196,24 @@ def _reader(decoder: str) -> _Reader:
     return readers[decoder]
 
 
-def _scan_file(path: StrPath) -> _Scan:
+def _scan_file(path: StrPath, stored: Path | None = None) -> Scan:
     found = source.state(os.fspath(path))
     if not (found.size or found.is_folder):
         raise VideoError(os.fspath(path), "file is empty (0 bytes)", kind="empty")
-    return _scans.get(os.fspath(path), found.version, found.size)
+    return _scans.get((os.fspath(path), found.version, found.size), stored)
 
 
 class _Scans:
     """The scans used last, by the state of their file."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, int, int], _Scan] = {}  # the one used last at its end
+        self.kept: dict[tuple[str, int, int], Scan] = {}  # the one used last at its end
         self.num_bytes = 0
 
-    def get(self, *state: *tuple[str, int, int]) -> _Scan:
+    def get(self, state: tuple[str, int, int], stored: Path | None) -> Scan:
         scan = self.kept.pop(state, None)
         if scan is None:
-            scan = _scan(state[0])
+            scan = (timelines.read(stored, *state) if stored else None) or _scan(state[0])
             self.num_bytes += scan.num_bytes
         self.kept[state] = scan
         while self.num_bytes > CACHE_BYTES:
@@ -252,7 +224,7 @@ class _Scans:
 _scans = _Scans()
 
 
-def _scan(path: str, why_count: str = "") -> _Scan:
+def _scan(path: str, why_count: str = "") -> Scan:
     """Scan a file. `why_count`: why frames must be counted by decoding them, if that is known."""
     if source.state(path).is_folder:
         return _scan_pictures(path)
@@ -311,7 +283,7 @@ def _scan(path: str, why_count: str = "") -> _Scan:
     fault = why_count or _decord_fault(bool(hidden.any()), bool(is_open.any()), is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     compact = steps.astype(np.min_scalar_type(int(steps.max(initial=0))))
-    return _Scan(
+    return Scan(
         Timeline(num_frames=num_frames, fps=fps, steps=compact, unit_s=unit_s),
         start=None if why_count else int(shown[0]),
         keys=keys,
@@ -405,17 +377,17 @@ def _container(path: str, file: str | BinaryIO) -> InputContainer:
         raise VideoError(path, f"not a video file that FFmpeg can read ({error.strerror})") from error
 
 
-def _scan_pictures(folder: str) -> _Scan:
+def _scan_pictures(folder: str) -> Scan:
     paths = source.pictures(folder)
     if not paths:
         raise VideoError(folder, "is a directory, and there are no pictures in it")
     steps = np.ones(len(paths) - 1, np.uint8)
     times = Timeline(num_frames=len(paths), fps=PICTURES_PER_SECOND, steps=steps, unit_s=1 / PICTURES_PER_SECOND)
-    return _Scan(times, None, np.empty(0, np.int64), "", 0, 0, gop=1, is_folder=True)
+    return Scan(times, None, np.empty(0, np.int64), "", 0, 0, gop=1, is_folder=True)
 
 
 def _read_pictures(
-    folder: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None
+    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None
 ) -> NDArray[np.uint8]:
     """As `_read_pyav`, of a folder."""
     paths, num_frames, first = source.pictures(folder), scan.timeline.num_frames, _shape_of(folder)
@@ -469,7 +441,7 @@ class _Shown:
         self.frames[place] = np.rot90(rows, self.turns) if self.turns else rows
 
 
-def _read_pyav(path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
+def _read_pyav(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
     """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
     if scan.is_folder:
         return _read_pictures(path, scan, wanted, short_side)
@@ -540,7 +512,7 @@ def _decord() -> Any:
     return decord
 
 
-def _read_decord(path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
+def _read_decord(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
     """The same by decord."""
     decord = _decord()
     _check_file(path, scan, "decord")
@@ -576,7 +548,7 @@ def _torchcodec() -> Any:
 
 
 def _read_torchcodec(
-    path: str, scan: _Scan, wanted: NDArray[np.int64], short_side: int | None
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None
 ) -> NDArray[np.uint8]:
     """The same by torchcodec."""
     torchcodec = _torchcodec()
@@ -598,7 +570,7 @@ def _read_torchcodec(
     return batch.data.numpy()
 
 
-def _check_file(path: str, scan: _Scan, decoder: str) -> None:
+def _check_file(path: str, scan: Scan, decoder: str) -> None:
     if scan.is_folder or not source.is_plain(path):
         raise VideoError(path, f"{decoder} reads files on the disk only; data.decoder=auto reads it")
 

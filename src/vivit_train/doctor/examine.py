@@ -1,5 +1,6 @@
 """From a data set to its problems, a report of them, and lists of the clips that are good."""
 
+import base64
 import csv
 import os
 import shlex
@@ -11,6 +12,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vivit_train.data import timelines
 from vivit_train.data.manifest import Manifest, Splits, some
 from vivit_train.data.source import is_plain
 from vivit_train.doctor.look import Settings, look_at_all
@@ -41,7 +43,7 @@ def examine(
     """Looks at every file that `cfg.data` lists, says what it found, and returns the problems.
 
     Leaves files.jsonl, problems.csv, report.html, re-encode.txt and, for whole videos with one head,
-    clean/{train,val[,test]}.csv and clean/classes.txt.
+    clean/{train,val[,test]}.csv, clean/classes.txt and clean/timelines.sqlite.
 
     Args:
         workers: child processes.
@@ -73,6 +75,10 @@ def examine(
     to_encode = dict.fromkeys(p.path for p in problems if p.kind in TO_ENCODE and is_plain(p.path))
     _write(out / "re-encode.txt", to_encode)
     clean = write_clean(out / "clean", splits, manifests, left_out, str(data.name))
+    if clean:
+        seen = [look for look in looks.values() if look.scan]
+        scans = ((look.path, look.version, look.size, base64.b64decode(look.scan)) for look in seen)
+        timelines.write(out / "clean" / timelines.NAME, scans)
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
     command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
     advice = f"train on the clean lists:\n  {command}" if clean else "no clean lists: segments or several heads"

@@ -1,5 +1,6 @@
 """What one file after the other shows, in child processes; what is seen is kept, and not looked for again."""
 
+import base64
 import hashlib
 import io
 import json
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from vivit_train.children import Failure, in_children
 from vivit_train.data import source
 from vivit_train.data.clip import centre_clip, frame_step
-from vivit_train.data.decode import probe, read_frames
+from vivit_train.data.decode import packed_scan, probe, read_frames
+from vivit_train.data.timelines import SCANNED_BY
 from vivit_train.errors import UserError, VideoError
 
 S_PER_BYTE = 1e-7  # that a file may take besides its time limit
@@ -45,7 +47,7 @@ class Look:
 
     Attributes:
         size, version: of the state: bytes, and what `source.state` says.
-        settings: what was read of it.
+        settings: what was read of it, and by which libraries.
         kind: one of `problems.BAD`, "" where it can be read; detail: why.
         promised, promised_s: frames and seconds according to the header; 0 where it says nothing.
         uneven: how its frames' times vary, "" where they do not; unsafe: why decord is not to read it, likewise.
@@ -53,6 +55,7 @@ class Look:
         gop: mean number of frames per key frame.
         decode_ms: for the clip of validation.
         fingerprint: of its pictures and motion, see `fingerprint`.
+        scan: see `packed_scan`, in base 64.
     """
 
     path: str
@@ -77,6 +80,7 @@ class Look:
     gop: float = 0
     decode_ms: float = 0
     fingerprint: str = ""
+    scan: str = ""
 
 
 def look_at(path: str, settings: Settings) -> Look:
@@ -99,6 +103,7 @@ def look_at(path: str, settings: Settings) -> Look:
         unsafe=info.reason,
         in_order=info.in_order,
         gop=round(info.gop, 1),
+        scan=base64.b64encode(packed_scan(path)).decode(),
     )
     try:
         frames = read_frames(path, [*(n * np.arange(1, 8, 2) // 8), 0, n - 1], short_side=64)
@@ -190,7 +195,7 @@ def look_at_all(
     from rich.progress import track
 
     with ThreadPool(32) as threads:  # servers and network disks answer many at a time
-        unseen = threads.map(partial(_unseen, settings=settings), paths)
+        unseen = threads.map(partial(_unseen, settings=f"{settings}, {SCANNED_BY}"), paths)
     known, looks, todo = _read(file), {}, {}
     for path, now in zip(paths, unseen, strict=True):
         before = known.get(path)
@@ -220,13 +225,13 @@ def look_at_all(
     return looks
 
 
-def _unseen(path: str, settings: Settings) -> Look:
+def _unseen(path: str, settings: str) -> Look:
     """Of the file, only its state."""
     try:
         state = source.state(path)
     except VideoError:  # a look will say why
-        return Look(path, settings=str(settings))
-    return Look(path, state.size, state.version, str(settings))
+        return Look(path, settings=settings)
+    return Look(path, state.size, state.version, settings)
 
 
 def _read(file: Path) -> dict[str, Look]:

@@ -1,0 +1,167 @@
+"""When videos show their frames, as a scan of their packets finds it; and a file that keeps it for later runs.
+
+The file is an SQLite database with a row per video, of which nothing is read but the row that is asked for.
+"""
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vivit_train.errors import UserError, reason
+
+NAME = "timelines.sqlite"
+# What may change the outcome of a scan. The first number is ours: raise it with any change to decode.py's `_scan`.
+SCANNED_BY = "scan 1, " + ", ".join(
+    f"{library} {'.'.join(map(str, av.library_versions[library]))}" for library in ("libavformat", "libavcodec")
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Timeline:
+    """When a video shows its frames.
+
+    Attributes:
+        num_frames: frames shown; an edit list may hide some that are stored.
+        fps: frames per second: the header's, or the mean where the frames contradict it.
+        steps: from each frame to the next one, in units: unsigned integers [num_frames - 1], as small as will do.
+        unit_s: seconds.
+    """
+
+    num_frames: int
+    fps: float
+    steps: NDArray[np.unsignedinteger[Any]]
+    unit_s: float
+
+    @property
+    def times(self) -> NDArray[np.int64]:
+        """When each frame is shown, in units from the first: [num_frames]."""
+        return np.concatenate(([0], np.cumsum(self.steps, dtype=np.int64)))
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        return np.multiply(self.times, self.unit_s, dtype=np.float64)
+
+
+class Scan(NamedTuple):
+    """What one pass over a file's packets finds. Times are in the stream's own unit."""
+
+    timeline: Timeline
+    start: int | None  # when the first frame is shown; None: frames must be counted from the file's start
+    keys: NDArray[np.int64]  # times of the key frames, ascending, hidden ones too
+    fault: str  # why decord would return other frames, as far as packets tell
+    promised_frames: int
+    promised_s: float
+    gop: float
+    is_folder: bool = False  # of pictures
+
+    @property
+    def num_bytes(self) -> int:
+        return 1500 + self.timeline.steps.nbytes + self.keys.nbytes  # what a short video takes, and its tables
+
+
+def pack(scan: Scan) -> bytes:
+    """All of a scan, in about 100 bytes where its frames are evenly spaced."""
+    times, keys = scan.timeline, scan.keys
+    numbers = [times.num_frames, times.fps, times.unit_s, times.steps.itemsize]
+    head = json.dumps([*numbers, *scan._replace(timeline=None, keys=None)], separators=(",", ":"))  # type: ignore[arg-type]
+    steps, key_steps = times.steps.astype(f"<u{times.steps.itemsize}"), np.diff(keys, prepend=0).astype("<i8")
+    return zlib.compress(head.encode() + b"\n" + steps.tobytes() + key_steps.tobytes())
+
+
+def unpack(packed: bytes) -> Scan:
+    """What was packed.
+
+    Raises:
+        zlib.error, ValueError, TypeError: it is damaged, or something else.
+    """
+    head, _, tables = zlib.decompress(packed).partition(b"\n")
+    num_frames, fps, unit_s, itemsize, _, start, _, *others = json.loads(head)
+    end = itemsize * (num_frames - 1)
+    steps = np.frombuffer(tables[:end], f"<u{itemsize}").astype(f"u{itemsize}")
+    keys = np.cumsum(np.frombuffer(tables[end:], "<i8"), dtype=np.int64)
+    return Scan(Timeline(num_frames=num_frames, fps=fps, steps=steps, unit_s=unit_s), start, keys, *others)
+
+
+def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
+    """Makes the database; one that is there is replaced once it is whole, and can be read meanwhile.
+
+    Args:
+        rows: of each video its path, as it will be asked for, version and size as in `source.State`, and packed
+            scan. Of several with one path the last counts.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = Path(f"{os.path.abspath(file)}.part")
+    part.unlink(missing_ok=True)
+    try:
+        # Nobody else has this file open, and some network disks have no locks.
+        with closing(sqlite3.connect(f"{part.as_uri()}?nolock=1", uri=True)) as database, database:
+            database.executescript(
+                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE made (scanned_by TEXT);"
+                "CREATE TABLE scans (path BLOB PRIMARY KEY, version INT, size INT, packed BLOB) WITHOUT ROWID"
+            )
+            database.execute("INSERT INTO made VALUES (?)", (SCANNED_BY,))
+            by_bytes = ((os.fsencode(path), *others) for path, *others in rows)  # not all names are text
+            database.executemany("INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?)", by_bytes)
+    except sqlite3.Error as error:
+        raise UserError(f"{part} cannot be written ({reason(error)})") from error
+    part.replace(file)
+
+
+def read(file: Path, path: str, version: int, size: int) -> Scan | None:
+    """The scan of a video in this state, None where there is none. Takes 15 µs.
+
+    A database that is missing, damaged or made by other libraries has none: `why_unused` says so.
+    """
+    database = _database(file, os.getpid())
+    if database is None:
+        return None
+    asked = os.fsencode(path), version, size
+    try:
+        (found,) = database.execute("SELECT packed FROM scans WHERE (path, version, size) = (?, ?, ?)", asked)
+        return unpack(*found)
+    except (sqlite3.Error, zlib.error, ValueError, TypeError):
+        return None
+
+
+def why_unused(file: Path) -> str:
+    """Why nothing is read from a database; "" where it is read."""
+    try:
+        _opened(file).close()
+    except (sqlite3.Error, ValueError) as error:
+        return reason(error)
+    return ""
+
+
+@lru_cache(maxsize=8)
+def _database(file: Path, process: int) -> sqlite3.Connection | None:
+    """Opened in this process: SQLite forbids to use what a parent had open."""
+    try:
+        return _opened(file)
+    except (sqlite3.Error, ValueError):
+        return None
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    # "immutable": without locks, as it is only ever replaced
+    database = sqlite3.connect(f"{Path(os.path.abspath(file)).as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        ((scanned_by,),) = database.execute("SELECT scanned_by FROM made")
+        if scanned_by != SCANNED_BY:
+            raise ValueError(f"made by {scanned_by}, and this is {SCANNED_BY}")
+    except (sqlite3.Error, ValueError):
+        database.close()
+        raise
+    return database
