@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from vivit_train.loggers import MetricsFile
 from vivit_train.pictures import contact_sheet, learning_curves
 from vivit_train.task import Batch, VideoClassification
 
@@ -37,11 +38,21 @@ class Report(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.go_on(checkpoint["global_step"])
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started_s = self.last_line_s = time.monotonic()
         assert isinstance(pl_module, VideoClassification)
         self.first_step, self.total_steps = trainer.global_step, pl_module.total_steps
         self.main_score = pl_module.main_score
+        self.on_train_epoch_start(
+            trainer, pl_module
+        )  # Lightning leaves it out where a run goes on within an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.epoch_s = self.step_end_s = time.monotonic()

@@ -1,6 +1,7 @@
 """Errors a person can act on. Everything else keeps its traceback, because it is a bug."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -29,6 +30,18 @@ class VideoError(UserError):
         return f"cannot read video {self.path}: {self.reason}"
 
 
+class StoppedError(UserError):
+    """A run that ended as a signal told it to, with its state saved.
+
+    Attributes:
+        code: to exit with: 130 after Ctrl-C; after others EX_TEMPFAIL of sysexits.h, on which schedulers requeue.
+    """
+
+    def __init__(self, received: signal.Signals, text: str) -> None:
+        super().__init__(text)
+        self.code = 130 if received == signal.SIGINT else 75
+
+
 def reason(error: Exception) -> str:
     """What a library's error says, in one line."""
     return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing
@@ -42,6 +55,9 @@ def exit_with_message(main: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra hands errors on instead of printing tracebacks of its own
     try:
         main()
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.code)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         sys.exit(f"error: {error}{cause}")

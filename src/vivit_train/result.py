@@ -59,7 +59,8 @@ def score_task(
         (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         write_predictions(out / "predictions.csv", rows, data, task.classes)
         for logger in trainer.loggers:
-            logger.log_metrics({name: value for name, value in results.items() if "@" in name})
+            scores_only = {name: value for name, value in results.items() if "@" in name}
+            logger.log_metrics(scores_only, step=trainer.global_step)
         draw_result(out, rows, task, scores, f"{data.test_split}, {protocol}")
     numbers = [f"{name} {value:.4f}" for name, value in results.items() if "@" in name]
     if task.multi_label:

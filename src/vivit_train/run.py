@@ -28,6 +28,7 @@ from vivit_train.model.initialise import initialise
 from vivit_train.model.pretrained import IMAGENET
 from vivit_train.model.vivit import SIZES, ViViT, shape_problems
 from vivit_train.result import parse_views, say, score_task
+from vivit_train.resume import WholeFiles, newest_checkpoint
 from vivit_train.task import VideoClassification
 
 
@@ -84,9 +85,10 @@ def train(cfg: DictConfig) -> float:
         metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
     say(plan(cfg, net, data, trainer))
+    start = checkpoint_to_resume(cfg)
     try:
         with data.explaining_lost_workers():
-            trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+            trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
         if bad := data.bad_videos["train"]:
             say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")
         checkpoints: Any = trainer.checkpoint_callback
@@ -134,6 +136,20 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
     task, trainer, out = restored(metadata, weights), build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
+
+
+def checkpoint_to_resume(cfg: DictConfig) -> str | None:
+    """The file that `ckpt_path` or `resume` stand for."""
+    if cfg.ckpt_path != "last" and cfg.resume != "auto":
+        return cfg.ckpt_path
+    folder = Path(cfg.run_dir) / "checkpoints"
+    newest = newest_checkpoint(folder, say)
+    if newest is None and cfg.resume != "auto":
+        raise UserError(
+            f"ckpt_path=last: no checkpoint in {folder}; hydra.run.dir=DIR names the run to go on with"
+        )
+    say(f"going on from {newest}" if newest else f"no checkpoint in {folder} yet: training starts")
+    return str(newest) if newest else None
 
 
 def restored(metadata: Metadata, weights: dict[str, Tensor]) -> VideoClassification:
@@ -202,6 +218,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         cfg.trainer,
         callbacks=callbacks,
         logger=instantiate(cfg.logger) if cfg.get("logger") else False,
+        plugins=[WholeFiles()],
         precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
         enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
         _convert_="all",
@@ -284,6 +301,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.augment_on": ("auto", "worker", "device"),
     "data.decoder": DECODERS,
     "data.balance": (None, "sqrt", "class"),
+    "resume": (None, "auto"),
     "eval.split": (None, "train", "val", "test"),
     "eval.order": ("forward", "reversed", "shuffled"),
 }

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
@@ -16,6 +17,7 @@ from vivit_train.model.vivit import ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
 
 Batch = dict[str, Any]
+EPOCH_LOSS = "epoch_loss"  # in a checkpoint
 
 
 class VideoClassification(L.LightningModule):
@@ -65,8 +67,11 @@ class VideoClassification(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
-        self.table = VideoTable()
+        self.epoch_loss, self.table = MeanMetric(), VideoTable()
         self.test_rows: Rows = {}
+
+    def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
+        self.epoch_loss.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(self.step_seed(batch_idx))
@@ -78,7 +83,9 @@ class VideoClassification(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
         loss = self.loss(self.logits(video_BCTHW), target)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
+        self.epoch_loss.update(loss.detach(), len(target))
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
@@ -163,3 +170,8 @@ class VideoClassification(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata
+        checkpoint[EPOCH_LOSS] = self.epoch_loss.metric_state  # a run may go on from within an epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
+            setattr(self.epoch_loss, name, value.to(self.device))

@@ -1,6 +1,9 @@
 """From manifests to batches: what one training sample is, which samples make a step, and how bad videos count."""
 
 import csv
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +33,7 @@ from vivit_train.errors import UserError, VideoError
 
 Sample = dict[str, Any]
 Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifest
+LAST_S = 20  # for which a loader process outlives a signal to end
 MAX_REPLACEMENTS = 20  # bad videos in a row before a training sample gives up
 
 
@@ -264,6 +268,7 @@ class TrainBatches(Sampler[list[Key]]):
     set smaller than the global batch fills its one step by coming round again, with other draws.
 
     Args:
+        first: the epoch and the step in it to start from, in a run that goes on from a checkpoint.
         weights: of each video, for an order drawn with replacement; None: each once, shuffled.
         clips_per_video: how many clips a key stands for.
     """
@@ -278,11 +283,13 @@ class TrainBatches(Sampler[list[Key]]):
         seed: int,
         weights: NDArray[np.float64] | None = None,
         clips_per_video: int = 1,
+        first: tuple[int, int] = (0, 0),
     ) -> None:
         self.n, self.rank, self.world_size, self.seed, self.weights = n, rank, world_size, seed, weights
         self.step_videos, self.micro_videos = global_batch // clips_per_video, micro_batch // clips_per_video
         self.steps = steps_per_epoch(n, self.step_videos)
-        self.epoch = 0
+        # Lightning sets the epoch after the workers of a resumed run have asked for their first batches
+        self.first, self.epoch = first, first[0]
 
     @property
     def sampler(self) -> "TrainBatches":
@@ -292,7 +299,12 @@ class TrainBatches(Sampler[list[Key]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * (self.step_videos // (self.micro_videos * self.world_size))
+        return self.steps * self.accumulation
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this process in a step."""
+        return self.step_videos // (self.micro_videos * self.world_size)
 
     def order(self) -> NDArray[np.int64]:
         """The videos of the epoch."""
@@ -310,7 +322,8 @@ class TrainBatches(Sampler[list[Key]]):
         for row in self.order().tolist():
             keys.append((self.epoch, seen[row], row))  # a video that comes again has other draws
             seen[row] += 1
-        for micro in range(len(self)):
+        done = self.first[1] * self.accumulation if self.epoch == self.first[0] else 0
+        for micro in range(done, len(self)):
             start = (micro * self.world_size + self.rank) * self.micro_videos
             yield keys[start : start + self.micro_videos]
 
@@ -402,6 +415,7 @@ class VideoDataModule(L.LightningDataModule):
         self.notes: list[Note] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
+        self.first = (0, 0)
 
     @cached_property
     def splits(self) -> Splits:
@@ -502,6 +516,7 @@ class VideoDataModule(L.LightningDataModule):
             self.seed,
             self.weights(),
             self.clips_per_video,
+            self.first,
         )
         clips = TrainClips(
             manifest,
@@ -553,6 +568,18 @@ class VideoDataModule(L.LightningDataModule):
             batch_size=max(1, self.micro_batch // (views[0] * views[1])),
             sampler=range(rank, len(videos), world_size),  # each video once: no padding to equal shares
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands, in steps, which mean the same on any number of devices; and the bad videos."""
+        assert self.trainer is not None
+        fetched = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        epoch, step = self.trainer.current_epoch, fetched // self.trainer.accumulate_grad_batches
+        done = fetched == self.trainer.num_training_batches
+        return {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.first = (state_dict["epoch"], state_dict["step"])
+        self.bad_videos["train"] = state_dict["bad_videos"]
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Takes the bad videos out of the batch and into the books; stops training that goes over its budget."""
@@ -608,6 +635,13 @@ class VideoDataModule(L.LightningDataModule):
 
 
 def start_worker(notes: Array[Note], worker: int) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # killed meanwhile: torch would take init for the parent
+        os._exit(1)
     torch.set_num_threads(1)  # the workers are the parallelism
+    # a terminal or a scheduler signals every process of a run: the main one is to finish its step first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's own
     dataset.reading = replace(dataset.reading, note=notes[worker])

@@ -1,0 +1,131 @@
+"""Checkpoints from which a run goes on exactly: whole files, every few minutes, between two optimizer steps."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from vivit_train.checkpoint import KEY
+from vivit_train.errors import StoppedError, UserError, reason
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints bear another name until they are whole and on the disk.
+
+    One that cannot be written, for want of space say, is a message; the one before it stays, and training goes on.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        part = f"{path}.part"
+        try:
+            os.makedirs(os.path.dirname(part), exist_ok=True)
+            with open(part, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            # torch goes on to words of its own about what the file refused
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            with suppress(OSError):
+                os.remove(part)
+            print(f"checkpoint {path} was not written ({reason(cause)}); training goes on", flush=True)
+
+
+class Latest(Checkpoint):
+    """Writes the latest checkpoint: at the end of each epoch, every `minutes` in between, and at a signal to end.
+
+    After whole steps only: gradients that are still being accumulated are no part of a checkpoint.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end the run behind the step that it is in, Ctrl-C for the second time at once.
+
+    Args:
+        path: of the file, which is replaced each time.
+        minutes: 0 for after every step.
+
+    Raises:
+        StoppedError: after a signal, once the checkpoint is written.
+    """
+
+    def __init__(self, path: str, minutes: float) -> None:
+        self.path, self.minutes = path, minutes
+        self.received: signal.Signals | None = None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        hint = "; again: at once" if number == signal.SIGINT else ""
+        os.write(2, f"\n{self.received.name}: the run ends after this step{hint}\n".encode())
+
+    def stops(self, trainer: L.Trainer) -> bool:
+        """Whether any of the processes was told to."""
+        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+
+    def stop(self, trainer: L.Trainer) -> None:
+        text = (
+            f"stopped after step {trainer.global_step}; `ckpt_path=last` in this run's folder goes on after step "
+        )
+        raise StoppedError(self.received or signal.SIGTERM, f"{text}{self.saved_step}")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_s, self.step = time.monotonic(), trainer.global_step
+        self.saved_step = trainer.global_step
+        for number in SIGNALS:  # in place of Lightning's, which at its end puts back those that it found
+            signal.signal(number, self.on_signal)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        whole, self.step = trainer.global_step > self.step, trainer.global_step
+        # Lightning loses count of the epochs where a run goes on from an epoch's last step
+        over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        due = time.monotonic() - self.saved_s >= 60 * self.minutes
+        if not whole or over:
+            return
+        stops = self.stops(trainer)
+        if trainer.strategy.broadcast(due) or stops:  # the processes' clocks differ
+            self.save(trainer)
+        if stops:
+            self.stop(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.stops(trainer):  # an hour of validation is more than a scheduler waits for
+            self.stop(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+        if self.stops(trainer):
+            self.stop(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved_s, self.saved_step = time.monotonic(), trainer.global_step
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Path | None:
+    """The checkpoint that is furthest in its training; those that cannot be read are named and passed over."""
+    steps: dict[Path, int] = {}
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if KEY not in checkpoint:
+                raise UserError("not of vivit-train")
+            steps[path] = checkpoint["global_step"]
+        except Exception as error:  # torch names a dozen kinds for damaged files
+            say(f"checkpoint {path} is passed over: {reason(error)}")
+    # "last" rather than "best" where they are equally far: it knows that the epoch is over
+    return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
