@@ -17,13 +17,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from matplotlib.image import imsave
 from videos import encode, h264, open_gop
 
 from vivit_train.cli import compose
 from vivit_train.data import decode, source
-from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import probe, read_frames
 from vivit_train.data.manifest import Manifest, read_csv
 from vivit_train.doctor.examine import counts_notes, examine, read_splits
@@ -193,6 +191,9 @@ def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Pa
 
 def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the doctor has found is read instead, in loader processes too, and gives the same clips."""
+    import torch  # not above: the doctor's children import this file
+
+    from vivit_train.data.datamodule import VideoDataModule
 
     def clips(num_workers: int, is_stored: bool = True) -> list[dict[str, Any]]:
         monkeypatch.setattr(decode, "_scans", decode._Scans())

@@ -490,7 +490,7 @@ def test_training_may_augment_on_the_device(folder: Path) -> None:
     losses = []
     for where in ("worker", "device"):
         torch.manual_seed(0)
-        losses.append(fit(folder, augment_on=where, **AUGMENTED)[1]["train/loss"])
+        losses.append(fit(folder, augment_on=where, **AUGMENTED)[1]["train/loss_epoch"])
     assert losses[0] == losses[1]
 
 
