@@ -72,10 +72,12 @@ def test_an_output_folder_that_cannot_be_written_is_one_message(tmp_path: Path) 
     fails_with_one_message(run("train.py", f"hydra.run.dir={target}", cwd=tmp_path), str(target))
 
 
+@pytest.mark.slow
 def test_eval_without_a_checkpoint_is_one_message(tmp_path: Path) -> None:
     fails_with_one_message(run("eval.py", cwd=tmp_path), "ckpt_path")
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
     sweep = ["model=vivit_st,vivit_fe", "recipe.optimizer.lr=0.01,0.1"]
     result = run(
