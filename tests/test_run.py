@@ -122,6 +122,7 @@ def test_every_debug_choice_runs(debug: str, videos: Path, config: Config) -> No
         ["data.num_workers=2", "eval.views=2x3"],
         ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
         ["data.decoder=pyav", "data.short=edge", "data.frames=8", "data.limit_per_class=2", "data.balance=class"],
+        ["callbacks.checkpoint=null", "data.short=pad", "data.augment_on=device"],
     ],
 )
 def test_options_run(overrides: list[str], videos: Path, config: Config) -> None:

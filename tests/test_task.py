@@ -18,11 +18,10 @@ def test_four_steps_are_the_authors(model: str, precision: str) -> None:
     assert max(errors.values()) < 1e-5, errors
 
 
-def two_headed() -> VideoClassification:
-    torch.manual_seed(0)
-    net = ViViT(
+def small_net(num_classes: int | dict[str, int]) -> ViViT:
+    return ViViT(
         "vivit_fe",
-        num_classes={"verb": 3, "noun": 7},
+        num_classes=num_classes,
         frames=2,
         image_size=8,
         tubelet=(1, 4, 4),
@@ -31,6 +30,11 @@ def two_headed() -> VideoClassification:
         heads=2,
         temporal_depth=1,
     )
+
+
+def two_headed() -> VideoClassification:
+    torch.manual_seed(0)
+    net = small_net({"verb": 3, "noun": 7})
     torch.nn.init.normal_(net.head.weight)
     classes = {"verb": list("abc"), "noun": list("defghij")}
     return VideoClassification(net, classes, HALF, HALF, label_smoothing=0.2, mixup=0.3)
@@ -65,18 +69,7 @@ def test_mixing_reaches_both_heads() -> None:
 
 def several(**settings: float) -> VideoClassification:
     """Of a model that names any number of three classes."""
-    net = ViViT(
-        "vivit_fe",
-        num_classes=3,
-        frames=2,
-        image_size=8,
-        tubelet=(1, 4, 4),
-        dim=8,
-        depth=1,
-        heads=2,
-        temporal_depth=1,
-    )
-    return VideoClassification(net, {"": list("abc")}, HALF, HALF, multi_label=True, **settings)
+    return VideoClassification(small_net(3), {"": list("abc")}, HALF, HALF, multi_label=True, **settings)
 
 
 HAS_BK = torch.tensor([[True, False, True], [False, False, False], [False, True, False], [True, True, True]])

@@ -50,9 +50,8 @@ class Report(Callback):
         assert isinstance(pl_module, VideoClassification)
         self.first_step, self.total_steps = trainer.global_step, pl_module.total_steps
         self.main_score = pl_module.main_score
-        self.on_train_epoch_start(
-            trainer, pl_module
-        )  # Lightning leaves it out where a run goes on within an epoch
+        # Lightning leaves it out where a run goes on within an epoch
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.epoch_s = self.step_end_s = time.monotonic()

@@ -68,6 +68,24 @@ def only_ours(node: Any) -> None:
             only_ours(value)
 
 
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """All that a checkpoint of ours holds. Nothing in the file is executed.
+
+    Args:
+        mmap: leave the tensors in the file until they are used.
+
+    Raises:
+        UserError: not readable, or not a checkpoint of vivit-train.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
+    return checkpoint
+
+
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     """Metadata and the net's weights. Nothing in the file is executed.
 
@@ -77,12 +95,7 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
+    checkpoint = read_checkpoint(path)
     metadata = checkpoint[KEY]
     if isinstance(metadata, dict) and isinstance(metadata.get("classes"), list):  # written before 0.2: one head
         metadata = metadata | {"classes": {"": metadata["classes"]}}

@@ -43,11 +43,12 @@ def score_task(
 
     rows, scores = task.test_rows, task.scores(task.test_rows)
     protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
-    results: dict[str, Any] = {
+    measured = {
         f"test/{name}@{protocol}": value
         for name, value in scores.items()
         if name.endswith(("top1", "top5", "map"))
     }
+    results: dict[str, Any] = dict(measured)
     results |= {"classes": scores["map_classes"]} if task.multi_label else {}
     results |= {
         "split": data.test_split,
@@ -59,10 +60,9 @@ def score_task(
         (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         write_predictions(out / "predictions.csv", rows, data, task.classes)
         for logger in trainer.loggers:
-            scores_only = {name: value for name, value in results.items() if "@" in name}
-            logger.log_metrics(scores_only, step=trainer.global_step)
+            logger.log_metrics(measured, step=trainer.global_step)
         draw_result(out, rows, task, scores, f"{data.test_split}, {protocol}")
-    numbers = [f"{name} {value:.4f}" for name, value in results.items() if "@" in name]
+    numbers = [f"{name} {value:.4f}" for name, value in measured.items()]
     if task.multi_label:
         numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
     say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))

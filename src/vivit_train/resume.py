@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from vivit_train.checkpoint import KEY
+from vivit_train.checkpoint import read_checkpoint
 from vivit_train.errors import StoppedError, UserError, reason
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -121,11 +121,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Pat
     steps: dict[Path, int] = {}
     for path in sorted(folder.glob("*.ckpt")):
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if KEY not in checkpoint:
-                raise UserError("not of vivit-train")
-            steps[path] = checkpoint["global_step"]
-        except Exception as error:  # torch names a dozen kinds for damaged files
-            say(f"checkpoint {path} is passed over: {reason(error)}")
+            steps[path] = read_checkpoint(path, mmap=True)["global_step"]
+        except (UserError, KeyError) as error:
+            say(f"checkpoint {path} is passed over: {error}")
     # "last" rather than "best" where they are equally far: it knows that the epoch is over
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -91,9 +91,9 @@ def train(cfg: DictConfig) -> float:
             trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
         if bad := data.bad_videos["train"]:
             say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")
-        checkpoints: Any = trainer.checkpoint_callback
-        # without validation there is no best
-        best = checkpoints.best_model_path or str(run_dir / "checkpoints/last.ckpt")
+        kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        # without validation there is no best, nor with callbacks.checkpoint=null
+        best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         score_task(restored(*load_checkpoint(best)), best, data, trainer, run_dir, cfg.eval.views)
@@ -102,7 +102,7 @@ def train(cfg: DictConfig) -> float:
     finally:
         if "wandb" in sys.modules:  # the next job of a multirun is another run there
             sys.modules["wandb"].finish()
-    return float("nan") if checkpoints.best_model_score is None else float(checkpoints.best_model_score)
+    return float("nan") if kept is None or kept.best_model_score is None else float(kept.best_model_score)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class TrainClips(Dataset[Sample]):
         mirrored: list[NDArray[np.int64]] | None = None,
         clips_per_video: int = 1,
         short_side: int,
-        reading: "Reading | None" = None,
+        reading: Reading | None = None,
         seed: int,
     ) -> None:
         self.manifest, self.transform, self.finish, self.mirrored = manifest, transform, finish, mirrored
@@ -130,7 +130,7 @@ class TrainClips(Dataset[Sample]):
             first, num_frames = frames_of(self.manifest, row, times)
             draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
             clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
-            clips = np.where(clips == BLACK, BLACK, first + clips)
+            clips = in_video(first, clips)
             video_TCHW, places = self.reading.frames(path, clips, self.short_side)
         return [
             self.augmented(row, video_TCHW, place, indices, times)
@@ -140,8 +140,7 @@ class TrainClips(Dataset[Sample]):
     def augmented(self, row: int, video_TCHW: Tensor, place: Indices, indices: Indices, times: Timeline) -> Sample:
         look = self.transform.draw(*video_TCHW.shape[-2:])
         box_TCHW = look.cut(video_TCHW)
-        in_order = np.array_equal(place, np.arange(len(video_TCHW)))
-        if not (in_order and self.finish):  # a copy takes half as long as `finish`
+        if not np.array_equal(place, np.arange(len(video_TCHW))):  # else a copy of what is there
             box_TCHW = box_TCHW[place]
         label = self.manifest.target(row)
         if look.flipped and self.mirrored is not None:
@@ -182,7 +181,7 @@ class TestVideos(Dataset[Sample]):
         squash: bool = False,
         views: tuple[int, int] = (1, 1),
         order: str = "forward",
-        reading: "Reading | None" = None,
+        reading: Reading | None = None,
         seed: int = 0,
     ) -> None:
         self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
@@ -213,7 +212,7 @@ class TestVideos(Dataset[Sample]):
             times = timeline(path, self.reading.stored)
             first, num_frames = frames_of(self.manifest, row, times)
             clips = self.sampling.spread(num_frames, times.fps, self.views[0])
-            clips = self.reorder(np.where(clips == BLACK, BLACK, first + clips), row)
+            clips = self.reorder(in_video(first, clips), row)
             decoded_TCHW, places = self.reading.frames(path, clips, self.short_side)
         crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
         return torch.stack([crop[place] for place in places for crop in crops])
@@ -237,6 +236,11 @@ def frames_of(manifest: Manifest, row: int, times: Timeline) -> tuple[int, int]:
         reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
+
+
+def in_video(first: int, clips: Indices) -> Indices:
+    """Frame numbers of the whole video, of those counted from frame `first`."""
+    return np.where(clips == BLACK, BLACK, first + clips)
 
 
 def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
