@@ -1,5 +1,6 @@
 """What several tests need: a tiny data set of real videos, and runs that take a second."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from omegaconf import DictConfig, open_dict
 from vivit_train.data.demo import make_demo
 
 torch.set_num_threads(1)  # the test processes are the parallelism
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, and then in all below it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
