@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from vivit_train.errors import UserError, exit_with_message
 from vivit_train.resume import WholeFiles, newest_checkpoint
 from vivit_train.run import train
+from vivit_train.task import VideoClassification
 
 Config = Callable[..., DictConfig]
 fork = multiprocessing.get_context("fork")  # a new interpreter takes ten seconds to import lightning
@@ -165,3 +167,73 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
 def test_there_must_be_something_to_go_on_with(videos: Path, config: Config) -> None:
     with pytest.raises(UserError, match=r"ckpt_path=last: no checkpoint in .*/run/checkpoints"):
         train(config(*settings(videos, 1, "ckpt_path=last")))
+
+
+def fails_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that gets no further."""
+
+    def on_train_batch_start(task: VideoClassification, *args: Any) -> None:
+        if task.global_step == step:
+            raise ConnectionError("the plug was pulled")
+
+    monkeypatch.setattr(VideoClassification, "on_train_batch_start", on_train_batch_start)
+
+
+def logged_by_tensorboard(run: Path) -> list[tuple[str, int]]:
+    """Name and step of each point that it would show."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="an extra")
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if name != "epoch"]  # which Lightning adds to every row
+    return [(name, event.step) for name in names for event in events.Scalars(name)]
+
+
+def logged_by_wandb(run: Path) -> list[tuple[str, int]]:
+    """Likewise, of all its files: records of protobuf in a file of LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    points, ids = [], set()
+    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        ids.add(file.stem)
+        data, at, part = file.read_bytes(), 7, b""
+        while at + 7 <= len(data):
+            if 32768 - at % 32768 < 7:  # too little room for a header: the next block
+                at += 32768 - at % 32768
+                continue
+            size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+            part += data[at + 7 : at + 7 + size]
+            at += 7 + size
+            if kind in (1, 4):  # whole, or the last part of one
+                items = Record.FromString(part).history.item
+                row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+                points += [
+                    (name, row["trainer/global_step"]) for name in row if name.startswith(("train/", "val/"))
+                ]
+                part = b""
+    assert len(ids) == 1
+    return points
+
+
+@pytest.mark.parametrize(
+    ("logger", "points"), [("tensorboard", logged_by_tensorboard), ("wandb", logged_by_wandb)]
+)
+def test_no_step_is_logged_twice(
+    videos: Path,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logger: str,
+    points: Callable[[Path], list[tuple[str, int]]],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    choices = settings(videos, 3, f"logger={logger}", "callbacks.last.minutes=60", "trainer.log_every_n_steps=1")
+    with monkeypatch.context() as patch:  # in the second epoch, with a step logged behind the last checkpoint
+        fails_at(5, patch)
+        with pytest.raises(ConnectionError):
+            train(config(*choices))
+    assert ("train/loss_step", 3) in points(tmp_path / "run")
+    train(config(*choices, "resume=auto"))
+    found = points(tmp_path / "run")
+    assert len(found) == len(set(found))
+    assert [step for name, step in found if name == "train/loss_step"] == list(range(9))
+    assert [step for name, step in found if name == "val/top1"] == [2, 5, 8]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vivit_train import recipe
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours, read_checkpoint
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import UserError
@@ -60,6 +60,9 @@ def train(cfg: DictConfig) -> float:
     multi_label = data.splits.multi_label
     mean, std = fill(net, cfg, run_dir, classes, multi_label)
 
+    start = checkpoint_to_resume(cfg)
+    if start and cfg.logger and "first_step" in cfg.logger:
+        cfg.logger.first_step = read_checkpoint(Path(start), mmap=True)["global_step"]
     trainer = build_trainer(cfg)
     if data.global_batch % trainer.world_size:
         raise UserError(
@@ -85,7 +88,6 @@ def train(cfg: DictConfig) -> float:
         metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
     say(plan(cfg, net, data, trainer))
-    start = checkpoint_to_resume(cfg)
     try:
         with data.explaining_lost_workers():
             trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
