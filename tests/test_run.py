@@ -337,6 +337,15 @@ def test_a_checkpoint_that_is_not_there_is_said_to_be_missing(config: Config) ->
         evaluate(config("ckpt_path=/nowhere.ckpt", name="eval"))
 
 
+def test_a_checkpoint_whose_parts_do_not_belong_together_is_refused(
+    stranger: dict[str, Any], config: Config, tmp_path: Path
+) -> None:
+    stranger["state_dict"].popitem()
+    torch.save(stranger, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="not those of the model that it names"):
+        evaluate(config(f"ckpt_path={tmp_path}/x.ckpt", name="eval"))
+
+
 @pytest.mark.parametrize("content", [b"no checkpoint", b""])
 def test_files_that_are_no_checkpoints_are_refused(content: bytes, config: Config, tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from vivit_train.errors import UserError, reason
+from vivit_train.model.files import refuse_bomb
 from vivit_train.model.vivit import ViViT
 
 KEY = "vivit_train"
@@ -75,8 +76,11 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         mmap: leave the tensors in the file until they are used.
 
     Raises:
-        UserError: not readable, or not a checkpoint of vivit-train.
+        UserError: no such file, not readable, or not a checkpoint of vivit-train.
     """
+    if not path.is_file():
+        raise UserError(f"ckpt_path={path}: no such file")
+    refuse_bomb(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
@@ -92,10 +96,7 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     Raises:
         UserError: no such file, not readable, or not a checkpoint of vivit-train.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"ckpt_path={path}: no such file")
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(Path(path))
     metadata = checkpoint[KEY]
     if isinstance(metadata, dict) and isinstance(metadata.get("classes"), list):  # written before 0.2: one head
         metadata = metadata | {"classes": {"": metadata["classes"]}}

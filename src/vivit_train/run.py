@@ -155,9 +155,18 @@ def checkpoint_to_resume(cfg: DictConfig) -> str | None:
 
 
 def restored(metadata: Metadata, weights: dict[str, Tensor]) -> VideoClassification:
-    """What a checkpoint holds, to be scored."""
+    """What a checkpoint holds, to be scored.
+
+    Raises:
+        UserError: its parts do not belong together.
+    """
     net = build_net(metadata.config["model"], metadata.classes)
-    net.load_state_dict(weights)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights of the checkpoint are not those of the model that it names: {error}"
+        ) from error
     return VideoClassification(
         net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
     )

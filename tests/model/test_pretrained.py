@@ -1,6 +1,7 @@
 """From an image ViT to a ViViT: the same numbers where the paper says so, and a receipt that hides nothing."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from parity import INITS, cls_error, deit_error, init_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vivit_train.checkpoint import load_checkpoint
 from vivit_train.errors import UserError
 from vivit_train.model.pretrained import init_from_vit, normalisation, read_weights
 from vivit_train.model.vivit import ModelName, ViViT
@@ -385,6 +387,23 @@ def test_what_a_file_is_does_not_depend_on_what_it_is_called(tmp_path: Path) -> 
         assert torch.equal(read_weights(str(tmp_path / name))["pos_embed"], weights["pos_embed"])
     with pytest.raises(UserError, match=r"c\.pth .*: it is neither a safetensors nor a PyTorch file"):
         read_weights(str(tmp_path / "c.pth"))
+
+
+def test_files_that_claim_to_be_larger_than_they_are_are_refused_unread(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in stored.namelist():
+            bomb.writestr(name, stored.read(name))
+    assert torch.equal(torch.load(tmp_path / "bomb.pth")["w"], torch.zeros(1_000_000))  # torch would unpack it
+    for read in (read_weights, load_checkpoint):
+        with pytest.raises(UserError, match=r"bomb\.pth is refused: it would unpack to 4,\d+,\d+ bytes"):
+            read(str(tmp_path / "bomb.pth"))
+    (tmp_path / "header.safetensors").write_bytes((1 << 39).to_bytes(8, "little") + b"{}")
+    with pytest.raises(UserError, match=r"header\.safetensors cannot be read as weights"):
+        read_weights(str(tmp_path / "header.safetensors"))
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, torch.zeros(2)])

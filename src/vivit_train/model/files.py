@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,23 @@ def kind_of(path: str | Path) -> Literal["safetensors", "torch", "flax", "unknow
     return "flax" if head and head[0] in (*range(0x81, 0x90), 0xDE, 0xDF) else "unknown"  # a map of msgpack
 
 
+def refuse_bomb(path: str | Path) -> None:
+    """torch stores what it saves as it is: a file of its own unpacks to no more than the file.
+
+    Raises:
+        UserError: a zip that claims more, and could fill the memory; or one that is damaged.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return
+        try:
+            claimed = sum(part.file_size for part in zipfile.ZipFile(file).infolist())
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path} cannot be read, it is damaged or cut off: {error}") from error
+    if claimed > os.path.getsize(path):
+        raise UserError(f"{path} is refused: it would unpack to {claimed:,} bytes, more than torch had saved")
+
+
 def read_file(path: str | Path) -> Any:
     """What a safetensors or PyTorch file holds, whatever it is called.
 
@@ -37,6 +55,7 @@ def read_file(path: str | Path) -> Any:
     kind = kind_of(path)
     if kind not in ("safetensors", "torch"):
         raise UserError(f"{path} cannot be read as weights: it is neither a safetensors nor a PyTorch file")
+    refuse_bomb(path)
     try:
         if kind == "safetensors":
             return load_file(path)
