@@ -346,7 +346,7 @@ def test_files_of_other_architectures_are_refused(content: Any, message: str, tm
 def test_truncated_files_are_refused(form: str, share: float, tmp_path: Path) -> None:
     path = Path(saved(randomise(tiny("vivit_fe")), form, tmp_path))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refused(tiny("vivit_fe"), str(path), f"{path.name} cannot be read as")
+    refused(tiny("vivit_fe"), str(path), f"{path.name} cannot be read")
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "net.safetensors", "folder/pytorch_model.bin", "checkpoint_3"])
