@@ -1,5 +1,6 @@
 """What several tests need: a tiny data set of real videos, and runs that take a second."""
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,23 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "videos"
     make_demo(root, size=36, num_frames=12, train_per_class=3, val_per_class=1, test_per_class=2)
     return root
+
+
+@pytest.fixture
+def happened(
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, object], None]:
+    """Takes a fault and what came of it: a line of docs/reliability.md, under the heading that `fault` names."""
+    (section,) = request.node.get_closest_marker("fault").args
+    record_property("section", section)
+
+    def record(fault: str, outcome: object) -> None:
+        words = (re.sub(rf"{tmp_path_factory.getbasetemp()}/[^/]+/", "", str(part)) for part in (fault, outcome))
+        record_property("happened", "\n".join(" ".join(part.split()) for part in words))
+
+    return record
 
 
 @pytest.fixture

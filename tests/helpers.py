@@ -1,9 +1,11 @@
 """What tests import from each other."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+Happened = Callable[[str, object], None]  # see conftest.happened
 
 # a model and clips so small that an epoch takes a second
 TINY = [

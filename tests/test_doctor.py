@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from helpers import Happened
 from matplotlib.image import imsave
 from videos import encode, h264, open_gop
 
@@ -148,9 +149,13 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
         ("zz_twice.mp4", "duplicate", "also train's"),
     ],
 )
-def test_each_kind_of_trouble_is_named_with_its_reason(sick: Examined, name: str, kind: str, reason: str) -> None:
+@pytest.mark.fault("vivit prepare and vivit doctor")
+def test_each_kind_of_trouble_is_named_with_its_reason(
+    sick: Examined, name: str, kind: str, reason: str, happened: Happened
+) -> None:
     assert kind in sick.of(name), sick.of(name)
     assert reason in sick.of(name)[kind].detail
+    happened(f"The doctor finds `{name}`", f"{kind}: {sick.of(name)[kind].detail}")
 
 
 def test_a_named_pipe_holds_nothing_up(sick: Examined) -> None:
@@ -215,10 +220,12 @@ def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeyp
             assert all(torch.equal(one[key], other[key]) for key in one if torch.is_tensor(one[key]))
 
 
-def test_the_report_escapes_names_and_shows_pictures(sick: Examined) -> None:
+@pytest.mark.fault("Strangers' files")
+def test_the_report_escapes_names_and_shows_pictures(sick: Examined, happened: Happened) -> None:
     page = (sick.out / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
+    happened(f"A video is called `{SCRIPT}`", "the doctor's report shows the name, escaped")
     assert page.count("data:image/png;base64,") > 5
     rows = list(csv.DictReader((sick.out / "problems.csv").open()))
     assert [row["kind"] for row in rows] == [problem.kind for problem in sick.problems]
@@ -283,7 +290,8 @@ def command(*arguments: str) -> Sequence[str]:
     return [sys.executable, "-m", "vivit_train.cli", "doctor", "data=folder", *arguments, *SMALL, "--workers=1"]
 
 
-def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("vivit prepare and vivit doctor")
+def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path, happened: Happened) -> None:
     arguments = command(f"data.root={videos}", "--out=out")
     state = tmp_path / "out" / "files.jsonl"
     killed = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -302,6 +310,7 @@ def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path) -> None:
     assert last[:2] == ["python", "train.py"]
     assert f"data.root={tmp_path / 'out/clean'}" in last
     assert "data.frames=4" in last
+    happened("SIGKILL to `vivit doctor`", "the same command goes on behind the files that it had seen")
 
 
 def test_a_data_set_that_is_not_there_is_one_message(tmp_path: Path) -> None:

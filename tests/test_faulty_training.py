@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, SHARED
+from helpers import ROOT, SHARED, Happened
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from zoo import zoo
@@ -71,9 +72,10 @@ def bad_videos(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.fault("Videos")
 @pytest.mark.parametrize("crawl", ["zoo", pytest.param("everything", marks=pytest.mark.slow)], indirect=True)
 def test_training_goes_on_over_a_crawl(
-    crawl: Path, trained_on: list[dict[str, Any]], config: Config, tmp_path: Path
+    crawl: Path, trained_on: list[dict[str, Any]], config: Config, tmp_path: Path, happened: Happened
 ) -> None:
     cfg = config("data=folder", f"data.root={crawl}", "recipe.epochs=2", "data.num_workers=2")
     cfg.data.max_bad_fraction, cfg.data.timeout_s = 1, 60
@@ -107,9 +109,19 @@ def test_training_goes_on_over_a_crawl(
                 for key in ("index", "label", "frame_numbers", *["video"] * name.startswith(GOOD)):
                     assert torch.equal(got[key][i], expected[key][i]), (name, key)
     assert same > len(paths) / 2
+    names: dict[str, list[str]] = defaultdict(list)
+    for row in listed:
+        if row["split"] == "train":
+            names[re.sub(r"\d+", "N", row["reason"])].append(Path(row["path"]).name)
+    for reason, files in names.items():
+        outcome = f"{reason}; each named once in bad_videos.csv, the clips of all others the same as without them"
+        happened(f"In a training set: {', '.join(files)}", outcome)
 
 
-def test_a_crawl_worse_than_its_budget_stops_training(crawl: Path, config: Config, tmp_path: Path) -> None:
+@pytest.mark.fault("Videos")
+def test_a_crawl_worse_than_its_budget_stops_training(
+    crawl: Path, config: Config, tmp_path: Path, happened: Happened
+) -> None:
     with pytest.raises(UserError) as error:
         train(config("data=folder", f"data.root={crawl}", "data.num_workers=2", "data.max_bad_fraction=0.02"))
     listed = bad_videos(tmp_path / "run")
@@ -119,6 +131,7 @@ def test_a_crawl_worse_than_its_budget_stops_training(crawl: Path, config: Confi
     assert f"{len(listed)} of {n} training videos cannot be read" in str(error.value)
     assert f"{listed[0]['path']}: {listed[0]['reason']}" in str(error.value)
     assert f"{tmp_path}/run/bad_videos.csv" in str(error.value)
+    happened("More bad videos than `data.max_bad_fraction` allows", error.value)
 
 
 # loader processes that die
@@ -139,27 +152,31 @@ def by_class(videos: Path) -> list[str]:
     return ["data=folder", f"data.root={videos}", "data.num_workers=2"]
 
 
+@pytest.mark.fault("Videos")
 def test_a_video_whose_process_is_killed_in_training_is_named(
-    videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     victim = sorted(videos.glob("train/*/*.mp4"))[5]
     monkeypatch.setattr(datamodule, "read_frames", dies_reading(victim, "killed"))
     words = (
         rf"process \d+ died reading {victim} \((Killed|it is not known why)\): where memory .*num_workers.*doctor"
     )
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         train(config(*by_class(videos)))
+    happened("SIGKILL to a loader process over a video, as where memory runs out", error.value)
 
 
 @pytest.mark.slow
+@pytest.mark.fault("Videos")
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_video_that_crashes_its_decoder_is_named_in_evaluation_too(
-    split: str, videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    split: str, videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     victim = sorted(videos.glob(f"{split}/*/*.mp4"))[-1]
     monkeypatch.setattr(datamodule, "read_frames", dies_reading(victim, "crashes"))
-    with pytest.raises(UserError, match=rf"died reading {victim} \(.*leave it out"):
+    with pytest.raises(UserError, match=rf"died reading {victim} \(.*leave it out") as error:
         train(config(*by_class(videos)))
+    happened(f"A video of the {split} split crashes its decoder", error.value)
 
 
 SMALL = {"frames": 4, "crop": 32, "short_side": 36, "global_batch": 8, "micro_batch": 4, "num_workers": 2}
@@ -180,9 +197,10 @@ class Dying(TrainClips):
 
 # the first loader of a process sees how its workers die, hence a process for each
 @pytest.mark.slow
+@pytest.mark.fault("Videos")
 @pytest.mark.parametrize("how", ["kill", "idle"])
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_who_died_and_how(how: str, start: str, videos: Path) -> None:
+def test_who_died_and_how(how: str, start: str, videos: Path, happened: Happened) -> None:
     code = (
         "import test_faulty_training as t\n"
         f"if __name__ == '__main__': t.train_until_death({str(videos)!r}, {how!r}, {start!r})\n"
@@ -193,6 +211,8 @@ def test_who_died_and_how(how: str, start: str, videos: Path) -> None:
     )
     victim = sorted(videos.glob("train/*/*.mp4"))[5] if how == "kill" else "no video"
     assert re.search(rf"process \d+ died reading {victim} \(Killed\): where memory ran out", child.stdout), child
+    doing = "over a video" if how == "kill" else "between two videos"
+    happened(f"SIGKILL to a loader process (of {start}) {doing}", child.stdout)
 
 
 def train_until_death(videos: str, how: str, start: str) -> None:
@@ -210,8 +230,9 @@ def train_until_death(videos: str, how: str, start: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid(), reason="only root may make /dev/shm small")
+@pytest.mark.fault("Videos")
 @pytest.mark.parametrize("augment_on", ["worker", "device"])
-def test_shared_memory_that_is_full(augment_on: str, videos: Path) -> None:
+def test_shared_memory_that_is_full(augment_on: str, videos: Path, happened: Happened) -> None:
     code = f"""
 from vivit_train.data.datamodule import TrainClips, VideoDataModule
 from vivit_train.data.manifest import read_folder
@@ -223,4 +244,6 @@ with data.explaining_lost_workers():
     child = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if "mount:" in child.stderr:
         pytest.skip("no mounts here")
-    assert "UserError: there is no room left in the shared memory (/dev/shm)" in child.stderr
+    said = child.stderr.strip().splitlines()[-1]
+    assert "UserError: there is no room left in the shared memory (/dev/shm)" in said
+    happened(f"/dev/shm has 100 kB, data.augment_on={augment_on}", said.partition("UserError: ")[2])

@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from helpers import Happened
 from videos import KINDS, encode, h264, read_number
 
 from vivit_train import prepare as module
@@ -197,8 +198,11 @@ def test_what_cannot_be_read_is_listed_with_its_reason(source: Path, tmp_path: P
     assert not (target / "failed.csv").exists()
 
 
+@pytest.mark.fault("vivit prepare and vivit doctor")
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_process_that_dies_is_named_and_the_others_go_on(source: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_is_named_and_the_others_go_on(
+    source: Path, tmp_path: Path, happened: Happened
+) -> None:
     encode(source / "a/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
 
     def kill() -> None:
@@ -212,6 +216,10 @@ def test_a_process_that_dies_is_named_and_the_others_go_on(source: Path, tmp_pat
     assert rows(tmp_path / "out/failed.csv") == [{"source": "a/long.mp4", "reason": "its process died (SIGKILL)"}]
     videos = ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
     assert made(tmp_path / "out") == [*videos, "failed.csv", "manifest.csv", "train.csv"]
+    happened(
+        "SIGKILL to a process of `vivit prepare`",
+        "its video is in failed.csv with this reason; the others are made",
+    )
 
 
 def test_a_video_that_takes_too_long_fails(tmp_path: Path) -> None:
@@ -237,9 +245,12 @@ def test_one_folder_within_the_other_is_refused(target: str, source: Path) -> No
         prepare(source, source / target, SETTINGS, say=silent)
 
 
+@pytest.mark.fault("vivit prepare and vivit doctor")
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_leaves_nothing_half_made(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_leaves_nothing_half_made(
+    how: signal.Signals, tmp_path: Path, happened: Happened
+) -> None:
     (tmp_path / "in").mkdir()
     encode(tmp_path / "in/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
     command = vivit("prepare", tmp_path / "in", tmp_path / "out", "--workers", 1)
@@ -257,11 +268,13 @@ def test_a_run_that_is_stopped_leaves_nothing_half_made(how: signal.Signals, tmp
     assert not (tmp_path / "out/long.mp4").exists()
     if how == signal.SIGINT:
         assert made(tmp_path / "out") == ["manifest.csv"]
+        happened("Ctrl-C in `vivit prepare`", "no half-made video, no traceback")
         return
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert made(tmp_path / "out") == ["long.mp4", "manifest.csv"]
     assert probe(tmp_path / "out/long.mp4").num_frames == 500
+    happened("SIGKILL to `vivit prepare`", "no half-made video; the same command makes what is left")
 
 
 def test_the_command_fails_where_nothing_could_be_made(tmp_path: Path) -> None:

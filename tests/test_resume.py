@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Happened
 from omegaconf import DictConfig
 
 from vivit_train.errors import UserError, exit_with_message
@@ -75,12 +76,13 @@ def logged(run: Path) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.fault("Runs that end")
 @pytest.mark.parametrize(
     ("epochs", "num_workers"),
     [(2, 2), pytest.param(20, 0, marks=pytest.mark.slow), pytest.param(20, 2, marks=pytest.mark.slow)],
 )
 def test_a_run_that_is_killed_goes_on_exactly(
-    videos: Path, config: Config, tmp_path: Path, epochs: int, num_workers: int
+    videos: Path, config: Config, tmp_path: Path, happened: Happened, epochs: int, num_workers: int
 ) -> None:
     choices = settings(videos, epochs, f"data.num_workers={num_workers}", "trainer.log_every_n_steps=1")
     process = start(config(*choices))
@@ -104,11 +106,23 @@ def test_a_run_that_is_killed_goes_on_exactly(
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    happened(
+        f"SIGKILL at {kills} random moments, {num_workers} loader processes, accumulation, mixup, EMA",
+        "`resume=auto` went on each time; the weights are those of a run that was left alone, bit by bit, and "
+        "metrics.csv has the same rows",
+    )
 
 
+@pytest.mark.fault("Runs that end")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved(
-    videos: Path, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, code: int
+    videos: Path,
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    happened: Happened,
+    number: int,
+    code: int,
 ) -> None:
     last = tmp_path / "run/checkpoints/last.ckpt"
     process = start(config(*settings(videos, 1000, "callbacks.last.minutes=60", "data.num_workers=1")))
@@ -118,11 +132,15 @@ def test_a_signal_ends_a_run_with_its_state_saved(
     assert process.exitcode == code
     step = torch.load(last, weights_only=True)["global_step"]
     assert step >= 3
-    assert f"goes on after step {step}\n" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"goes on after step {step}\n" in said
+    name = signal.Signals(number).name
+    happened(f"{name} to all processes of a run", f"exit code {code}: {said.strip().splitlines()[-1]}")
 
 
+@pytest.mark.fault("Disks and checkpoints")
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     path = tmp_path / "checkpoints/last.ckpt"
     WholeFiles().save_checkpoint({"step": 1}, path)
@@ -133,9 +151,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
     monkeypatch.setattr(torch, "save", full)
     WholeFiles().save_checkpoint({"step": 2}, path)
-    assert "No space left on device" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No space left on device" in said
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     assert torch.load(path, weights_only=True) == {"step": 1}
+    happened("The disk is full half-way through a checkpoint", f"{said} The one before is whole.")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -146,7 +166,8 @@ def test_a_full_disk_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not list(tmp_path.iterdir())
 
 
-def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+@pytest.mark.fault("Disks and checkpoints")
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, happened: Happened) -> None:
     def write(name: str, step: int) -> None:
         torch.save({"vivit_train": {}, "global_step": step, "state_dict": {"w": torch.ones(9)}}, tmp_path / name)
 
@@ -162,11 +183,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert newest.name == "last.ckpt"
     assert len(said) == 2
     assert "newer.ckpt is passed over" in said[1]
+    happened("The newest checkpoint is cut in half", said[1])
+    happened("A file of another program lies among the checkpoints", said[0])
 
 
-def test_there_must_be_something_to_go_on_with(videos: Path, config: Config) -> None:
-    with pytest.raises(UserError, match=r"ckpt_path=last: no checkpoint in .*/run/checkpoints"):
+@pytest.mark.fault("Disks and checkpoints")
+def test_there_must_be_something_to_go_on_with(videos: Path, config: Config, happened: Happened) -> None:
+    with pytest.raises(UserError, match=r"ckpt_path=last: no checkpoint in .*/run/checkpoints") as error:
         train(config(*settings(videos, 1, "ckpt_path=last")))
+    happened("`ckpt_path=last` where there is no checkpoint", error.value)
 
 
 def fails_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,32 +213,43 @@ def logged_by_tensorboard(run: Path) -> list[tuple[str, int]]:
     return [(name, event.step) for name in names for event in events.Scalars(name)]
 
 
-def logged_by_wandb(run: Path) -> list[tuple[str, int]]:
-    """Likewise, of all its files: records of protobuf in a file of LevelDB's log format."""
+def wandb_records(file: Path) -> list[Any]:
+    """What a file of wandb holds: records of protobuf in LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    points, ids = [], set()
-    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        ids.add(file.stem)
-        data, at, part = file.read_bytes(), 7, b""
-        while at + 7 <= len(data):
-            if 32768 - at % 32768 < 7:  # too little room for a header: the next block
-                at += 32768 - at % 32768
-                continue
-            size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-            part += data[at + 7 : at + 7 + size]
-            at += 7 + size
-            if kind in (1, 4):  # whole, or the last part of one
-                items = Record.FromString(part).history.item
-                row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-                points += [
-                    (name, row["trainer/global_step"]) for name in row if name.startswith(("train/", "val/"))
-                ]
-                part = b""
-    assert len(ids) == 1
+    data, at, part, records = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # too little room for a header: the next block
+            at += 32768 - at % 32768
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        part += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part of one
+            records.append(Record.FromString(part))
+            part = b""
+    return records
+
+
+def logged_by_wandb(run: Path) -> list[tuple[str, int]]:
+    """Likewise, of all its files."""
+    points = []
+    files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    assert len({file.stem for file in files}) == 1
+    for file in files:
+        written_by_s = time.monotonic() + 60  # by a process of wandb's own
+        while not any(record.HasField("exit") for record in wandb_records(file)):
+            assert time.monotonic() < written_by_s
+            time.sleep(0.1)
+        for record in wandb_records(file):
+            row = {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+            }
+            points += [(name, row["trainer/global_step"]) for name in row if name.startswith(("train/", "val/"))]
     return points
 
 
+@pytest.mark.fault("Runs that end")
 @pytest.mark.parametrize(
     ("logger", "points"), [("tensorboard", logged_by_tensorboard), ("wandb", logged_by_wandb)]
 )
@@ -222,6 +258,7 @@ def test_no_step_is_logged_twice(
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    happened: Happened,
     logger: str,
     points: Callable[[Path], list[tuple[str, int]]],
 ) -> None:
@@ -237,3 +274,4 @@ def test_no_step_is_logged_twice(
     assert len(found) == len(set(found))
     assert [step for name, step in found if name == "train/loss_step"] == list(range(9))
     assert [step for name, step in found if name == "val/top1"] == [2, 5, 8]
+    happened(f"logger={logger}, and the run ends behind its last checkpoint", "resumed, no step is logged twice")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, Happened
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from trees import TREES, make_tree
@@ -199,8 +199,9 @@ def test_evaluating_other_data_keeps_the_model_s_classes(videos: Path, config: C
         evaluate(config(ckpt, "data=folder", f"data.root={other}", name="eval"))
 
 
+@pytest.mark.fault("Videos")
 def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
-    videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], happened: Happened
 ) -> None:
     root = tmp_path / "broken"
     shutil.copytree(videos, root)
@@ -213,14 +214,17 @@ def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
     assert (results["n"], results["failed"]) == (16, 1)
     listed = list(csv.DictReader((tmp_path / "run/bad_videos.csv").open()))
     assert [(row["split"], row["path"]) for row in listed] == [("train", str(bad)), ("test", str(bad_test))]
-    assert "1 videos could not be read and count as wrong" in capsys.readouterr().out
+    said = "1 videos could not be read and count as wrong"
+    assert said in capsys.readouterr().out
+    happened("A bad video in the test split", f"n is that of all videos; {said}")
 
     with pytest.raises(UserError, match="max_bad_fraction is 0"):
         train(config("data=folder", f"data.root={root}", "data.max_bad_fraction=0"))
 
 
+@pytest.mark.fault("Videos")
 def test_a_video_that_hangs_the_decoder_is_named(
-    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     victim = sorted(videos.glob("train/*/*.mp4"))[5]
 
@@ -230,8 +234,11 @@ def test_a_video_that_hangs_the_decoder_is_named(
         return read_frames(path, *args, **kwargs)
 
     monkeypatch.setattr(datamodule, "read_frames", read)
-    with pytest.raises(UserError, match=rf"{victim}: its decoder has not come back after 2 s .*data\.timeout_s"):
+    with pytest.raises(
+        UserError, match=rf"{victim}: its decoder has not come back after 2 s .*data\.timeout_s"
+    ) as error:
         train(config(*folder(videos), "data.num_workers=1", "data.timeout_s=2"))
+    happened("A video's decoder hangs in training", error.value)
 
 
 def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
@@ -304,19 +311,21 @@ def test_data_that_is_not_there_is_one_message(
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.fault("Strangers' files")
 @pytest.mark.parametrize("node", ["model", "data", "reader"])
 @pytest.mark.parametrize(
     "target", ["os.system", "vivit_train.run.os.system", "vivit_train.data.manifest.os.listdir"]
 )
 def test_a_checkpoint_cannot_name_what_is_called(
-    node: str, target: str, stranger: dict[str, Any], config: Config, tmp_path: Path
+    node: str, target: str, stranger: dict[str, Any], config: Config, tmp_path: Path, happened: Happened
 ) -> None:
     settings = stranger["vivit_train"]["config"]
     place = {"model": settings["model"], "data": settings["data"], "reader": settings["data"]["reader"]}[node]
     place["_target_"] = target
     torch.save(stranger, tmp_path / "stranger.ckpt")
-    with pytest.raises(UserError, match=f"refusing to call '{target}'"):
+    with pytest.raises(UserError, match=f"refusing to call '{target}'") as error:
         evaluate(config(f"ckpt_path={tmp_path}/stranger.ckpt", name="eval"))
+    happened(f"A checkpoint whose {node} is to be made by `{target}`", error.value)
 
 
 @pytest.fixture
@@ -337,21 +346,27 @@ def test_a_checkpoint_that_is_not_there_is_said_to_be_missing(config: Config) ->
         evaluate(config("ckpt_path=/nowhere.ckpt", name="eval"))
 
 
+@pytest.mark.fault("Strangers' files")
 def test_a_checkpoint_whose_parts_do_not_belong_together_is_refused(
-    stranger: dict[str, Any], config: Config, tmp_path: Path
+    stranger: dict[str, Any], config: Config, tmp_path: Path, happened: Happened
 ) -> None:
     stranger["state_dict"].popitem()
     torch.save(stranger, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match="not those of the model that it names"):
+    with pytest.raises(UserError, match="not those of the model that it names") as error:
         evaluate(config(f"ckpt_path={tmp_path}/x.ckpt", name="eval"))
+    happened("A checkpoint without some of its model's weights", error.value)
 
 
+@pytest.mark.fault("Strangers' files")
 @pytest.mark.parametrize("content", [b"no checkpoint", b""])
-def test_files_that_are_no_checkpoints_are_refused(content: bytes, config: Config, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_are_refused(
+    content: bytes, config: Config, tmp_path: Path, happened: Happened
+) -> None:
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.ckpt cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match=r"x\.ckpt cannot be read as a checkpoint") as error:
         evaluate(config(f"ckpt_path={path}", name="eval"))
+    happened(f"A file of {len(content)} bytes given as a checkpoint", error.value)
 
 
 def test_init_path_fills_the_model_and_writes_a_receipt(

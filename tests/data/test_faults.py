@@ -12,7 +12,7 @@ from pathlib import Path
 
 import av
 import pytest
-from helpers import SHARED
+from helpers import SHARED, Happened
 from videos import Numbered, encode, engines, read_number
 from zoo import zoo
 
@@ -80,7 +80,8 @@ def test_frames_or_a_video_error_soon(engine: str, bad_files: list[Path]) -> Non
             assert results == [True] * 3, name
 
 
-def test_frames_that_refer_to_a_damaged_one_are_not_delivered(tmp_path: Path) -> None:
+@pytest.mark.fault("Videos")
+def test_frames_that_refer_to_a_damaged_one_are_not_delivered(tmp_path: Path, happened: Happened) -> None:
     path = tmp_path / "video.mkv"
     encode(path, "libx264", 40, (96, 64), g="12", bf="0")
     with av.open(str(path)) as container:
@@ -92,8 +93,12 @@ def test_frames_that_refer_to_a_damaged_one_are_not_delivered(tmp_path: Path) ->
     path.write_bytes(data)
     assert [read_number(frame) for frame in read_frames(path, [4, 15, 24, 39])] == [4, 15, 24, 39]
     for frame in (16, 20, 23):
-        with pytest.raises(VideoError, match="damaged"):
+        with pytest.raises(VideoError, match="damaged") as error:
             read_frames(path, [frame])
+    happened(
+        "Eight bytes of one frame of an H.264 video are flipped",
+        f"that frame and those that refer to it: {error.value.reason}; all others are the right ones",
+    )
 
 
 @pytest.mark.slow
@@ -210,9 +215,10 @@ SLEEP_WITH_GIL = "import ctypes; ctypes.PyDLL(None).sleep(1000)"
 DECORD = "import decord; decord.VideoReader({path!r}, num_threads=1).get_batch([0, 149, 299, 449])"
 
 
+@pytest.mark.fault("Videos")
 @pytest.mark.skipif(sys.platform == "win32", reason="its C library has no sleep")
 @pytest.mark.parametrize("call", [NATIVE_SLEEP, SLEEP_WITH_GIL, DECORD], ids=["sleep", "sleep with GIL", "decord"])
-def test_a_hang_ends_its_process(call: str, numbered: Make) -> None:
+def test_a_hang_ends_its_process(call: str, numbered: Make, happened: Happened) -> None:
     if call is DECORD and "decord" not in engines():
         pytest.skip("no decord")
     code = "from vivit_train.data.workers import deadline\nwith deadline(1): "
@@ -227,6 +233,8 @@ def test_a_hang_ends_its_process(call: str, numbered: Make) -> None:
     assert time.monotonic() - started > 1
     assert "Timeout (0:00:01)!" in child.stderr
     assert 'File "<string>", line 2 in <module>' in child.stderr
+    outcome = "the process ends at its time limit and shows on stderr where it hung"
+    happened(f"A native call that never returns: `{call.partition('; ')[2]}`", outcome)
 
 
 def test_a_deadline_that_is_met_does_nothing(numbered: Make, tmp_path: Path) -> None:

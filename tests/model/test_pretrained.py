@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers import Happened
 from nets import randomise, tiny
 from parity import INITS, cls_error, deit_error, init_error
 from safetensors.torch import save_file
@@ -389,7 +390,10 @@ def test_what_a_file_is_does_not_depend_on_what_it_is_called(tmp_path: Path) -> 
         read_weights(str(tmp_path / "c.pth"))
 
 
-def test_files_that_claim_to_be_larger_than_they_are_are_refused_unread(tmp_path: Path) -> None:
+@pytest.mark.fault("Strangers' files")
+def test_files_that_claim_to_be_larger_than_they_are_are_refused_unread(
+    tmp_path: Path, happened: Happened
+) -> None:
     torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "stored.pth")
     with (
         zipfile.ZipFile(tmp_path / "stored.pth") as stored,
@@ -399,11 +403,13 @@ def test_files_that_claim_to_be_larger_than_they_are_are_refused_unread(tmp_path
             bomb.writestr(name, stored.read(name))
     assert torch.equal(torch.load(tmp_path / "bomb.pth")["w"], torch.zeros(1_000_000))  # torch would unpack it
     for read in (read_weights, load_checkpoint):
-        with pytest.raises(UserError, match=r"bomb\.pth is refused: it would unpack to 4,\d+,\d+ bytes"):
+        with pytest.raises(UserError, match=r"bomb\.pth is refused: it would unpack to 4,\d+,\d+ bytes") as error:
             read(str(tmp_path / "bomb.pth"))
+    happened("A zip bomb given as weights or as a checkpoint", error.value)
     (tmp_path / "header.safetensors").write_bytes((1 << 39).to_bytes(8, "little") + b"{}")
-    with pytest.raises(UserError, match=r"header\.safetensors cannot be read as weights"):
+    with pytest.raises(UserError, match=r"header\.safetensors cannot be read as weights") as error:
         read_weights(str(tmp_path / "header.safetensors"))
+    happened("A safetensors file whose header claims 512 GiB", error.value)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, torch.zeros(2)])
