@@ -45,7 +45,7 @@ def main() -> None:
     lines = [HEAD]
     for section, faults in sorted(found.items()):
         lines += [f"## {section}", "", "| fault | what happened | test |", "|---|---|---|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in sorted(faults)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in sorted(set(faults))]
         lines.append("")
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(f"written: {PAGE.relative_to(ROOT)}, {sum(map(len, found.values()))} faults")

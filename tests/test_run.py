@@ -325,7 +325,7 @@ def test_a_checkpoint_cannot_name_what_is_called(
     torch.save(stranger, tmp_path / "stranger.ckpt")
     with pytest.raises(UserError, match=f"refusing to call '{target}'") as error:
         evaluate(config(f"ckpt_path={tmp_path}/stranger.ckpt", name="eval"))
-    happened(f"A checkpoint whose {node} is to be made by `{target}`", error.value)
+    happened(f"A checkpoint that names `{target}` as what makes its model, data or reader", error.value)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a checkpoint carries besides weights, so that it can be used with nothing else at hand."""
 
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,6 +84,9 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     refuse_bomb(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, EOFError) as error:
+        why = "it is none, or holds more than tensors and plain data"
+        raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
     except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
         raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
