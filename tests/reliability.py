@@ -18,9 +18,9 @@ A test that fails is in bold here, one that cannot run on this machine says why.
 """
 
 
-def rows(report: Path) -> dict[str, list[tuple[str, str, str]]]:
+def rows(report: Path) -> dict[str, set[tuple[str, str, str]]]:
     """By section: the fault, what happened, and the test."""
-    found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    found: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         said = [(node.get("name", ""), node.get("value", "")) for node in case.iter("property")]
         section = next((value for name, value in said if name == "section"), "Others")
@@ -31,7 +31,7 @@ def rows(report: Path) -> dict[str, list[tuple[str, str, str]]]:
                 outcomes = [(test, "**The test fails.**")]
         if (skipped := case.find("skipped")) is not None:
             outcomes = [(test, f"Not tried: {skipped.get('message')}")]
-        found[section] += [(fault, outcome, test.partition("[")[0]) for fault, outcome in outcomes]
+        found[section] |= {(fault, outcome, test.partition("[")[0]) for fault, outcome in outcomes}
     return found
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     lines = [HEAD]
     for section, faults in sorted(found.items()):
         lines += [f"## {section}", "", "| fault | what happened | test |", "|---|---|---|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in sorted(set(faults))]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in sorted(faults)]
         lines.append("")
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(f"written: {PAGE.relative_to(ROOT)}, {sum(map(len, found.values()))} faults")
