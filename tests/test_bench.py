@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from typer.testing import CliRunner
 from videos import encode
 
-from vivit_train.bench import advise, bench_loader, beside, decode_alone, table
+from vivit_train.bench import advise, again, bench_loader, beside, decode_alone, table
 from vivit_train.cli import app
 from vivit_train.data.decode import probe
 from vivit_train.errors import UserError
@@ -115,3 +116,15 @@ def test_the_command_as_a_process(videos: Path) -> None:
     done = subprocess.run([*command, *TINY, *OPTIONS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Advice: a GPU that eats 120 clips/s needs" in done.stdout
+
+
+def test_what_the_doctor_stored_is_found_again_in_each_round(
+    videos: Path, config: Callable[..., DictConfig]
+) -> None:
+    data = instantiate(config("data=folder", f"data.root={videos}").data, _convert_="all")
+    paths = data.splits.train.paths.tolist()
+    other = again(data, data.splits.train, 2).paths.tolist()
+    assert not set(other) & set(paths)
+    assert [Path(path) for path in other] == [Path(path) for path in paths * 2]
+    data.reading = replace(data.reading, stored=videos / "timelines.sqlite")
+    assert again(data, data.splits.train, 2).paths.tolist() == paths * 2

@@ -149,6 +149,16 @@ def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[st
     return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare`: {gain:.1f}x"
 
 
+def again(data: VideoDataModule, manifest: Manifest, times: int) -> Manifest:
+    """The rows `times` times over, as if for the first time: on the doctor's clean lists, which training need not
+    scan, as they are."""
+    return (
+        manifest.take(np.tile(np.arange(len(manifest)), times))
+        if data.reading.stored
+        else respell(manifest, times)
+    )
+
+
 def respell(manifest: Manifest, times: int) -> Manifest:
     """The rows `times` times over, the paths spelled as never before: what is kept of a file under one name is not
     known under another, so that it is opened as for the first time, as in a large data set."""
@@ -157,8 +167,8 @@ def respell(manifest: Manifest, times: int) -> Manifest:
         for number in islice(_spellings, times)
         for path in manifest.paths.tolist()
     ]
-    again = manifest.take(np.tile(np.arange(len(manifest)), times))
-    return replace(again, paths=np.array(spelled, np.dtypes.StringDType()))
+    repeated = manifest.take(np.tile(np.arange(len(manifest)), times))
+    return replace(repeated, paths=np.array(spelled, np.dtypes.StringDType()))
 
 
 def dataset(data: VideoDataModule, manifest: Manifest) -> TrainClips:
@@ -195,7 +205,7 @@ class _Stages:
     """Where the time of a clip goes: seconds by round, video and stage, and those of libavcodec alone."""
 
     def __init__(self, data: VideoDataModule, manifest: Manifest, rounds: int) -> None:
-        self.data, self.clips, self.n = data, dataset(data, respell(manifest, rounds)), len(manifest)
+        self.data, self.clips, self.n = data, dataset(data, again(data, manifest, rounds)), len(manifest)
         self.clips.finish = False  # that comes by itself
         self.clips.reading = self.reading = TimedReading(**vars(self.clips.reading))
         self.seconds = np.zeros((rounds, self.n, len(STAGES)))
@@ -292,7 +302,7 @@ class _Workers:
     def __init__(self, data: VideoDataModule, manifest: Manifest, workers: Sequence[int], rounds: int) -> None:
         self.data, self.n = data, len(manifest)
         self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # several batches for each
-        self.clips = dataset(data, respell(manifest, rounds + 1))
+        self.clips = dataset(data, again(data, manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
         self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
         for number in workers:
