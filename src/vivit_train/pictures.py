@@ -95,3 +95,51 @@ def average_precision_bars(
         axis.set_yticks(rows, [classes[k] for k in order])
     figure.legend(loc="outside lower right", fontsize=8)
     figure.savefig(path)
+
+
+def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) -> None:
+    """The scores of a sweep's jobs against each of their choices, the best as a star.
+
+    Args:
+        jobs: what each chose, by name, and its score. Choices that are numbers throughout have an axis, which is
+            logarithmic where they span more than a factor of 20; of others each has a place.
+    """
+    names = list(dict.fromkeys(name for chosen, _ in jobs for name in chosen))
+    columns = min(3, max(1, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(figsize=(0.6 + 3.6 * columns, 0.5 + 3.1 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    best_chosen, best = max(jobs, key=lambda job: job[1])
+    for axis, name in zip(axes, names, strict=False):
+        with_it = [(chosen[name], score) for chosen, score in jobs if name in chosen]
+        texts, scores = zip(*with_it, strict=True)
+        numbers = [number(text) for text in texts]
+        if None not in numbers:
+            places = np.array(numbers, float)
+            if places.min() > 0 and places.max() > 20 * places.min():
+                axis.set_xscale("log")
+            where = number(best_chosen.get(name, ""))
+        else:
+            kinds = sorted(set(texts))
+            places = np.array([kinds.index(text) for text in texts], float)
+            axis.set_xticks(range(len(kinds)), kinds, rotation=20 if max(map(len, kinds)) > 8 else 0)
+            axis.set_xlim(-0.5, len(kinds) - 0.5)
+            where = kinds.index(best_chosen[name]) if name in best_chosen else None
+        axis.scatter(places, scores, s=36, color="tab:blue", alpha=0.6, linewidths=0)
+        if where is not None:
+            axis.scatter([where], [best], s=170, marker="*", color="tab:orange", zorder=3)
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel("val/score")
+    figure.suptitle(f"{len(jobs)} jobs, best val/score {best:.3f}", fontsize=11)
+    figure.savefig(path)
+
+
+def number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
