@@ -101,40 +101,39 @@ def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) ->
     """The scores of a sweep's jobs against each of their choices, the best as a star.
 
     Args:
-        jobs: what each chose, by name, and its score. Choices that are numbers throughout have an axis, which is
-            logarithmic where they span more than a factor of 20; of others each has a place.
+        jobs: what each chose, by name, and its score. More than six numbers have an axis, which is logarithmic where
+            they span more than a factor of 20; fewer, and other choices, have a place each.
     """
-    names = list(dict.fromkeys(name for chosen, _ in jobs for name in chosen))
-    columns = min(3, max(1, len(names)))
-    rows = max(1, -(-len(names) // columns))
+    names = list(dict.fromkeys(name for chosen, _ in jobs for name in chosen)) or ["job"]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
     figure = Figure(figsize=(0.6 + 3.6 * columns, 0.5 + 3.1 * rows), dpi=100, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-    best_chosen, best = max(jobs, key=lambda job: job[1])
+    score_N = np.array([score for _, score in jobs])
+    best = int(score_N.argmax())
     for axis, name in zip(axes, names, strict=False):
-        with_it = [(chosen[name], score) for chosen, score in jobs if name in chosen]
-        texts, scores = zip(*with_it, strict=True)
-        numbers = [number(text) for text in texts]
-        if None not in numbers:
-            places = np.array(numbers, float)
-            if places.min() > 0 and places.max() > 20 * places.min():
+        texts = [chosen.get(name, "") for chosen, _ in jobs]  # "" as chosen without it
+        kinds = sorted(set(texts), key=lambda text: (number(text) is None, number(text) or 0.0, text))
+        numbers = [number(text) for text in kinds]
+        if len(kinds) > 6 and None not in numbers:
+            x_N = np.array([number(text) for text in texts], float)
+            if x_N.min() > 0 and x_N.max() > 20 * x_N.min():
                 axis.set_xscale("log")
-            where = number(best_chosen.get(name, ""))
         else:
-            kinds = sorted(set(texts))
-            places = np.array([kinds.index(text) for text in texts], float)
-            axis.set_xticks(range(len(kinds)), kinds, rotation=20 if max(map(len, kinds)) > 8 else 0)
+            x_N = np.array([kinds.index(text) for text in texts], float)
+            labels = [text if n is None else f"{n:.3g}" for text, n in zip(kinds, numbers, strict=True)]
+            axis.set_xticks(range(len(kinds)), labels, rotation=20 if max(map(len, labels)) > 10 else 0)
             axis.set_xlim(-0.5, len(kinds) - 0.5)
-            where = kinds.index(best_chosen[name]) if name in best_chosen else None
-        axis.scatter(places, scores, s=36, color="tab:blue", alpha=0.6, linewidths=0)
-        if where is not None:
-            axis.scatter([where], [best], s=170, marker="*", color="tab:orange", zorder=3)
+        axis.scatter(x_N, score_N, s=36, color="tab:blue", alpha=0.6, linewidths=0)
+        axis.scatter(x_N[best], score_N[best], s=170, marker="*", color="tab:orange", zorder=3)
         axis.set_xlabel(name)
+        axis.margins(y=0.1)
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     for axis in axes[::columns]:
         axis.set_ylabel("val/score")
-    figure.suptitle(f"{len(jobs)} jobs, best val/score {best:.3f}", fontsize=11)
+    figure.suptitle(f"{len(jobs)} jobs, best val/score {score_N[best]:.3f}", fontsize=11)
     figure.savefig(path)
 
 

@@ -28,6 +28,8 @@ NOTE = "note.txt"  # a line for the table, which a run may leave in its folder
 RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID")
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # Ctrl-C a terminal gives to both
 STOPPED = (75, 130)  # exit codes of StoppedError
+STUDY = "vivit-train"
+PRUNED = "pruned after epoch"  # attribute of a trial
 
 
 @dataclass(frozen=True)
@@ -248,3 +250,30 @@ def submitit_ranks(cfg: DictConfig) -> dict[str, str]:
 
     here = TorchDistributedEnvironment()
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(here.master_port), "LOCAL_RANK": str(here.local_rank)}
+
+
+def open_storage(file: str) -> Any:
+    """Optuna's storage in a file, which several processes may open, also by way of a network's file system.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError("a search needs Optuna: pip install 'vivit-train[optuna]'") from error
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(file))
+
+
+def open_study(file: str, pruner: Any = None) -> Any:
+    """The search in a file; a new one where there is none."""
+    storage = open_storage(file)
+    import optuna
+
+    return optuna.create_study(
+        storage=storage, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
+    )
