@@ -41,7 +41,6 @@ class Search(Sweeper):
         self.seed, self.sampler = seed, sampler
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -53,7 +52,8 @@ class Search(Sweeper):
         """
         study = open_study(self.storage)
         texts = [*(f"{name}={text}" for name, text in self.params.items()), *arguments]
-        overrides = {override.get_key_element(): override for override in self.parse(texts)}  # the last one counts
+        parsed = OverridesParser.create().parse_overrides(texts)
+        overrides = {override.get_key_element(): override for override in parsed}  # the last one counts
         fixed = [override.input_line for override in overrides.values() if not override.is_sweep_override()]
         space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
         waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
@@ -71,9 +71,6 @@ class Search(Sweeper):
             jobs = [[*fixed, *(f"{name}={value}" for name, value in params.items())] for params in chosen]
             for number, job in zip(batch, self.launcher.launch(jobs, initial_job_idx=batch[0]), strict=True):
                 tell(study, number, job)
-
-    def parse(self, texts: list[str]) -> list[Override]:
-        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(texts)
 
 
 def distribution(override: Override) -> Any:

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # a sweep draws without torch
+    from torch import Tensor
 
 Ids = NDArray[np.integer]
 
 
 def contact_sheet(
-    path: Path, video_BTCHW: Tensor, captions: Sequence[str], frame_numbers_BT: Tensor, times_BT: Tensor
+    path: Path, video_BTCHW: "Tensor", captions: Sequence[str], frame_numbers_BT: "Tensor", times_BT: "Tensor"
 ) -> None:
     """A row per clip, up to eight of its frames with their number in the video and their time.
 

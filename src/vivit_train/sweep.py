@@ -106,7 +106,7 @@ class Summary(Callback):
         print(f"\n{table(jobs)}")
         written, names = ["summary.csv"], swept(jobs)
         if scored := [job for job in jobs if job.score is not None]:
-            from vivit_train.pictures import sweep_panels  # takes seconds
+            from vivit_train.pictures import sweep_panels  # takes a second
 
             chosen = [{name: text for name, text in choices(job).items() if name in names} for job in scored]
             scores = [job.score for job in scored if job.score is not None]
@@ -161,13 +161,21 @@ def swept(jobs: Sequence[Outcome]) -> list[str]:
 
 def table(jobs: Sequence[Outcome]) -> str:
     names = swept(jobs)
-    texts = [" ".join(f"{n}={choices(job)[n]}" for n in names if n in choices(job)) for job in jobs]
-    width = max(map(len, texts))
+    texts = [" ".join(f"{n}={short(choices(job)[n])}" for n in names if n in choices(job)) for job in jobs]
+    width = max(map(len, ["choices", *texts]))
     lines = [f"{'job':>4}  val/score  {'choices':<{width}}  note"]
     for job, text in zip(jobs, texts, strict=True):
         score = "failed" if job.failed else "-" if job.score is None else f"{job.score:.4f}"
         lines.append(f"{'' if job.job is None else job.job:>4}  {score:>9}  {text:<{width}}  {job.note}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def short(text: str) -> str:
+    """A drawn number without digits that nobody reads."""
+    try:
+        return text if len(text) < 9 else f"{float(text):.4g}"
+    except ValueError:
+        return text
 
 
 def is_job() -> bool:
