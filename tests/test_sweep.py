@@ -123,9 +123,7 @@ def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
     for job, score in scores.items():
         (tmp_path / str(job)).mkdir()
         overrides = ["data=folder", f"recipe.optimizer.lr=0.00123456{job}", "model=vivit_fe"]
-        Outcome(job, overrides, score, failed=False, note="pruned" if job == 2 else "").write(
-            tmp_path / str(job)
-        )
+        Outcome(job, overrides, score, failed=False, note="pruned" if job == 2 else "").write(tmp_path / str(job))
     lines = table(write_summary(tmp_path)).splitlines()
     assert lines == [
         " job  val/score  choices                       note",

@@ -1,6 +1,6 @@
-"""Hydra's `hydra/sweeper=search`: Optuna proposes the jobs. Hydra takes plugins from the package hydra_plugins alone.
+"""Hydra's `hydra/sweeper=search`: Optuna proposes the jobs.
 
-Hydra imports this file at each start: nothing heavy at its top.
+Hydra takes plugins from the package hydra_plugins alone, and imports them at each start: nothing heavy at the top.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
@@ -41,7 +42,7 @@ class Search(Sweeper):
         self.seed, self.sampler = seed, sampler
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -51,10 +52,10 @@ class Search(Sweeper):
             UserError: Optuna is not installed, or an interval has no values.
         """
         study = open_study(self.storage)
-        texts = [*(f"{name}={text}" for name, text in self.params.items()), *arguments]
+        texts = [*(f"{name!s}={text}" for name, text in self.params.items()), *arguments]
         parsed = OverridesParser.create().parse_overrides(texts)
         overrides = {override.get_key_element(): override for override in parsed}  # the last one counts
-        fixed = [override.input_line for override in overrides.values() if not override.is_sweep_override()]
+        fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
         space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
         waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
         while True:
@@ -80,9 +81,11 @@ def distribution(override: Override) -> Any:
     span = override.value()
     if not isinstance(span, IntervalSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    whole = isinstance(span.start, int) and isinstance(span.end, int)
+    low, high, log = span.start, span.end, "log" in span.tags
     try:
-        return (IntDistribution if whole else FloatDistribution)(span.start, span.end, log="log" in span.tags)
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(float(str(low)), float(str(high)), log=log)
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
 

@@ -104,8 +104,8 @@ def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) ->
     """The scores of a sweep's jobs against each of their choices, the best as a star.
 
     Args:
-        jobs: what each chose, by name, and its score. More than six numbers have an axis, which is logarithmic where
-            they span more than a factor of 20; fewer, and other choices, have a place each.
+        jobs: what each chose, by name, and its score. More than six numbers have an axis, which is logarithmic
+            where they span more than a factor of 20; fewer, and other choices, have a place each.
     """
     names = list(dict.fromkeys(name for chosen, _ in jobs for name in chosen)) or ["job"]
     columns = min(3, len(names))

@@ -65,8 +65,8 @@ def is_first_rank() -> bool:
 
 
 class Summary(Callback):
-    """Writes each run's outcome.json. In a multirun: summary.csv, anew after each job, and at the end the table and
-    summary.png; where a job failed, the exit code is 1."""
+    """Writes each run's outcome.json. In a multirun: summary.csv, anew after each job, and at the end the table
+    and summary.png; where a job failed, the exit code is 1."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
@@ -198,14 +198,12 @@ def run_job(cfg: DictConfig, script: str) -> float:
         UserError: submitit starts another number of processes than the job has devices.
         SystemExit: a signal told the job to end, and so ends the sweep.
     """
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     started = Outcome(hydra.job.num, list(hydra.overrides.task))
     if is_first_rank():
         started.write(folder)
-    process = subprocess.Popen(
-        command(hydra, script), cwd=hydra.runtime.cwd, env=os.environ | submitit_ranks(cfg)
-    )
+    process = subprocess.Popen(command(hydra, script), cwd=hydra.runtime.cwd, env=os.environ | submitit_ranks(cfg))
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -215,8 +213,8 @@ def run_job(cfg: DictConfig, script: str) -> float:
 
     found = {number: signal.signal(number, pass_on) for number in (*PASSED_ON, signal.SIGINT)}
     code = process.wait()
-    for number, handler in found.items():
-        signal.signal(number, handler)
+    for name, handler in found.items():
+        signal.signal(name, handler)
     outcome = read_outcome(folder / OUTCOME)
     if code and outcome == started and is_first_rank():
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -232,7 +230,7 @@ def run_job(cfg: DictConfig, script: str) -> float:
     return float("nan") if code or outcome.score is None else outcome.score
 
 
-def command(hydra: DictConfig, script: str) -> list[str]:
+def command(hydra: Any, script: str) -> list[str]:
     """What starts this job of a multirun alone, in its own folder."""
     name = ["--config-name", hydra.job.config_name]
     for source in hydra.runtime.config_sources:
@@ -245,14 +243,14 @@ def command(hydra: DictConfig, script: str) -> list[str]:
 
 
 def submitit_ranks(cfg: DictConfig) -> dict[str, str]:
-    """The environment in which Lightning finds the ranks that submitit started on this machine. It knows SLURM's."""
+    """The environment in which Lightning finds the ranks that submitit started here; SLURM's it knows itself."""
     tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1))
     if tasks == 1:
         return {}
     if cfg.trainer.devices != tasks:
         raise UserError(
-            f"hydra.launcher.tasks_per_node={tasks} processes for trainer.devices={cfg.trainer.devices}: they must "
-            "be the same"
+            f"hydra.launcher.tasks_per_node={tasks} processes for trainer.devices={cfg.trainer.devices}: they "
+            "must be the same"
         )
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -268,13 +266,14 @@ def open_storage(file: str) -> Any:
     """
     try:
         import optuna
+        from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise UserError("a search needs Optuna: pip install 'vivit-train[optuna]'") from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(file))
+    return JournalStorage(JournalFileBackend(file))
 
 
 def open_study(file: str, pruner: Any = None) -> Any:
