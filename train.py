@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from vivit_train.errors import exit_with_message
+from vivit_train.errors import end_on_signals, exit_with_message
 from vivit_train.sweep import is_job, run_job
 
 
@@ -11,6 +11,7 @@ from vivit_train.sweep import is_job, run_job
 def main(cfg: DictConfig) -> float:
     if is_job():  # of a multirun: this command again, for it alone
         return run_job(cfg, __file__)
+    end_on_signals()
     from vivit_train.run import train  # torch and lightning take seconds: not for `--help` and `--cfg job`
 
     return train(cfg)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from vivit_train.errors import UserError, exit_with_message
+from vivit_train.errors import UserError, end_on_signals, exit_with_message
 from vivit_train.resume import WholeFiles, newest_checkpoint
 from vivit_train.run import train
 
@@ -104,7 +104,7 @@ def test_a_run_that_is_killed_goes_on_exactly(
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved(
     videos: Path, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, code: int
 ) -> None:
@@ -117,6 +117,22 @@ def test_a_signal_ends_a_run_with_its_state_saved(
     step = torch.load(last, weights_only=True)["global_step"]
     assert step >= 3
     assert f"goes on after step {step}\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_before_training_a_signal_asks_to_be_requeued(number: int) -> None:
+    def run() -> None:
+        end_on_signals()
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except Exception:  # as libraries have it around their imports
+            os._exit(1)
+
+    process = fork.Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 75
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(

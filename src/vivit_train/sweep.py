@@ -21,13 +21,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.errors import UserError, reason
+from vivit_train.errors import TRY_AGAIN, UserError, reason
 
 OUTCOME = "outcome.json"
 NOTE = "note.txt"  # a line for the table, which a run may leave in its folder
 RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID")
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # Ctrl-C a terminal gives to both
-STOPPED = (75, 130)  # exit codes of StoppedError
+STOPPED = (TRY_AGAIN, 130)  # exit codes after a signal
 STUDY = "vivit-train"
 PRUNED = "pruned after epoch"  # attribute of a trial
 
