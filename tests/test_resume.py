@@ -104,7 +104,7 @@ def test_a_run_that_is_killed_goes_on_exactly(
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved(
     videos: Path, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, code: int
 ) -> None:

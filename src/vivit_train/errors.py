@@ -47,8 +47,8 @@ class StoppedError(UserError):
 
 
 def end_on_signals() -> None:
-    """Has a scheduler's signals end this process with the code to try again: while it starts and while it scores the
-    result there is nothing to save. In training resume.Latest takes the signals over."""
+    """Has a scheduler's signals end this process with the code to try again: while it starts, and while it scores
+    the result, there is nothing to save. In training resume.Latest takes the signals over."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os.write(2, f"\n{signal.Signals(number).name}: the run ends here\n".encode())

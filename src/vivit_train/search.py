@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from optuna.pruners import BasePruner
 from optuna.trial import Trial
 
+from vivit_train.errors import UserError
 from vivit_train.sweep import NOTE, PRUNED, STUDY, open_storage, open_study
 
 
@@ -18,11 +19,16 @@ class Pruning(Callback):
         storage: the search's file; trial: its number there.
         pruner: one of Optuna's.
         run_dir: gets a note for the sweep's table.
+
+    Raises:
+        UserError: this is no trial of a search.
     """
 
     def __init__(self, storage: str, trial: int, pruner: BasePruner, run_dir: str) -> None:
         self.storage, self.number, self.pruner, self.run_dir = storage, trial, pruner, run_dir
         self.validated = False
+        if not Path(storage).is_file():
+            raise UserError("hparams_search=optuna is for a sweep: python train.py -m hparams_search=optuna")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validated = True

@@ -221,7 +221,7 @@ def run_job(cfg: DictConfig, script: str) -> float:
         outcome = replace(outcome, note=how)
         outcome.write(folder)
     if code in STOPPED or -code in received:
-        write_summary(folder.parent)
+        write_summary(Path(hydra.sweep.dir))
         for number in dict.fromkeys(received):
             handler = found[signal.Signals(number)]
             if callable(handler) and number != signal.SIGINT:
