@@ -21,13 +21,15 @@ class Pruning(Callback):
         run_dir: gets a note for the sweep's table.
 
     Raises:
-        UserError: this is no trial of a search.
+        UserError: at the start, where this is no trial of a search.
     """
 
     def __init__(self, storage: str, trial: int, pruner: BasePruner, run_dir: str) -> None:
         self.storage, self.number, self.pruner, self.run_dir = storage, trial, pruner, run_dir
         self.validated = False
-        if not Path(storage).is_file():
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not Path(self.storage).is_file():
             raise UserError("hparams_search=optuna is for a sweep: python train.py -m hparams_search=optuna")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
