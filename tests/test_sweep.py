@@ -40,6 +40,10 @@ def main(cfg):
         signal.signal(signal.SIGTERM, stop)
         open("waits", "w").close()
         time.sleep(60)
+    if cfg.seed == 4:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open("waits", "w").close()
+        time.sleep(1)
     print("rank", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_PORT"))
     return cfg.recipe.optimizer.lr
 
@@ -81,14 +85,17 @@ def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None
     ]
 
 
-def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "note"), [(3, "stopped after step 7"), pytest.param(4, "", marks=pytest.mark.slow, id="at its end")]
+)
+def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: str) -> None:
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(sweep(tmp_path, "seed=3,0"), cwd=tmp_path, env=variables)
+    process = subprocess.Popen(sweep(tmp_path, f"seed={seed},0"), cwd=tmp_path, env=variables)
     while not (tmp_path / "waits").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
-    assert [row["note"] for row in summary(tmp_path)] == ["stopped after step 7"]
+    assert [row["note"] for row in summary(tmp_path)] == [note]
     assert not (tmp_path / "sweep/1").exists()
 
 
@@ -104,7 +111,7 @@ def test_submitit_starts_the_ranks(tmp_path: Path) -> None:
     assert len({port for _, _, port in lines}) == 1
 
 
-@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize("multirun", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ranks_that_cannot_agree_are_refused(tmp_path: Path, multirun: bool) -> None:
     by_srun = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
     arguments = ["-m"] if multirun else []

@@ -154,9 +154,9 @@ def write_summary(folder: Path) -> list[Outcome]:
 
 
 def swept(jobs: Sequence[Outcome]) -> list[str]:
-    """The names of the choices that are not the same in all jobs; of a single job all."""
+    """The names of the choices that are not the same in all jobs."""
     names = dict.fromkeys(name for job in jobs for name in choices(job))
-    return [name for name in names if len(jobs) == 1 or len({choices(job).get(name) for job in jobs}) > 1]
+    return [name for name in names if len({choices(job).get(name) for job in jobs}) > 1]
 
 
 def table(jobs: Sequence[Outcome]) -> str:
@@ -215,18 +215,20 @@ def run_job(cfg: DictConfig, script: str) -> float:
     code = process.wait()
     for name, handler in found.items():
         signal.signal(name, handler)
-    outcome = read_outcome(folder / OUTCOME)
+    outcome = read_outcome(folder / OUTCOME) if is_first_rank() else started
     if code and outcome == started and is_first_rank():
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         outcome = replace(outcome, note=how)
         outcome.write(folder)
-    if code in STOPPED or -code in received:
+    # a job may be done before the signal reaches it: submitit's process has no other, a sweep's has
+    over = received and "SUBMITIT_EXECUTOR" not in os.environ
+    if code in STOPPED or -code in received or over:
         write_summary(Path(hydra.sweep.dir))
         for number in dict.fromkeys(received):
             handler = found[signal.Signals(number)]
             if callable(handler) and number != signal.SIGINT:
                 handler(number, None)  # submitit's, which has SLURM start the job again
-        sys.exit(code if code > 0 else 128 - code)
+        sys.exit(130 if code == 130 or signal.SIGINT in received else TRY_AGAIN)
     return float("nan") if code or outcome.score is None else outcome.score
 
 
