@@ -47,7 +47,7 @@ install: .venv/installed
 	touch $@
 
 lock: # after changing dependencies in pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra optuna --extra tensorboard --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra optuna --extra submitit --extra tensorboard --group dev pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

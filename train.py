@@ -3,11 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from vivit_train.errors import exit_with_message
+from vivit_train.errors import end_on_signals, exit_with_message
+from vivit_train.sweep import is_job, run_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
+    if is_job():  # of a multirun: this command again, for it alone
+        return run_job(cfg, __file__)
+    end_on_signals()
     from vivit_train.run import train  # torch and lightning take seconds: not for `--help` and `--cfg job`
 
     return train(cfg)

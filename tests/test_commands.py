@@ -76,37 +76,6 @@ def test_eval_without_a_checkpoint_is_one_message(tmp_path: Path) -> None:
     fails_with_one_message(run("eval.py", cwd=tmp_path), "ckpt_path")
 
 
-@pytest.mark.slow
-def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
-    sweep = ["model=vivit_st,vivit_fe", "recipe.optimizer.lr=0.01,0.1"]
-    result = run(
-        "train.py",
-        "-m",
-        "data=folder",
-        f"data.root={videos}",
-        *TINY,
-        *sweep,
-        "hydra.sweep.dir=sweep",
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    table = result.stdout[result.stdout.index("val/score\n") :]
-    assert table.count("model=vivit_") == 4
-    rows = list(csv.DictReader((tmp_path / "sweep/summary.csv").open()))
-    assert len(rows) == 4
-    for job in range(4):
-        assert (tmp_path / f"sweep/{job}/metrics.json").exists()
-
-
-@pytest.mark.slow
-def test_optuna_searches(videos: Path, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra `optuna`")
-    search = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"]
-    result = run("train.py", "-m", "data=folder", f"data.root={videos}", *TINY, *search, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "best_value" in (tmp_path / "sweep/optimization_results.yaml").read_text()
-
-
 def test_two_processes_train_as_one(videos: Path, config: Callable[..., DictConfig], tmp_path: Path) -> None:
     """The same clips per step and an evaluation that counts each video once, whatever the number of processes."""
     common = ["data=folder", f"data.root={videos}", "data.flip=0", "data.color_jitter=0", "recipe.drop_path=0"]

@@ -18,7 +18,7 @@ import torch
 from helpers import Happened
 from omegaconf import DictConfig
 
-from vivit_train.errors import UserError, exit_with_message
+from vivit_train.errors import UserError, end_on_signals, exit_with_message
 from vivit_train.resume import WholeFiles, newest_checkpoint
 from vivit_train.run import train
 from vivit_train.task import VideoClassification
@@ -136,6 +136,24 @@ def test_a_signal_ends_a_run_with_its_state_saved(
     assert f"goes on after step {step}\n" in said
     name = signal.Signals(number).name
     happened(f"{name} to all processes of a run", f"exit code {code}: {said.strip().splitlines()[-1]}")
+
+
+@pytest.mark.fault("Runs that end")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_before_training_a_signal_asks_to_be_requeued(number: int, happened: Happened) -> None:
+    def run() -> None:
+        end_on_signals()
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except Exception:  # as libraries have it around their imports
+            os._exit(1)
+
+    process = fork.Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 75
+    happened(f"{signal.Signals(number).name} before the first step, or while the result is scored", "exit code 75")
 
 
 @pytest.mark.fault("Disks and checkpoints")

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 
 class UserError(Exception):
@@ -30,16 +31,31 @@ class VideoError(UserError):
         return f"cannot read video {self.path}: {self.reason}"
 
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers requeue
+
+
 class StoppedError(UserError):
     """A run that ended as a signal told it to, with its state saved.
 
     Attributes:
-        code: to exit with: 130 after Ctrl-C; after others EX_TEMPFAIL of sysexits.h, on which schedulers requeue.
+        code: to exit with: 130 after Ctrl-C, TRY_AGAIN after others.
     """
 
     def __init__(self, received: signal.Signals, text: str) -> None:
         super().__init__(text)
-        self.code = 130 if received == signal.SIGINT else 75
+        self.code = 130 if received == signal.SIGINT else TRY_AGAIN
+
+
+def end_on_signals() -> None:
+    """Has a scheduler's signals end this process with the code to try again: while it starts, and while it scores
+    the result, there is nothing to save. In training resume.Latest takes the signals over."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"\n{signal.Signals(number).name}: the run ends here\n".encode())
+        sys.exit(TRY_AGAIN)
+
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, end)
 
 
 def reason(error: Exception) -> str:

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # a sweep draws without torch
+    from torch import Tensor
 
 Ids = NDArray[np.integer]
 
 
 def contact_sheet(
-    path: Path, video_BTCHW: Tensor, captions: Sequence[str], frame_numbers_BT: Tensor, times_BT: Tensor
+    path: Path, video_BTCHW: "Tensor", captions: Sequence[str], frame_numbers_BT: "Tensor", times_BT: "Tensor"
 ) -> None:
     """A row per clip, up to eight of its frames with their number in the video and their time.
 
@@ -95,3 +98,50 @@ def average_precision_bars(
         axis.set_yticks(rows, [classes[k] for k in order])
     figure.legend(loc="outside lower right", fontsize=8)
     figure.savefig(path)
+
+
+def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) -> None:
+    """The scores of a sweep's jobs against each of their choices, the best as a star.
+
+    Args:
+        jobs: what each chose, by name, and its score. More than six numbers have an axis, which is logarithmic
+            where they span more than a factor of 20; fewer, and other choices, have a place each.
+    """
+    names = list(dict.fromkeys(name for chosen, _ in jobs for name in chosen)) or ["job"]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(0.6 + 3.6 * columns, 0.5 + 3.1 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    score_N = np.array([score for _, score in jobs])
+    best = int(score_N.argmax())
+    for axis, name in zip(axes, names, strict=False):
+        texts = [chosen.get(name, "") for chosen, _ in jobs]  # "" as chosen without it
+        kinds = sorted(set(texts), key=lambda text: (number(text) is None, number(text) or 0.0, text))
+        numbers = [number(text) for text in kinds]
+        if len(kinds) > 6 and None not in numbers:
+            x_N = np.array([number(text) for text in texts], float)
+            if x_N.min() > 0 and x_N.max() > 20 * x_N.min():
+                axis.set_xscale("log")
+        else:
+            x_N = np.array([kinds.index(text) for text in texts], float)
+            labels = [text if n is None else f"{n:.3g}" for text, n in zip(kinds, numbers, strict=True)]
+            axis.set_xticks(range(len(kinds)), labels, rotation=20 if max(map(len, labels)) > 10 else 0)
+            axis.set_xlim(-0.5, len(kinds) - 0.5)
+        axis.scatter(x_N, score_N, s=36, color="tab:blue", alpha=0.6, linewidths=0)
+        axis.scatter(x_N[best], score_N[best], s=170, marker="*", color="tab:orange", zorder=3)
+        axis.set_xlabel(name)
+        axis.margins(y=0.1)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel("val/score")
+    figure.suptitle(f"{len(jobs)} jobs, best val/score {score_N[best]:.3f}", fontsize=11)
+    figure.savefig(path)
+
+
+def number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from vivit_train.checkpoint import read_checkpoint
 from vivit_train.errors import StoppedError, UserError, reason
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -52,7 +52,7 @@ class Latest(Checkpoint):
 
     After whole steps only: gradients that are still being accumulated are no part of a checkpoint.
 
-    SIGTERM, SIGUSR1 and Ctrl-C end the run behind the step that it is in, Ctrl-C for the second time at once.
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the run behind the step that it is in, a second Ctrl-C at once.
 
     Args:
         path: of the file, which is replaced each time.

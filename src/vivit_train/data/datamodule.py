@@ -646,6 +646,7 @@ def start_worker(notes: Array[Note], worker: int) -> None:
     # a terminal or a scheduler signals every process of a run: the main one is to finish its step first
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's own
     dataset.reading = replace(dataset.reading, note=notes[worker])

@@ -1,0 +1,102 @@
+"""Hydra's `hydra/sweeper=search`: Optuna proposes the jobs.
+
+Hydra takes plugins from the package hydra_plugins alone, and imports them at each start: nothing heavy at the top.
+"""
+
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vivit_train.errors import UserError
+from vivit_train.sweep import PRUNED, open_study
+
+
+class Search(Sweeper):
+    """Has Optuna propose jobs, launches them and tells it their val/score, until there are `n_trials`.
+
+    The trials are kept in a file, and what is drawn is a function of (seed, number of the trial): the same command
+    goes on with a search that was killed as if it had not been. Trials that did not end are launched again first.
+
+    Args:
+        storage: the file.
+        n_trials: of all starts together, with those that failed.
+        n_jobs: launched at a time, for a launcher that runs them side by side.
+        params: name -> interval(low, high), tag(log, interval(low, high)), choice(...) or range(...); the command
+            line may have others, or fix one of these.
+        seed: of the draws.
+        sampler: node of one of Optuna's samplers that take a seed.
+    """
+
+    def __init__(
+        self, storage: str, n_trials: int, n_jobs: int, params: DictConfig, seed: int, sampler: DictConfig
+    ) -> None:
+        self.storage, self.n_trials, self.n_jobs, self.params = storage, n_trials, n_jobs, params
+        self.seed, self.sampler = seed, sampler
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """
+        Raises:
+            UserError: Optuna is not installed, or an interval has no values.
+        """
+        study = open_study(self.storage)
+        texts = [*(f"{name!s}={text}" for name, text in self.params.items()), *arguments]
+        parsed = OverridesParser.create().parse_overrides(texts)
+        overrides = {override.get_key_element(): override for override in parsed}  # the last one counts
+        fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
+        space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
+        waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
+        while True:
+            batch = waiting[:1]
+            while batch and batch[-1] + 1 in waiting and len(batch) < self.n_jobs:
+                batch.append(batch[-1] + 1)
+            waiting = [number for number in waiting if number not in batch]
+            while not waiting and len(batch) < self.n_jobs and len(study.trials) < self.n_trials:
+                study.sampler = instantiate(self.sampler, seed=self.seed + len(study.trials))
+                batch.append(study.ask(space).number)
+            if not batch:
+                return
+            chosen = [study.trials[number].params for number in batch]
+            jobs = [[*fixed, *(f"{name}={value}" for name, value in params.items())] for params in chosen]
+            for number, job in zip(batch, self.launcher.launch(jobs, initial_job_idx=batch[0]), strict=True):
+                tell(study, number, job)
+
+
+def distribution(override: Override) -> Any:
+    """What Optuna draws from; choices are texts, as they stand on a command line."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    span = override.value()
+    if not isinstance(span, IntervalSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    low, high, log = span.start, span.end, "log" in span.tags
+    try:
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(float(str(low)), float(str(high)), log=log)
+    except ValueError as error:
+        raise UserError(f"{override.input_line}: {error}") from error
+
+
+def tell(study: Any, number: int, job: JobReturn) -> None:
+    from optuna.trial import TrialState
+
+    score = job.return_value if job.status == JobStatus.COMPLETED else None
+    if score is None or score != score:
+        study.tell(number, state=TrialState.FAIL)
+    elif PRUNED in study.trials[number].user_attrs:
+        study.tell(number, state=TrialState.PRUNED)
+    else:
+        study.tell(number, score)

@@ -1,0 +1,250 @@
+"""Multiruns: processes of their own, one table; searches that go on; launchers that start the ranks."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, TINY
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from vivit_train.sweep import Outcome, Summary, open_study, table, write_summary
+
+# In train.py's place, so that a job takes a second: what it does is the number of its seed.
+QUICK = f"""
+import os, signal, sys, time
+import hydra
+from vivit_train.errors import StoppedError, UserError, exit_with_message
+from vivit_train.sweep import is_job, run_job
+
+def stop(number, frame):
+    raise StoppedError(signal.Signals(number), "stopped after step 7")
+
+@hydra.main(version_base="1.3", config_path={str(ROOT / "conf")!r}, config_name="train")
+def main(cfg):
+    if is_job():
+        return run_job(cfg, __file__)
+    if cfg.seed == 1:
+        raise UserError("the reason,\\nin two lines")
+    if cfg.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.seed == 3:
+        signal.signal(signal.SIGTERM, stop)
+        open("waits", "w").close()
+        time.sleep(60)
+    if cfg.seed == 4:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open("waits", "w").close()
+        time.sleep(1)
+    print("rank", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_PORT"))
+    return cfg.recipe.optimizer.lr
+
+exit_with_message(main)
+"""
+
+
+def sweep(folder: Path, *arguments: str) -> list[str]:
+    (folder / "job.py").write_text(QUICK)
+    return [sys.executable, "job.py", "-m", "hydra.sweep.dir=sweep", *arguments]
+
+
+def run(command: Sequence[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, env=variables)
+
+
+def summary(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep/summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None:
+    result = run(sweep(tmp_path, "seed=1,2,0", "recipe.optimizer.lr=0.25"), tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.count("error: 2 of 3 jobs failed") == 1
+    assert "Traceback" not in result.stderr
+    rows = summary(tmp_path)
+    assert [(row["job"], row["seed"], row["val/score"], row["note"]) for row in rows] == [
+        ("2", "0", "0.25", ""),
+        ("0", "1", "", "the reason, in two lines"),
+        ("1", "2", "", "killed by SIGKILL"),
+    ]
+    assert "   0     failed  seed=1   the reason, in two lines\n" in result.stdout
+    assert (tmp_path / "sweep/summary.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "sweep/2/outcome.json").read_text())["overrides"] == [
+        "seed=0",
+        "recipe.optimizer.lr=0.25",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seed", "note"), [(3, "stopped after step 7"), pytest.param(4, "", marks=pytest.mark.slow, id="at its end")]
+)
+def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: str) -> None:
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(sweep(tmp_path, f"seed={seed},0"), cwd=tmp_path, env=variables)
+    while not (tmp_path / "waits").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert [row["note"] for row in summary(tmp_path)] == [note]
+    assert not (tmp_path / "sweep/1").exists()
+
+
+def test_submitit_starts_the_ranks(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="needs the extra `submitit`")
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "trainer.devices=2"]
+    result = run(sweep(tmp_path, *launcher, "recipe.optimizer.lr=0.5"), tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [row["val/score"] for row in summary(tmp_path)] == ["0.5"]
+    logs = sorted((tmp_path / "sweep/.submitit").glob("*/*_log.out"))
+    lines = [line.split() for log in logs for line in log.read_text().splitlines() if line.startswith("rank")]
+    assert [rank for _, rank, _ in lines] == ["0", "1"]
+    assert len({port for _, _, port in lines}) == 1
+
+
+@pytest.mark.parametrize("multirun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ranks_that_cannot_agree_are_refused(tmp_path: Path, multirun: bool) -> None:
+    by_srun = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    arguments = ["-m"] if multirun else []
+    result = run([sys.executable, str(ROOT / "train.py"), *arguments], tmp_path, **by_srun)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: a sweep is one process, which starts the ranks of its jobs: start it without srun or torchrun\n"
+        if multirun
+        else "error: the processes of a run need one folder, and their clocks differ: hydra.run.dir=DIR names it\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
+    scores = {0: 0.5, 1: None, 2: 0.75}
+    for job, score in scores.items():
+        (tmp_path / str(job)).mkdir()
+        overrides = ["data=folder", f"recipe.optimizer.lr=0.00123456{job}", "model=vivit_fe"]
+        Outcome(job, overrides, score, failed=False, note="pruned" if job == 2 else "").write(tmp_path / str(job))
+    lines = table(write_summary(tmp_path)).splitlines()
+    assert lines == [
+        " job  val/score  choices                       note",
+        "   2     0.7500  recipe.optimizer.lr=0.001235  pruned",
+        "   0     0.5000  recipe.optimizer.lr=0.001235",
+        "   1          -  recipe.optimizer.lr=0.001235",
+    ]
+
+
+def test_a_score_that_is_nan_is_none(tmp_path: Path) -> None:
+    hydra = {"mode": "RUN", "runtime": {"output_dir": str(tmp_path)}, "overrides": {"task": []}, "job": {}}
+    config = OmegaConf.create({"hydra": hydra})
+    Summary().on_job_end(config, JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan")))
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["score"] is None
+    assert not outcome["failed"]
+
+
+class Jobs:
+    """A launcher whose jobs score 10 x learning rate, and which dies in one of them."""
+
+    def __init__(self, dies_in: int | None) -> None:
+        self.dies_in, self.launched = dies_in, list[tuple[int, str]]()
+
+    def launch(self, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        returns = []
+        for number, (fixed, rate) in enumerate(jobs, initial_job_idx):
+            assert fixed == "seed=5"
+            self.launched.append((number, rate))
+            if number == self.dies_in:
+                raise KeyboardInterrupt
+            score = float("nan") if number == 1 else 10 * float(rate.split("=")[1])
+            returns.append(JobReturn(status=JobStatus.COMPLETED, _return_value=score))
+        return returns
+
+
+def search(storage: Path, dies_in: int | None, n_jobs: int) -> list[tuple[int, str]]:
+    from hydra_plugins.vivit_search import Search
+
+    params = OmegaConf.create({"recipe.optimizer.lr": "tag(log, interval(0.0001, 0.01))"}, flags={"struct": False})
+    sampler = OmegaConf.create({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3})
+    searching: Any = Search(str(storage), n_trials=7, n_jobs=n_jobs, params=params, seed=0, sampler=sampler)
+    searching.launcher = Jobs(dies_in)
+    try:
+        searching.sweep(["seed=5"])
+    except KeyboardInterrupt:
+        assert dies_in is not None
+    return searching.launcher.launched
+
+
+@pytest.mark.parametrize(("n_jobs", "dies_in"), [(1, 4), (2, 5)])
+def test_a_search_that_was_killed_tries_what_it_would_have(tmp_path: Path, n_jobs: int, dies_in: int) -> None:
+    pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
+    whole = search(tmp_path / "whole", None, n_jobs)
+    assert [number for number, _ in whole] == list(range(7))
+    assert len({rate for _, rate in whole}) == 7
+    before, after = search(tmp_path / "killed", dies_in, n_jobs), search(tmp_path / "killed", None, n_jobs)
+    assert len(before) == dies_in + 1
+    assert dict(before) | dict(after) == dict(whole)
+    assert after[0][0] == dies_in - dies_in % n_jobs
+    states = [trial.state.name for trial in open_study(str(tmp_path / "killed")).trials]
+    assert states == ["COMPLETE", "FAIL", *["COMPLETE"] * 5]
+    assert search(tmp_path / "killed", None, n_jobs) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
+    choices = ["model=vivit_st,vivit_fe", "recipe.optimizer.lr=0.01,0.1", "hydra.sweep.dir=sweep"]
+    result = run(
+        [sys.executable, str(ROOT / "train.py"), "-m", "data=folder", f"data.root={videos}", *TINY, *choices],
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout[result.stdout.index("val/score  choices") :].count("model=vivit_") == 4
+    assert len(summary(tmp_path)) == 4
+    for job in range(4):
+        assert (tmp_path / f"sweep/{job}/metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_has_one_folder(videos: Path, tmp_path: Path) -> None:
+    ranks = ["trainer.strategy=ddp", "trainer.devices=2", "recipe.optimizer.lr=0.01,0.1"]
+    training = [str(ROOT / "train.py"), "-m", "data=folder", f"data.root={videos}", *TINY, *ranks]
+    result = run([sys.executable, *training], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("4 clips x 2 devices") == 2
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0",
+        "1",
+        "multirun.yaml",
+        "summary.csv",
+        "summary.png",
+    ]
+    for job in "01":
+        assert (folder / job / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_optuna_searches_and_prunes(videos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
+    pruner = "callbacks.pruning.pruner"
+    chosen = [
+        "hparams_search=optuna",
+        "hydra.sweeper.n_trials=3",
+        "recipe.epochs=3",
+        f"{pruner}._target_=optuna.pruners.ThresholdPruner",
+        f"~{pruner}.n_startup_trials",
+        f"+{pruner}.lower=1.1",  # of an accuracy: all
+    ]
+    training = [str(ROOT / "train.py"), "-m", "data=folder", f"data.root={videos}", *TINY, *chosen]
+    result = run([sys.executable, *training, "hydra.sweep.dir=sweep"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [row["note"] for row in summary(tmp_path)] == ["pruned after epoch 2 of 3"] * 3
+    trials = open_study(str(tmp_path / "sweep/optuna.journal")).trials
+    assert [trial.state.name for trial in trials] == ["PRUNED"] * 3
+    assert [list(trial.intermediate_values) for trial in trials] == [[0, 1]] * 3
