@@ -56,8 +56,8 @@ class Latest(Checkpoint):
 
     SIGTERM, SIGUSR1 and Ctrl-C end the run behind the step that it is in, Ctrl-C for the second time at once.
 
-    Several processes agree after each step, in one small message between their CPUs, on whether to save, to stop, and
-    whether any has met bad videos.
+    Several processes agree after each step, in one small message between their CPUs: whether to save, whether to
+    stop, and whether any has met bad videos.
 
     Args:
         path: of the file, which is replaced each time.
@@ -143,11 +143,12 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Pat
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
 
 
-def count_anew(progress: dict[str, Any], accumulation: int, accumulated: int) -> None:
-    """Turns a checkpoint's count of micro-batches, made with so many `accumulated` in a step, into one of another
-    `accumulation`: a run goes on with another number of processes. A checkpoint is written between two steps, so only
-    what Lightning has not ticked off in the last micro-batch is left as it is."""
+def count_anew(progress: dict[str, Any], accumulated: int, accumulation: int) -> None:
+    """Turns Lightning's count of micro-batches, `accumulated` of them in a step, into one of `accumulation` in each:
+    a run goes on with another number of processes.
+
+    A checkpoint holds whole steps; that the last micro-batch of one may not be "completed" yet, stays so.
+    """
     for counts in (progress["total"], progress["current"]):
-        open_batches = {name: counts["ready"] - value for name, value in counts.items()}
         ready = counts["ready"] // accumulated * accumulation
-        counts.update({name: ready - value for name, value in open_batches.items()})
+        counts.update({name: ready - (counts["ready"] - value) for name, value in counts.items()})

@@ -95,7 +95,8 @@ def train(cfg: DictConfig) -> float:
             say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")
         kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         # without validation there is no best, nor with callbacks.checkpoint=null
-        best = trainer.strategy.broadcast((kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt"))
+        best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
+        best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         score_task(restored(*load_checkpoint(best)), best, data, trainer, run_dir, cfg.eval.views)
@@ -287,8 +288,8 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
     if cfg.recipe.ema and "ModelParallelStrategy" in str(cfg.trainer.strategy):
         problems.append(
-            f"recipe.ema={cfg.recipe.ema}: trainer=fsdp cannot average weights that are shared out among processes; "
-            "recipe.ema=0, or trainer=ddp"
+            f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
+            "averaged; recipe.ema=null, or trainer=ddp"
         )
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub

@@ -74,7 +74,7 @@ class VideoClassification(L.LightningModule):
         self.test_rows: Rows = {}
 
     def configure_model(self) -> None:
-        """With trainer=fsdp each process keeps a share of each block, and has the whole one while it computes it."""
+        """With trainer=fsdp each process keeps a share of every block, and has a whole one only to compute it."""
         if self.device_mesh is None or isinstance(self.net, FSDPModule):
             return
         for module in self.net.modules():
@@ -191,6 +191,6 @@ class VideoClassification(L.LightningModule):
         if self.global_rank == 0:  # the others begin at nothing
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))
-        accumulation = self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        count_anew(progress, accumulation, checkpoint.get(ACCUMULATION, accumulation))
+        now = self.trainer.accumulate_grad_batches
+        count_anew(progress, checkpoint.get(ACCUMULATION, now), now)

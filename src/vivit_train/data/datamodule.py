@@ -606,7 +606,7 @@ class VideoDataModule(L.LightningDataModule):
         return batch
 
     def count_bad_videos(self) -> None:
-        """Enters the bad videos that any process has met since into the books of all. All processes call it together.
+        """Enters the bad videos that any process has met since into the books of all. All call it together.
 
         Raises:
             UserError: training goes over its budget.
