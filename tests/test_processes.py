@@ -1,4 +1,4 @@
-"""Several processes train as one does, and end together. They are forked, in an environment as torchrun makes it."""
+"""Several processes train as one does, and end together. They are forked, with the environment of torchrun."""
 
 import csv
 import json
@@ -39,6 +39,7 @@ def start(*configs: DictConfig) -> list[Any]:
     port = free_port()
 
     def run(rank: int) -> None:
+        torch.set_num_threads(1)  # makes the pool of threads anew, before several threads ask for it at once
         if len(configs) > 1:
             os.environ |= {
                 "TORCHELASTIC_RUN_ID": "test",
@@ -189,6 +190,7 @@ def test_two_processes_train_as_one(
         pytest.param(([], DDP), 3, marks=pytest.mark.slow),  # between two epochs
         pytest.param((DDP, FSDP), 4, marks=pytest.mark.slow),
         pytest.param((FSDP, []), 4, marks=pytest.mark.slow),
+        pytest.param((FSDP, FSDP), 4, marks=pytest.mark.slow),
         pytest.param(([], FSDP), 5, marks=pytest.mark.slow),
     ],
 )

@@ -143,8 +143,20 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Pat
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
 
 
+def number_as_fsdp(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:
+    """Numbers the parameters of an optimizer's state as they come in the module: trainer=fsdp reads nothing else.
+
+    torch numbers them as they come in the optimizer's groups; it reads any numbers, by their places in the groups.
+    """
+    places = {id(parameter): i for i, parameter in enumerate(module.parameters())}
+    theirs = [places[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state["state"] = {theirs[i]: value for i, value in state["state"].items()}
+    for group in state["param_groups"]:
+        group["params"] = [theirs[i] for i in group["params"]]
+
+
 def count_anew(progress: dict[str, Any], accumulated: int, accumulation: int) -> None:
-    """Turns Lightning's count of micro-batches, `accumulated` of them in a step, into one of `accumulation` in each:
+    """Turns Lightning's count of micro-batches, `accumulated` of them in a step, into one of `accumulation`:
     a run goes on with another number of processes.
 
     A checkpoint holds whole steps; that the last micro-batch of one may not be "completed" yet, stays so.

@@ -17,7 +17,7 @@ from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
-from vivit_train.resume import count_anew
+from vivit_train.resume import count_anew, number_as_fsdp
 
 Batch = dict[str, Any]
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
@@ -184,6 +184,9 @@ class VideoClassification(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata
         checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
+        if self.device_mesh is None:
+            for state, optimizer in zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True):
+                number_as_fsdp(state, optimizer, self)
         with self.epoch_loss.sync_context():  # of all processes
             checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
 
