@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from vivit_train.data.datamodule import TrainBatches
+from vivit_train import processes
+from vivit_train.data.datamodule import TrainBatches, VideoDataModule
 from vivit_train.errors import UserError, exit_with_message
 from vivit_train.run import train
 from vivit_train.task import VideoClassification
@@ -54,18 +56,18 @@ def start(*configs: DictConfig) -> list[Any]:
         exit_with_message(partial(train, configs[rank]))
 
     torch.set_num_threads(1)  # a forked process must not meet the threads of its parent
-    processes = [fork.Process(target=run, args=(rank,)) for rank in range(len(configs))]
-    for process in processes:
+    job = [fork.Process(target=run, args=(rank,), daemon=True) for rank in range(len(configs))]
+    for process in job:
         process.start()
-    return processes
+    return job
 
 
-def codes(processes: Sequence[Any], timeout_s: float = 60) -> list[int | None]:
+def codes(job: Sequence[Any], timeout_s: float = 60) -> list[int | None]:
     """The exit codes; None of a process that hangs, which is killed."""
-    for process in processes:
+    for process in job:
         process.join(timeout_s)
-    ended = [process.exitcode for process in processes]
-    for process in processes:
+    ended = [process.exitcode for process in job]
+    for process in job:
         process.kill()
     return ended
 
@@ -266,8 +268,19 @@ def test_a_process_that_dies_ends_the_others(
 
 
 def test_the_budget_of_bad_videos_is_that_of_all_processes(
-    odd_videos: Path, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    odd_videos: Path,
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    write = VideoDataModule.write_bad_videos
+
+    def written_by(data: VideoDataModule, split: str, reasons: dict[str, str]) -> None:
+        print("list written by", processes.rank(), flush=True)
+        write(data, split, reasons)
+
+    monkeypatch.setattr(VideoDataModule, "write_bad_videos", written_by)
     root = tmp_path / "videos"
     shutil.copytree(odd_videos, root)
     paths = sorted(root.glob("train/*/*.mp4"))
@@ -276,8 +289,9 @@ def test_the_budget_of_bad_videos_is_that_of_all_processes(
         path.write_text("this is text")
     both = config(*settings(root, 2, *DDP, "data.max_bad_fraction=0.05"))  # one of 24
     assert codes(start(both, both)) == [1, 1]
-    said = capfd.readouterr().err
+    out, said = capfd.readouterr()
     assert said.count("error: 2 of 24 training videos cannot be read") == said.count("error:") == 1
+    assert out.count("list written by 0") == out.count("list written by") == 1
     with (tmp_path / "run/bad_videos.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["path"] for row in rows) == sorted(map(str, bad))
@@ -304,3 +318,20 @@ def test_a_signal_to_one_process_stops_all(
 def test_weights_that_are_shared_out_are_not_averaged(config: Config) -> None:
     with pytest.raises(UserError, match=r"recipe\.ema=0\.9: weights that trainer=fsdp shares out"):
         train(config("trainer=fsdp", "recipe.ema=0.9"))
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_a_process_whose_gpu_waits_for_a_lost_one_does_not_wait_too(
+    backend: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+
+    def run() -> None:
+        with suppress(RuntimeError), processes.leaving_the_gpu():
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
+        os._exit(3)
+
+    process = fork.Process(target=run)
+    process.start()
+    assert codes([process]) == [1 if backend == "nccl" else 3]
+    assert capfd.readouterr().err.count("error: process 0 of 1 has lost another one") == (backend == "nccl")
