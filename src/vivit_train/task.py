@@ -185,7 +185,8 @@ class VideoClassification(L.LightningModule):
         checkpoint[KEY] = self.metadata
         checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
         if self.device_mesh is None:
-            for state, optimizer in zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True):
+            states = checkpoint.get("optimizer_states", [])  # of weights alone there are none
+            for state, optimizer in zip(states, self.trainer.optimizers, strict=False):
                 number_as_fsdp(state, optimizer, self)
         with self.epoch_loss.sync_context():  # of all processes
             checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
