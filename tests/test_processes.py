@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from vivit_train import processes
 from vivit_train.data.datamodule import TrainBatches, VideoDataModule
 from vivit_train.errors import UserError, exit_with_message
-from vivit_train.run import train
+from vivit_train.run import evaluate, train
 from vivit_train.task import VideoClassification
 
 Config = Callable[..., DictConfig]
@@ -36,7 +36,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def start(*configs: DictConfig) -> list[Any]:
+def start(*configs: DictConfig, main: Callable[[DictConfig], object] = train) -> list[Any]:
     """A process of one job for each configuration."""
     port = free_port()
 
@@ -53,7 +53,7 @@ def start(*configs: DictConfig) -> list[Any]:
                 "LOCAL_RANK": str(rank),
             }
             rank_zero_only.rank = rank  # read from the environment when lightning is imported
-        exit_with_message(partial(train, configs[rank]))
+        exit_with_message(partial(main, configs[rank]))
 
     torch.set_num_threads(1)  # a forked process must not meet the threads of its parent
     job = [fork.Process(target=run, args=(rank,), daemon=True) for rank in range(len(configs))]
@@ -163,6 +163,17 @@ def close(one: Path, other: Path) -> None:
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4), name
 
 
+def same_results(one: Path, other: Path) -> None:
+    """Every video once, with the same logits."""
+    expected, found = (list(csv.DictReader((run / "predictions.csv").open())) for run in (one, other))
+    assert len({row["id"] for row in expected}) == len(expected) == 15
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    for a, b in zip(expected, found, strict=True):
+        logits = [name for name in a if name.startswith("logit")]
+        assert [float(b[k]) for k in logits] == pytest.approx([float(a[k]) for k in logits], abs=1e-4)
+    assert json.loads((other / "metrics.json").read_text())["n"] == 15
+
+
 @pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
 def test_two_processes_train_as_one(
     strategy: list[str], alone: Path, odd_videos: Path, config: Config, tmp_path: Path, hooked: Callable[..., None]
@@ -177,13 +188,16 @@ def test_two_processes_train_as_one(
     assert [a[1:] + b[1:] for a, b in zip(first, second, strict=True)] == [batch[1:] for batch in whole]
     assert all(a[0] != b[0] for a, b in zip(first, second, strict=True))  # the draws of mixing
 
-    expected, found = (list(csv.DictReader((run / "predictions.csv").open())) for run in (alone, tmp_path / "run"))
-    assert len({row["id"] for row in expected}) == len(expected) == 15
-    assert [row["id"] for row in found] == [row["id"] for row in expected]
-    for a, b in zip(expected, found, strict=True):
-        logits = [name for name in a if name.startswith("logit")]
-        assert [float(b[k]) for k in logits] == pytest.approx([float(a[k]) for k in logits], abs=1e-4)
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["n"] == 15
+    same_results(alone, tmp_path / "run")
+
+
+def test_two_processes_evaluate_as_one(alone: Path, odd_videos: Path, config: Config, tmp_path: Path) -> None:
+    """An odd number of videos, of data that are named anew."""
+    ckpt = f"ckpt_path={alone}/checkpoints/best.ckpt"
+    data = ["data=folder", f"data.root={odd_videos}", f"data.val={odd_videos}/test"]
+    both = config(ckpt, *data, "eval.views=2x1", *DDP, name="eval")
+    assert codes(start(both, both, main=evaluate)) == [0, 0]
+    same_results(alone, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

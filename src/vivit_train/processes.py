@@ -120,7 +120,8 @@ class SameEverywhere(Callback):
     def __init__(self, cfg: DictConfig) -> None:
         cfg = deepcopy(cfg)
         cfg.run_dir = ""
-        self.facts = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
+        trains = "recipe" in cfg  # in eval.py's configuration the data may refer to a recipe that is not there
+        self.facts = dict(leaves(OmegaConf.to_container(cfg, resolve=trains)))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if count() == 1:
