@@ -17,6 +17,7 @@ from vivit_train.data.manifest import SEPARATOR
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, average_precisions
 from vivit_train.pictures import Ids, average_precision_bars, confusion
+from vivit_train.processes import explaining_lost_processes
 from vivit_train.task import VideoClassification
 
 say = rank_zero_only(print)
@@ -38,8 +39,9 @@ def score_task(
         views: the protocol, temporal clips x spatial crops, such as "4x3"; order: see `TestVideos`.
     """
     data.views, data.order = parse_views(views), order
-    with data.explaining_lost_workers():
+    with data.explaining_lost_workers(), explaining_lost_processes():
         trainer.test(task, datamodule=data, verbose=False)
+        data.count_bad_videos()
 
     rows, scores = task.test_rows, task.scores(task.test_rows)
     protocol = f"{views}{'' if order == 'forward' else f' {order}'}"

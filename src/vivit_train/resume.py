@@ -14,7 +14,9 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from vivit_train import processes
 from vivit_train.checkpoint import read_checkpoint
+from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.errors import StoppedError, UserError, reason
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -54,6 +56,9 @@ class Latest(Checkpoint):
 
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the run behind the step that it is in, a second Ctrl-C at once.
 
+    Several processes agree after each step, in one small message between their CPUs: whether to save, whether to
+    stop, and whether any has met bad videos.
+
     Args:
         path: of the file, which is replaced each time.
         minutes: 0 for after every step.
@@ -73,15 +78,23 @@ class Latest(Checkpoint):
         hint = "; again: at once" if number == signal.SIGINT else ""
         os.write(2, f"\n{self.received.name}: the run ends after this step{hint}\n".encode())
 
-    def stops(self, trainer: L.Trainer) -> bool:
-        """Whether any of the processes was told to."""
-        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+    def agree(self, trainer: L.Trainer, due: bool = False) -> tuple[bool, bool]:
+        """Whether a checkpoint is due by the first process's clock, and whether any process was told to stop."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, VideoDataModule)
+        due, stops, bad_videos = processes.any_of(
+            due and trainer.is_global_zero, self.received is not None, bool(data.new_bad_videos)
+        )
+        if bad_videos:
+            data.count_bad_videos()
+        return due, stops
 
     def stop(self, trainer: L.Trainer) -> None:
         text = (
             f"stopped after step {trainer.global_step}; `ckpt_path=last` in this run's folder goes on after step "
         )
-        raise StoppedError(self.received or signal.SIGTERM, f"{text}{self.saved_step}")
+        received = self.received or signal.SIGTERM
+        processes.end_together(StoppedError(received, f"{text}{self.saved_step}"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_s, self.step = time.monotonic(), trainer.global_step
@@ -96,19 +109,21 @@ class Latest(Checkpoint):
         due = time.monotonic() - self.saved_s >= 60 * self.minutes
         if not whole or over:
             return
-        stops = self.stops(trainer)
-        if trainer.strategy.broadcast(due) or stops:  # the processes' clocks differ
+        due, stops = self.agree(trainer, due)
+        if due or stops:
             self.save(trainer)
         if stops:
             self.stop(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.stops(trainer):  # an hour of validation is more than a scheduler waits for
+        _, stops = self.agree(trainer)
+        if stops:  # an hour of validation is more than a scheduler waits for
             self.stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _, stops = self.agree(trainer)
         self.save(trainer)
-        if self.stops(trainer):
+        if stops:
             self.stop(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
@@ -126,3 +141,26 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Pat
             say(f"checkpoint {path} is passed over: {error}")
     # "last" rather than "best" where they are equally far: it knows that the epoch is over
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
+
+
+def number_as_fsdp(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:
+    """Numbers the parameters of an optimizer's state as they come in the module: trainer=fsdp reads nothing else.
+
+    torch numbers them as they come in the optimizer's groups; it reads any numbers, by their places in the groups.
+    """
+    places = {id(parameter): i for i, parameter in enumerate(module.parameters())}
+    theirs = [places[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state["state"] = {theirs[i]: value for i, value in state["state"].items()}
+    for group in state["param_groups"]:
+        group["params"] = [theirs[i] for i in group["params"]]
+
+
+def count_anew(progress: dict[str, Any], accumulated: int, accumulation: int) -> None:
+    """Turns Lightning's count of micro-batches, `accumulated` of them in a step, into one of `accumulation`:
+    a run goes on with another number of processes.
+
+    A checkpoint holds whole steps; that the last micro-batch of one may not be "completed" yet, stays so.
+    """
+    for counts in (progress["total"], progress["current"]):
+        ready = counts["ready"] // accumulated * accumulation
+        counts.update({name: ready - (counts["ready"] - value) for name, value in counts.items()})

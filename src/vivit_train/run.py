@@ -27,6 +27,7 @@ from vivit_train.model.files import WEIGHT_FILES
 from vivit_train.model.initialise import initialise
 from vivit_train.model.pretrained import IMAGENET
 from vivit_train.model.vivit import SIZES, ViViT, shape_problems
+from vivit_train.processes import SameEverywhere, explaining_lost_processes
 from vivit_train.result import parse_views, say, score_task
 from vivit_train.resume import WholeFiles, newest_checkpoint
 from vivit_train.task import VideoClassification
@@ -60,9 +61,9 @@ def train(cfg: DictConfig) -> float:
     multi_label = data.splits.multi_label
     mean, std = fill(net, cfg, run_dir, classes, multi_label)
 
-    start = checkpoint_to_resume(cfg)
-    if start and cfg.logger and "first_step" in cfg.logger:
-        cfg.logger.first_step = read_checkpoint(Path(start), mmap=True)["global_step"]
+    cfg.ckpt_path = checkpoint_to_resume(cfg)
+    if cfg.ckpt_path and cfg.logger and "first_step" in cfg.logger:
+        cfg.logger.first_step = read_checkpoint(Path(cfg.ckpt_path), mmap=True)["global_step"]
     trainer = build_trainer(cfg)
     if data.global_batch % trainer.world_size:
         raise UserError(
@@ -89,13 +90,15 @@ def train(cfg: DictConfig) -> float:
     )
     say(plan(cfg, net, data, trainer))
     try:
-        with data.explaining_lost_workers():
-            trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True)
+        with data.explaining_lost_workers(), explaining_lost_processes():
+            trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            data.count_bad_videos()
         if bad := data.bad_videos["train"]:
             say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")
         kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         # without validation there is no best, nor with callbacks.checkpoint=null
         best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
+        best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         score_task(restored(*load_checkpoint(best)), best, data, trainer, run_dir, cfg.eval.views)
@@ -221,7 +224,8 @@ def fill(
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """Lightning's Trainer from the `trainer`, `callbacks` and `logger` nodes."""
-    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
+    callbacks: list[L.Callback] = [SameEverywhere(cfg)]
+    callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     if "recipe" in cfg and cfg.recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
@@ -293,6 +297,11 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
         problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
+    if cfg.recipe.ema and "ModelParallelStrategy" in str(cfg.trainer.strategy):
+        problems.append(
+            f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
+            "averaged; recipe.ema=null, or trainer=ddp"
+        )
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
         problems.append(f"init.path={cfg.init.path}: no such file")

@@ -7,17 +7,20 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
-from vivit_train.model.vivit import ViViT
+from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
+from vivit_train.resume import count_anew, number_as_fsdp
 
 Batch = dict[str, Any]
-EPOCH_LOSS = "epoch_loss"  # in a checkpoint
+EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
 
 
 class VideoClassification(L.LightningModule):
@@ -69,6 +72,15 @@ class VideoClassification(L.LightningModule):
         self.metadata = metadata or {}
         self.epoch_loss, self.table = MeanMetric(), VideoTable()
         self.test_rows: Rows = {}
+
+    def configure_model(self) -> None:
+        """With trainer=fsdp each process keeps a share of every block, and has a whole one only to compute it."""
+        if self.device_mesh is None or isinstance(self.net, FSDPModule):
+            return
+        for module in self.net.modules():
+            if isinstance(module, Block):
+                fully_shard(module, mesh=self.device_mesh)
+        fully_shard(self.net, mesh=self.device_mesh)
 
     def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
         self.epoch_loss.reset()
@@ -158,7 +170,8 @@ class VideoClassification(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def configure_optimizers(self) -> Any:
         try:
@@ -170,8 +183,18 @@ class VideoClassification(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata
-        checkpoint[EPOCH_LOSS] = self.epoch_loss.metric_state  # a run may go on from within an epoch
+        checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
+        if self.device_mesh is None:
+            states = checkpoint.get("optimizer_states", [])  # of weights alone there are none
+            for state, optimizer in zip(states, self.trainer.optimizers, strict=False):
+                number_as_fsdp(state, optimizer, self)
+        with self.epoch_loss.sync_context():  # of all processes
+            checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
-            setattr(self.epoch_loss, name, value.to(self.device))
+        if self.global_rank == 0:  # the others begin at nothing
+            for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
+                setattr(self.epoch_loss, name, value.to(self.device))
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        now = self.trainer.accumulate_grad_batches
+        count_anew(progress, checkpoint.get(ACCUMULATION, now), now)

@@ -17,10 +17,12 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from vivit_train import processes
 from vivit_train.children import usable_cores
 from vivit_train.data import timelines
 from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
@@ -418,6 +420,7 @@ class VideoDataModule(L.LightningDataModule):
         self.reading = Reading(decoder, timeout_s, stored=stored if stored.is_file() else None)
         self.notes: list[Note] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
+        self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # of which other processes do not know
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
         self.first = (0, 0)
 
@@ -570,7 +573,11 @@ class VideoDataModule(L.LightningDataModule):
         return self.loader(
             videos,
             batch_size=max(1, self.micro_batch // (views[0] * views[1])),
-            sampler=range(rank, len(videos), world_size),  # each video once: no padding to equal shares
+            # as many in each process, which may wait for each other: some read the first ones too, which
+            # are the same rows of the table
+            sampler=[
+                row % len(videos) for row in range(rank, -(-len(videos) // world_size) * world_size, world_size)
+            ],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -589,21 +596,42 @@ class VideoDataModule(L.LightningDataModule):
         """Takes the bad videos out of the batch and into the books; stops training that goes over its budget."""
         training = self.trainer is not None and self.trainer.training
         split = "train" if training else self.test_split if self.trainer and self.trainer.testing else "val"
-        known, new = self.bad_videos[split], {}
         for row, path, reason in batch.pop("errors"):
-            if row not in known:
-                known[row] = new[row] = (path, reason)
-        if new:
-            self.write_bad_videos(split, dict(new.values()))
-        over_budget = len(known) > self.max_bad_fraction * len(self.splits.train)
-        if training and (over_budget or "video" not in batch):
-            path, reason = next(iter(known.values()))
-            raise UserError(
-                f"{len(known)} of {len(self.splits.train)} training videos cannot be read, and "
-                f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first: {path}: {reason}. "
-                f"All of them so far: {self.bad_videos_file}"
-            )
+            if row not in self.bad_videos[split]:
+                self.new_bad_videos[split, row] = (path, reason)
+        if self.new_bad_videos and processes.count() == 1:
+            self.count_bad_videos()
+        if training and "video" not in batch:
+            raise self.too_many_bad_videos()
         return batch
+
+    def count_bad_videos(self) -> None:
+        """Enters the bad videos that any process has met since into the books of all. All call it together.
+
+        Raises:
+            UserError: training goes over its budget.
+        """
+        found = [bad for news in processes.gather(self.new_bad_videos) for bad in news.items()]
+        self.new_bad_videos.clear()
+        for (split, row), bad in found:
+            self.bad_videos[split][row] = bad
+        if processes.rank() == 0:
+            for split in self.bad_videos:
+                if reasons := dict(bad for (where, _), bad in found if where == split):
+                    self.write_bad_videos(split, reasons)
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        trained = fitting and any(split == "train" for (split, _), _ in found)
+        if trained and len(self.bad_videos["train"]) > self.max_bad_fraction * len(self.splits.train):
+            processes.end_together(self.too_many_bad_videos())
+
+    def too_many_bad_videos(self) -> UserError:
+        known = self.bad_videos["train"] | {row: bad for (_, row), bad in self.new_bad_videos.items()}
+        path, reason = next(iter(known.values()))
+        return UserError(
+            f"{len(known)} of {len(self.splits.train)} training videos cannot be read, and "
+            f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first: {path}: {reason}. "
+            f"All of them so far: {self.bad_videos_file}"
+        )
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Finishes the clips of which only boxes came."""

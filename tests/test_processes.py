@@ -1,0 +1,351 @@
+"""Several processes train as one does, and end together. They are forked, with the environment of torchrun."""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from vivit_train import processes
+from vivit_train.data.datamodule import TrainBatches, VideoDataModule
+from vivit_train.errors import UserError, exit_with_message
+from vivit_train.run import evaluate, train
+from vivit_train.task import VideoClassification
+
+Config = Callable[..., DictConfig]
+fork = multiprocessing.get_context("fork")  # a new interpreter takes ten seconds to import lightning
+DDP = ["trainer=ddp_cpu"]
+FSDP = ["trainer=fsdp", "trainer.devices=2"]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def start(*configs: DictConfig, main: Callable[[DictConfig], object] = train) -> list[Any]:
+    """A process of one job for each configuration."""
+    port = free_port()
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)  # makes the pool of threads anew, before several threads ask for it at once
+        if len(configs) > 1:
+            os.environ |= {
+                "TORCHELASTIC_RUN_ID": "test",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "WORLD_SIZE": str(len(configs)),
+                "LOCAL_WORLD_SIZE": str(len(configs)),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            }
+            rank_zero_only.rank = rank  # read from the environment when lightning is imported
+        exit_with_message(partial(main, configs[rank]))
+
+    torch.set_num_threads(1)  # a forked process must not meet the threads of its parent
+    job = [fork.Process(target=run, args=(rank,), daemon=True) for rank in range(len(configs))]
+    for process in job:
+        process.start()
+    return job
+
+
+def codes(job: Sequence[Any], timeout_s: float = 60) -> list[int | None]:
+    """The exit codes; None of a process that hangs, which is killed."""
+    for process in job:
+        process.join(timeout_s)
+    ended = [process.exitcode for process in job]
+    for process in job:
+        process.kill()
+    return ended
+
+
+@pytest.fixture(scope="module")
+def odd_videos(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 videos to train on, 7 to validate and 15 to test: not the same number for two processes."""
+    root = tmp_path_factory.mktemp("odd") / "videos"
+    shutil.copytree(videos, root)
+    for split in ("val", "test"):
+        next(root.glob(f"{split}/*/*.mp4")).unlink()
+    return root
+
+
+def settings(videos: Path, micro_batch: int, *others: str) -> list[str]:
+    """Three steps an epoch, two micro-batches in each; a checkpoint after every step."""
+    return [
+        "data=folder",
+        f"data.root={videos}",
+        f"data.micro_batch={micro_batch}",
+        "recipe.epochs=2",
+        "recipe=kinetics400",
+        "init=none",
+        "recipe.warmup_epochs=0",
+        "trainer.log_every_n_steps=1",
+        "callbacks.last.minutes=0",
+        "callbacks.contact_sheet=null",
+        "model.temporal_depth=1",
+        "eval.views=2x1",
+        *others,
+    ]
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[VideoClassification, Any], None]], None]:
+    """Has something called before each training step, in the processes that are started after that."""
+    step = VideoClassification.training_step
+
+    def hook(before: Callable[[VideoClassification, Any], None]) -> None:
+        def hooked_step(task: VideoClassification, batch: Any, index: int) -> torch.Tensor:
+            before(task, batch)
+            return step(task, batch, index)
+
+        monkeypatch.setattr(VideoClassification, "training_step", hooked_step)
+
+    return hook
+
+
+def record(task: VideoClassification, batch: Any) -> None:
+    """Of each micro-batch the seed of its mixing, and its videos."""
+    with open(Path(task.metadata["config"]["run_dir"]) / f"seen{task.global_rank}", "a") as file:
+        print(torch.initial_seed(), *batch["index"].tolist(), file=file)
+
+
+def recorded(run: Path) -> list[list[list[int]]]:
+    """By rank."""
+    files = sorted(run.glob("seen*"))
+    return [[[int(n) for n in line.split()] for line in file.read_text().splitlines()] for file in files]
+
+
+def dies_at(step: int) -> Callable[[VideoClassification, Any], None]:
+    """A hook that kills the process after so many optimizer steps."""
+
+    def die(task: VideoClassification, batch: Any) -> None:
+        if task.trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
+
+
+@pytest.fixture
+def alone(odd_videos: Path, config: Config, tmp_path: Path, hooked: Callable[..., None]) -> Path:
+    """The run of one process."""
+    kept = odd_videos.parent / "alone"
+    if not kept.exists():
+        hooked(record)
+        assert codes(start(config(*settings(odd_videos, 4)))) == [0]
+        (tmp_path / "run").rename(kept)
+    return kept
+
+
+def close(one: Path, other: Path) -> None:
+    """Both runs ended in the same weights, after the same curves."""
+    ours, theirs = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (one, other))
+    assert (ours["global_step"], ours["epoch"]) == (theirs["global_step"], theirs["epoch"]) == (6, 1)
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+    for name, value in ours["state_dict"].items():
+        torch.testing.assert_close(theirs["state_dict"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    curves = [list(csv.DictReader((run / "metrics.csv").open())) for run in (one, other)]
+    for name in ("train/loss_epoch", "val/loss", "val/n", "val/top1", "train/grad_norm"):
+        a, b = ([float(row[name]) for row in rows if row.get(name)] for rows in curves)
+        assert len(set(a)) > 1 or name in ("val/n", "val/top1")
+        assert b == pytest.approx(a, abs=1e-5, rel=1e-4), name
+
+
+def same_results(one: Path, other: Path) -> None:
+    """Every video once, with the same logits."""
+    expected, found = (list(csv.DictReader((run / "predictions.csv").open())) for run in (one, other))
+    assert len({row["id"] for row in expected}) == len(expected) == 15
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    for a, b in zip(expected, found, strict=True):
+        logits = [name for name in a if name.startswith("logit")]
+        assert [float(b[k]) for k in logits] == pytest.approx([float(a[k]) for k in logits], abs=1e-4)
+    assert json.loads((other / "metrics.json").read_text())["n"] == 15
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one(
+    strategy: list[str], alone: Path, odd_videos: Path, config: Config, tmp_path: Path, hooked: Callable[..., None]
+) -> None:
+    hooked(record)
+    both = config(*settings(odd_videos, 2, *strategy, "trainer.accelerator=cpu"))
+    assert codes(start(both, both)) == [0, 0]
+    close(alone, tmp_path / "run")
+
+    (whole,), (first, second) = recorded(alone), recorded(tmp_path / "run")
+    assert len(whole) == len(first) == len(second) == 12
+    assert [a[1:] + b[1:] for a, b in zip(first, second, strict=True)] == [batch[1:] for batch in whole]
+    assert all(a[0] != b[0] for a, b in zip(first, second, strict=True))  # the draws of mixing
+
+    same_results(alone, tmp_path / "run")
+
+
+def test_two_processes_evaluate_as_one(alone: Path, odd_videos: Path, config: Config, tmp_path: Path) -> None:
+    """An odd number of videos, of data that are named anew."""
+    ckpt = f"ckpt_path={alone}/checkpoints/best.ckpt"
+    data = ["data=folder", f"data.root={odd_videos}", f"data.val={odd_videos}/test"]
+    both = config(ckpt, *data, "eval.views=2x1", *DDP, name="eval")
+    assert codes(start(both, both, main=evaluate)) == [0, 0]
+    same_results(alone, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("strategies", "step"),
+    [
+        (([], DDP), 4),
+        ((DDP, []), 4),
+        pytest.param(([], DDP), 3, marks=pytest.mark.slow),  # between two epochs
+        pytest.param((DDP, FSDP), 4, marks=pytest.mark.slow),
+        pytest.param((FSDP, []), 4, marks=pytest.mark.slow),
+        pytest.param((FSDP, FSDP), 4, marks=pytest.mark.slow),
+        pytest.param(([], FSDP), 5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    strategies: tuple[list[str], list[str]],
+    step: int,
+    alone: Path,
+    odd_videos: Path,
+    config: Config,
+    tmp_path: Path,
+    hooked: Callable[..., None],
+) -> None:
+    """Two processes with 2 accumulated as one with 4 or, of other sizes, 2."""
+    before, after = (
+        [config(*settings(odd_videos, 2, "resume=auto", *strategy, "trainer.accelerator=cpu"))]
+        * (2 if strategy else 1)
+        for strategy in strategies
+    )
+    hooked(dies_at(step))
+    assert set(codes(start(*before))) == {-signal.SIGKILL}
+    hooked(record)
+    assert set(codes(start(*after))) == {0}
+    assert len(recorded(tmp_path / "run")[0]) == (6 - step) * (2 if len(after) > 1 else 4)
+    close(alone, tmp_path / "run")
+
+
+def test_processes_that_do_not_agree_end_before_training(
+    odd_videos: Path, config: Config, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = odd_videos.parent / "other"
+    if not other.exists():
+        shutil.copytree(odd_videos, other)
+        next(other.glob("train/*/*.mp4")).unlink()
+    one, two = (config(*settings(odd_videos, 2, *DDP)) for _ in range(2))
+    two.recipe.optimizer.lr, two.data.root = 0.3, str(other)
+    two.run_dir = str(tmp_path / "elsewhere")  # as the time of the start may have it
+    Path(two.run_dir).mkdir()
+    assert codes(start(one, two)) == [1, 1]
+    said = capfd.readouterr()
+    assert (said.out + said.err).count("error:") == 1
+    assert "  recipe.optimizer.lr: 0.1 in process 0, 0.3 in process 1\n" in said.err
+    assert "  the train clips: 24 (checksum" in said.err
+    assert "run_dir" not in said.err
+    assert "epoch 1" not in said.out
+
+
+@pytest.mark.parametrize(("how", "victim"), [("killed", 0), ("killed", 1), ("failed", 1)])
+def test_a_process_that_dies_ends_the_others(
+    how: str,
+    victim: int,
+    odd_videos: Path,
+    config: Config,
+    capfd: pytest.CaptureFixture[str],
+    hooked: Callable[..., None],
+) -> None:
+    def die(task: VideoClassification, batch: Any) -> None:
+        if task.global_rank == victim and task.trainer.global_step == 1:
+            if how == "failed":
+                raise UserError("something of its own")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    hooked(die)
+    both = config(*settings(odd_videos, 2, *DDP))
+    expected = [1, 1]
+    expected[victim] = 1 if how == "failed" else -signal.SIGKILL
+    assert codes(start(both, both), 20) == expected
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("error: ") == (2 if how == "failed" else 1)
+    assert said.count(f"error: process {1 - victim} of 2 has lost another one of the job") == 1
+
+
+def test_the_budget_of_bad_videos_is_that_of_all_processes(
+    odd_videos: Path,
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = VideoDataModule.write_bad_videos
+
+    def written_by(data: VideoDataModule, split: str, reasons: dict[str, str]) -> None:
+        print("list written by", processes.rank(), flush=True)
+        write(data, split, reasons)
+
+    monkeypatch.setattr(VideoDataModule, "write_bad_videos", written_by)
+    root = tmp_path / "videos"
+    shutil.copytree(odd_videos, root)
+    paths = sorted(root.glob("train/*/*.mp4"))
+    bad = [paths[next(iter(TrainBatches(24, 8, 2, rank, 2, seed=0)))[0][2]] for rank in range(2)]
+    for path in bad:
+        path.write_text("this is text")
+    both = config(*settings(root, 2, *DDP, "data.max_bad_fraction=0.05"))  # one of 24
+    assert codes(start(both, both)) == [1, 1]
+    out, said = capfd.readouterr()
+    assert said.count("error: 2 of 24 training videos cannot be read") == said.count("error:") == 1
+    assert out.count("list written by 0") == out.count("list written by") == 1
+    with (tmp_path / "run/bad_videos.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(map(str, bad))
+
+
+def test_a_signal_to_one_process_stops_all(
+    odd_videos: Path,
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    hooked: Callable[..., None],
+) -> None:
+    def tell(task: VideoClassification, batch: Any) -> None:
+        if task.global_rank == 1 and task.trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    hooked(tell)
+    both = config(*settings(odd_videos, 2, *DDP))
+    assert codes(start(both, both)) == [75, 75]
+    assert capfd.readouterr().err.count("goes on after step 2\n") == 1
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_weights_that_are_shared_out_are_not_averaged(config: Config) -> None:
+    with pytest.raises(UserError, match=r"recipe\.ema=0\.9: weights that trainer=fsdp shares out"):
+        train(config("trainer=fsdp", "recipe.ema=0.9"))
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_a_process_whose_gpu_waits_for_a_lost_one_does_not_wait_too(
+    backend: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+
+    def run() -> None:
+        with suppress(RuntimeError), processes.leaving_the_gpu():
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
+        os._exit(3)
+
+    process = fork.Process(target=run)
+    process.start()
+    assert codes([process]) == [1 if backend == "nccl" else 3]
+    assert capfd.readouterr().err.count("error: process 0 of 1 has lost another one") == (backend == "nccl")
