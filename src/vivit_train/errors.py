@@ -42,6 +42,18 @@ class StoppedError(UserError):
         self.code = 130 if received == signal.SIGINT else 75
 
 
+class LackOfMemoryError(UserError):
+    """A micro-batch that does not fit into memory.
+
+    Attributes:
+        micro_batch: one that takes half of it and may be tried in its place; None: there is none, or it is too late.
+    """
+
+    def __init__(self, text: str, micro_batch: int | None) -> None:
+        super().__init__(text)
+        self.micro_batch = micro_batch
+
+
 def reason(error: Exception) -> str:
     """What a library's error says, in one line."""
     return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing

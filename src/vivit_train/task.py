@@ -67,7 +67,8 @@ class VideoClassification(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
-        self.epoch_loss, self.table = MeanMetric(), VideoTable()
+        # its own search for nan would wait for the device at every micro-batch
+        self.epoch_loss, self.table = MeanMetric(nan_strategy="disable"), VideoTable()
         self.test_rows: Rows = {}
 
     def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
@@ -83,7 +84,8 @@ class VideoClassification(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
         loss = self.loss(self.logits(video_BCTHW), target)
-        self.epoch_loss.update(loss.detach(), len(target))
+        finite = loss.detach().isfinite()  # others have no part in the epoch's mean; callbacks.health sees to them
+        self.epoch_loss.update(torch.where(finite, loss.detach(), 0.0), finite * len(target))
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
