@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vivit_train.loggers import MetricsFile
-from vivit_train.measure import matmul_peak, memory_text, peak_memory_gb, step_dtype, training_flops
+from vivit_train.measure import FORWARD_AND_BACKWARD, matmul_peak, memory_text, peak_memory_gb, step_dtype
 from vivit_train.pictures import contact_sheet, learning_curves
 from vivit_train.task import Batch, VideoClassification
 
@@ -26,9 +26,9 @@ class Report(Callback):
 
     Data-wait is the share of the time between steps in which the trainer had nothing to do but wait for the
     loader. MFU is the share of the device's speed in matrix products (`matmul_peak`, in the run's precision) that
-    went into the model's forward and backward passes (`training_flops`), the waiting included. Peak memory is that
-    of this process, on its device (`peak_memory_gb`). Where there is no terminal for a progress bar, a line every
-    half minute says how far it is.
+    went into the model's forward and backward passes (`forward_flops`, three times), the waiting included. Peak
+    memory is that of this process, on its device (`peak_memory_gb`). Where there is no terminal for a progress bar,
+    a line every half minute says how far it is.
 
     Args:
         curves: file of the learning curves, drawn anew after each epoch.
@@ -54,10 +54,11 @@ class Report(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        assert isinstance(pl_module, VideoClassification)  # before the loader's processes take their share of a CPU
+        assert isinstance(pl_module, VideoClassification)
         self.device = trainer.strategy.root_device
+        # now, as the loader's processes have not yet begun to take their share of a CPU
         peak = matmul_peak(self.device, step_dtype(str(trainer.precision)))
-        self.mfu_of_1_clip_per_s = training_flops(pl_module.net) / peak
+        self.mfu_of_1_clip_per_s = FORWARD_AND_BACKWARD * pl_module.forward_flops / peak
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -119,10 +120,10 @@ class Report(Callback):
         if self.steps_done == MEASURED_STEPS and trainer.is_global_zero:
             step_s = self.timed_s / (MEASURED_STEPS - 1)
             steps = self.total_steps - self.first_step
+            mfu = self.mfu(self.timed_clips / self.timed_s, trainer)
             print(
-                f"measured: {step_s:.3g} s a step, about {clock(step_s * steps)} for {steps} steps (validation comes "
-                f"on top), MFU {self.mfu(self.timed_clips / self.timed_s, trainer):.0%}, peak memory "
-                f"{memory_text(self.device)}",
+                f"measured: {step_s:.3g} s a step, {clock(step_s * steps)} for {steps} steps without validation; "
+                f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}",
                 flush=True,
             )
 
@@ -181,7 +182,7 @@ class Overfit(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.last_loss = float(outputs["loss"])
+        self.last_loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         trainer.should_stop = self.last_loss < self.loss
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

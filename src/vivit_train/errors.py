@@ -46,7 +46,7 @@ class LackOfMemoryError(UserError):
     """A micro-batch that does not fit into memory.
 
     Attributes:
-        micro_batch: one that takes half of it and may be tried in its place; None: there is none, or it is too late.
+        micro_batch: half of it, to be tried in its place; None: there is none, or it is too late.
     """
 
     def __init__(self, text: str, micro_batch: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a step whose loss or gradient is not finite: it is never taken, and can be looked at afterwards."""
+"""A step whose loss or gradient is not finite is never taken, and can be looked at afterwards."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -25,19 +25,19 @@ FILES = 5  # of a run that skips; each holds the model's weights
 class Health(Callback):
     """Looks at each optimizer step's loss and gradient before it is taken, and at the weights.
 
-    A step whose loss or gradient is not finite is not taken: weights and optimizer stay as they were. What the step
-    was made of is saved for `vivit replay`: the clips of its micro-batches, their seeds, and the weights. With
-    several processes each saves its own clips, and all decide the same.
+    A step whose loss or gradient is not finite is not taken: weights and optimizer stay as they were. What it was
+    made of is saved for `vivit replay`: the clips of its micro-batches, their seeds, and the weights. With several
+    processes each saves its own clips, and all decide the same.
 
-    The steps' loss and gradient are read once per optimizer step, which waits for the device. Until then the
-    micro-batches of the step stay in its memory, as uint8.
+    Losses and gradient are read once per optimizer step, which waits for the device. Until then the micro-batches
+    of the step stay in its memory, as uint8.
 
     With precision 16-mixed a finite loss with another gradient only means that its scale is to be halved; then
     Lightning leaves the step out, and it counts in a row alone.
 
     Args:
-        on_nonfinite: "stop" ends the run; "skip" goes on with the next step: the schedule counts the step, its clips
-            do not come again, `train/skipped_steps` counts it, and after IN_A_ROW of them the run ends too.
+        on_nonfinite: "stop" ends the run; "skip" goes on with the next step: the schedule counts this one too, its
+            clips do not come again, and `train/skipped_steps` counts it. IN_A_ROW of them end the run.
         folder: of the saved steps; of a run that skips, the first FILES.
 
     Raises:
@@ -106,7 +106,7 @@ class Health(Callback):
         if self.on_nonfinite == "skip" and self.in_a_row < IN_A_ROW:
             self.skipped += 1
             print("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines, *hint]))
-            optimizer.zero_grad(set_to_none=True)  # without a gradient an optimizer leaves weights and moments alone
+            optimizer.zero_grad(set_to_none=True)  # what has no gradient keeps its weights and moments
             return
         again = f", the {ordinal(self.in_a_row)} in a row: it is not the clips" if self.in_a_row > 1 else ""
         advice = (
@@ -152,7 +152,8 @@ class Health(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, VideoClassification)
-        if not self.inputs and trainer.global_step % trainer.log_every_n_steps == 0:  # when the loggers write
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # the loggers write as seldom
+        if not self.inputs and trainer.global_step % every == 0:
             pl_module.log("train/weight_norm", weight_norm(pl_module.net))
         if self.on_nonfinite == "skip":
             pl_module.log("train/skipped_steps", float(self.skipped))
@@ -160,12 +161,13 @@ class Health(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        names, weights = zip(*pl_module.named_parameters(), strict=True)
-        finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).tolist()
-        if not all(finite):
+        named = dict(pl_module.named_parameters())
+        finite = torch.stack([weight.detach().isfinite().all() for weight in named.values()])
+        if not finite.all():
+            first = list(named)[finite.tolist().index(False)]
             raise UserError(
-                f"after step {trainer.global_step} the weights are not finite, first {names[finite.index(False)]}: "
-                "no checkpoint takes the place of the one before. A lower recipe.optimizer.lr may help"
+                f"after step {trainer.global_step} weights are not finite ({first}, or more): the checkpoint "
+                "before stays. A lower recipe.optimizer.lr may help"
             )
 
 
@@ -185,7 +187,8 @@ def paths(batch: Batch, rows: Manifest) -> list[str]:
 
 def clips(batch: Batch, rows: Manifest) -> list[str]:
     """Of each clip its file and the frames of it."""
-    return [clip_text(path, frames) for path, frames in zip(paths(batch, rows), batch["frame_numbers"], strict=True)]
+    pairs = zip(paths(batch, rows), batch["frame_numbers"], strict=True)
+    return [clip_text(path, frames) for path, frames in pairs]
 
 
 def clip_text(path: str, frame_numbers_T: Tensor) -> str:

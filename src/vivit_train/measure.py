@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.model.vivit import ViViT
 
-BACKWARD_AND_FORWARD = 3  # a backward pass is two products for each of the forward pass
+# Training takes three times the operations of the forward pass, as the backward pass has two products for each of
+# its own. That is a little too much (nobody needs the gradient of the pixels); what is no product does not count.
+FORWARD_AND_BACKWARD = 3
 MEASURE_S = 0.1
 
 
@@ -25,13 +27,6 @@ def forward_flops(net: ViViT) -> int:
     return int(counter.get_total_flops())
 
 
-def training_flops(net: ViViT) -> int:
-    """Of one clip's forward and backward pass, three times the forward pass. That counts a little too much: the
-    gradient of the pixels, which nobody needs. What else a step does (optimizer, norms, GELU) is not counted, nor
-    is what a checkpointed activation costs twice."""
-    return BACKWARD_AND_FORWARD * forward_flops(net)
-
-
 def step_dtype(precision: str) -> torch.dtype:
     """In which the matrix products of a step are computed, by the name of Lightning's precision."""
     for part, dtype in (("bf16", torch.bfloat16), ("16", torch.float16), ("64", torch.float64)):
@@ -42,8 +37,8 @@ def step_dtype(precision: str) -> torch.dtype:
 
 @cache
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of one large matrix product, the best of those that fit in a tenth of a
-    second: what this device reaches in earnest, rather than what its data sheet says. Measured once per process."""
+    """Floating-point operations per second of one large matrix product, the best of those that fit in a tenth of
+    a second: what this device reaches, rather than what its data sheet says. Measured once per process."""
     cuda = device.type == "cuda"
     n, products = (4096, 10) if cuda else (1024, 1)
     draw = torch.Generator(device).manual_seed(0)  # the run's own draws stay what they are
@@ -76,5 +71,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def memory_text(device: torch.device) -> str:
     """Peak memory, and of how much where that is the device's own."""
-    total = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f}" if device.type == "cuda" else ""
-    return f"{peak_memory_gb(device):.1f}{total} GB"
+    peak = f"{peak_memory_gb(device):.1f}"
+    if device.type != "cuda":
+        return f"{peak} GB"
+    return f"{peak} of {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"

@@ -21,12 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vivit_train import recipe
+from vivit_train.callbacks import planned_steps
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import LackOfMemoryError, UserError, reason
-from vivit_train.callbacks import planned_steps
-from vivit_train.measure import forward_flops
 from vivit_train.model.files import WEIGHT_FILES
 from vivit_train.model.initialise import initialise
 from vivit_train.model.pretrained import IMAGENET
@@ -102,7 +101,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # whole steps, as the authors'
         metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
-    say(plan(cfg, net, data, trainer))
+    say(plan(cfg, task, data, trainer))
     start = checkpoint_to_resume(cfg)
     try:
         with data.explaining_lost_workers(), explaining_lack_of_memory(data, trainer):
@@ -277,8 +276,9 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-def plan(cfg: DictConfig, net: ViViT, data: VideoDataModule, trainer: L.Trainer) -> str:
+def plan(cfg: DictConfig, task: VideoClassification, data: VideoDataModule, trainer: L.Trainer) -> str:
     """What is about to happen, in a few lines. callbacks.report adds what the first steps took."""
+    net = task.net
     t, rows, columns = net.grid
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
     steps = planned_steps(data.steps_per_epoch * trainer.max_epochs, trainer)  # type: ignore[operator]
@@ -286,7 +286,7 @@ def plan(cfg: DictConfig, net: ViViT, data: VideoDataModule, trainer: L.Trainer)
         [
             f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
             f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
-            f"{forward_flops(net) / 1e9:.4g} GFLOPs per clip (forward)",
+            f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
             f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
             f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps, "
             f"{steps * data.global_batch} clips; precision {trainer.precision}, {trainer.strategy.root_device}",

@@ -1,6 +1,7 @@
 """One training step, top to bottom: uint8 clips -> normalise -> mix -> logits -> loss."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torchmetrics import MeanMetric
 from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
 from vivit_train.errors import UserError
+from vivit_train.measure import forward_flops
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
@@ -70,6 +72,11 @@ class VideoClassification(L.LightningModule):
         # its own search for nan would wait for the device at every micro-batch
         self.epoch_loss, self.table = MeanMetric(nan_strategy="disable"), VideoTable()
         self.test_rows: Rows = {}
+
+    @cached_property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one clip's forward pass."""
+        return forward_flops(self.net)
 
     def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
         self.epoch_loss.reset()
