@@ -27,8 +27,9 @@ class Report(Callback):
     Data-wait is the share of the time between steps in which the trainer had nothing to do but wait for the
     loader. MFU is the share of the device's speed in matrix products (`matmul_peak`, in the run's precision) that
     went into the model's forward and backward passes (`forward_flops`, three times), the waiting included. Peak
-    memory is that of this process, on its device (`peak_memory_gb`). Where there is no terminal for a progress bar,
-    a line every half minute says how far it is.
+    memory is that of this process, on its device (`peak_memory_gb`).
+
+    Where there is no terminal for a progress bar, a line every half minute says how far it is.
 
     Args:
         curves: file of the learning curves, drawn anew after each epoch.
