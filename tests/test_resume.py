@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -68,10 +69,10 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 
 
 def logged(run: Path) -> list[dict[str, str]]:
-    """metrics.csv without what a clock says."""
+    """metrics.csv without what a clock and the machine say."""
     with open(run / "metrics.csv", newline="") as file:
         return [
-            {k: v for k, v in row.items() if "clips_per_s" not in k and "wait" not in k}
+            {k: v for k, v in row.items() if not re.search("clips_per_s|wait|mfu|memory", k)}
             for row in csv.DictReader(file)
         ]
 

@@ -107,8 +107,17 @@ def test_every_experiment_runs(experiment: str, videos: Path, config: Config, tm
 
 
 @pytest.mark.parametrize("debug", choices("debug"))
-def test_every_debug_choice_runs(debug: str, videos: Path, config: Config) -> None:
+def test_every_debug_choice_runs(
+    debug: str, videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(config(*folder(videos), f"debug={debug}"))
+    # in an epoch of twelve steps; test_health.py lets it have more
+    assert ("overfit: 2 clips NOT learned: loss " in capsys.readouterr().out) == (debug == "overfit")
+    traces = [json.loads(file.read_text()) for file in tmp_path.glob("run/fit-profile-*training_step*.json")]
+    assert len(traces) == (debug == "profile")
+    for trace in traces:
+        assert any("scaled_dot_product_attention" in event.get("name", "") for event in trace["traceEvents"])
+        assert "ProfilerStep" in (tmp_path / "run/fit-profile.txt").read_text()
 
 
 @pytest.mark.parametrize(

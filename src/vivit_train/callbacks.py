@@ -1,4 +1,4 @@
-"""What a run shows while it trains: speed, a line per epoch, learning curves, and what the model sees."""
+"""What a run shows while it trains: speed, memory, a line per epoch, learning curves, and what the model sees."""
 
 import sys
 import time
@@ -9,19 +9,26 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from vivit_train.measure import FORWARD_AND_BACKWARD, matmul_peak, memory_text, peak_memory_gb, step_dtype
 from vivit_train.pictures import contact_sheet, learning_curves
 from vivit_train.task import Batch, VideoClassification
 
 LINE_EVERY_S = 30.0
 SHARES = 4  # of a mixed clip, that its caption has room for
 MUCH_WAITING = 0.1  # of the time, in an epoch of a minute or more
+MEASURED_STEPS = 3  # then a line says what to expect; the first, which prepares much, is not timed
 
 
 class Report(Callback):
-    """Clips per second and data-wait % in the log and the progress bar; a line per epoch; learning curves.
+    """Speed and memory in the log and the progress bar; after three steps what to expect of the whole training; a
+    line per epoch; learning curves.
 
     Data-wait is the share of the time between steps in which the trainer had nothing to do but wait for the
-    loader. Where there is no terminal for a progress bar, a line every half minute says how far it is.
+    loader. MFU is the share of the device's speed in matrix products (`matmul_peak`, in the run's precision) that
+    went into the model's forward and backward passes (`forward_flops`, three times), the waiting included. Peak
+    memory is that of this process, on its device (`peak_memory_gb`).
+
+    Where there is no terminal for a progress bar, a line every half minute says how far it is.
 
     Args:
         curves: file of the learning curves, drawn anew after each epoch.
@@ -37,10 +44,23 @@ class Report(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, VideoClassification)
+        self.device = trainer.strategy.root_device
+        # now, as the loader's processes have not yet begun to take their share of a CPU
+        peak = matmul_peak(self.device, step_dtype(str(trainer.precision)))
+        self.mfu_of_1_clip_per_s = FORWARD_AND_BACKWARD * pl_module.forward_flops / peak
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started_s = self.last_line_s = time.monotonic()
         assert isinstance(pl_module, VideoClassification)
-        self.first_step, self.total_steps = trainer.global_step, pl_module.total_steps
+        self.first_step = trainer.global_step
+        self.total_steps = planned_steps(pl_module.total_steps, trainer)
+        self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
         self.main_score = pl_module.main_score
         # Lightning leaves it out where a run goes on within an epoch
         self.on_train_epoch_start(trainer, pl_module)
@@ -60,16 +80,44 @@ class Report(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.step_end_s = now_s = time.monotonic()
-        self.clips += len(batch["label"]) * trainer.world_size
+        now_s = time.monotonic()
+        took_s, self.step_end_s = now_s - self.step_end_s, now_s
+        clips = len(batch["label"]) * trainer.world_size
+        self.expect(trainer, clips, took_s)
+        self.clips += clips
         elapsed_s = now_s - self.epoch_s
         self.clips_per_s, self.data_wait = self.clips / elapsed_s, self.waited_s / elapsed_s
         pl_module.log("train/clips_per_s", self.clips_per_s, prog_bar=True)
         pl_module.log("train/data_wait_%", 100 * self.data_wait, prog_bar=True)
+        pl_module.log("train/mfu_%", 100 * self.mfu(self.clips_per_s, trainer))
+        pl_module.log("train/peak_memory_gb", peak_memory_gb(self.device))
         if now_s - self.last_line_s > LINE_EVERY_S and not sys.stdout.isatty():
             steps = int(trainer.num_training_batches)
             self.line(
                 trainer, f"step {batch_idx + 1}/{steps}", loss=trainer.callback_metrics.get("train/loss_step")
+            )
+
+    def mfu(self, clips_per_s: float, trainer: L.Trainer) -> float:
+        return self.mfu_of_1_clip_per_s * clips_per_s / trainer.world_size
+
+    def expect(self, trainer: L.Trainer, clips: int, took_s: float) -> None:
+        """Says what the first steps let expect, once they are done.
+
+        Args:
+            clips, took_s: of the micro-batch that is over, the wait for it included.
+        """
+        before, self.steps_done = self.steps_done, trainer.global_step - self.first_step
+        if not 1 <= before < MEASURED_STEPS:
+            return
+        self.timed_clips, self.timed_s = self.timed_clips + clips, self.timed_s + took_s
+        if self.steps_done == MEASURED_STEPS and trainer.is_global_zero:
+            step_s = self.timed_s / (MEASURED_STEPS - 1)
+            steps = self.total_steps - self.first_step
+            mfu = self.mfu(self.timed_clips / self.timed_s, trainer)
+            print(
+                f"measured: {step_s:.3g} s a step, {clock(step_s * steps)} for {steps} steps without validation; "
+                f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}",
+                flush=True,
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,6 +148,47 @@ class Report(Callback):
         shown += [f"{self.clips_per_s:.1f} clips/s", f"data wait {self.data_wait:.0%}", f"ETA {clock(eta_s)}"]
         if trainer.is_global_zero:
             print("  ".join(shown), flush=True)
+
+
+def planned_steps(steps: int, trainer: L.Trainer) -> int:
+    """The optimizer steps of a training of so many, which trainer.max_steps may end before."""
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+class Overfit(Callback):
+    """Trains on the first batch alone, always the same clips, and says whether the model learns at least these.
+
+    Args:
+        loss: training ends where it is below.
+    """
+
+    def __init__(self, loss: float) -> None:
+        self.loss = loss
+        self.batch: Batch = {}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.batch = self.batch or dict(batch)
+        batch.update(self.batch)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.last_loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        trainer.should_stop = self.last_loss < self.loss
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, VideoClassification)
+        targets = zip(*pl_module.by_head(self.batch["label"].cpu()), strict=True)
+        names = {tuple(map(caption, row, pl_module.classes.values())) for row in targets}
+        found = "learned" if self.last_loss < self.loss else "NOT learned"
+        alike = "; they are of one class: another seed says more" if len(names) == 1 else ""
+        print(
+            f"overfit: {len(self.batch['label'])} clips {found}: loss {self.last_loss:.4f} after "
+            f"{trainer.global_step} steps (wanted: below {self.loss:g}){alike}",
+            flush=True,
+        )
 
 
 def clock(seconds: float) -> str:

@@ -83,6 +83,17 @@ def doctor(
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=overrides or ())
 
 
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A step that a run saved: <run folder>/nonfinite/*.pt")],
+    out: Annotated[Path | None, typer.Option(help="The clips as a picture; default beside FILE.")] = None,
+) -> None:
+    """Repeats a step whose loss or gradient was not finite, and says where that began."""
+    from vivit_train.replay import replay as repeat
+
+    repeat(file, out or file.with_suffix(".png"))
+
+
 @bench.command()
 def loader(
     overrides: Overrides = None,

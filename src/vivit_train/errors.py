@@ -58,6 +58,18 @@ def end_on_signals() -> None:
         signal.signal(name, end)
 
 
+class LackOfMemoryError(UserError):
+    """A micro-batch that does not fit into memory.
+
+    Attributes:
+        micro_batch: half of it, to be tried in its place; None: there is none, or it is too late.
+    """
+
+    def __init__(self, text: str, micro_batch: int | None) -> None:
+        super().__init__(text)
+        self.micro_batch = micro_batch
+
+
 def reason(error: Exception) -> str:
     """What a library's error says, in one line."""
     return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing

@@ -1,10 +1,12 @@
 """train(cfg) and evaluate(cfg): from a configuration to a result. The scripts and the tests call these two."""
 
+import gc
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vivit_train import recipe
+from vivit_train.callbacks import planned_steps
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours, read_checkpoint
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
-from vivit_train.errors import UserError
+from vivit_train.errors import LackOfMemoryError, UserError, reason
 from vivit_train.model.files import WEIGHT_FILES
 from vivit_train.model.initialise import initialise
 from vivit_train.model.pretrained import IMAGENET
@@ -46,6 +49,20 @@ def train(cfg: DictConfig) -> float:
     check(cfg)
     page = recipe.read_page()
     recipe.scale_learning_rate(cfg, page)
+    while True:
+        try:
+            return train_once(cfg, page)
+        except LackOfMemoryError as error:
+            if error.micro_batch is None or not cfg.trainer.auto_micro_batch:
+                raise
+            say(f"{error}\ntrainer.auto_micro_batch: once more so\n")
+            cfg.data.micro_batch = error.micro_batch
+        gc.collect()  # here the error is gone, and what its traceback held
+        torch.cuda.empty_cache()
+
+
+def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
+    """`train`, for a configuration that is checked. A function of it alone, so that it may be tried again."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet_lightning()
     run_dir = Path(cfg.run_dir)
@@ -88,9 +105,9 @@ def train(cfg: DictConfig) -> float:
         warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # whole steps, as the authors'
         metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
-    say(plan(cfg, net, data, trainer))
+    say(plan(cfg, task, data, trainer))
     try:
-        with data.explaining_lost_workers(), explaining_lost_processes():
+        with data.explaining_lost_workers(), explaining_lost_processes(), explaining_lack_of_memory(data, trainer):
             trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
             data.count_bad_videos()
         if bad := data.bad_videos["train"]:
@@ -141,6 +158,37 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
     task, trainer, out = restored(metadata, weights), build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
+
+
+FIRST_STEPS = 10  # of an attempt, that are not missed where it begins anew
+
+
+@contextmanager
+def explaining_lack_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterator[None]:
+    """Says which micro-batch did not fit into memory, and what to set.
+
+    Raises:
+        LackOfMemoryError: with half the micro-batch where one process has taken its first steps.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("DefaultCPUAllocator", "ALLOC_FAILED")  # the CPU's, and those of CUDA's libraries
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        epoch, step = data.first
+        done = trainer.global_step - (epoch * data.steps_per_epoch + step)
+        half = data.micro_batch // 2 // data.clips_per_video * data.clips_per_video
+        text = (
+            f"memory does not suffice for data.micro_batch={data.micro_batch} clips at once (after {done} steps: "
+            f"{reason(error)})\n"
+        )
+        if not half:
+            advice = "it cannot be halved: lower data.frames, data.crop or model.size, or trainer.precision"
+            raise LackOfMemoryError(text + advice, None) from error
+        text += f"data.micro_batch={half} takes half; recipe.global_batch={data.global_batch} stays as it is"
+        early = done < FIRST_STEPS and trainer.world_size == 1
+        raise LackOfMemoryError(text, half if early else None) from error
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:
@@ -229,8 +277,10 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     if "recipe" in cfg and cfg.recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    settings: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    del settings["auto_micro_batch"]  # train()'s own
     trainer: L.Trainer = instantiate(
-        cfg.trainer,
+        settings,
         callbacks=callbacks,
         logger=instantiate(cfg.logger) if cfg.get("logger") else False,
         plugins=[WholeFiles()],
@@ -241,18 +291,20 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-def plan(cfg: DictConfig, net: ViViT, data: VideoDataModule, trainer: L.Trainer) -> str:
-    """What is about to happen, in a few lines."""
+def plan(cfg: DictConfig, task: VideoClassification, data: VideoDataModule, trainer: L.Trainer) -> str:
+    """What is about to happen, in a few lines. callbacks.report adds what the first steps took."""
+    net = task.net
     t, rows, columns = net.grid
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
-    steps = data.steps_per_epoch * trainer.max_epochs  # type: ignore[operator]
+    steps = planned_steps(data.steps_per_epoch * trainer.max_epochs, trainer)  # type: ignore[operator]
     return "\n".join(
         [
             f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
-            f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens",
+            f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
+            f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
             f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
-            f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps; "
-            f"precision {trainer.precision}, {trainer.strategy.root_device}",
+            f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps, "
+            f"{steps * data.global_batch} clips; precision {trainer.precision}, {trainer.strategy.root_device}",
             f"run folder: {cfg.run_dir}",
         ]
     )
@@ -321,6 +373,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.augment_on": ("auto", "worker", "device"),
     "data.decoder": DECODERS,
     "data.balance": (None, "sqrt", "class"),
+    "callbacks.health.on_nonfinite": ("stop", "skip"),
     "resume": (None, "auto"),
     "eval.split": (None, "train", "val", "test"),
     "eval.order": ("forward", "reversed", "shuffled"),

@@ -1,6 +1,7 @@
 """One training step, top to bottom: uint8 clips -> normalise -> mix -> logits -> loss."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torchmetrics import MeanMetric
 from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
 from vivit_train.errors import UserError
+from vivit_train.measure import forward_flops
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
@@ -70,7 +72,8 @@ class VideoClassification(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
-        self.epoch_loss, self.table = MeanMetric(), VideoTable()
+        # its own search for nan would wait for the device at every micro-batch
+        self.epoch_loss, self.table = MeanMetric(nan_strategy="disable"), VideoTable()
         self.test_rows: Rows = {}
 
     def configure_model(self) -> None:
@@ -81,6 +84,11 @@ class VideoClassification(L.LightningModule):
             if isinstance(module, Block):
                 fully_shard(module, mesh=self.device_mesh)
         fully_shard(self.net, mesh=self.device_mesh)
+
+    @cached_property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one clip's forward pass."""
+        return forward_flops(self.net)
 
     def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
         self.epoch_loss.reset()
@@ -95,7 +103,8 @@ class VideoClassification(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
         loss = self.loss(self.logits(video_BCTHW), target)
-        self.epoch_loss.update(loss.detach(), len(target))
+        finite = loss.detach().isfinite()  # others have no part in the epoch's mean; callbacks.health sees to them
+        self.epoch_loss.update(torch.where(finite, loss.detach(), 0.0), finite * len(target))
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
