@@ -9,25 +9,26 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
+from vivit_train import processes
 from vivit_train.checkpoint import KEY
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.manifest import Manifest
 from vivit_train.errors import UserError
-from vivit_train.measure import weight_norm
+from vivit_train.measure import total_norm, whole
 from vivit_train.resume import WholeFiles
 from vivit_train.task import Batch, VideoClassification
 
 REPLAY = "replay"  # in a saved step
 IN_A_ROW = 20  # steps that are not finite, then it is not the clips; a loss scale needs up to 17 to find its place
-FILES = 5  # of a run that skips; each holds the model's weights
+FILES = 5  # steps of a run that skips; each file holds the model's weights
 
 
 class Health(Callback):
     """Looks at each optimizer step's loss and gradient before it is taken, and at the weights.
 
     A step whose loss or gradient is not finite is not taken: weights and optimizer stay as they were. What it was
-    made of is saved for `vivit replay`: the clips of its micro-batches, their seeds, and the weights. With several
-    processes each saves its own clips, and all decide the same.
+    made of is saved for `vivit replay`: the clips of its micro-batches, their seeds, and the weights. Of several
+    processes each saves its own clips, the first one says all, and all decide the same.
 
     Losses and gradient are read once per optimizer step, which waits for the device. Until then the micro-batches
     of the step stay in its memory, as uint8.
@@ -46,7 +47,7 @@ class Health(Callback):
 
     def __init__(self, on_nonfinite: Literal["stop", "skip"], folder: str | Path) -> None:
         self.on_nonfinite, self.folder = on_nonfinite, Path(folder)
-        self.skipped = self.in_a_row = self.saved = 0
+        self.skipped = self.in_a_row = self.found = 0
         self.inputs: list[tuple[Batch, int]] = []  # of this optimizer step so far: micro-batches and their seeds
         self.losses: list[Tensor] = []
 
@@ -70,15 +71,13 @@ class Health(Callback):
     ) -> None:
         inputs, losses = self.inputs, self.losses
         self.inputs, self.losses = [], []
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).float()
-        *values, norm_value = torch.stack([*losses, norm]).tolist()
-        any_process = trainer.strategy.reduce_boolean_decision
+        norm = total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
+        *values, norm_value = torch.stack([*losses, norm.float()]).tolist()
         bad = [i for i, value in enumerate(values) if not is_finite(value)]
-        if not any_process(bool(bad) or not is_finite(norm_value), all=False):
+        bad_loss, bad_norm = processes.any_of(bool(bad), not is_finite(norm_value))
+        if not (bad_loss or bad_norm):
             self.in_a_row = 0
             return
-        bad_loss = any_process(bool(bad), all=False)
         self.in_a_row += 1
         plugin = trainer.precision_plugin
         scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
@@ -92,7 +91,7 @@ class Health(Callback):
         step = f"step {trainer.global_step + 1}"
         what = f"the gradient of {step} is not finite (its norm is {norm_value}), though the losses are"
         if bad_loss:
-            what = f"the loss of {step} is not finite" + ("" if bad else " in another process, which says more")
+            what = f"the loss of {step} is not finite"
         mine = bad or ([] if bad_loss else list(range(len(inputs))))  # whose clips this process answers for
         lines = [
             f"  micro-batch {i + 1} of {len(inputs)}{f', loss {values[i]}' if i in bad else ''}: {clip}"
@@ -100,12 +99,17 @@ class Health(Callback):
             for clip in clips(inputs[i][0], manifest(trainer))
         ]
         file = self.folder / f"step_{trainer.global_step + 1}_rank_{trainer.global_rank}.pt"
-        if mine and self.saved < FILES:
-            self.save(file, trainer, pl_module, inputs, values, norm_value)
-        hint = [f"`vivit replay {file}` says where it arose"] if file.exists() else []
+        self.found += 1
+        if self.found <= FILES:
+            weights = {f"net.{name}": whole(value).cpu() for name, value in pl_module.net.state_dict().items()}
+            if mine:
+                self.save(file, trainer, pl_module, weights, inputs, values, norm_value)
+                lines += [f"`vivit replay {file}` says where it arose"] if file.exists() else []
+        lines = [line for part in processes.gather(lines) for line in part]
         if self.on_nonfinite == "skip" and self.in_a_row < IN_A_ROW:
             self.skipped += 1
-            print("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines, *hint]))
+            if trainer.is_global_zero:
+                print("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines]))
             optimizer.zero_grad(set_to_none=True)  # what has no gradient keeps its weights and moments
             return
         again = f", the {ordinal(self.in_a_row)} in a row: it is not the clips" if self.in_a_row > 1 else ""
@@ -115,13 +119,14 @@ class Health(Callback):
         )
         if self.on_nonfinite == "stop":
             advice += "; callbacks.health.on_nonfinite=skip leaves such steps out"
-        raise UserError("\n".join([f"{what}{again}", *lines, *hint, advice]))
+        processes.end_together(UserError("\n".join([f"{what}{again}", *lines, advice])))
 
     def save(
         self,
         file: Path,
         trainer: L.Trainer,
         task: VideoClassification,
+        weights: dict[str, Tensor],
         inputs: list[tuple[Batch, int]],
         losses: list[float],
         gradient_norm: float,
@@ -143,10 +148,7 @@ class Health(Callback):
             "gradient_norm": gradient_norm,
             "micro_batches": micro_batches,
         }
-        weights = trainer.strategy.lightning_module_state_dict()
-        net = {name: value.cpu() for name, value in weights.items() if name.startswith("net.")}
-        WholeFiles().save_checkpoint({KEY: task.metadata, "state_dict": net, REPLAY: step}, file)
-        self.saved += 1
+        WholeFiles().save_checkpoint({KEY: task.metadata, "state_dict": weights, REPLAY: step}, file)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -154,7 +156,7 @@ class Health(Callback):
         assert isinstance(pl_module, VideoClassification)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # the loggers write as seldom
         if not self.inputs and trainer.global_step % every == 0:
-            pl_module.log("train/weight_norm", weight_norm(pl_module.net))
+            pl_module.log("train/weight_norm", total_norm(pl_module.net.parameters()))
         if self.on_nonfinite == "skip":
             pl_module.log("train/skipped_steps", float(self.skipped))
 
@@ -162,7 +164,7 @@ class Health(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         named = dict(pl_module.named_parameters())
-        finite = torch.stack([weight.detach().isfinite().all() for weight in named.values()])
+        finite = torch.stack([whole(weight.detach().isfinite().all()) for weight in named.values()])
         if not finite.all():
             first = list(named)[finite.tolist().index(False)]
             raise UserError(

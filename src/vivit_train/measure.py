@@ -3,10 +3,12 @@
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.model.vivit import ViViT
@@ -56,9 +58,14 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return products * 2 * n**3 / best_s
 
 
-def weight_norm(net: nn.Module) -> torch.Tensor:
-    """Of all parameters as one vector."""
-    return torch.nn.utils.get_total_norm([parameter.detach() for parameter in net.parameters()])
+def whole(tensor: Tensor) -> Tensor:
+    """Itself; of a tensor that trainer=fsdp shares out among processes all of it, for which all ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Of all of them as one vector, in every process."""
+    return whole(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
 
 
 def peak_memory_gb(device: torch.device) -> float:

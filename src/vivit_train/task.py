@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from vivit_train.checkpoint import KEY
 from vivit_train.data.augment import mix_batch, mix_seed
 from vivit_train.errors import UserError
-from vivit_train.measure import forward_flops
+from vivit_train.measure import forward_flops, whole
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
@@ -179,8 +178,7 @@ class VideoClassification(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
-        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self.log("train/grad_norm", whole(torch.nn.utils.clip_grad_norm_(self.parameters(), limit)))
 
     def configure_optimizers(self) -> Any:
         try:
