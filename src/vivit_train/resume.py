@@ -102,14 +102,13 @@ class Latest(Checkpoint):
         for number in SIGNALS:  # in place of Lightning's, which at its end puts back those that it found
             signal.signal(number, self.on_signal)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        whole, self.step = trainer.global_step > self.step, trainer.global_step
-        # Lightning loses count of the epochs where a run goes on from an epoch's last step
-        over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        due = time.monotonic() - self.saved_s >= 60 * self.minutes
-        if not whole or over:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Saves what the step before has made. At its own end its line of the log is not written yet, which a run
+        that is killed in between would never write."""
+        if trainer.global_step == self.step:
             return
-        due, stops = self.agree(trainer, due)
+        self.step = trainer.global_step
+        due, stops = self.agree(trainer, time.monotonic() - self.saved_s >= 60 * self.minutes)
         if due or stops:
             self.save(trainer)
         if stops:
@@ -121,6 +120,7 @@ class Latest(Checkpoint):
             self.stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
         _, stops = self.agree(trainer)
         self.save(trainer)
         if stops:
@@ -155,12 +155,17 @@ def number_as_fsdp(state: dict[str, Any], optimizer: torch.optim.Optimizer, modu
         group["params"] = [theirs[i] for i in group["params"]]
 
 
-def count_anew(progress: dict[str, Any], accumulated: int, accumulation: int) -> None:
-    """Turns Lightning's count of micro-batches, `accumulated` of them in a step, into one of `accumulation`:
-    a run goes on with another number of processes.
+def place_in_epoch(
+    epoch_loop: dict[str, Any], progress: dict[str, Any], accumulated: int, accumulation: int
+) -> None:
+    """Turns Lightning's state of a checkpoint into what it expects of one that is written behind a whole step.
 
-    A checkpoint holds whole steps; that the last micro-batch of one may not be "completed" yet, stays so.
+    One that `Latest` writes has begun with the next micro-batch. And one of another number of processes counts
+    `accumulated` micro-batches to a step, where there are now `accumulation`.
     """
+    ahead = progress["current"]["ready"] - progress["current"]["processed"]
+    epoch_loop["_batches_that_stepped"] -= ahead
     for counts in (progress["total"], progress["current"]):
-        ready = counts["ready"] // accumulated * accumulation
-        counts.update({name: ready - (counts["ready"] - value) for name, value in counts.items()})
+        over = not ahead and counts["completed"] == counts["processed"]  # the epoch is
+        done = counts["processed"] // accumulated * accumulation
+        counts.update(ready=done, started=done, processed=done, completed=done if over else done - 1)

@@ -18,7 +18,7 @@ from vivit_train.measure import forward_flops, whole
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
-from vivit_train.resume import count_anew, number_as_fsdp
+from vivit_train.resume import number_as_fsdp, place_in_epoch
 
 Batch = dict[str, Any]
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
@@ -105,7 +105,7 @@ class VideoClassification(L.LightningModule):
         finite = loss.detach().isfinite()  # others have no part in the epoch's mean; callbacks.health sees to them
         self.epoch_loss.update(torch.where(finite, loss.detach(), 0.0), finite * len(target))
         self.log("train/loss_step", loss, prog_bar=True)
-        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True)
+        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
@@ -202,6 +202,6 @@ class VideoClassification(L.LightningModule):
         if self.global_rank == 0:  # the others begin at nothing
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        now = self.trainer.accumulate_grad_batches
-        count_anew(progress, checkpoint.get(ACCUMULATION, now), now)
+        loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
+        progress = loops["epoch_loop.batch_progress"]
+        place_in_epoch(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)

@@ -583,9 +583,9 @@ class VideoDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, in steps, which mean the same on any number of devices; and the bad videos."""
         assert self.trainer is not None
-        fetched = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        epoch, step = self.trainer.current_epoch, fetched // self.trainer.accumulate_grad_batches
-        done = fetched == self.trainer.num_training_batches
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
+        done = current.processed == self.trainer.num_training_batches
         return {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
