@@ -21,7 +21,6 @@ def test_a_loader_that_starves_the_model_is_pointed_out(
         max_epochs=2,
         global_step=5,
         is_global_zero=True,
-        loggers=[],
     )
     report = Report(tmp_path / "curves.png")
     report.started_s, report.first_step, report.total_steps, report.main_score = 0.0, 0, 10, "top1"

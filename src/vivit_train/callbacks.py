@@ -122,9 +122,6 @@ class Report(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        loss = {"train/loss_epoch": metrics["train/loss_epoch"], "epoch": trainer.current_epoch}
-        for logger in trainer.loggers:  # now, as Lightning would do it behind the checkpoint of this epoch
-            logger.log_metrics(loss, trainer.global_step - 1)
         row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
         if self.validated:  # in other epochs the values of an earlier one are still there
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}

@@ -92,6 +92,15 @@ class VideoClassification(L.LightningModule):
     def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
         self.epoch_loss.reset()
 
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's loss now: Lightning would do it behind the epoch's checkpoint, and never in a run that is
+        killed in between."""
+        loss = float(self.trainer.callback_metrics["train/loss_epoch"])
+        for logger in self.trainer.loggers:
+            logger.log_metrics(
+                {"train/loss_epoch": loss, "epoch": self.current_epoch}, self.trainer.global_step - 1
+            )
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(self.step_seed(batch_idx))
 
