@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Happened
 from omegaconf import DictConfig
 from parity import cost
 from torch import Tensor
@@ -51,8 +52,9 @@ def state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tens
     return content["state_dict"], content["optimizer_states"][0]["state"]
 
 
+@pytest.mark.fault("Numbers")
 def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
-    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     break_losses(monkeypatch, 9)  # the second micro-batch of the fifth step
     with pytest.raises(UserError) as raised:
@@ -90,6 +92,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
 
     said = replayed()  # nothing is wrong with the weights
     assert "all is finite here" in said
+    happened("A loss of nan", stopped)
     same, other = re.findall(r"loss: (\S+); in the run (\S+)\n", said)  # mixed and dropped as they were
     assert float(same[0]) == float(same[1])
     assert other[1] == "nan"
@@ -100,6 +103,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
     assert said.count("forward: encoder.blocks.0.mlp.fc2 gives inf, from a finite input") == 2
     assert "first for head.weight" in said or "first for head.bias" in said
     assert said.count("<- its logits are not finite") == 8
+    happened("A weight of 3e38, and then `vivit replay`", said)
     saved["state_dict"]["net.encoder.blocks.0.mlp.fc2.weight"] = good
     saved["state_dict"]["net.encoder.blocks.0.attention.qkv.bias"] += 1e30  # what attention cannot multiply
     assert "forward: encoder.blocks.0.attention.out gives nan, from an input" in replayed()
@@ -118,12 +122,14 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
     refused(file, "refusing to call 'os.system'")
 
 
+@pytest.mark.fault("Numbers")
 def test_a_step_that_is_left_out_changes_nothing(
     videos: Path,
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    happened: Happened,
 ) -> None:
     """The last step of a run, so that its end is that of the step before."""
     choices = settings(videos, "callbacks.last.minutes=0", "callbacks.health.on_nonfinite=skip")
@@ -141,26 +147,31 @@ def test_a_step_that_is_left_out_changes_nothing(
     assert [row["train/skipped_steps"] for row in rows if row["train/skipped_steps"]][-1] == "1.0"
     epoch_loss = next(float(row["train/loss_epoch"]) for row in rows if row["train/loss_epoch"])
     assert epoch_loss < 10  # the mean of the others
+    happened("A loss of nan with `callbacks.health.on_nonfinite=skip`", "weights and moments stay, it is counted")
 
 
+@pytest.mark.fault("Numbers")
 def test_too_many_in_a_row_stop_a_run_that_skips(
-    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     monkeypatch.setattr(health, "IN_A_ROW", 3)
     break_losses(monkeypatch, 0, 4, 6, 8)  # steps 1, 3, 4, 5
-    with pytest.raises(UserError, match=r"the loss of step 5 is not finite, the 3rd in a row"):
+    with pytest.raises(UserError, match=r"the loss of step 5 is not finite, the 3rd in a row") as error:
         train(config(*settings(videos, "recipe.epochs=3", "callbacks.health.on_nonfinite=skip")))
+    happened("Too many of them in a row (here 3, else 20)", str(error.value).splitlines()[0])
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+@pytest.mark.fault("Numbers")
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, happened: Happened) -> None:
     net = ViViT.from_size("vivit_st", "Ti", num_classes=2, frames=2, image_size=16, dim=12, depth=1)
     task = VideoClassification(net, {"": ["a", "b"]}, [0.5] * 3, [0.5] * 3)
     trainer: Any = SimpleNamespace(global_step=7)
     watch = health.Health("skip", tmp_path)
     watch.on_save_checkpoint(trainer, task, {})
     net.head.bias.data[1] = float("inf")
-    with pytest.raises(UserError, match=r"after step 7 weights are not finite \(net\.head\.bias"):
+    with pytest.raises(UserError, match=r"after step 7 weights are not finite \(net\.head\.bias") as error:
         watch.on_save_checkpoint(trainer, task, {})
+    happened("A weight is infinite when a checkpoint is due", error.value)
 
 
 def lack_memory_above(clips: int, lack: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +189,9 @@ def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd so on")
 
 
+@pytest.mark.fault("Memory")
 def test_lack_of_memory_names_the_micro_batch_to_set(
-    videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     lack_memory_above(2, out_of_memory, monkeypatch)
     with pytest.raises(LackOfMemoryError) as raised:
@@ -187,17 +199,20 @@ def test_lack_of_memory_names_the_micro_batch_to_set(
     said = str(raised.value)
     assert "data.micro_batch=4 clips at once (after 0 steps: CUDA out of memory. Tried to allocate 2.00 " in said
     assert "data.micro_batch=2 takes half; recipe.global_batch=8 stays" in said
+    happened("A micro-batch of 4 does not fit", said)
     lack_memory_above(0, lambda: torch.empty(10**15), monkeypatch)  # a CPU says it otherwise
     with pytest.raises(LackOfMemoryError, match=r"can't allocate memory(.|\n)*it cannot be halved"):
         train(config(*settings(videos, "recipe.mixup=0", "data.micro_batch=1", "trainer.auto_micro_batch=true")))
 
 
+@pytest.mark.fault("Memory")
 def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     videos: Path,
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    happened: Happened,
 ) -> None:
     train(config(*settings(videos, "data.micro_batch=2", "trainer.max_steps=2")))
     expected = state(tmp_path / "run/checkpoints/last.ckpt")
@@ -208,6 +223,10 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     assert said.count("memory does not suffice") == 2
     assert "batch: 8 = 2 clips x 1 devices x 4 accumulated" in said
     torch.testing.assert_close(state(tmp_path / "run/checkpoints/last.ckpt"), expected, rtol=0, atol=0)
+    happened(
+        "The same with `trainer.auto_micro_batch=true`",
+        "it is halved until it fits; the weights are those of a run that was told so, bit by bit",
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Happened
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -200,6 +201,7 @@ def test_two_processes_evaluate_as_one(alone: Path, odd_videos: Path, config: Co
     same_results(alone, tmp_path / "run")
 
 
+@pytest.mark.fault("Several processes")
 @pytest.mark.parametrize(
     ("strategies", "step"),
     [
@@ -220,6 +222,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     config: Config,
     tmp_path: Path,
     hooked: Callable[..., None],
+    happened: Happened,
 ) -> None:
     """Two processes with 2 accumulated as one with 4 or, of other sizes, 2."""
     before, after = (
@@ -233,10 +236,16 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert set(codes(start(*after))) == {0}
     assert len(recorded(tmp_path / "run")[0]) == (6 - step) * (2 if len(after) > 1 else 4)
     close(alone, tmp_path / "run")
+    names = [" ".join(strategy) or "one process" for strategy in strategies]
+    happened(
+        f"SIGKILL to all processes ({names[0]}) behind step {step} of 6, three to an epoch; then {names[1]}",
+        "`resume=auto` went on; weights and curves are those of one process that was left alone, to float error",
+    )
 
 
+@pytest.mark.fault("Several processes")
 def test_processes_that_do_not_agree_end_before_training(
-    odd_videos: Path, config: Config, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    odd_videos: Path, config: Config, capfd: pytest.CaptureFixture[str], tmp_path: Path, happened: Happened
 ) -> None:
     other = odd_videos.parent / "other"
     if not other.exists():
@@ -253,8 +262,10 @@ def test_processes_that_do_not_agree_end_before_training(
     assert "  the train clips: 24 (checksum" in said.err
     assert "run_dir" not in said.err
     assert "epoch 1" not in said.out
+    happened("Two processes with other configurations and lists of clips", f"both end at once: {said.err}")
 
 
+@pytest.mark.fault("Several processes")
 @pytest.mark.parametrize(("how", "victim"), [("killed", 0), ("killed", 1), ("failed", 1)])
 def test_a_process_that_dies_ends_the_others(
     how: str,
@@ -263,6 +274,7 @@ def test_a_process_that_dies_ends_the_others(
     config: Config,
     capfd: pytest.CaptureFixture[str],
     hooked: Callable[..., None],
+    happened: Happened,
 ) -> None:
     def die(task: VideoClassification, batch: Any) -> None:
         if task.global_rank == victim and task.trainer.global_step == 1:
@@ -279,14 +291,18 @@ def test_a_process_that_dies_ends_the_others(
     assert "Traceback" not in said
     assert said.count("error: ") == (2 if how == "failed" else 1)
     assert said.count(f"error: process {1 - victim} of 2 has lost another one of the job") == 1
+    what = "SIGKILL to" if how == "killed" else "An error of its own in"
+    happened(f"{what} process {victim} of 2 within a step", f"the other ends with code 1: {said}")
 
 
+@pytest.mark.fault("Several processes")
 def test_the_budget_of_bad_videos_is_that_of_all_processes(
     odd_videos: Path,
     config: Config,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    happened: Happened,
 ) -> None:
     write = VideoDataModule.write_bad_videos
 
@@ -309,14 +325,17 @@ def test_the_budget_of_bad_videos_is_that_of_all_processes(
     with (tmp_path / "run/bad_videos.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["path"] for row in rows) == sorted(map(str, bad))
+    happened("Each of two processes meets a bad video, and one is allowed", f"both end, and one says: {said}")
 
 
+@pytest.mark.fault("Several processes")
 def test_a_signal_to_one_process_stops_all(
     odd_videos: Path,
     config: Config,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     hooked: Callable[..., None],
+    happened: Happened,
 ) -> None:
     def tell(task: VideoClassification, batch: Any) -> None:
         if task.global_rank == 1 and task.trainer.global_step == 1:
@@ -327,6 +346,42 @@ def test_a_signal_to_one_process_stops_all(
     assert codes(start(both, both)) == [75, 75]
     assert capfd.readouterr().err.count("goes on after step 2\n") == 1
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    happened(
+        "SIGUSR1 to one process of two", "both end after the same step with code 75; one checkpoint, one message"
+    )
+
+
+@pytest.mark.fault("Numbers")
+@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(
+    strategy: list[str],
+    odd_videos: Path,
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    happened: Happened,
+) -> None:
+    loss = VideoClassification.loss
+
+    def broken(task: VideoClassification, logits_BK: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        bad = task.training and task.global_rank == 1 and task.trainer.global_step == 1
+        return loss(task, logits_BK, target) * (float("nan") if bad else 1.0)
+
+    monkeypatch.setattr(VideoClassification, "loss", broken)
+    both = config(*settings(odd_videos, 2, *strategy, "trainer.accelerator=cpu"))
+    assert codes(start(both, both)) == [1, 1]
+    said = capfd.readouterr().err
+    assert said.count("error:") == said.count("error: the loss of step 2 is not finite\n") == 1
+    (file,) = (tmp_path / "run/nonfinite").iterdir()
+    assert file.name == "step_2_rank_1.pt"
+    assert said.count(f"`vivit replay {file}` says where it arose") == 1
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 1
+    saved = torch.load(file, weights_only=True)["state_dict"]
+    for name, value in last["state_dict"].items():
+        assert torch.equal(saved[name], value), name
+    happened(f"A loss of nan in one of two processes ({' '.join(strategy)})", f"both end, and one says: {said}")
 
 
 def test_weights_that_are_shared_out_are_not_averaged(config: Config) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, Happened
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
@@ -66,7 +66,8 @@ def summary(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None:
+@pytest.mark.fault("Sweeps and clusters")
+def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path, happened: Happened) -> None:
     result = run(sweep(tmp_path, "seed=1,2,0", "recipe.optimizer.lr=0.25"), tmp_path)
     assert result.returncode == 1
     assert result.stderr.count("error: 2 of 3 jobs failed") == 1
@@ -78,6 +79,7 @@ def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None
         ("1", "2", "", "killed by SIGKILL"),
     ]
     assert "   0     failed  seed=1   the reason, in two lines\n" in result.stdout
+    happened("In a sweep one job fails and one is killed", f"the third runs; in the end {result.stderr}")
     assert (tmp_path / "sweep/summary.png").stat().st_size > 1000
     assert json.loads((tmp_path / "sweep/2/outcome.json").read_text())["overrides"] == [
         "seed=0",
@@ -85,10 +87,11 @@ def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.fault("Sweeps and clusters")
 @pytest.mark.parametrize(
     ("seed", "note"), [(3, "stopped after step 7"), pytest.param(4, "", marks=pytest.mark.slow, id="at its end")]
 )
-def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: str) -> None:
+def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: str, happened: Happened) -> None:
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(sweep(tmp_path, f"seed={seed},0"), cwd=tmp_path, env=variables)
     while not (tmp_path / "waits").exists() and process.poll() is None:
@@ -97,6 +100,8 @@ def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: st
     assert process.wait(20) == 75
     assert [row["note"] for row in summary(tmp_path)] == [note]
     assert not (tmp_path / "sweep/1").exists()
+    when = "when its job is done" if seed == 4 else "in a job"
+    happened(f"SIGTERM to a sweep {when}", f"the sweep ends with code 75; the job's note is '{note}'")
 
 
 def test_submitit_starts_the_ranks(tmp_path: Path) -> None:
@@ -181,8 +186,11 @@ def search(storage: Path, dies_in: int | None, n_jobs: int) -> list[tuple[int, s
     return searching.launcher.launched
 
 
+@pytest.mark.fault("Sweeps and clusters")
 @pytest.mark.parametrize(("n_jobs", "dies_in"), [(1, 4), (2, 5)])
-def test_a_search_that_was_killed_tries_what_it_would_have(tmp_path: Path, n_jobs: int, dies_in: int) -> None:
+def test_a_search_that_was_killed_tries_what_it_would_have(
+    tmp_path: Path, n_jobs: int, dies_in: int, happened: Happened
+) -> None:
     pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
     whole = search(tmp_path / "whole", None, n_jobs)
     assert [number for number, _ in whole] == list(range(7))
@@ -194,6 +202,10 @@ def test_a_search_that_was_killed_tries_what_it_would_have(tmp_path: Path, n_job
     states = [trial.state.name for trial in open_study(str(tmp_path / "killed")).trials]
     assert states == ["COMPLETE", "FAIL", *["COMPLETE"] * 5]
     assert search(tmp_path / "killed", None, n_jobs) == []
+    happened(
+        f"A search by Optuna is killed in trial {dies_in} of 7, {n_jobs} at a time",
+        "the same command launches that trial again, and then tries what it would have tried",
+    )
 
 
 @pytest.mark.slow

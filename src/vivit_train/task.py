@@ -93,8 +93,8 @@ class VideoClassification(L.LightningModule):
         self.epoch_loss.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's loss now: Lightning would do it behind the epoch's checkpoint, and never in a run that is
-        killed in between."""
+        """Logs the epoch's loss ahead of the epoch's checkpoint. Lightning would do it behind, where a run that is
+        killed in between never does."""
         loss = float(self.trainer.callback_metrics["train/loss_epoch"])
         for logger in self.trainer.loggers:
             logger.log_metrics(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cluster import NoClusterError, cluster
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, Happened
 
 pytestmark = pytest.mark.slow
 EPOCHS = 100
@@ -72,7 +72,10 @@ def job_script(videos: Path) -> str:
     return script
 
 
-def test_a_run_outlives_its_time_limit(slurm: Slurm, videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("Sweeps and clusters")
+def test_a_run_outlives_its_time_limit(
+    slurm: Slurm, videos: Path, uninterrupted: Path, tmp_path: Path, happened: Happened
+) -> None:
     (tmp_path / "job.sh").write_text(job_script(videos))
     submitted = slurm("sbatch", "--parsable", "job.sh", cwd=tmp_path)
     assert submitted.returncode == 0, submitted.stderr
@@ -103,17 +106,24 @@ def test_a_run_outlives_its_time_limit(slurm: Slurm, videos: Path, uninterrupted
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+    happened(
+        "On a real SLURM, a run of two processes meets its time limit",
+        "signal, checkpoint, exit code 75, requeue, `resume=auto`; the weights of an uninterrupted run, bit by bit",
+    )
 
 
-def test_ranks_without_a_common_folder_are_refused(slurm: Slurm, tmp_path: Path) -> None:
+@pytest.mark.fault("Sweeps and clusters")
+def test_ranks_without_a_common_folder_are_refused(slurm: Slurm, tmp_path: Path, happened: Happened) -> None:
     result = slurm("srun", "--ntasks-per-node=2", sys.executable, str(ROOT / "train.py"), cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr.count("error: the processes of a run need one folder") == 1
     assert not os.listdir(tmp_path)
+    happened("srun without `hydra.run.dir`", result.stderr)
 
 
+@pytest.mark.fault("Sweeps and clusters")
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_sweep_is_an_array(slurm: Slurm, videos: Path, tmp_path: Path, devices: int) -> None:
+def test_a_sweep_is_an_array(slurm: Slurm, videos: Path, tmp_path: Path, devices: int, happened: Happened) -> None:
     pytest.importorskip("submitit", reason="needs the extra `submitit`")
     training = ["data=folder", f"data.root={videos}", *TINY, "trainer.strategy=ddp", f"trainer.devices={devices}"]
     sweep = ["hydra/launcher=slurm", "recipe.optimizer.lr=0.01,-1", "hydra.sweep.dir=sweep"]
@@ -126,3 +136,4 @@ def test_a_sweep_is_an_array(slurm: Slurm, videos: Path, tmp_path: Path, devices
     assert 0 <= float(good["val/score"]) <= 1
     assert "recipe.optimizer.lr=-1: must be" in bad["note"]
     assert len(list((tmp_path / "sweep/.submitit").glob("*_0/*_log.out"))) == devices
+    happened(f"In an array of SLURM's, {devices} processes a job, one job fails", f"the other runs; {bad['note']}")
