@@ -108,7 +108,7 @@ def test_a_run_outlives_its_time_limit(
         assert torch.equal(value, found[name]), name
     happened(
         "On a real SLURM, a run of two processes meets its time limit",
-        "signal, checkpoint, exit code 75, requeue, `resume=auto`; the weights of an uninterrupted run, bit by bit",
+        "signal, checkpoint, exit code 75, requeue, `resume=auto`; weights as of one left alone, bit by bit",
     )
 
 
