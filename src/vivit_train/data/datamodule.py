@@ -502,7 +502,11 @@ class VideoDataModule(L.LightningDataModule):
         try:
             yield
         except (RuntimeError, EOFError, OSError) as error:
-            if message := explain(error, self.notes, self.timeout_s):
+            try:
+                message = explain(error, self.notes, self.timeout_s)
+            except RuntimeError as news:  # torch's, from the handler of the signal that a process is gone
+                message = explain(news, self.notes, self.timeout_s)
+            if message:
                 raise UserError(message) from error
             raise
 
