@@ -92,8 +92,9 @@ def test_a_run_that_is_killed_goes_on_exactly(
     videos: Path, config: Config, tmp_path: Path, happened: Happened, epochs: int, num_workers: int, least: int
 ) -> None:
     choices = settings(videos, epochs, f"data.num_workers={num_workers}", "trainer.log_every_n_steps=1")
-    started_s = time.monotonic()
     process = start(config(*choices))
+    wait_for_another(tmp_path / "run/checkpoints/last.ckpt", process)
+    started_s = time.monotonic()
     process.join()
     assert process.exitcode == 0
     step_s = (time.monotonic() - started_s) / (3 * epochs)
@@ -102,7 +103,7 @@ def test_a_run_that_is_killed_goes_on_exactly(
     while True:
         process = start(config(*choices, "resume=auto"))
         wait_for_another(tmp_path / "run/checkpoints/last.ckpt", process)
-        process.join(draw.uniform(0, step_s))
+        process.join(draw.uniform(0, step_s / 2))
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
