@@ -52,7 +52,11 @@ def test_a_typo_in_an_override_is_one_message(arguments: list[str], tmp_path: Pa
     ("arguments", "words"),
     [
         pytest.param(["data.frames=5"], ("frames 5 is not a multiple",), marks=pytest.mark.slow),
-        (["data.root=videos", "data.num_workers=1"], ("0.mp4", "cannot be read", "max_bad_fraction")),
+        pytest.param(
+            ["data.root=videos", "data.num_workers=1"],
+            ("0.mp4", "cannot be read", "max_bad_fraction"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["before training", "in a worker, in training"],
 )

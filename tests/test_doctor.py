@@ -290,6 +290,7 @@ def command(*arguments: str) -> Sequence[str]:
     return [sys.executable, "-m", "vivit_train.cli", "doctor", "data=folder", *arguments, *SMALL, "--workers=1"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("vivit prepare and vivit doctor")
 def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path, happened: Happened) -> None:
     arguments = command(f"data.root={videos}", "--out=out")

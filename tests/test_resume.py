@@ -82,8 +82,7 @@ def logged(run: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("epochs", "num_workers", "least"),
     [
-        (5, 0, 10),
-        (2, 2, 1),
+        (5, 1, 10),
         pytest.param(40, 0, 50, marks=pytest.mark.slow),
         pytest.param(20, 2, 20, marks=pytest.mark.slow),
     ],

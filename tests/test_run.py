@@ -74,7 +74,15 @@ def test_checkpoints_carry_plain_data_and_load_safely(videos: Path, config: Conf
         assert metadata.mean == [0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("recipe", choices("recipe"))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] * name.startswith(("authors_", "modern_"))
+        )  # variants of others
+        for name in choices("recipe")
+    ],
+)
 def test_every_recipe_trains(recipe: str, videos: Path, config: Config) -> None:
     train(config(*folder(videos), f"recipe={recipe}", "init=none"))
 

@@ -87,7 +87,10 @@ def test_each_class_is_its_partner_played_backwards(label):
         assert np.array_equal(back_video, video[::-1])
 
 
-@pytest.mark.parametrize("label", FORWARD)
+@pytest.mark.parametrize(
+    "label",
+    [pytest.param(label, marks=[pytest.mark.slow] * (i > 0)) for i, label in enumerate(FORWARD)],
+)
 def test_frames_without_their_order_say_nothing_about_the_class(label):
     def where_the_shape_is(label: str, seed: int) -> np.ndarray:
         rng = np.random.default_rng([seed, CLASSES.index(label)])
