@@ -152,11 +152,11 @@ def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[st
 def again(data: VideoDataModule, manifest: Manifest, times: int) -> Manifest:
     """The rows `times` times over, as if for the first time: on the doctor's clean lists, which training need not
     scan, as they are."""
-    return (
-        manifest.take(np.tile(np.arange(len(manifest)), times))
-        if data.reading.stored
-        else respell(manifest, times)
-    )
+    return repeated(manifest, times) if data.reading.stored else respell(manifest, times)
+
+
+def repeated(manifest: Manifest, times: int) -> Manifest:
+    return manifest.take(np.tile(np.arange(len(manifest)), times))
 
 
 def respell(manifest: Manifest, times: int) -> Manifest:
@@ -167,8 +167,7 @@ def respell(manifest: Manifest, times: int) -> Manifest:
         for number in islice(_spellings, times)
         for path in manifest.paths.tolist()
     ]
-    repeated = manifest.take(np.tile(np.arange(len(manifest)), times))
-    return replace(repeated, paths=np.array(spelled, np.dtypes.StringDType()))
+    return replace(repeated(manifest, times), paths=np.array(spelled, np.dtypes.StringDType()))
 
 
 def dataset(data: VideoDataModule, manifest: Manifest) -> TrainClips:

@@ -55,6 +55,22 @@ def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[st
     return instantiate(model_config, num_classes=num_classes, _convert_="all")
 
 
+def restore_net(metadata: Metadata, weights: Mapping[str, Tensor]) -> ViViT:
+    """The model of a checkpoint, as `load_checkpoint` gives its parts.
+
+    Raises:
+        UserError: they do not belong together, or the model's target is not ours.
+    """
+    try:
+        net = build_net(metadata.config["model"], metadata.classes)
+        net.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the weights of the checkpoint are not those of the model that it names: {error}"
+        ) from error
+    return net
+
+
 def only_ours(node: Any) -> None:
     """Refuses a node of a stranger's checkpoint that would call anything but our model, data and their readers."""
     if isinstance(node, Mapping):

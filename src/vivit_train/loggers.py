@@ -53,7 +53,7 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        what = f"{step}:{max(metrics)}"  # of a step come several: one with train/ names, one with val/ names
+        what = f"{step}:{max(metrics)}"  # several come of a step, each with other names
         if what not in self.sent:
             super().log_metrics(metrics, step)
             self.write("a", [what])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vivit_train.callbacks import caption
-from vivit_train.checkpoint import build_net, load_checkpoint, read_checkpoint
+from vivit_train.checkpoint import load_checkpoint, read_checkpoint, restore_net
 from vivit_train.errors import UserError, reason
 from vivit_train.health import REPLAY, clip_text, is_finite
 from vivit_train.pictures import contact_sheet
@@ -113,14 +113,9 @@ def replay(file: Path, sheet: Path, say: Callable[[str], object] = print) -> Non
 def rebuilt(file: Path) -> VideoClassification:
     """The model of a saved step, in training mode, on the device that is there."""
     metadata, weights = load_checkpoint(file)
-    try:
-        net = build_net(metadata.config["model"], metadata.classes)
-        net.load_state_dict(weights)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{file}: its weights are not those of its model: {reason(error)}") from error
     settings = metadata.config["task"]
     task = VideoClassification(
-        net.float(),
+        restore_net(metadata, weights).float(),
         metadata.classes,
         metadata.mean,
         metadata.std,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vivit_train import recipe
 from vivit_train.callbacks import planned_steps
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours, read_checkpoint
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours, read_checkpoint, restore_net
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import LackOfMemoryError, UserError, reason
@@ -122,7 +122,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
-        if "wandb" in sys.modules:  # the next job of a multirun is another run there
+        if "wandb" in sys.modules:  # a second attempt, with a smaller micro-batch, is another run there
             sys.modules["wandb"].finish()
     return float("nan") if kept is None or kept.best_model_score is None else float(kept.best_model_score)
 
@@ -211,15 +211,12 @@ def restored(metadata: Metadata, weights: dict[str, Tensor]) -> VideoClassificat
     Raises:
         UserError: its parts do not belong together.
     """
-    net = build_net(metadata.config["model"], metadata.classes)
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights of the checkpoint are not those of the model that it names: {error}"
-        ) from error
     return VideoClassification(
-        net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
+        restore_net(metadata, weights),
+        metadata.classes,
+        metadata.mean,
+        metadata.std,
+        multi_label=metadata.multi_label,
     )
 
 
