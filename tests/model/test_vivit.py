@@ -8,7 +8,7 @@ from nets import CLASSES, randomise, tiny, videos
 from parity import PAPER, cost
 from torch import Tensor, nn
 
-from vivit_train.model.vivit import MODELS, Attention, ModelName, ViViT, uniform_frames
+from vivit_train.model.vivit import MODELS, SIZES, Attention, ModelName, Recomputed, ViViT, uniform_frames
 
 every_model = pytest.mark.parametrize("model", MODELS)
 
@@ -24,10 +24,13 @@ def outputs_of(module: nn.Module) -> list[Tensor]:
 def test_size_and_cost_are_the_papers(
     model: ModelName, size: str, kwargs: dict[str, Any], million_parameters: float, giga_multiply_adds: float
 ) -> None:
-    parameters, multiply_adds = cost(model, size, kwargs)
+    parameters, computed, multiply_adds = cost(model, size, kwargs)
     assert parameters == pytest.approx(million_parameters, abs=0.005)
     # the counter leaves out what is no matrix product: softmax, norms, GELU
     assert multiply_adds == pytest.approx(giga_multiply_adds, rel=0.01)
+    # with a cls token, less than one of the blocks is not computed: its keys and values are
+    most = 1 / SIZES[size]["depth"] if model in ("vivit_st", "vivit_fe") else 0
+    assert most / 2 <= 1 - computed / multiply_adds <= most
 
 
 @every_model
@@ -77,6 +80,43 @@ def test_a_hook_sees_the_attention_maps(model: ModelName, shapes: set[tuple[int,
         for attention in maps:
             assert attention.min() >= 0
             torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fe"])
+def test_the_last_block_computes_the_cls_token_alone(model: ModelName) -> None:
+    """The logits and gradients are those of a model that computes every token and leaves all but one unread."""
+    net, whole = randomise(tiny(model)), randomise(tiny(model))
+    for encoder in (whole.encoder, whole.temporal_encoder):
+        if encoder is not None:
+            last = encoder.blocks[-1]
+            last.forward = lambda x, read, last=last: type(last).forward(last, x)  # type: ignore[method-assign]
+    seen = [outputs_of(one.encoder.blocks[-1]) for one in (net, whole)]
+    for one in (net, whole):
+        one(videos(one)).square().sum().backward()
+    assert [tokens[0].shape[-2] for tokens in seen] == [1, whole.encoder.grid[0]]
+    for ours, theirs in zip(net.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(net(videos(net)), whole(videos(whole)), atol=1e-5, rtol=0)
+
+
+@every_model
+@pytest.mark.parametrize("recomputed", ["mlp", "block"])
+def test_checkpointed_activations_change_nothing_but_memory(model: ModelName, recomputed: Recomputed) -> None:
+    results, kept = [], []
+    for which in ("none", recomputed):
+        net = randomise(tiny(model, drop_path=0.5, checkpoint_activations=which)).train()
+        torch.manual_seed(0)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            logits = net(videos(net, batch=4))
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in net.parameters())])
+        kept.append(sum(sizes))
+    for before, after in zip(*results, strict=True):
+        assert torch.equal(before, after)
+    assert kept[1] < 0.9 * kept[0]
 
 
 @every_model

@@ -11,7 +11,7 @@ order time, row, column.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ModelName = Literal["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"]
+Recomputed = Literal["none", "mlp", "block"]
 MODELS: tuple[ModelName, ...] = ("vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp")
 
 SIZES: dict[str, dict[str, int]] = {
@@ -49,10 +51,14 @@ class TubeletEmbedding(nn.Module):
         self.register_buffer("frame_index", index, persistent=False)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """[B, t, n, D]."""
         if self.frame_index is not None:
             video_BCTHW = video_BCTHW.index_select(2, self.frame_index)
-        x_BDtHW = self.projection(video_BCTHW)
-        return x_BDtHW.flatten(3).permute(0, 2, 3, 1)  # [B, t, n, D]
+        t, h, w = self.projection.kernel_size
+        cut = video_BCTHW.unfold(2, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, C, t, rows, columns, *tubelet]
+        pixels_BtnP = cut.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(2, 3)
+        # one matrix product: the same as a convolution whose stride is its kernel, and up to twice as fast
+        return F.linear(pixels_BtnP, self.projection.weight.flatten(1), self.projection.bias)
 
 
 def uniform_frames(frames: int, sampled: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -77,23 +83,24 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.probabilities = nn.Identity()
 
-    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
+    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, read: int | None = None) -> Tensor:
         if not self.eager:
-            return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd)
+            return F.scaled_dot_product_attention(q_BhNd[:, :, :read], k_BhNd, v_BhNd)
         scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
-        return self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd
+        return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :read]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x_BND = x.flatten(0, -3)
-        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x_BND = self.attend(q, k, v).transpose(1, 2).flatten(2)
-        return self.out(x_BND).view_as(x)
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """Of the first `read` tokens, which may attend to all; None: of all."""
+        qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x_BND = self.attend(q, k, v, read).transpose(1, 2).flatten(2)
+        return self.out(x_BND).unflatten(0, x.shape[:-2])
 
 
 class FactorisedDotProductAttention(Attention):
     """Model 4: the first half of the heads attends over time, the second half over space; [B, t, n, D]."""
 
-    def forward(self, x_BtnD: Tensor) -> Tensor:
+    def forward(self, x_BtnD: Tensor, read: int | None = None) -> Tensor:
         B, t, n, _ = x_BtnD.shape
         qkv = self.qkv(x_BtnD).unflatten(-1, (3, 2, self.heads // 2, -1))  # [B, t, n, 3, 2, h/2, d]
         over_time, over_space = qkv.unbind(4)
@@ -118,6 +125,7 @@ class Block(nn.Module):
     """Pre-norm transformer block of models 1, 2 and, with its own attention, 4."""
 
     attention_class: type[Attention] = Attention
+    recomputed: Recomputed = "none"  # of its activations, in the backward pass
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> None:
         super().__init__()
@@ -127,9 +135,22 @@ class Block(nn.Module):
         self.mlp = MLP(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """All of its tokens, or the first `read` along the second-last axis, where no others are looked at."""
+        return self.kept(self.attended_and_mixed, "block", x, read)
+
+    def attended_and_mixed(self, x: Tensor, read: int | None) -> Tensor:
+        x = x[..., :read, :] + self.drop_path(self.attention(self.norm1(x), read))
+        return self.mixed(x)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.kept(self.mlp, "mlp", self.norm2(x)))
+
+    def kept(self, part: Callable[..., Tensor], name: Recomputed, *inputs: Any) -> Tensor:
+        """What a part returns; its activations are kept for the backward pass, or it is computed again there."""
+        if self.recomputed == name and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
 
 class FactorisedDotProductBlock(Block):
@@ -154,12 +175,12 @@ class FactorisedSelfAttentionBlock(Block):
         y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
         return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
 
-    def forward(self, x_BtnD: Tensor) -> Tensor:
+    def attended_and_mixed(self, x_BtnD: Tensor, read: int | None) -> Tensor:
         if self.order == "space_time":
             x_BtnD = self.over_time(self.over_space(x_BtnD))
         else:
             x_BtnD = self.over_space(self.over_time(x_BtnD))
-        return x_BtnD + self.drop_path(self.mlp(self.norm2(x_BtnD)))
+        return self.mixed(x_BtnD)
 
 
 class Encoder(nn.Module):
@@ -183,10 +204,11 @@ class Encoder(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        x = self.norm(x)
-        return x[..., 0, :] if self.cls_token is not None else x.flatten(-1 - len(self.grid), -2).mean(-2)
+        # after the last block nobody looks at any other token than the cls token: a twelfth less work in ViViT-B
+        x = self.norm(self.blocks[-1](x, read=None if self.cls_token is None else 1))
+        return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
 
 
 class ViViT(nn.Module):
@@ -203,6 +225,9 @@ class ViViT(nn.Module):
         pool: "cls" token or "mean" over tokens. Models 3 and 4 have no cls token: always the mean.
         order: in vivit_fsa, which attention comes first: "space_time" or "time_space".
         drop_path: stochastic depth of the last layer; a linear ramp from 0, each encoder its own.
+        checkpoint_activations: what is computed again in the backward pass instead of being kept: "none", the
+            hidden layer of each "mlp", or all of each "block". The same numbers, less memory, more time.
+        compile: by torch.compile, in place: the names of parameters stay what they are.
 
     Raises:
         ValueError: sizes that do not divide or choices that contradict each other.
@@ -226,6 +251,8 @@ class ViViT(nn.Module):
         order: Literal["space_time", "time_space"] = "space_time",
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
+        checkpoint_activations: Recomputed = "none",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -260,6 +287,12 @@ class ViViT(nn.Module):
         self.temporal_encoder = encoder(temporal_depth, (t,)) if model == "vivit_fe" and temporal_depth else None
         self.head = nn.Linear(dim, sum(self.head_sizes.values()))
         self.apply(init_weights)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recomputed = checkpoint_activations
+        if compile:
+            # "dynamic": one graph for whatever number of clips; all other sizes are fixed by `features`
+            self.compile(fullgraph=True, dynamic=True)
 
     @classmethod
     def from_size(cls, model: ModelName, size: str, **kwargs: Any) -> "ViViT":
