@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-all lint fidelity bench reliability lock clean
+.PHONY: install demo test tests test-all lint fidelity bench bench-guard bench-model bench-gpu reliability lock clean
 
 demo: install
 	rm -rf runs/demo
@@ -27,6 +27,9 @@ fidelity: install # docs/fidelity.md: our numbers beside the paper's and the ref
 
 bench: install # docs/benchmarks.md, "Decoding": how fast clips are read; 10 minutes. PYTHONPATH may add pytorchvideo
 	OMP_NUM_THREADS=1 $(BIN)/python tests/speed.py
+
+bench-guard: install # part of `make test`: what a step costs, in counts, beside what it did
+	PYTHONPATH=tests/data $(BIN)/python tests/guard.py
 
 reliability: install # docs/reliability.md: every fault that the tests cause, and what happened
 	$(BIN)/python tests/reliability.py

@@ -141,7 +141,7 @@ def main() -> None:
         "",
         "One 32x224x224 view, 400 classes but where another number is given. Multiply-adds of matrix products, by",
         "torch's counter; softmax, norms and GELU, which it leaves out, make the difference up. The paper counts",
-        "all tokens of the last block; what is computed leaves out those that nobody reads: all but the cls token.",
+        "all tokens of the last block; what is computed leaves out the unread ones, all but the cls token.",
         "",
         *costs(),
         "",

@@ -31,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivit_train.bench import dataset
+from vivit_train.bench.loader import dataset
 from vivit_train.data import source, timelines
 from vivit_train.data.datamodule import TrainClips, VideoDataModule, collate
 from vivit_train.data.decode import import_decoder, packed_scan, probe, read_frames, timeline

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from typer.testing import CliRunner
 from videos import encode
 
-from vivit_train.bench import advise, again, bench_loader, beside, decode_alone, table
+from vivit_train.bench.loader import advise, again, bench_loader, beside, decode_alone, table
 from vivit_train.cli import app
 from vivit_train.data.decode import probe
 from vivit_train.errors import UserError

@@ -62,7 +62,8 @@ def restore_net(metadata: Metadata, weights: Mapping[str, Tensor]) -> ViViT:
         UserError: they do not belong together, or the model's target is not ours.
     """
     try:
-        net = build_net(metadata.config["model"], metadata.classes)
+        # not compiled, though training was: this machine may have no compiler, and one pass may not be worth it
+        net = build_net({**metadata.config["model"], "compile": False}, metadata.classes)
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
         raise UserError(

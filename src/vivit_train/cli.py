@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from omegaconf import DictConfig
@@ -107,7 +107,7 @@ def loader(
     """Clips/s by number of workers, milliseconds by stage, libavcodec's own limit, and what would help."""
     from tempfile import TemporaryDirectory
 
-    from vivit_train.bench import bench_loader, save, table
+    from vivit_train.bench.loader import bench_loader, save, table
 
     if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
         raise UserError(f"--workers {workers}: expected numbers, such as 1,2,4")
@@ -118,6 +118,118 @@ def loader(
     print(table(result))
     if json:
         save(result, json)
+
+
+Batches = Annotated[str, typer.Option("--batch", help="Numbers of clips, as 1,2,4,8.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Timed steps of each; the medians count.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where the numbers go too.")]
+
+
+@bench.command()
+def model(
+    overrides: Overrides = None,
+    batch: Batches = "1,2,4,8",
+    mode: Annotated[str, typer.Option(help="train, infer")] = "train,infer",
+    dtype: Annotated[str, typer.Option(help="float32, bf16, fp16")] = "float32",
+    variants: Annotated[
+        str, typer.Option(help="eager, sdpa, compiled: all relative to the first.")
+    ] = "eager,sdpa",
+    device: Device = "auto",
+    rounds: Rounds = 5,
+    json: JsonFile = None,
+) -> None:
+    """A model's clips/s, peak memory and MFU: attention step by step, fused, and compiled; what limits it."""
+    from vivit_train.bench import model as bench_model
+
+    cells = bench_model.cells(
+        compose(overrides, Path("runs/bench")).model,
+        batches=numbers("--batch", batch),
+        modes=choices("--mode", mode, bench_model.MODES),
+        dtypes=choices("--dtype", dtype, tuple(bench_model.DTYPES)),
+        variants=choices("--variants", variants, bench_model.VARIANTS),
+        device=bench_model.usable(device),
+        rounds=rounds,
+    )
+    rows = []
+    for row in bench_model.bench(cells):
+        rows.append(row)
+        if json:
+            bench_model.save(rows, json)
+    print(bench_model.about(rows), "", bench_model.table(rows), "", bench_model.limits(rows), sep="\n")
+
+
+@bench.command()
+def growth(
+    overrides: Overrides = None,
+    picture: Annotated[Path, typer.Option(metavar="FILE", help="A PNG.")] = Path("growth.png"),
+    frames: Annotated[str, typer.Option(help="Numbers of frames.")] = "8,16,32,64,128",
+    crops: Annotated[str, typer.Option(help="Sides of the crop in pixels.")] = "112,160,224,320",
+    mode: Annotated[str, typer.Option(help="train or infer")] = "train",
+    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16")] = "float32",
+    device: Device = "auto",
+    rounds: Rounds = 3,
+) -> None:
+    """How the four models' time and memory grow with frames and resolution, drawn beside what is expected."""
+    from omegaconf import OmegaConf
+
+    from vivit_train.bench import growth as bench_growth
+    from vivit_train.bench import model as bench_model
+    from vivit_train.model.vivit import MODELS
+    from vivit_train.pictures import growth_curves
+
+    nodes: dict[str, Any] = {}
+    for name in MODELS:
+        cfg = compose([*(overrides or []), f"model={name}"], Path("runs/bench"))
+        nodes[name] = OmegaConf.to_container(cfg.model, resolve=True)
+    (mode,), (dtype,) = (
+        choices("--mode", mode, bench_model.MODES),
+        choices("--dtype", dtype, tuple(bench_model.DTYPES)),
+    )
+    points = []
+    for point in bench_growth.growth(
+        nodes,
+        numbers("--frames", frames),
+        numbers("--crops", crops),
+        mode=mode,
+        dtype=dtype,
+        device=bench_model.usable(device),
+        rounds=rounds,
+    ):
+        points.append(point)
+        growth_curves(picture, bench_growth.curves(points), bench_growth.ORDERS, bench_growth.title(points))
+    print(bench_growth.title(points), "", bench_growth.table(points), "", f"picture: {picture}", sep="\n")
+
+
+@bench.command()
+def train(
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps that are timed.")] = 10,
+    json: JsonFile = None,
+) -> None:
+    """Whole training steps on clips that are there already: what the model could do if it never waited for one."""
+    from tempfile import TemporaryDirectory
+
+    from vivit_train.bench.train import bench_train, save, table
+
+    with TemporaryDirectory() as folder:
+        result = bench_train(compose(overrides, Path(folder)), steps=steps)
+    print(table(result, overrides or []))
+    if json:
+        save(result, json)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise UserError(f"{option} {text}: expected numbers, such as 1,2,4")
+    return [int(number) for number in text.split(",")]
+
+
+def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"{option} {text}: '{unknown[0]}' is none of {', '.join(known)}")
+    return chosen
 
 
 def main() -> None:

@@ -3,12 +3,14 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.model.vivit import ViViT
@@ -35,6 +37,12 @@ def step_dtype(precision: str) -> torch.dtype:
         if part in precision:
             return dtype
     return torch.float32
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices faster than float32 ones in a whole training step. AVX-512's
+    bf16 alone is not enough: Hugging Face's ViViT was slower with it (docs/benchmarks.md)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 @cache
@@ -82,3 +90,67 @@ def memory_text(device: torch.device) -> str:
     if device.type != "cuda":
         return f"{peak} GB"
     return f"{peak} of {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"
+
+
+def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
+    """The most memory that tensors take during a step, those `held` before it included.
+
+    On a GPU by torch's own account; else by the allocations that its profiler sees, exact and the same each time,
+    without what libraries take for themselves.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    grown = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        grown += event.nbytes()
+        most = max(most, grown)
+    return most + sum(storages(held).values())
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the memory behind tensors, each piece once, by its address."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def bytes_kept(net: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Memory that a forward pass keeps for the backward pass, without the parameters, which are there anyway."""
+    kept: list[Tensor] = []  # alive, so that no two have the same address
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        output = forward()
+    del output
+    parameters = storages(net.parameters())
+    return sum(size for address, size in storages(kept).items() if address not in parameters)
+
+
+# By what a kernel's or an operator's name has in it, the first that fits.
+KINDS = {
+    "attention": ("scaled_dot_product", "flash", "fmha", "softmax"),
+    "matrix products": ("mm", "matmul", "conv", "linear", "cutlass", "nvjet", "xmma"),
+    "rest": ("",),
+}
+
+
+def shares(step: Callable[[], object], device: torch.device) -> tuple[dict[str, float], list[tuple[str, float]]]:
+    """Where the time of a step goes, by `KINDS`; and the names that take most of it, each with its share."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        step()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    taken: dict[str, float] = {}
+    for event in profiler.key_averages():
+        taken[event.key] = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    total = sum(taken.values()) or 1.0
+    by_kind = dict.fromkeys(KINDS, 0.0)
+    for name, time_us in taken.items():
+        kind = next(kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts))
+        by_kind[kind] += time_us / total
+    top = sorted(taken, key=lambda name: -taken[name])[:10]
+    return by_kind, [(name, taken[name] / total) for name in top]

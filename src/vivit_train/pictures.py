@@ -145,3 +145,43 @@ def number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def growth_curves(
+    path: Path,
+    curves: Mapping[tuple[str, str], Sequence[tuple[int, float, float, float]]],
+    orders: Mapping[str, str],
+    title: str,
+) -> None:
+    """Time and memory (rows) against frames and crop (columns), on logarithmic axes; the operations are dashed.
+
+    Args:
+        curves: by axis and model: value, seconds, bytes, operations.
+        orders: of each model, how its operations are expected to grow.
+    """
+    figure = Figure(figsize=(10, 7.2), dpi=110, layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for column, axis in enumerate(dict.fromkeys(axis for axis, _ in curves)):
+        for number, (model, order) in enumerate(orders.items()):
+            values, seconds, sizes, operations = zip(*curves.get((axis, model)) or [(0,) * 4], strict=True)
+            if not any(values):
+                continue
+            color = f"C{number}"
+            panels[0, column].plot(
+                values, seconds, color=color, marker="o", markersize=4, label=f"{model}: {order}"
+            )
+            expected = [seconds[-1] * count / operations[-1] for count in operations]
+            panels[0, column].plot(values, expected, color=color, linestyle="--", linewidth=1)
+            panels[1, column].plot(values, [size / 1e9 for size in sizes], color=color, marker="o", markersize=4)
+        for row in range(2):
+            panels[row, column].set(xscale="log", yscale="log")
+            panels[row, column].grid(alpha=0.3, which="both")
+        ticks = sorted({point[0] for (name, _), points in curves.items() if name == axis for point in points})
+        panels[1, column].set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        panels[1, column].minorticks_off()
+        panels[1, column].set_xlabel({"frames": "frames", "crop": "crop (pixels a side)"}[axis])
+    panels[0, 0].set_ylabel("seconds a step")
+    panels[1, 0].set_ylabel("peak memory, GB")
+    panels[0, 0].legend(title="dashed: operations, as expected", fontsize=8, title_fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path)

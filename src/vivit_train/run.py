@@ -26,6 +26,7 @@ from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ou
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import LackOfMemoryError, UserError, reason
+from vivit_train.measure import has_fast_bf16
 from vivit_train.model.files import WEIGHT_FILES
 from vivit_train.model.initialise import initialise
 from vivit_train.model.pretrained import IMAGENET
@@ -49,6 +50,9 @@ def train(cfg: DictConfig) -> float:
     check(cfg)
     page = recipe.read_page()
     recipe.scale_learning_rate(cfg, page)
+    if str(cfg.trainer.precision) in ("16-mixed", "16") and cfg.recipe.optimizer.get("fused"):
+        # a fused optimizer unscales fp16's gradients itself, and they would be clipped before that
+        cfg.recipe.optimizer.fused = False
     while True:
         try:
             return train_once(cfg, page)
@@ -107,7 +111,12 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     )
     say(plan(cfg, task, data, trainer))
     try:
-        with data.explaining_lost_workers(), explaining_lost_processes(), explaining_lack_of_memory(data, trainer):
+        with (
+            data.explaining_lost_workers(),
+            explaining_lost_processes(),
+            explaining_lack_of_memory(data, trainer),
+            explaining_failed_compilation(),
+        ):
             trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
             data.count_bad_videos()
         if bad := data.bad_videos["train"]:
@@ -137,7 +146,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     quiet_lightning()
-    if problems := choice_problems(cfg, null_is_as_trained=True):
+    problems = choice_problems(cfg, null_is_as_trained=True)
+    if problem := half_on_cpu(cfg):
+        problems.append(problem)
+    if problems:
         raise UserError("; ".join(problems))
     metadata, weights = load_checkpoint(cfg.ckpt_path)
     settings = evaluation_data(metadata, cfg)
@@ -189,6 +201,20 @@ def explaining_lack_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iter
         text += f"data.micro_batch={half} takes half; recipe.global_batch={data.global_batch} stays as it is"
         early = done < FIRST_STEPS and trainer.world_size == 1
         raise LackOfMemoryError(text, half if early else None) from error
+
+
+@contextmanager
+def explaining_failed_compilation() -> Iterator[None]:
+    logging.getLogger("torch._functorch").setLevel(logging.ERROR)  # a page of traceback, and the error after it
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            f"model.compile=true: torch.compile fails here ({reason(error)}); model.compile=false trains the same "
+            "model uncompiled"
+        ) from error
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:
@@ -303,6 +329,11 @@ def plan(cfg: DictConfig, task: VideoClassification, data: VideoDataModule, trai
             f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps, "
             f"{steps * data.global_batch} clips; precision {trainer.precision}, {trainer.strategy.root_device}",
             f"run folder: {cfg.run_dir}",
+            *(
+                ["the first step, and the first of validation, compile the model: minutes"]
+                if cfg.model.compile
+                else []
+            ),
         ]
     )
 
@@ -351,6 +382,10 @@ def check(cfg: DictConfig) -> None:
             f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
             "averaged; recipe.ema=null, or trainer=ddp"
         )
+    if cfg.model.compile and "ModelParallelStrategy" in str(cfg.trainer.strategy):
+        problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
+    if problem := half_on_cpu(cfg):
+        problems.append(problem)
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
         problems.append(f"init.path={cfg.init.path}: no such file")
@@ -364,12 +399,24 @@ def check(cfg: DictConfig) -> None:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
 
 
+def half_on_cpu(cfg: DictConfig) -> str:
+    """Why not to train in half precision, on a processor that would be slower in it than in float32."""
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
+    if not on_cpu or "16" not in str(cfg.trainer.precision) or has_fast_bf16():
+        return ""
+    return (
+        f"trainer.precision={cfg.trainer.precision}: this processor has no instructions for products of matrices "
+        "in half precision (AMX) and would be slower than in float32: trainer.precision=32-true, or null"
+    )
+
+
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.sampling": ("window", "segments"),
     "data.short": ("loop", "edge", "pad"),
     "data.augment_on": ("auto", "worker", "device"),
     "data.decoder": DECODERS,
     "data.balance": (None, "sqrt", "class"),
+    "model.checkpoint_activations": ("none", "mlp", "block"),
     "callbacks.health.on_nonfinite": ("stop", "skip"),
     "resume": (None, "auto"),
     "eval.split": (None, "train", "val", "test"),

@@ -574,15 +574,13 @@ class VideoDataModule(L.LightningDataModule):
             seed=self.seed,
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self.loader(
-            videos,
-            batch_size=max(1, self.micro_batch // (views[0] * views[1])),
-            # as many in each process, which may wait for each other: some read the first ones too, which
-            # are the same rows of the table
-            sampler=[
-                row % len(videos) for row in range(rank, -(-len(videos) // world_size) * world_size, world_size)
-            ],
-        )
+        # as many in each process, which may wait for each other: some read the first ones too, which are the same
+        # rows of the table
+        rows = range(rank, -(-len(videos) // world_size) * world_size, world_size)
+        most = max(1, self.micro_batch // (views[0] * views[1]))
+        # of about the same size: a last batch of one clip would be compiled anew, if the model is
+        batches = np.array_split(np.array(rows) % len(videos), -(-len(rows) // most))
+        return self.loader(videos, batch_sampler=[batch.tolist() for batch in batches])
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, in steps, which mean the same on any number of devices; and the bad videos."""
