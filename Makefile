@@ -28,6 +28,12 @@ fidelity: install # docs/fidelity.md: our numbers beside the paper's and the ref
 bench: install # docs/benchmarks.md, "Decoding": how fast clips are read; 10 minutes. PYTHONPATH may add pytorchvideo
 	OMP_NUM_THREADS=1 $(BIN)/python tests/speed.py
 
+bench-model: install # docs/benchmarks.md, "The model": beside Hugging Face's, and its parts; half an hour on two cores
+	$(BIN)/python tests/speed_model.py
+
+bench-gpu: install # docs/gpu.md: everything that is to be measured on a GPU; without one it says so
+	$(BIN)/python tests/gpu.py
+
 bench-guard: install # part of `make test`: what a step costs, in counts, beside what it did
 	PYTHONPATH=tests/data $(BIN)/python tests/guard.py
 

@@ -60,6 +60,7 @@ def test_the_papers_recipes(data: str, config: Config) -> None:
         "_target_": "torch.optim.SGD",
         "_partial_": True,
         "lr": stated["lr"],
+        "fused": True,
         "momentum": 0.9,
     }
     assert (cfg.trainer.max_epochs, cfg.recipe.warmup_epochs) == (stated["epochs"], 2.5)
