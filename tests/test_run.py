@@ -20,6 +20,7 @@ from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
 from vivit_train.data import datamodule
 from vivit_train.data.decode import read_frames
 from vivit_train.errors import UserError
+from vivit_train.measure import has_fast_bf16
 from vivit_train.run import evaluate, evaluation_data, train
 
 Config = Callable[..., DictConfig]
@@ -432,3 +433,41 @@ def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tm
     assert resumed["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
+
+
+@pytest.mark.skipif(has_fast_bf16(), reason="this processor has AMX")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_a_processor_is_not_asked_to_be_slower_in_half_precision(precision: str, config: Config) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.precision={precision}: .* slower than in float32: .*32-true"):
+        train(config(f"trainer.precision={precision}"))
+    with pytest.raises(UserError, match=rf"trainer\.precision={precision}: "):
+        evaluate(config("ckpt_path=none.ckpt", f"trainer.precision={precision}", name="eval"))
+
+
+def test_choices_of_speed_that_cannot_be(config: Config) -> None:
+    with pytest.raises(UserError, match=r"model\.checkpoint_activations=all: must be one of none, mlp, block"):
+        train(config("model.checkpoint_activations=all"))
+    with pytest.raises(UserError, match=r"model\.compile=true: trainer=fsdp"):
+        train(config("trainer=fsdp", "model.compile=true"))
+
+
+def test_a_machine_that_cannot_compile_says_so(
+    videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(UserError, match=r"model\.compile=true: torch\.compile fails here .*model\.compile=false"):
+        train(config(*folder(videos), "model.compile=true"))
+
+
+@pytest.mark.parametrize("recomputed", ["mlp", "block"])
+def test_activations_computed_again_train_to_the_same_weights(
+    recomputed: str, videos: Path, config: Config, tmp_path: Path
+) -> None:
+    weights = []
+    for which in ("none", recomputed):
+        (tmp_path / which).mkdir()
+        settings = [f"model.checkpoint_activations={which}", "model.drop_path=0.3", f"run_dir={tmp_path / which}"]
+        train(config(*folder(videos), *settings))
+        weights.append(load_checkpoint(tmp_path / which / "checkpoints/last.ckpt")[1])
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())

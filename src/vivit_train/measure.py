@@ -25,7 +25,8 @@ def forward_flops(net: ViViT) -> int:
     """Floating-point operations of one clip's forward pass: of matrix products, convolutions and attention, a
     multiply-add as two. Counted on the meta device, where nothing is computed."""
     tensors = [*net.named_parameters(), *net.named_buffers()]
-    with FlopCounterMode(display=False) as counter:
+    # a compiled net is counted as it is written
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
         torch.func.functional_call(net, on_meta, torch.empty(1, *net.input_shape, device="meta"))
     return int(counter.get_total_flops())

@@ -561,3 +561,24 @@ def test_a_split_that_is_not_there_is_named(folder: Path) -> None:
     data = VideoDataModule("test", str(folder), read_folder)
     with pytest.raises(UserError, match="data 'test' has no test split"):
         data.test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("videos_there", "micro_batch", "sizes"), [(16, 8, [8, 8]), (16, 5, [4] * 4), (16, 3, [3] * 4 + [2] * 2)]
+)
+def test_no_batch_of_an_evaluation_is_much_smaller_than_the_others(
+    videos_there: int, micro_batch: int, sizes: list[int], videos: Path
+) -> None:
+    data = VideoDataModule(
+        "folder",
+        str(videos),
+        read_folder,
+        frames=4,
+        short_side=36,
+        crop=32,
+        micro_batch=micro_batch,
+        num_workers=0,
+    )
+    batches = list(data.test_dataloader())
+    assert [len(batch["index"]) for batch in batches] == sizes
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(videos_there))
