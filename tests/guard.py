@@ -29,7 +29,7 @@ Costs = dict[str, dict[str, int]]
 def small(model: ModelName, **kwargs: Any) -> ViViT:
     """8 frames of 32 pixels, 4 x 4 tokens: counts depend on the code, and hardly on the size."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"dim": 32, "depth": 3, "heads": 2, "temporal_depth": 2, "frames": 8, "image_size": 32}
+    sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "temporal_depth": 2, "frames": 8, "image_size": 32}
     return ViViT(model, num_classes=7, **sizes, **kwargs)
 
 

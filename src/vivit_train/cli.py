@@ -182,10 +182,9 @@ def growth(
     for name in MODELS:
         cfg = compose([*(overrides or []), f"model={name}"], Path("runs/bench"))
         nodes[name] = OmegaConf.to_container(cfg.model, resolve=True)
-    (mode,), (dtype,) = (
-        choices("--mode", mode, bench_model.MODES),
-        choices("--dtype", dtype, tuple(bench_model.DTYPES)),
-    )
+    for option, value, known in (("--mode", mode, bench_model.MODES), ("--dtype", dtype, (*bench_model.DTYPES,))):
+        if value not in known:
+            raise UserError(f"{option} {value}: one of {', '.join(known)}")
     points = []
     for point in bench_growth.growth(
         nodes,

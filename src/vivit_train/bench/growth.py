@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from vivit_train.bench.model import Cell, Row, bench, device_name
-from vivit_train.checkpoint import build_net
+from vivit_train.bench.model import Cell, Row, bench, device_name, on_meta
 from vivit_train.measure import forward_flops
 
 FRAMES, CROPS = (8, 16, 32, 64, 128), (112, 160, 224, 320)
@@ -46,15 +45,17 @@ def growth(
 
     Args:
         models: by name the `model` node of a configuration.
+
+    Raises:
+        UserError: one of them cannot be built.
     """
     axes = {"frames": ("frames", frames), "crop": ("image_size", crops)}
     points = [(axis, name, value) for axis in axes for value in axes[axis][1] for name in models]
     nodes = [{**models[name], axes[axis][0]: value} for axis, name, value in points]
+    flops = [forward_flops(on_meta(node)) for node in nodes]  # first, as it finds out what cannot be built
     cells = [Cell(json.dumps(node), mode, dtype, 1, device, ("sdpa",), rounds) for node in nodes]
-    for (axis, name, value), node, row in zip(points, nodes, bench(cells), strict=True):
-        with torch.device("meta"):
-            flops = forward_flops(build_net(node, {"": [""] * row.cell.classes}))
-        yield Point(axis, name, value, flops, row)
+    for (axis, name, value), operations, row in zip(points, flops, bench(cells), strict=True):
+        yield Point(axis, name, value, operations, row)
 
 
 def table(points: Sequence[Point]) -> str:

@@ -5,7 +5,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.checkpoint import build_net
 from vivit_train.children import Failure, in_children
-from vivit_train.errors import UserError, reason
+from vivit_train.errors import UserError
 from vivit_train.measure import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares
+from vivit_train.model.vivit import ViViT
 
 MODES = ("train", "infer")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -174,15 +175,25 @@ def cells(
     """
     node: Any = OmegaConf.to_container(model, resolve=True)
     node["compile"] = False  # that is a variant
-    try:
-        with torch.device("meta"):
-            build_net(node, {"": [""]})
-    except InstantiationException as error:
-        raise UserError(f"this model cannot be built: {reason(error)}") from error
+    on_meta(node)
     return [
         Cell(json.dumps(node), mode, dtype, batch, device, tuple(variants), rounds)
         for mode, dtype, batch in product(modes, dtypes, batches)
     ]
+
+
+def on_meta(node: Mapping[str, Any], classes: int = 400) -> ViViT:
+    """The model of a `model` node, of which nothing is in memory.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return build_net(node, {"": [""] * classes})
+    except InstantiationException as error:
+        why = str(error.__cause__ or error)  # of which hydra's own says where
+        raise UserError(f"{node['model']} cannot be built: {why}") from error
 
 
 def usable(device: str) -> str:
