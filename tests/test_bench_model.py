@@ -115,7 +115,7 @@ def test_a_cell_that_cannot_be_measured_costs_no_other() -> None:
 @pytest.mark.slow
 def test_growth_as_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "growth.png"
-    words = ["bench", "growth", *SMALL, "--frames", "2,8", "--crops", "32,64", "--rounds", "1", "--device", "cpu"]
+    words = ["bench", "growth", *SMALL, "--frames", "4,8", "--crops", "32,64", "--rounds", "1", "--device", "cpu"]
     result = CliRunner().invoke(app, [*words, "--picture", str(picture)])
     assert result.exit_code == 0, result.output
     assert picture.read_bytes().startswith(b"\x89PNG")

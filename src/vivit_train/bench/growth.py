@@ -54,8 +54,10 @@ def growth(
     nodes = [{**models[name], axes[axis][0]: value} for axis, name, value in points]
     flops = [forward_flops(on_meta(node)) for node in nodes]  # first, as it finds out what cannot be built
     cells = [Cell(json.dumps(node), mode, dtype, 1, device, ("sdpa",), rounds) for node in nodes]
-    for (axis, name, value), operations, row in zip(points, flops, bench(cells), strict=True):
-        yield Point(axis, name, value, operations, row)
+    for row in bench(list(dict.fromkeys(cells))):  # the models as they are stand on both axes
+        for (axis, name, value), operations, cell in zip(points, flops, cells, strict=True):
+            if cell == row.cell:
+                yield Point(axis, name, value, operations, row)
 
 
 def table(points: Sequence[Point]) -> str:
