@@ -228,20 +228,21 @@ def _scan(path: str, why_count: str = "") -> Scan:
     """Scan a file. `why_count`: why frames must be counted by decoding them, if that is known."""
     if source.state(path).is_folder:
         return _scan_pictures(path)
-    pts, is_key, is_shared, is_hidden = array("q"), bytearray(), bytearray(), bytearray()
+    pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
     decoded: list[int | None] = []
-    end, began = 0, False
+    is_open = began = False
     with _open(path) as (container, stream):
         context = stream.codec_context
         codec = context.codec.canonical_name
         why_count = why_count or _why_count(container.format.name, codec)
         for packet in container.demux(stream):
             if packet.size:
-                pts.append(UNKNOWN if packet.pts is None else packet.pts)
-                end = max(end, (packet.pts or 0) + (packet.duration or 0))
+                pts.append(UNKNOWN if (at := packet.pts) is None else at)
+                durations.append(packet.duration or 0)
                 is_key.append(packet.is_keyframe)
-                is_shared.append(packet.is_keyframe and not _is_clean(codec, memoryview(packet)))
                 is_hidden.append(packet.is_discard)  # to be decoded and not shown: outside the edit list
+                if packet.is_keyframe:
+                    is_open = is_open or not _is_clean(codec, memoryview(packet))
             if why_count:
                 decoded += (frame.pts for frame in context.decode(packet))
             elif codec == "mpeg4" and not began:  # which tells once it decodes whether it has B-frames
@@ -252,8 +253,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
             promised_s = (container.duration or 0) / av.time_base
         rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
         why_not = _why_count(container.format.name, codec, context.has_b_frames)
-    time = np.frombuffer(pts, np.int64)
-    key, shared, hidden = (np.frombuffer(flags, np.bool_) for flags in (is_key, is_shared, is_hidden))
+    time, length = np.frombuffer(pts, np.int64), np.frombuffer(durations, np.int64)
+    key, hidden = np.frombuffer(is_key, np.bool_), np.frombuffer(is_hidden, np.bool_)
     has_time = time != UNKNOWN
     stored, keys = np.sort(time[has_time]), np.sort(time[key & has_time])
     if len(stored) < len(time) or not np.diff(stored).all() or not len(keys):
@@ -262,7 +263,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
         return _scan(path, why_not)
 
     # A trimmed file, too, may hold fewer packets than its header promises, but not a shorter time.
-    if len(time) < promised and len(stored) and end - stored[0] < duration:
+    is_short = len(time) < promised
+    if is_short and len(stored) and (time + length)[has_time].max() - stored[0] < duration:
         raise VideoError(path, f"ends after {len(time)} of {promised} frames", kind="truncated")
     if why_count:
         shown = np.unique(np.array([pts for pts in decoded if pts is not None], np.int64))
@@ -278,9 +280,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
     steps = np.diff(shown)
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * unit_s) if num_frames > 1 else rate
     # in decoding order, a key frame of an open GOP comes before frames that are shown before it
-    is_open = key & (shared | (np.searchsorted(stored, time) != np.arange(len(time))))
-    is_short = len(time) < promised
-    fault = why_count or _decord_fault(bool(hidden.any()), bool(is_open.any()), is_short, codec)
+    is_open = is_open or bool((np.searchsorted(stored, time[key]) != np.flatnonzero(key)).any())
+    fault = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     compact = steps.astype(np.min_scalar_type(int(steps.max(initial=0))))
     return Scan(
