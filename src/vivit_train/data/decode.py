@@ -10,7 +10,7 @@ PyAV and torchcodec are sought by time.
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
@@ -231,7 +231,7 @@ def _scan(path: str, why_count: str = "") -> Scan:
     pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
     decoded: list[int | None] = []
     is_open = began = False
-    with _open(path) as (container, stream):
+    with _open(path, leave_open=True) as (container, stream):
         context = stream.codec_context
         codec = context.codec.canonical_name
         why_count = why_count or _why_count(container.format.name, codec)
@@ -305,7 +305,10 @@ def _first_frame(path: str, state: source.State) -> tuple[_Shape, str]:
     if state.is_folder:
         picture, codec = _picture(path, source.pictures(path)[0])
         return _Shape.of(picture), codec
-    with _open(path) as (container, stream):
+    scan = _scan_file(path)
+    with _open(path, reuse=scan.start is not None) as (container, stream):
+        if scan.start is not None:
+            container.seek(int(scan.keys[0]), stream=stream)
         for frame in container.decode(stream):
             return _Shape.of(frame), stream.codec_context.codec.canonical_name
     raise VideoError(path, "no frame of it can be decoded")
@@ -353,10 +356,59 @@ def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str) -> st
     return ""
 
 
+class _Opened(NamedTuple):
+    path: str
+    state: source.State
+    stack: ExitStack  # closes it
+    container: InputContainer
+    stream: VideoStream
+
+
+_left_open: list[_Opened] = []  # the file that was scanned last, unless another was opened since
+
+
+def _take_left_open() -> _Opened | None:
+    with suppress(IndexError):  # of several threads one gets it
+        return _left_open.pop()
+    return None
+
+
+def _close_left_open() -> None:
+    if opened := _take_left_open():
+        opened.stack.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_close_left_open)  # parent and child would share its position
+
+
 @contextmanager
-def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream for PyAV; what FFmpeg raises meanwhile becomes a `VideoError`."""
-    with source.opened(path) as file, _container(path, file) as container:
+def _open(
+    path: str, *, leave_open: bool = False, reuse: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream for PyAV; what FFmpeg raises meanwhile becomes a `VideoError`.
+
+    Args:
+        leave_open: for what is opened next: after a scan that is mostly the same file, to be read.
+        reuse: a file that was left open will do, wherever in it that was.
+    """
+    state, opened = source.state(path), _take_left_open()
+    if opened and not (reuse and opened[:2] == (path, state)):
+        opened.stack.close()
+        opened = None
+    opened = opened or _opened(path, state)
+    with opened.stack as stack:
+        try:
+            yield opened.container, opened.stream
+        except av.FFmpegError as error:
+            raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
+        if leave_open:
+            _left_open.append(opened._replace(stack=stack.pop_all()))
+
+
+def _opened(path: str, state: source.State) -> _Opened:
+    with ExitStack() as stack:
+        container = stack.enter_context(_container(path, stack.enter_context(source.opened(path))))
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             raise VideoError(path, "no video stream", kind="no video")
@@ -365,10 +417,7 @@ def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         for other in container.streams:
             other.discard = Discard.none if other is stream else Discard.all
         stream.codec_context.thread_count = 1  # workers are the parallelism; PyAV's threads can hang after a fork
-        try:
-            yield container, stream
-        except av.FFmpegError as error:
-            raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
+        return _Opened(path, state, stack.pop_all(), container, stream)
 
 
 def _container(path: str, file: str | BinaryIO) -> InputContainer:
@@ -462,7 +511,7 @@ def _read_pyav(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int
             if time is not None and time >= last:
                 break
 
-    with _open(path) as (container, stream):
+    with _open(path, reuse=scan.start is not None) as (container, stream):
         groups = zip(keys.tolist(), times.tolist(), range(len(wanted)), strict=True)
         for key, group in groupby(groups, itemgetter(0)):
             missing = {time: place for _, time, place in group}
