@@ -23,7 +23,8 @@ import numpy as np
 from av import Packet, VideoCodecContext, VideoFrame
 from av.container import InputContainer
 from av.stream import Discard, Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.format import VideoFormat
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -33,6 +34,7 @@ from vivit_train.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 CACHE_BYTES = 64 << 20
+RGB = VideoFormat("rgb24")  # looked up by name for each frame, it would take as long as a tenth of the conversion
 HEADERS_ONLY = {
     "codec_whitelist": "none"
 }  # at each opening FFmpeg would decode a frame, to learn what we see anyway
@@ -484,8 +486,7 @@ class _Shown:
             width, height = shape.scaled(self.short_side)
             self.stored = (height, width) if shape.rotation % 180 else (width, height)
             self.turns, self.frames = shape.rotation // 90, np.empty((self.n, height, width, 3), np.uint8)
-        # decord's interpolation
-        rgb = self.reformat(frame, *self.stored, "rgb24", interpolation="BICUBIC", threads=1)
+        rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)  # as decord
         (plane,), (width, height) = rgb.planes, self.stored
         rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
         self.frames[place] = np.rot90(rows, self.turns) if self.turns else rows
