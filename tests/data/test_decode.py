@@ -170,6 +170,20 @@ def test_short_side(kind: str, size: tuple[int, int], engine: str, numbered: Mak
         assert [read_number(frame) for frame in frames] == [7, 3]
 
 
+@pytest.mark.parametrize("kind", ["odd_size", "rotated_90"])
+def test_a_cut_is_a_part_of_the_frames(kind: str, engine: str, numbered: Make) -> None:
+    engine, sizes = engine if kind not in REFUSED.get(engine, ()) else "auto", []
+
+    def cut(height: int, width: int) -> tuple[int, int, int, int]:
+        sizes.append((height, width))
+        return 5, 9, 20, 13
+
+    read = partial(read_frames, numbered(kind).path, [7, 3], short_side=48, decoder=engine)
+    whole = read()
+    assert np.array_equal(read(cut=cut), whole[:, 5:25, 9:22])
+    assert sizes == [whole.shape[1:3]]
+
+
 def test_all_engines_give_the_same_pixels(engine: str, numbered: Make) -> None:
     for short_side in (None, 128):
         read = partial(read_frames, numbered("odd_size").path, [1, 5, 30], short_side=short_side)

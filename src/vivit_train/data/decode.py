@@ -34,7 +34,7 @@ from vivit_train.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 CACHE_BYTES = 64 << 20
-RGB = VideoFormat("rgb24")  # looked up by name for each frame, it would take as long as a tenth of the conversion
+RGB: Any = VideoFormat("rgb24")  # looked up by name for each frame, it takes a tenth of the conversion
 HEADERS_ONLY = {
     "codec_whitelist": "none"
 }  # at each opening FFmpeg would decode a frame, to learn what we see anyway
@@ -93,7 +93,9 @@ class _Shape(NamedTuple):
         return round(self.width * shrink), round(self.height * shrink)
 
 
-_Reader = Callable[[str, Scan, NDArray[np.int64], int | None], NDArray[np.uint8]]
+Box = tuple[int, int, int, int]  # top, left, height, width
+Cut = Callable[[int, int], Box]  # of the frames' height and width
+_Reader = Callable[[str, Scan, NDArray[np.int64], int | None, Cut | None], NDArray[np.uint8]]
 UNKNOWN = -(2**63)  # a packet's time
 PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
 PICTURES_PER_SECOND = 30.0  # of a folder of pictures, which cannot say it
@@ -156,6 +158,7 @@ def read_frames(
     *,
     short_side: int | None = None,
     decoder: str = "auto",
+    cut: Cut | None = None,
 ) -> NDArray[np.uint8]:
     """The frames asked for, upright, in the order asked for: uint8 RGB [T, H, W, 3].
 
@@ -165,6 +168,7 @@ def read_frames(
         short_side: a larger short side is scaled down to this, the long side in proportion.
         decoder: one of `DECODERS`. "auto" is "pyav", which reads every video. "decord" and "torchcodec" refuse
             those where they would return other frames. torchcodec scales bilinearly, the others bicubically.
+        cut: what is wanted of the frames, once they are scaled; None: all. The rest is not copied.
 
     Raises:
         VideoError: the file is missing, damaged before the last of these frames, no video, or refused.
@@ -176,7 +180,7 @@ def read_frames(
     if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
         raise ValueError(f"frames {asked.tolist()} asked of {path}, which has frames 0 to {num_frames - 1}")
     wanted, places = np.unique(asked, return_inverse=True)
-    frames = read(os.fspath(path), scan, wanted, short_side)
+    frames = read(os.fspath(path), scan, wanted, short_side, cut)
     return frames if np.array_equal(asked, wanted) else frames[places]
 
 
@@ -439,13 +443,13 @@ def _scan_pictures(folder: str) -> Scan:
 
 
 def _read_pictures(
-    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None
+    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
 ) -> NDArray[np.uint8]:
     """As `_read_pyav`, of a folder."""
     paths, num_frames, first = source.pictures(folder), scan.timeline.num_frames, _shape_of(folder)
     if len(paths) != num_frames:
         raise VideoError(folder, f"has {len(paths)} pictures, and had {num_frames} a moment ago")
-    shown = _Shown(len(wanted), short_side)
+    shown = _Shown(len(wanted), short_side, cut)
     for place, number in enumerate(wanted.tolist()):
         picture, _ = _picture(folder, paths[number])
         if _Shape.of(picture) != first:
@@ -475,8 +479,8 @@ def _picture(folder: str, path: str) -> tuple[VideoFrame, str]:
 class _Shown:
     """The frames of one reading, uint8 [n, H, W, 3], all of the size and the turn of the first that is put in."""
 
-    def __init__(self, n: int, short_side: int | None) -> None:
-        self.n, self.short_side = n, short_side
+    def __init__(self, n: int, short_side: int | None, cut: Cut | None) -> None:
+        self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
         self.reformat = VideoReformatter().reformat
 
@@ -485,18 +489,22 @@ class _Shown:
             shape = _Shape.of(frame)
             width, height = shape.scaled(self.short_side)
             self.stored = (height, width) if shape.rotation % 180 else (width, height)
-            self.turns, self.frames = shape.rotation // 90, np.empty((self.n, height, width, 3), np.uint8)
+            top, left, box_height, box_width = self.cut(height, width)
+            self.turns, self.box = shape.rotation // 90, np.s_[top : top + box_height, left : left + box_width]
+            self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
         rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)  # as decord
         (plane,), (width, height) = rgb.planes, self.stored
         rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
-        self.frames[place] = np.rot90(rows, self.turns) if self.turns else rows
+        self.frames[place] = (np.rot90(rows, self.turns) if self.turns else rows)[self.box]
 
 
-def _read_pyav(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
+def _read_pyav(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
     """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
     if scan.is_folder:
-        return _read_pictures(path, scan, wanted, short_side)
-    shown = _Shown(len(wanted), short_side)
+        return _read_pictures(path, scan, wanted, short_side, cut)
+    shown = _Shown(len(wanted), short_side, cut)
     times, keys = wanted, np.zeros_like(wanted)  # counted frames: their numbers stand for their times
     if scan.start is not None:
         times = scan.start + scan.timeline.times[wanted]
@@ -563,7 +571,9 @@ def _decord() -> Any:
     return decord
 
 
-def _read_decord(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
+def _read_decord(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
     """The same by decord."""
     decord = _decord()
     _check_file(path, scan, "decord")
@@ -575,7 +585,7 @@ def _read_decord(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: i
         reader = decord.VideoReader(f"file:{path}", decord.cpu(0), *size, num_threads=1)
         found_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
         _compare(path, "decord", found_s - found_s[:1], info, np.arange(info.num_frames))
-        return reader.get_batch(wanted).asnumpy()
+        return _box_of(reader.get_batch(wanted).asnumpy(), cut)
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
         why = reason(error)
     finally:
@@ -599,7 +609,7 @@ def _torchcodec() -> Any:
 
 
 def _read_torchcodec(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
 ) -> NDArray[np.uint8]:
     """The same by torchcodec."""
     torchcodec = _torchcodec()
@@ -618,7 +628,12 @@ def _read_torchcodec(
         raise VideoError(path, f"torchcodec cannot read it ({reason(error)})") from error
     found_s = batch.pts_seconds.numpy() - reader.metadata.begin_stream_seconds
     _compare(path, "torchcodec", found_s, scan.timeline, wanted)
-    return batch.data.numpy()
+    return _box_of(batch.data.numpy(), cut)
+
+
+def _box_of(frames: NDArray[np.uint8], cut: Cut | None) -> NDArray[np.uint8]:
+    top, left, height, width = cut(*frames.shape[1:3]) if cut else (0, 0, *frames.shape[1:3])
+    return frames[:, top : top + height, left : left + width]
 
 
 def _check_file(path: str, scan: Scan, decoder: str) -> None:
