@@ -34,6 +34,9 @@ ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
 FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")  # last: what shows a torn row
 ANNOTATIONS = {".csv", ".tsv", ".txt", ".json"}
 OWN_TABLE = re.compile(r"(manifest|failed)(-\d+of\d+)?\.csv")
+# x264's: entropy coding that is quick to undo, and three of four frames such that no other refers to them: readers
+# skip those that they do not want (docs/benchmarks.md, "What `vivit prepare` writes")
+QUICK_TO_READ = "cabac=0:bframes=3:b-adapt=0:b-pyramid=none"
 RGB, LIMITED = 0, 1  # of AVColorSpace, of AVColorRange
 S_PER_BYTE = 1e-5  # that a video may take besides its time limit: this ends what hangs, not what is long
 LINE_EVERY_S = 30.0  # progress where the output is no terminal
@@ -109,7 +112,8 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
             encoder = out.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(100_000))
             encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
             gop = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
-            encoder.options = {"crf": str(settings.crf), "preset": "medium", "threads": "1", "x264-params": gop}
+            params = f"{gop}:{QUICK_TO_READ}"
+            encoder.options = {"crf": str(settings.crf), "preset": "medium", "threads": "1", "x264-params": params}
             write = encoder.codec_context
             write.time_base, ticks = _clock(info, stream.time_base)
             # of RGB, readers take what is not tagged for BT.601

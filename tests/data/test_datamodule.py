@@ -268,6 +268,22 @@ def test_several_clips_come_from_one_opening(video: Path, monkeypatch: pytest.Mo
     assert torch.equal(train_clips(video).__getitems__([(0, 0, 0)])[0]["video"], alone["video"])
 
 
+@pytest.mark.parametrize("clips_per_video", [1, 3])
+def test_what_no_clip_shows_need_not_be_read(
+    clips_per_video: int, wide_video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoom = TrainTransform(32, SIDE, False, (1.5, 3.0), 0.5, 0.0, None)
+
+    def clips() -> list[Tensor]:
+        made = train_clips(wide_video, transform=zoom, clips_per_video=clips_per_video)
+        return [sample["video"] for epoch in range(4) for sample in made.clips((epoch, 0, 0))]
+
+    boxes = clips()
+    height, width = read_frames(wide_video, [0], short_side=SIDE).shape[1:3]
+    monkeypatch.setattr(datamodule, "around", lambda looks: (0, 0, height, width))
+    assert all(map(torch.equal, boxes, clips()))
+
+
 def test_segments_spread_over_the_whole_video(video: Path) -> None:
     sample = train_clips(video, kind="segments")[0, 0, 0]
     shown = numbers(sample["video"])

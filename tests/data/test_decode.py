@@ -19,7 +19,7 @@ import pytest
 from videos import KINDS, NOT_FOR_DECORD, NOT_FOR_TORCHCODEC, Numbered, encode, engines, read_number, remux
 
 from vivit_train.data import decode
-from vivit_train.data.decode import import_decoder, probe, read_frames
+from vivit_train.data.decode import import_decoder, probe, read_frames, timeline
 from vivit_train.errors import UserError, VideoError
 
 Make = Callable[[str], Numbered]
@@ -168,6 +168,20 @@ def test_short_side(kind: str, size: tuple[int, int], engine: str, numbered: Mak
         frames = read_frames(path, [7, 3], short_side=short_side, decoder=engine)
         assert frames.shape == (2, want[1], want[0], 3)
         assert [read_number(frame) for frame in frames] == [7, 3]
+
+
+@pytest.mark.parametrize("kind", ["odd_size", "rotated_90"])
+def test_a_cut_is_a_part_of_the_frames(kind: str, engine: str, numbered: Make) -> None:
+    engine, sizes = engine if kind not in REFUSED.get(engine, ()) else "auto", []
+
+    def cut(height: int, width: int) -> tuple[int, int, int, int]:
+        sizes.append((height, width))
+        return 5, 9, 20, 13
+
+    read = partial(read_frames, numbered(kind).path, [7, 3], short_side=48, decoder=engine)
+    whole = read()
+    assert np.array_equal(read(cut=cut), whole[:, 5:25, 9:22])
+    assert sizes == [whole.shape[1:3]]
 
 
 def test_all_engines_give_the_same_pixels(engine: str, numbered: Make) -> None:
@@ -343,6 +357,38 @@ def test_forked_workers_read_after_their_parent(numbered: Make) -> None:
     want = [read_last(path) for path in paths]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(read_last, paths * 4).get(timeout=60) == want * 4
+
+
+def opened_below(folder: Path) -> list[str]:
+    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return [path.name for path in (link.resolve() for link in links) if path.is_relative_to(folder)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files")
+def test_what_a_scan_leaves_open_is_read_and_closed(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.mp4", tmp_path / "b.avi"
+    encode(a, frames=30, g="12", bf="2")
+    encode(b, "mpeg4", frames=20, g="6")
+    for path in (a, b):  # one at most
+        assert timeline(path).num_frames == (30 if path == a else 20)
+        assert opened_below(tmp_path) == [path.name]
+    assert [read_number(frame) for frame in read_frames(b, [13, 2])] == [13, 2]
+    assert opened_below(tmp_path) == []
+
+    timeline(f"{tmp_path}/./b.avi")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(opened_below, (tmp_path,)) == []
+    assert read_number(read_frames(f"{tmp_path}/./b.avi", [7])[0]) == 7
+
+    timeline(f"{tmp_path}/./a.mp4")  # and then it is another file
+    encode(tmp_path / "new.mp4", frames=9)
+    os.replace(tmp_path / "new.mp4", a)
+    assert [read_number(frame) for frame in read_frames(f"{tmp_path}/./a.mp4", range(9))] == list(range(9))
+    timeline(f"{tmp_path}/././a.mp4")
+    (tmp_path / "text.mp4").write_text("This is not a video.")
+    with pytest.raises(VideoError):
+        timeline(tmp_path / "text.mp4")
+    assert opened_below(tmp_path) == []
 
 
 def test_remuxing_keeps_the_numbers(numbered: Make, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from vivit_train.children import usable_cores
 from vivit_train.data.augment import seeded
 from vivit_train.data.clip import BLACK, Indices
 from vivit_train.data.datamodule import Key, Reading, Sample, TrainClips, VideoDataModule, collate
-from vivit_train.data.decode import VideoInfo, probe, timeline
+from vivit_train.data.decode import Cut, VideoInfo, probe, timeline
 from vivit_train.data.manifest import Manifest
 from vivit_train.data.source import is_plain, is_url, opened, state
 from vivit_train.errors import UserError, VideoError
@@ -193,9 +193,9 @@ class TimedReading(Reading):
 
     seconds: list[float] = field(default_factory=list)
 
-    def frames(self, path: str, clips: Indices, short_side: int) -> tuple[Tensor, Indices]:
+    def frames(self, path: str, clips: Indices, short_side: int, cut: Cut | None = None) -> tuple[Tensor, Indices]:
         start = time.perf_counter()
-        found = super().frames(path, clips, short_side)
+        found = super().frames(path, clips, short_side, cut)
         self.seconds.append(time.perf_counter() - start)
         return found
 

@@ -50,8 +50,16 @@ class Look(NamedTuple):
     flipped: bool
     seed: int
 
-    def cut(self, video_TCHW: Tensor) -> Tensor:
-        return TF.crop(video_TCHW, self.top, self.left, self.height, self.width)
+    def cut(self, video_TCHW: Tensor, top: int = 0, left: int = 0) -> Tensor:
+        """From frames, or from what of them is below `top` and right of `left`."""
+        return TF.crop(video_TCHW, self.top - top, self.left - left, self.height, self.width)
+
+
+def around(looks: Sequence[Look]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the box that holds all of theirs."""
+    top, left = min(look.top for look in looks), min(look.left for look in looks)
+    bottom, right = max(look.top + look.height for look in looks), max(look.left + look.width for look in looks)
+    return top, left, bottom - top, right - left
 
 
 class TrainTransform:

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from vivit_train import processes
 from vivit_train.children import usable_cores
 from vivit_train.data import timelines
-from vivit_train.data.augment import TrainTransform, crop_views, mirrored_classes, seeded
+from vivit_train.data.augment import Look, TrainTransform, around, crop_views, mirrored_classes, seeded
 from vivit_train.data.clip import BLACK, Indices, Sampling
-from vivit_train.data.decode import import_decoder, read_frames, timeline
+from vivit_train.data.decode import Box, Cut, import_decoder, read_frames, timeline
 from vivit_train.data.manifest import Manifest, Splits, Target
 from vivit_train.data.timelines import Timeline
 from vivit_train.data.workers import Note, deadline, explain
@@ -64,11 +64,11 @@ class Reading:
         with self.note.on(path), deadline(self.timeout_s):
             yield
 
-    def frames(self, path: str, clips: Indices, short_side: int) -> tuple[Tensor, Indices]:
+    def frames(self, path: str, clips: Indices, short_side: int, cut: Cut | None = None) -> tuple[Tensor, Indices]:
         """Each frame of the clips once, uint8 [T, C, H, W]; and which of these each clip's frames are."""
         needed, places = np.unique(clips, return_inverse=True)
         shown = needed[needed != BLACK]
-        frames_THWC = read_frames(path, shown, short_side=short_side, decoder=self.decoder)
+        frames_THWC = read_frames(path, shown, short_side=short_side, decoder=self.decoder, cut=cut)
         if len(shown) < len(needed):  # the smallest number, so the first
             frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
         return to_torch(frames_THWC), places.reshape(clips.shape)
@@ -133,16 +133,23 @@ class TrainClips(Dataset[Sample]):
             draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
             clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
             clips = in_video(first, clips)
-            video_TCHW, places = self.reading.frames(path, clips, self.short_side)
+            looks: list[Look] = []
+
+            def cut(height: int, width: int) -> Box:
+                looks.extend(self.transform.draw(height, width) for _ in clips)
+                return around(looks)
+
+            video_TCHW, places = self.reading.frames(path, clips, self.short_side, cut)
+        top, left, *_ = around(looks)
         return [
-            self.augmented(row, video_TCHW, place, indices, times)
-            for place, indices in zip(places, clips, strict=True)
+            self.augmented(row, look, look.cut(video_TCHW, top, left), place, indices, times)
+            for look, place, indices in zip(looks, places, clips, strict=True)
         ]
 
-    def augmented(self, row: int, video_TCHW: Tensor, place: Indices, indices: Indices, times: Timeline) -> Sample:
-        look = self.transform.draw(*video_TCHW.shape[-2:])
-        box_TCHW = look.cut(video_TCHW)
-        if not np.array_equal(place, np.arange(len(video_TCHW))):  # else a copy of what is there
+    def augmented(
+        self, row: int, look: Look, box_TCHW: Tensor, place: Indices, indices: Indices, times: Timeline
+    ) -> Sample:
+        if not np.array_equal(place, np.arange(len(box_TCHW))):  # else a copy of what is there
             box_TCHW = box_TCHW[place]
         label = self.manifest.target(row)
         if look.flipped and self.mirrored is not None:

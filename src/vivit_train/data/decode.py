@@ -10,7 +10,7 @@ PyAV and torchcodec are sought by time.
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
@@ -23,7 +23,8 @@ import numpy as np
 from av import Packet, VideoCodecContext, VideoFrame
 from av.container import InputContainer
 from av.stream import Discard, Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.format import VideoFormat
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -33,6 +34,7 @@ from vivit_train.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 CACHE_BYTES = 64 << 20
+RGB: Any = VideoFormat("rgb24")  # looked up by name for each frame, it takes a tenth of the conversion
 HEADERS_ONLY = {
     "codec_whitelist": "none"
 }  # at each opening FFmpeg would decode a frame, to learn what we see anyway
@@ -91,7 +93,9 @@ class _Shape(NamedTuple):
         return round(self.width * shrink), round(self.height * shrink)
 
 
-_Reader = Callable[[str, Scan, NDArray[np.int64], int | None], NDArray[np.uint8]]
+Box = tuple[int, int, int, int]  # top, left, height, width
+Cut = Callable[[int, int], Box]  # of the frames' height and width
+_Reader = Callable[[str, Scan, NDArray[np.int64], int | None, Cut | None], NDArray[np.uint8]]
 UNKNOWN = -(2**63)  # a packet's time
 PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
 PICTURES_PER_SECOND = 30.0  # of a folder of pictures, which cannot say it
@@ -154,6 +158,7 @@ def read_frames(
     *,
     short_side: int | None = None,
     decoder: str = "auto",
+    cut: Cut | None = None,
 ) -> NDArray[np.uint8]:
     """The frames asked for, upright, in the order asked for: uint8 RGB [T, H, W, 3].
 
@@ -163,6 +168,7 @@ def read_frames(
         short_side: a larger short side is scaled down to this, the long side in proportion.
         decoder: one of `DECODERS`. "auto" is "pyav", which reads every video. "decord" and "torchcodec" refuse
             those where they would return other frames. torchcodec scales bilinearly, the others bicubically.
+        cut: what is wanted of the frames, once they are scaled; None: all. The rest is not copied.
 
     Raises:
         VideoError: the file is missing, damaged before the last of these frames, no video, or refused.
@@ -174,7 +180,7 @@ def read_frames(
     if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
         raise ValueError(f"frames {asked.tolist()} asked of {path}, which has frames 0 to {num_frames - 1}")
     wanted, places = np.unique(asked, return_inverse=True)
-    frames = read(os.fspath(path), scan, wanted, short_side)
+    frames = read(os.fspath(path), scan, wanted, short_side, cut)
     return frames if np.array_equal(asked, wanted) else frames[places]
 
 
@@ -228,20 +234,21 @@ def _scan(path: str, why_count: str = "") -> Scan:
     """Scan a file. `why_count`: why frames must be counted by decoding them, if that is known."""
     if source.state(path).is_folder:
         return _scan_pictures(path)
-    pts, is_key, is_shared, is_hidden = array("q"), bytearray(), bytearray(), bytearray()
+    pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
     decoded: list[int | None] = []
-    end, began = 0, False
-    with _open(path) as (container, stream):
+    is_open = began = False
+    with _open(path, leave_open=True) as (container, stream):
         context = stream.codec_context
         codec = context.codec.canonical_name
         why_count = why_count or _why_count(container.format.name, codec)
         for packet in container.demux(stream):
             if packet.size:
-                pts.append(UNKNOWN if packet.pts is None else packet.pts)
-                end = max(end, (packet.pts or 0) + (packet.duration or 0))
+                pts.append(UNKNOWN if (at := packet.pts) is None else at)
+                durations.append(packet.duration or 0)
                 is_key.append(packet.is_keyframe)
-                is_shared.append(packet.is_keyframe and not _is_clean(codec, memoryview(packet)))
                 is_hidden.append(packet.is_discard)  # to be decoded and not shown: outside the edit list
+                if packet.is_keyframe:
+                    is_open = is_open or not _is_clean(codec, memoryview(packet))
             if why_count:
                 decoded += (frame.pts for frame in context.decode(packet))
             elif codec == "mpeg4" and not began:  # which tells once it decodes whether it has B-frames
@@ -252,8 +259,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
             promised_s = (container.duration or 0) / av.time_base
         rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
         why_not = _why_count(container.format.name, codec, context.has_b_frames)
-    time = np.frombuffer(pts, np.int64)
-    key, shared, hidden = (np.frombuffer(flags, np.bool_) for flags in (is_key, is_shared, is_hidden))
+    time, length = np.frombuffer(pts, np.int64), np.frombuffer(durations, np.int64)
+    key, hidden = np.frombuffer(is_key, np.bool_), np.frombuffer(is_hidden, np.bool_)
     has_time = time != UNKNOWN
     stored, keys = np.sort(time[has_time]), np.sort(time[key & has_time])
     if len(stored) < len(time) or not np.diff(stored).all() or not len(keys):
@@ -262,7 +269,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
         return _scan(path, why_not)
 
     # A trimmed file, too, may hold fewer packets than its header promises, but not a shorter time.
-    if len(time) < promised and len(stored) and end - stored[0] < duration:
+    is_short = len(time) < promised
+    if is_short and len(stored) and (time + length)[has_time].max() - stored[0] < duration:
         raise VideoError(path, f"ends after {len(time)} of {promised} frames", kind="truncated")
     if why_count:
         shown = np.unique(np.array([pts for pts in decoded if pts is not None], np.int64))
@@ -278,9 +286,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
     steps = np.diff(shown)
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * unit_s) if num_frames > 1 else rate
     # in decoding order, a key frame of an open GOP comes before frames that are shown before it
-    is_open = key & (shared | (np.searchsorted(stored, time) != np.arange(len(time))))
-    is_short = len(time) < promised
-    fault = why_count or _decord_fault(bool(hidden.any()), bool(is_open.any()), is_short, codec)
+    is_open = is_open or bool((np.searchsorted(stored, time[key]) != np.flatnonzero(key)).any())
+    fault = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     compact = steps.astype(np.min_scalar_type(int(steps.max(initial=0))))
     return Scan(
@@ -304,7 +311,10 @@ def _first_frame(path: str, state: source.State) -> tuple[_Shape, str]:
     if state.is_folder:
         picture, codec = _picture(path, source.pictures(path)[0])
         return _Shape.of(picture), codec
-    with _open(path) as (container, stream):
+    scan = _scan_file(path)
+    with _open(path, reuse=scan.start is not None) as (container, stream):
+        if scan.start is not None:
+            container.seek(int(scan.keys[0]), stream=stream)
         for frame in container.decode(stream):
             return _Shape.of(frame), stream.codec_context.codec.canonical_name
     raise VideoError(path, "no frame of it can be decoded")
@@ -352,10 +362,59 @@ def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str) -> st
     return ""
 
 
+class _Opened(NamedTuple):
+    path: str
+    state: source.State
+    stack: ExitStack  # closes it
+    container: InputContainer
+    stream: VideoStream
+
+
+_left_open: list[_Opened] = []  # the file that was scanned last, unless another was opened since
+
+
+def _take_left_open() -> _Opened | None:
+    with suppress(IndexError):  # of several threads one gets it
+        return _left_open.pop()
+    return None
+
+
+def _close_left_open() -> None:
+    if opened := _take_left_open():
+        opened.stack.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_close_left_open)  # parent and child would share its position
+
+
 @contextmanager
-def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream for PyAV; what FFmpeg raises meanwhile becomes a `VideoError`."""
-    with source.opened(path) as file, _container(path, file) as container:
+def _open(
+    path: str, *, leave_open: bool = False, reuse: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream for PyAV; what FFmpeg raises meanwhile becomes a `VideoError`.
+
+    Args:
+        leave_open: for what is opened next: after a scan that is mostly the same file, to be read.
+        reuse: a file that was left open will do, wherever in it that was.
+    """
+    state, opened = source.state(path), _take_left_open()
+    if opened and not (reuse and opened[:2] == (path, state)):
+        opened.stack.close()
+        opened = None
+    opened = opened or _opened(path, state)
+    with opened.stack as stack:
+        try:
+            yield opened.container, opened.stream
+        except av.FFmpegError as error:
+            raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
+        if leave_open:
+            _left_open.append(opened._replace(stack=stack.pop_all()))
+
+
+def _opened(path: str, state: source.State) -> _Opened:
+    with ExitStack() as stack:
+        container = stack.enter_context(_container(path, stack.enter_context(source.opened(path))))
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             raise VideoError(path, "no video stream", kind="no video")
@@ -364,10 +423,7 @@ def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         for other in container.streams:
             other.discard = Discard.none if other is stream else Discard.all
         stream.codec_context.thread_count = 1  # workers are the parallelism; PyAV's threads can hang after a fork
-        try:
-            yield container, stream
-        except av.FFmpegError as error:
-            raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
+        return _Opened(path, state, stack.pop_all(), container, stream)
 
 
 def _container(path: str, file: str | BinaryIO) -> InputContainer:
@@ -387,13 +443,13 @@ def _scan_pictures(folder: str) -> Scan:
 
 
 def _read_pictures(
-    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None
+    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
 ) -> NDArray[np.uint8]:
     """As `_read_pyav`, of a folder."""
     paths, num_frames, first = source.pictures(folder), scan.timeline.num_frames, _shape_of(folder)
     if len(paths) != num_frames:
         raise VideoError(folder, f"has {len(paths)} pictures, and had {num_frames} a moment ago")
-    shown = _Shown(len(wanted), short_side)
+    shown = _Shown(len(wanted), short_side, cut)
     for place, number in enumerate(wanted.tolist()):
         picture, _ = _picture(folder, paths[number])
         if _Shape.of(picture) != first:
@@ -423,8 +479,8 @@ def _picture(folder: str, path: str) -> tuple[VideoFrame, str]:
 class _Shown:
     """The frames of one reading, uint8 [n, H, W, 3], all of the size and the turn of the first that is put in."""
 
-    def __init__(self, n: int, short_side: int | None) -> None:
-        self.n, self.short_side = n, short_side
+    def __init__(self, n: int, short_side: int | None, cut: Cut | None) -> None:
+        self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
         self.reformat = VideoReformatter().reformat
 
@@ -433,19 +489,22 @@ class _Shown:
             shape = _Shape.of(frame)
             width, height = shape.scaled(self.short_side)
             self.stored = (height, width) if shape.rotation % 180 else (width, height)
-            self.turns, self.frames = shape.rotation // 90, np.empty((self.n, height, width, 3), np.uint8)
-        # decord's interpolation
-        rgb = self.reformat(frame, *self.stored, "rgb24", interpolation="BICUBIC", threads=1)
+            top, left, box_height, box_width = self.cut(height, width)
+            self.turns, self.box = shape.rotation // 90, np.s_[top : top + box_height, left : left + box_width]
+            self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
+        rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)  # as decord
         (plane,), (width, height) = rgb.planes, self.stored
         rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
-        self.frames[place] = np.rot90(rows, self.turns) if self.turns else rows
+        self.frames[place] = (np.rot90(rows, self.turns) if self.turns else rows)[self.box]
 
 
-def _read_pyav(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
+def _read_pyav(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
     """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
     if scan.is_folder:
-        return _read_pictures(path, scan, wanted, short_side)
-    shown = _Shown(len(wanted), short_side)
+        return _read_pictures(path, scan, wanted, short_side, cut)
+    shown = _Shown(len(wanted), short_side, cut)
     times, keys = wanted, np.zeros_like(wanted)  # counted frames: their numbers stand for their times
     if scan.start is not None:
         times = scan.start + scan.timeline.times[wanted]
@@ -461,7 +520,7 @@ def _read_pyav(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int
             if time is not None and time >= last:
                 break
 
-    with _open(path) as (container, stream):
+    with _open(path, reuse=scan.start is not None) as (container, stream):
         groups = zip(keys.tolist(), times.tolist(), range(len(wanted)), strict=True)
         for key, group in groupby(groups, itemgetter(0)):
             missing = {time: place for _, time, place in group}
@@ -512,7 +571,9 @@ def _decord() -> Any:
     return decord
 
 
-def _read_decord(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None) -> NDArray[np.uint8]:
+def _read_decord(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
     """The same by decord."""
     decord = _decord()
     _check_file(path, scan, "decord")
@@ -524,7 +585,7 @@ def _read_decord(path: str, scan: Scan, wanted: NDArray[np.int64], short_side: i
         reader = decord.VideoReader(f"file:{path}", decord.cpu(0), *size, num_threads=1)
         found_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
         _compare(path, "decord", found_s - found_s[:1], info, np.arange(info.num_frames))
-        return reader.get_batch(wanted).asnumpy()
+        return _box_of(reader.get_batch(wanted).asnumpy(), cut)
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
         why = reason(error)
     finally:
@@ -548,7 +609,7 @@ def _torchcodec() -> Any:
 
 
 def _read_torchcodec(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
 ) -> NDArray[np.uint8]:
     """The same by torchcodec."""
     torchcodec = _torchcodec()
@@ -567,7 +628,12 @@ def _read_torchcodec(
         raise VideoError(path, f"torchcodec cannot read it ({reason(error)})") from error
     found_s = batch.pts_seconds.numpy() - reader.metadata.begin_stream_seconds
     _compare(path, "torchcodec", found_s, scan.timeline, wanted)
-    return batch.data.numpy()
+    return _box_of(batch.data.numpy(), cut)
+
+
+def _box_of(frames: NDArray[np.uint8], cut: Cut | None) -> NDArray[np.uint8]:
+    top, left, height, width = cut(*frames.shape[1:3]) if cut else (0, 0, *frames.shape[1:3])
+    return frames[:, top : top + height, left : left + width]
 
 
 def _check_file(path: str, scan: Scan, decoder: str) -> None:

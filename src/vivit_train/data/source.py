@@ -5,7 +5,7 @@
     shards/000.tar/run/a.mp4   a member of an uncompressed tar, which may be on a URL as well
     frames/a                   a folder of pictures in any of these places: frame i is the i-th by name
 
-Nothing is kept open, so nothing open crosses a fork: fsspec makes new connections in a new process.
+Nothing is kept open here, so nothing open crosses a fork: fsspec makes new connections in a new process.
 """
 
 import io
