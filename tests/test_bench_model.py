@@ -57,6 +57,7 @@ def test_shares_name_attention_products_and_the_rest() -> None:
     assert by_kind["attention"] == max(by_kind.values())
 
 
+@pytest.mark.slow
 def test_the_model_as_a_table(tmp_path: Path) -> None:
     file = tmp_path / "out" / "model.json"
     words = ["bench", "model", *SMALL, "--batch", "1,2", "--mode", "train,infer", "--dtype", "bf16"]
@@ -191,6 +192,7 @@ def pages(*options: str) -> list[str]:
     return Path(options[-1]).read_text().split("\n## ")[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_page_says_so(tmp_path: Path) -> None:
     sections = pages("--out", str(tmp_path / "gpu.md"))

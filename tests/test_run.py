@@ -460,6 +460,7 @@ def test_a_machine_that_cannot_compile_says_so(
         train(config(*folder(videos), "model.compile=true"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recomputed", ["mlp", "block"])
 def test_activations_computed_again_train_to_the_same_weights(
     recomputed: str, videos: Path, config: Config, tmp_path: Path

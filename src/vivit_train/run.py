@@ -50,8 +50,9 @@ def train(cfg: DictConfig) -> float:
     check(cfg)
     page = recipe.read_page()
     recipe.scale_learning_rate(cfg, page)
-    if str(cfg.trainer.precision) in ("16-mixed", "16") and cfg.recipe.optimizer.get("fused"):
-        # a fused optimizer unscales fp16's gradients itself, and they would be clipped before that
+    # fp16's gradients would be clipped before a fused optimizer unscales them; shared-out SGD has no fused kernel
+    unfused = is_shared_out(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
+    if unfused and cfg.recipe.optimizer.get("fused"):
         cfg.recipe.optimizer.fused = False
     while True:
         try:
@@ -377,12 +378,12 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
         problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
-    if cfg.recipe.ema and "ModelParallelStrategy" in str(cfg.trainer.strategy):
+    if cfg.recipe.ema and is_shared_out(cfg):
         problems.append(
             f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
             "averaged; recipe.ema=null, or trainer=ddp"
         )
-    if cfg.model.compile and "ModelParallelStrategy" in str(cfg.trainer.strategy):
+    if cfg.model.compile and is_shared_out(cfg):
         problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
     if problem := half_on_cpu(cfg):
         problems.append(problem)
@@ -397,6 +398,11 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"run_dir={cfg.run_dir}: cannot write there")
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
+
+
+def is_shared_out(cfg: DictConfig) -> bool:
+    """Whether the parameters are, among processes: trainer=fsdp."""
+    return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
 
 def half_on_cpu(cfg: DictConfig) -> str:

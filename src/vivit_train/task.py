@@ -211,6 +211,10 @@ class VideoClassification(L.LightningModule):
         if self.global_rank == 0:  # the others begin at nothing
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))
+        # of this run, not of the one before: its strategy may have no such kernel
+        fused = getattr(self.optimizer, "keywords", {}).get("fused")
+        for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+            group.update({"fused": fused} if "fused" in group else {})
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
         place_in_epoch(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)
