@@ -17,36 +17,38 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-VIVIT = [sys.executable, "-m", "vivit_train.cli"]
-TOY = ["model.dim=32", "model.depth=1", "model.heads=2", "data.frames=4", "data.crop=32", "data.short_side=36"]
+PYTHON = sys.executable
+VIVIT = [PYTHON, "-m", "vivit_train.cli"]
+BENCH = "--dtype bf16 --batch 1,2,4,8,16,32,64 --rounds 10 --variants sdpa,compiled"
+PEERS = "--sizes B --clips 8 --dtype bf16 --rounds 10 --compiled --device cuda"
+TOY = [
+    "model.tubelet=[2,16,16]",
+    "model.dim=32",
+    "model.depth=1",
+    "model.heads=2",
+    "data.frames=4",
+    "data.crop=32",
+    "data.short_side=36",
+]
 
 
 def commands(toy: bool, folder: Path) -> dict[str, list[str]]:
     """By heading. The JSON of the benches goes into `folder`."""
-    device, size = ("cpu", TOY) if toy else ("cuda", ["data.frames=32", "data.crop=224", "data.short_side=256"])
-    batches, dtype = ("1,2", "float32") if toy else ("1,2,4,8,16,32,64", "bf16")
-    found: dict[str, list[str]] = {}
+    size, device = (TOY, "cpu") if toy else (["data=kinetics400"], "cuda")
+    run, found = folder / "runs", {}
+    options = "--batch 1,2 --rounds 2 --variants eager,sdpa" if toy else BENCH
     for model in ("vivit_fe", "vivit_st"):
         for letter in ("B", "L"):
+            words = [*size, f"model={model}", f"model.size={letter}", *options.split(), "--device", device]
             name = f"{model} {letter}"
-            words = [f"model={model}", f"model.size={letter}", "model.tubelet=[2,16,16]", "model.temporal_depth=4"]
-            words = [word for word in words if model == "vivit_fe" or "temporal" not in word]
-            if not toy:
-                words += ["model.dim=null", "model.depth=null", "model.heads=null"]
-            options = ["--batch", batches, "--dtype", dtype, "--device", device, "--rounds", "2" if toy else "10"]
-            options += ["--variants", "eager,sdpa" if toy else "sdpa,compiled"]
-            out = ["--json", str(folder / f"{name}.json")]
-            found[name] = [*VIVIT, "bench", "model", *words, *size, *options, *out]
-    peers = ["--sizes", "Ti" if toy else "B", "--clips", "1" if toy else "8", "--dtype", dtype, "--device", device]
-    peers += ["--frames", "4", "--crop", "32"] if toy else ["--compiled", "--rounds", "10"]
-    found["Beside Hugging Face's"] = [sys.executable, "tests/speed_model.py", "peers", "ratio", *peers]
+            found[name] = [*VIVIT, "bench", "model", *words, "--json", str(folder / f"{name}.json")]
+    options = "--sizes Ti --frames 4 --crop 32 --rounds 2" if toy else PEERS
+    found["Beside Hugging Face's"] = [PYTHON, "tests/speed_model.py", "peers", "ratio", *options.split()]
     trainer = "trainer=cpu" if toy else "trainer=gpu"
-    words = TOY if toy else ["model.size=B", "model.dim=null", "model.depth=null", "model.heads=null", *size]
-    words += ["model.tubelet=[2,16,16]", trainer]
-    found["Whole training steps"] = [*VIVIT, "bench", "train", *words, "--steps", "3" if toy else "20"]
-    train, run = [sys.executable, "train.py"], folder / "runs"
-    ddp = ["trainer=ddp_cpu", "trainer.devices=1"] if toy else ["trainer=ddp", "trainer.devices=1"]
-    found["DDP with one process"] = [*train, "debug=default", *ddp, f"hydra.run.dir={run / 'ddp'}"]
+    found["Whole training steps"] = [*VIVIT, "bench", "train", *size, "model=vivit_fe", trainer]
+    train = [PYTHON, "train.py"]
+    ddp = ["debug=default", "trainer=ddp_cpu" if toy else "trainer=ddp", "trainer.devices=1"]
+    found["DDP with one process"] = [*train, *ddp, f"hydra.run.dir={run / 'ddp'}"]
     demo = ["debug=default"] if toy else []
     found["The demo, from videos to its score"] = [*train, *demo, trainer, f"hydra.run.dir={run / 'demo'}"]
     return found
@@ -64,7 +66,7 @@ def page(toy: bool, has_gpu: bool) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for heading, command in commands(toy, folder).items():
-            said = shlex.join(command).replace(sys.executable, "python").replace(f"{folder}/", "")
+            said = shlex.join(command).replace(PYTHON, "python").replace(f"{folder}/", "")
             yield from ("", f"## {heading}", "", "```", said, "```", "")
             if not (toy or has_gpu):
                 yield "not measured"

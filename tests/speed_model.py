@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vivit_train.bench.model import DTYPES, device_name, finish
+from vivit_train.bench.model import DTYPES, device_name, finish, in_precision, infer, plain_sgd, train
 from vivit_train.measure import bytes_kept, matmul_peak
 from vivit_train.model.exchange import load_huggingface
 from vivit_train.model.vivit import SIZES, ViViT
@@ -82,26 +82,14 @@ def theirs_and_ours(size: str, frames: int, crop: int, device: torch.device) -> 
         return theirs.to(device), load_huggingface(folder).to(device)
 
 
-def training_step(net: nn.Module, forward: Callable[[Tensor], Any], video: Tensor, dtype: torch.dtype) -> Step:
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
-    label_B = torch.arange(len(video), device=video.device)
-
-    def step() -> None:
-        with torch.autocast(video.device.type, dtype, enabled=dtype != torch.float32):
-            logits_BK = forward(video)
-        F.cross_entropy(logits_BK.float(), label_B).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def inference(forward: Callable[[Tensor], Any], video: Tensor, dtype: torch.dtype) -> Step:
-    def step() -> None:
-        with torch.inference_mode(), torch.autocast(video.device.type, dtype, enabled=dtype != torch.float32):
-            forward(video)
-
-    return step
+def step_of(
+    mode: str, net: nn.Module, forward: Callable[[Tensor], Any], video: Tensor, dtype: torch.dtype
+) -> Step:
+    return (
+        partial(train, forward, plain_sgd(net), video, dtype)
+        if mode == "train"
+        else partial(infer, forward, video, dtype)
+    )
 
 
 def peers(options: argparse.Namespace, device: torch.device) -> None:
@@ -131,16 +119,13 @@ def peers(options: argparse.Namespace, device: torch.device) -> None:
                 forwards = {"theirs": (theirs, their_logits), "ours": (ours, ours)}
                 if compiled is not None:
                     forwards["compiled"] = (ours, compiled)
-                steps: dict[str, Step] = {}
-                for name, (net, forward) in forwards.items():
-                    train = partial(training_step, net)
-                    steps[name] = (train if mode == "train" else inference)(forward, video, dtype)
+                steps = {name: step_of(mode, *both, video, dtype) for name, both in forwards.items()}
                 seconds = turns(steps, options.rounds, device)
                 kept = ""
                 if mode == "train":
 
                     def keeps(net: nn.Module, forward: Callable[[Tensor], Any], dtype: torch.dtype = dtype) -> int:
-                        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        with in_precision(dtype, device):
                             return bytes_kept(net, lambda: forward(video))  # noqa: B023
 
                     kept = shown(keeps(ours, ours) / keeps(theirs, their_logits), MEMORY_BAR, at_least=False)
@@ -165,10 +150,7 @@ def factorised(options: argparse.Namespace, device: torch.device) -> None:
     for precision in options.dtype.split(","):
         dtype = DTYPES[precision]
         for mode in options.mode.split(","):
-            steps: dict[str, Step] = {
-                name: training_step(net, net, video, dtype) if mode == "train" else inference(net, video, dtype)
-                for name, net in nets.items()
-            }
+            steps = {name: step_of(mode, net, net, video, dtype) for name, net in nets.items()}
             value = ratio(turns(steps, options.rounds, device), "vivit_st", "vivit_fe")
             print(
                 f"vivit_fe {size} is {shown(value, RATIO_BAR)} times as fast as vivit_st (bar {RATIO_BAR}): "

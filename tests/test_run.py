@@ -457,7 +457,7 @@ def test_a_machine_that_cannot_compile_says_so(
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     with pytest.raises(UserError, match=r"model\.compile=true: torch\.compile fails here .*model\.compile=false"):
-        train(config(*folder(videos), "model.compile=true"))
+        train(config(*folder(videos), "model=vivit_st", "model.compile=true"))
 
 
 @pytest.mark.slow

@@ -50,10 +50,7 @@ def train(cfg: DictConfig) -> float:
     check(cfg)
     page = recipe.read_page()
     recipe.scale_learning_rate(cfg, page)
-    # fp16's gradients would be clipped before a fused optimizer unscales them; shared-out SGD has no fused kernel
-    unfused = is_shared_out(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
-    if unfused and cfg.recipe.optimizer.get("fused"):
-        cfg.recipe.optimizer.fused = False
+    unfuse_optimizer(cfg)
     while True:
         try:
             return train_once(cfg, page)
@@ -64,6 +61,14 @@ def train(cfg: DictConfig) -> float:
             cfg.data.micro_batch = error.micro_batch
         gc.collect()  # here the error is gone, and what its traceback held
         torch.cuda.empty_cache()
+
+
+def unfuse_optimizer(cfg: DictConfig) -> None:
+    """Where a fused one would be wrong: fp16's gradients would be clipped before it unscales them, and SGD has no
+    such kernel for parameters that are shared out."""
+    unfused = is_shared_out(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
+    if unfused and cfg.recipe.optimizer.get("fused"):
+        cfg.recipe.optimizer.fused = False
 
 
 def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
@@ -147,10 +152,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     quiet_lightning()
-    problems = choice_problems(cfg, null_is_as_trained=True)
-    if problem := half_on_cpu(cfg):
-        problems.append(problem)
-    if problems:
+    if problems := choice_problems(cfg, null_is_as_trained=True):
         raise UserError("; ".join(problems))
     metadata, weights = load_checkpoint(cfg.ckpt_path)
     settings = evaluation_data(metadata, cfg)
@@ -321,22 +323,18 @@ def plan(cfg: DictConfig, task: VideoClassification, data: VideoDataModule, trai
     t, rows, columns = net.grid
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
     steps = planned_steps(data.steps_per_epoch * trainer.max_epochs, trainer)  # type: ignore[operator]
-    return "\n".join(
-        [
-            f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
-            f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
-            f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
-            f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
-            f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps, "
-            f"{steps * data.global_batch} clips; precision {trainer.precision}, {trainer.strategy.root_device}",
-            f"run folder: {cfg.run_dir}",
-            *(
-                ["the first step, and the first of validation, compile the model: minutes"]
-                if cfg.model.compile
-                else []
-            ),
-        ]
-    )
+    lines = [
+        f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
+        f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
+        f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
+        f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
+        f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps, "
+        f"{steps * data.global_batch} clips; precision {trainer.precision}, {trainer.strategy.root_device}",
+        f"run folder: {cfg.run_dir}",
+    ]
+    if cfg.model.compile:
+        lines.append("the first step, and the first of validation, compile the model: minutes")
+    return "\n".join(lines)
 
 
 def check(cfg: DictConfig) -> None:
@@ -385,8 +383,6 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.model.compile and is_shared_out(cfg):
         problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
-    if problem := half_on_cpu(cfg):
-        problems.append(problem)
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
         problems.append(f"init.path={cfg.init.path}: no such file")
@@ -405,17 +401,6 @@ def is_shared_out(cfg: DictConfig) -> bool:
     return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
 
-def half_on_cpu(cfg: DictConfig) -> str:
-    """Why not to train in half precision, on a processor that would be slower in it than in float32."""
-    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
-    if not on_cpu or "16" not in str(cfg.trainer.precision) or has_fast_bf16():
-        return ""
-    return (
-        f"trainer.precision={cfg.trainer.precision}: this processor has no instructions for products of matrices "
-        "in half precision (AMX) and would be slower than in float32: trainer.precision=32-true, or null"
-    )
-
-
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.sampling": ("window", "segments"),
     "data.short": ("loop", "edge", "pad"),
@@ -431,14 +416,25 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
-    """A line for each key of `CHOICES` that has another value."""
-    problems = []
+    """A line for each key of `CHOICES` that has another value, and for a precision that is not offered."""
+    problems = [problem] if (problem := half_on_cpu(cfg)) else []
     for key, choices in CHOICES.items():
         value = OmegaConf.select(cfg, key, default=choices[0])
         if value not in choices and not (value is None and null_is_as_trained):
             names = ", ".join(choice or "null" for choice in choices)
             problems.append(f"{key}={value}: must be one of {names}")
     return problems
+
+
+def half_on_cpu(cfg: DictConfig) -> str:
+    """Why not to compute in half precision, on a processor that would be slower in it than in float32; else ""."""
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
+    if not on_cpu or "16" not in str(cfg.trainer.precision) or has_fast_bf16():
+        return ""
+    return (
+        f"trainer.precision={cfg.trainer.precision}: this processor has no instructions for products of matrices "
+        "in half precision (AMX) and would be slower than in float32: trainer.precision=32-true, or null"
+    )
 
 
 def quiet_lightning() -> None:

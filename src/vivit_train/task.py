@@ -213,8 +213,10 @@ class VideoClassification(L.LightningModule):
                 setattr(self.epoch_loss, name, value.to(self.device))
         # of this run, not of the one before: its strategy may have no such kernel
         fused = getattr(self.optimizer, "keywords", {}).get("fused")
-        for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
-            group.update({"fused": fused} if "fused" in group else {})
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                if "fused" in group:
+                    group["fused"] = fused
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
         place_in_epoch(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)

@@ -5,12 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from vivit_train.bench.model import Cell, Row, bench, device_name, on_meta
+from vivit_train.bench.model import Cell, Row, bench, machine, on_meta
 from vivit_train.measure import forward_flops
 
-FRAMES, CROPS = (8, 16, 32, 64, 128), (112, 160, 224, 320)
 # Of a forward pass, t time indices of n places; the products with weights take t n in all four.
 ORDERS = {
     "vivit_st": "t n + (t n)²",
@@ -54,7 +51,7 @@ def growth(
     nodes = [{**models[name], axes[axis][0]: value} for axis, name, value in points]
     flops = [forward_flops(on_meta(node)) for node in nodes]  # first, as it finds out what cannot be built
     cells = [Cell(json.dumps(node), mode, dtype, 1, device, ("sdpa",), rounds) for node in nodes]
-    for row in bench(list(dict.fromkeys(cells))):  # the models as they are stand on both axes
+    for row in bench(cells):  # the models as they are stand on both axes
         for (axis, name, value), operations, cell in zip(points, flops, cells, strict=True):
             if cell == row.cell:
                 yield Point(axis, name, value, operations, row)
@@ -74,11 +71,11 @@ def table(points: Sequence[Point]) -> str:
             continue
         speed, last = point.row.speeds["sdpa"], before.get((point.axis, point.model))
         cells += [f"{speed.step_s:.3g}", f"{speed.peak_bytes / 1e6:.0f}"]
-        cells += (
-            [f"x {point.flops / last.flops:.2f}", f"x {speed.step_s / last.row.speeds['sdpa'].step_s:.2f}"]
-            if last
-            else ["", ""]
-        )
+        if last:
+            grown = point.flops / last.flops, speed.step_s / last.row.speeds["sdpa"].step_s
+            cells += [f"x {times:.2f}" for times in grown]
+        else:
+            cells += ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
         before[point.axis, point.model] = point
     return "\n".join(lines)
@@ -97,8 +94,5 @@ def curves(points: Sequence[Point]) -> dict[tuple[str, str], list[tuple[int, flo
 
 def title(points: Sequence[Point]) -> str:
     cell = points[0].row.cell
-    first = json.loads(points[0].row.cell.model)
-    return (
-        f"{cell.mode}, {cell.dtype}, one clip, size {first['size']}; {device_name(cell.device)}, "
-        f"torch {torch.__version__.partition('+')[0]}"
-    )
+    size = json.loads(cell.model)["size"]
+    return f"{cell.mode}, {cell.dtype}, one clip, size {size}; {machine(cell.device)}"

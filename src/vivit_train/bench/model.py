@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from vivit_train.checkpoint import build_net
 from vivit_train.children import Failure, in_children
@@ -95,26 +96,18 @@ def measure_cell(cell: Cell) -> Row:
     net.train(cell.mode == "train")
     flops = cell.batch * forward_flops(net) * (FORWARD_AND_BACKWARD if cell.mode == "train" else 1)
     video_BCTHW = torch.rand(cell.batch, *net.input_shape, device=device) * 2 - 1
-    label_B = torch.arange(cell.batch, device=device) % cell.classes
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    optimizer = plain_sgd(net)
     compiled = torch.compile(net, fullgraph=True, dynamic=True) if "compiled" in cell.variants else net
-
-    def infer(forward: Callable[..., Any]) -> None:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            forward(video_BCTHW)
-
-    def train(forward: Callable[..., Any]) -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits_BK = forward(video_BCTHW)
-        F.cross_entropy(logits_BK.float(), label_B).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def step(variant: str) -> float:
         net.use_eager_attention(variant == "eager")
+        forward = compiled if variant == "compiled" else net
         finish(device)
         start_s = time.perf_counter()
-        (train if cell.mode == "train" else infer)(compiled if variant == "compiled" else net)
+        if cell.mode == "train":
+            train(forward, optimizer, video_BCTHW, dtype)
+        else:
+            infer(forward, video_BCTHW, dtype)
         finish(device)
         return time.perf_counter() - start_s
 
@@ -134,6 +127,33 @@ def measure_cell(cell: Cell) -> Row:
     return Row(cell, speeds, peak / 1e12, where, top)
 
 
+Forward = Callable[[Tensor], Any]
+
+
+def in_precision(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Within it, torch computes in another precision than float32 by autocast."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def plain_sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+
+
+def train(forward: Forward, optimizer: torch.optim.Optimizer, video: Tensor, dtype: torch.dtype) -> None:
+    """One step, of clips of as many different classes as there are."""
+    with in_precision(dtype, video.device):
+        logits_BK = forward(video)
+    label_B = torch.arange(len(video), device=video.device) % logits_BK.shape[1]
+    F.cross_entropy(logits_BK.float(), label_B).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def infer(forward: Forward, video: Tensor, dtype: torch.dtype) -> None:
+    with torch.inference_mode(), in_precision(dtype, video.device):
+        forward(video)
+
+
 def finish(device: torch.device) -> None:
     """Waits for what a GPU still has to do."""
     if device.type == "cuda":
@@ -142,14 +162,15 @@ def finish(device: torch.device) -> None:
 
 def bench(cells: Sequence[Cell]) -> Iterator[Row]:
     """The cells, one after another, each as it is done, with progress on stderr. A child process measures them:
-    where memory lacks, the system may end it, and the next cell has another."""
+    where memory lacks, the system may end it, and the next cell has another. Cells that are the same are one."""
+    jobs = dict.fromkeys(cells, LIMIT_S)
     os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler's own words
     start_s = time.monotonic()
-    with closing(in_children(measure_cell, dict.fromkeys(cells, LIMIT_S), workers=1)) as results:
+    with closing(in_children(measure_cell, jobs, workers=1)) as results:
         for number, (cell, row) in enumerate(results, 1):
-            left_s = (time.monotonic() - start_s) / number * (len(cells) - number)
+            left_s = (time.monotonic() - start_s) / number * (len(jobs) - number)
             what = f"{json.loads(cell.model)['model']} {cell.mode} {cell.dtype}, clips: {cell.batch}"
-            print(f"{number} of {len(cells)}: {what}; {left_s:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{number} of {len(jobs)}: {what}; {left_s:.0f} s left", file=sys.stderr, flush=True)
             yield Row(cell, failure=why(row)) if isinstance(row, Failure) else row
 
 
@@ -213,7 +234,12 @@ def about(rows: Sequence[Row]) -> str:
     cell = rows[0].cell
     net = json.loads(cell.model)
     what = f"{net['model']} {net['size']}, {net['frames']} frames of {net['image_size']}, tubelet {net['tubelet']}"
-    return f"{what}; {device_name(cell.device)}, torch {torch.__version__.partition('+')[0]}, {cell.rounds} rounds"
+    return f"{what}; {machine(cell.device)}, {cell.rounds} rounds"
+
+
+def machine(device: str) -> str:
+    """A device and the version of torch."""
+    return f"{device_name(device)}, torch {torch.__version__.partition('+')[0]}"
 
 
 def device_name(device: str) -> str:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vivit_train.bench.model import device_name, finish
 from vivit_train.checkpoint import build_net
 from vivit_train.measure import FORWARD_AND_BACKWARD, matmul_peak, peak_memory_gb, step_dtype
-from vivit_train.run import build_trainer, check, quiet_lightning
+from vivit_train.run import build_trainer, check, explaining_failed_compilation, quiet_lightning, unfuse_optimizer
 from vivit_train.task import Batch, VideoClassification
 
 CLASSES = 400
@@ -54,6 +54,7 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
         UserError: the configuration cannot run.
     """
     check(cfg)
+    unfuse_optimizer(cfg)
     quiet_lightning()
     L.seed_everything(cfg.seed, verbose=False)
     total = UNTIMED + 2 * steps
@@ -73,7 +74,9 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
     micro_batch = min(cfg.data.micro_batch, cfg.recipe.global_batch)
     trainer, clock = build_trainer(cfg), Clock(steps)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-    trainer.fit(task, DataLoader(SameBatch(micro_batch, cfg.data.frames, cfg.data.crop), batch_size=None))
+    batches = DataLoader(SameBatch(micro_batch, cfg.data.frames, cfg.data.crop), batch_size=None)
+    with explaining_failed_compilation():
+        trainer.fit(task, batches)
     device = trainer.strategy.root_device
     clips_per_s = steps * micro_batch / clock.all_s
     peak = matmul_peak(device, step_dtype(str(trainer.precision)))

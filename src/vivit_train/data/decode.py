@@ -402,7 +402,7 @@ def _open(
     if opened and not (reuse and opened[:2] == (path, state)):
         opened.stack.close()
         opened = None
-    opened = opened or _opened(path, state)
+    opened = opened or _open_anew(path, state)
     with opened.stack as stack:
         try:
             yield opened.container, opened.stream
@@ -412,7 +412,7 @@ def _open(
             _left_open.append(opened._replace(stack=stack.pop_all()))
 
 
-def _opened(path: str, state: source.State) -> _Opened:
+def _open_anew(path: str, state: source.State) -> _Opened:
     with ExitStack() as stack:
         container = stack.enter_context(_container(path, stack.enter_context(source.opened(path))))
         stream = container.streams.best("video")

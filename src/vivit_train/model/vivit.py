@@ -98,7 +98,10 @@ class Attention(nn.Module):
 
 
 class FactorisedDotProductAttention(Attention):
-    """Model 4: the first half of the heads attends over time, the second half over space; [B, t, n, D]."""
+    """Model 4: the first half of the heads attends over time, the second half over space; [B, t, n, D].
+
+    There is no cls token, and all tokens are read.
+    """
 
     def forward(self, x_BtnD: Tensor, read: int | None = None) -> Tensor:
         B, t, n, _ = x_BtnD.shape
@@ -137,13 +140,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """All of its tokens, or the first `read` along the second-last axis, where no others are looked at."""
-        return self.kept(self.attended_and_mixed, "block", x, read)
+        return self.kept(self.compute, "block", x, read)
 
-    def attended_and_mixed(self, x: Tensor, read: int | None) -> Tensor:
+    def compute(self, x: Tensor, read: int | None) -> Tensor:
         x = x[..., :read, :] + self.drop_path(self.attention(self.norm1(x), read))
-        return self.mixed(x)
+        return self.feed_forward(x)
 
-    def mixed(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.kept(self.mlp, "mlp", self.norm2(x)))
 
     def kept(self, part: Callable[..., Tensor], name: Recomputed, *inputs: Any) -> Tensor:
@@ -175,12 +178,12 @@ class FactorisedSelfAttentionBlock(Block):
         y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
         return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
 
-    def attended_and_mixed(self, x_BtnD: Tensor, read: int | None) -> Tensor:
+    def compute(self, x_BtnD: Tensor, read: int | None) -> Tensor:  # of all tokens, as there is no cls token
         if self.order == "space_time":
             x_BtnD = self.over_time(self.over_space(x_BtnD))
         else:
             x_BtnD = self.over_space(self.over_time(x_BtnD))
-        return self.mixed(x_BtnD)
+        return self.feed_forward(x_BtnD)
 
 
 class Encoder(nn.Module):
