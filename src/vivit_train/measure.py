@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivit_train.model.vivit import ViViT
+from vivit_train.model.vivit import Block, ViViT
 
 # Training takes three times the operations of the forward pass, as the backward pass has two products for each of
 # its own. That is a little too much (nobody needs the gradient of the pixels); what is no product does not count.
@@ -40,10 +40,24 @@ def step_dtype(precision: str) -> torch.dtype:
     return torch.float32
 
 
-def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices faster than float32 ones in a whole training step. AVX-512's
-    bf16 alone is not enough: Hugging Face's ViViT was slower with it (docs/benchmarks.md)."""
-    return torch.cpu._is_amx_tile_supported()
+@cache
+def gain_of_half(dtype: torch.dtype) -> float:
+    """How many times as fast as in float32 this processor trains one block of ViViT-S on one picture's tokens by
+    autocast to `dtype`. Measured once per process, in a tenth of a second, as no list of instructions tells it:
+    with AVX-512's bf16 one processor was faster, another slower (docs/benchmarks.md)."""
+    with torch.random.fork_rng(devices=[]):  # the run's own draws stay what they are
+        block = Block(384, 6, 4 * 384, norm_eps=1e-6, drop_path=0.0)
+        tokens_BND = torch.rand(1, 197, 384)
+
+    def seconds(dtype: torch.dtype) -> float:
+        start_s = time.perf_counter()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            output = block(tokens_BND)
+        output.sum().backward()
+        return time.perf_counter() - start_s
+
+    times = [(seconds(torch.float32), seconds(dtype)) for _ in range(4)][1:]  # in turn, after one of each
+    return min(whole for whole, _ in times) / min(half for _, half in times)
 
 
 @cache
@@ -133,7 +147,7 @@ def bytes_kept(net: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 # By what a kernel's or an operator's name has in it, the first that fits.
 KINDS = {
-    "attention": ("scaled_dot_product", "flash", "fmha", "softmax"),
+    "attention": ("scaled_dot_product", "flash", "fmha", "softmax", "bmm"),
     "matrix products": ("mm", "matmul", "conv", "linear", "cutlass", "nvjet", "xmma"),
     "rest": ("",),
 }

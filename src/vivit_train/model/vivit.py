@@ -21,6 +21,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vivit_train.model.attention import fused_attention
+
 ModelName = Literal["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"]
 Recomputed = Literal["none", "mlp", "block"]
 MODELS: tuple[ModelName, ...] = ("vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp")
@@ -85,7 +87,7 @@ class Attention(nn.Module):
 
     def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, read: int | None = None) -> Tensor:
         if not self.eager:
-            return F.scaled_dot_product_attention(q_BhNd[:, :, :read], k_BhNd, v_BhNd)
+            return fused_attention(q_BhNd[:, :, :read], k_BhNd, v_BhNd)
         scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
         return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :read]
 
