@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.bench.model import DTYPES, device_name, finish, in_precision, infer, plain_sgd, train
 from vivit_train.measure import bytes_kept, gain_of_half, matmul_peak
+from vivit_train.model.attention import fused_attention
 from vivit_train.model.exchange import load_huggingface
 from vivit_train.model.vivit import SIZES, ViViT
 from vivit_train.optim import parameter_groups
@@ -171,28 +172,38 @@ def factorised(options: argparse.Namespace, device: torch.device) -> None:
 
 # Parts, each beside what it could be instead.
 
-ATTENTION = {  # sequences, tokens: one clip of ViViT-B, 32x224x224; 12 heads of 64
-    "vivit_st: one long sequence": (1, 3137),
-    "vivit_fe, vivit_fsa: space": (16, 197),
-    "vivit_fe: time": (1, 17),
-    "vivit_fsa: time": (196, 16),
+ATTENTION = {  # sequences, heads, tokens: one clip of ViViT-B, 32x224x224, and of Ti
+    "vivit_st: one long sequence": (1, 12, 3137),
+    "vivit_st Ti: the same, three heads": (1, 3, 3137),
+    "vivit_fe, vivit_fsa: space": (16, 12, 197),
+    "vivit_fe: time": (1, 12, 17),
+    "vivit_fsa: time": (196, 12, 16),
 }
 
 
 def parts(options: argparse.Namespace, device: torch.device) -> None:
-    print("Milliseconds, forward and backward, float32; the median of the rounds.", "", sep="\n")
-    print("| attention | fused | by the mathematics | fused / mathematics, speed |", "|---|---|---|---|", sep="\n")
-    for name, (sequences, tokens) in ATTENTION.items():
-        q, k, v = torch.rand(3, sequences, 12, tokens, 64, device=device, requires_grad=True).unbind(0)
+    print("Milliseconds, forward and backward; the median of the rounds.")
 
-        def fused(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
-            F.scaled_dot_product_attention(q, k, v).sum().backward(retain_graph=True)
+    def mathematics(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v)
 
-        def mathematics(fused: Step = fused) -> None:
-            with sdpa_kernel(SDPBackend.MATH):
-                fused()
+    for precision in options.dtype.split(","):
+        print("", f"| attention, {precision} | ours | torch's kernel | the mathematics |", sep="\n", end="")
+        print(" ours / torch's kernel, speed | ours / the mathematics, speed |", "|---" * 6 + "|", sep="\n")
+        for name, (sequences, heads, tokens) in ATTENTION.items():
+            # as they come out of one product: tokens before heads
+            qkv = torch.rand(sequences, tokens, 3, heads, 64, device=device).to(DTYPES[precision])
+            qkv = qkv.requires_grad_()
 
-        line(name, turns({"fused": fused, "mathematics": mathematics}, options.rounds, device))
+            def step(kernel: Callable[..., Tensor], qkv: Tensor = qkv) -> None:
+                kernel(*qkv.permute(2, 0, 3, 1, 4).unbind(0)).sum().backward()
+
+            kernels = {"ours": fused_attention, "torch's": F.scaled_dot_product_attention, "maths": mathematics}
+            line(
+                name,
+                turns({name: partial(step, kernel) for name, kernel in kernels.items()}, options.rounds, device),
+            )
     print(
         "",
         "| tubelets of ViViT-B | product | convolution | product / convolution, speed |",
@@ -225,9 +236,10 @@ def parts(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def line(name: str, seconds: dict[str, list[float]]) -> None:
-    first, second = seconds
+    first, *others = seconds
     cells = [f"{1000 * statistics.median(seconds[which]):.3g}" for which in seconds]
-    print(f"| {name} | {' | '.join(cells)} | {ratio(seconds, second, first):.2f} |", flush=True)
+    cells += [f"{ratio(seconds, other, first):.2f}" for other in others]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# By measurement (docs/benchmarks.md): rows of a block's map, its elements per thread, which should stay in the
-# cache, and the least queries that are worth a part of their own.
-BLOCK_ROWS, BLOCK_ELEMENTS, PART_QUERIES = 256, 2**20, 512
+# By measurement (docs/benchmarks.md): of a block of the map, per thread, so that it stays in the cache; and the
+# queries from which on a part of its own is worth it.
+BLOCK_ELEMENTS, PART_QUERIES = 2**20, 512
 
 
 def fused_attention(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ class BlockwiseAttention(torch.autograd.Function):
 
 def blocks(q_SMd: Tensor, k_SNd: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Which sequences, which queries, these scaled, and their map; block by block."""
-    S, M, d = q_SMd.shape
-    rows = min(M, BLOCK_ROWS)
-    sequences = max(1, torch.get_num_threads() * BLOCK_ELEMENTS // (rows * k_SNd.shape[1]))
+    (S, M, d), N = q_SMd.shape, k_SNd.shape[1]
+    rows = min(M, max(1, BLOCK_ELEMENTS // N))
+    sequences = max(1, torch.get_num_threads() * BLOCK_ELEMENTS // (rows * N))
     for s in slices(S, sequences):
         for m in slices(M, rows):
             q = q_SMd[s, m] * d**-0.5
