@@ -211,10 +211,11 @@ class VideoClassification(L.LightningModule):
         if self.global_rank == 0:  # the others begin at nothing
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))
-        # of this run, not of the one before: its strategy may have no such kernel
+        # of this run, not of the one before: its strategy may have no such kernel. FSDP has loaded by now
         fused = getattr(self.optimizer, "keywords", {}).get("fused")
-        for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:
+        loaded = [optimizer.param_groups for optimizer in self.trainer.optimizers]
+        for groups in (*loaded, *(state["param_groups"] for state in checkpoint["optimizer_states"])):
+            for group in groups:
                 if "fused" in group:
                     group["fused"] = fused
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
