@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import TINY
@@ -19,7 +19,6 @@ from videos import encode
 
 from vivit_train.bench.loader import advise, again, bench_loader, beside, decode_alone, table
 from vivit_train.cli import app
-from vivit_train.data.decode import probe
 from vivit_train.errors import UserError
 
 
@@ -74,11 +73,30 @@ def test_unreadable_clips_are_left_out_and_counted(config: Callable[..., DictCon
     assert (result.clips, result.unreadable) == (1, 2)
 
 
+def test_what_cannot_be_sought_or_is_damaged_in_places_ends_no_measurement(
+    config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    for name in ("train/a", "train/b", "val/a"):
+        (tmp_path / "v" / name).mkdir(parents=True)
+    encode(tmp_path / "v/val/a/0.mp4", frames=12)
+    encode(tmp_path / "v/train/b/0.gif", "gif", frames=40, pix_fmt="rgb8")
+    encode(tmp_path / "v/train/a/0.mp4", frames=120, g="12")
+    data = (tmp_path / "v/train/a/0.mp4").read_bytes()
+    middle = len(data) // 2
+    for number in range(12):  # each is read elsewhere
+        damaged = data[:middle] + bytes(200) + data[middle + 200 :]
+        (tmp_path / f"v/train/a/{number}.mp4").write_bytes(damaged)
+    cfg = config("data=folder", f"data.root={tmp_path / 'v'}", "data.frames=4", "data.stride=1")
+    result = bench_loader(cfg, clips=13, rounds=1, workers=[0])
+    assert result.clips + result.unreadable == 13
+    assert 1 <= result.unreadable <= 11
+
+
 def test_libavcodec_decodes_from_the_key_frame_before_to_the_last_frame(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", x264_params="keyint=24:min-keyint=24:scenecut=0", frames=72)
-    path, info = str(tmp_path / "a.mp4"), probe(tmp_path / "a.mp4")
     for first, last, frames in ((0, 0, 1), (30, 40, 17), (48, 50, 3), (10, 71, 72)):
-        assert decode_alone(path, info, np.array([first, last]), 64).frames == frames
+        clips: Any = [{"frame_numbers": torch.tensor([first, last])}]
+        assert decode_alone(str(tmp_path / "a.mp4"), clips, 64).frames == frames
 
 
 @pytest.mark.parametrize(

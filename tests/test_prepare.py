@@ -116,7 +116,9 @@ def test_colours_are_kept(pix_fmt: str, tmp_path: Path) -> None:
 def test_a_tree_is_mirrored_and_a_second_run_does_nothing(source: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     target = tmp_path / "out"
+    (source / "a/0.srt").touch()
     prepare(source, target, SETTINGS, workers=2, say=lines.append)
+    assert f"no videos by their names, so left out of {source}: 1 .srt" in lines
     videos = ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
     assert made(target) == [*videos, "manifest.csv", "train.csv"]
     assert any(r"s/(\.avi|\.mkv)/.mp4/" in line for line in lines)  # what to do about annotation files
@@ -140,7 +142,8 @@ def test_a_tree_is_mirrored_and_a_second_run_does_nothing(source: Path, tmp_path
     (target / "a/0.mp4").unlink()
     with (target / "b/0.mp4").open("r+b") as file:
         file.truncate(100)
-    (target / "b/.0.mp4.99999.part").touch()  # of a run that was killed
+    half = f".{hashlib.sha256(b'b/0.mp4').hexdigest()[:16]}.99999.part"
+    (target / "b" / half).touch()  # of a run that was killed
     assert again() == ["a/0.mp4", "b/0.mp4"]
     os.utime(source / "a/1.avi", (1, 1))
     assert again() == ["a/1.mp4"]
@@ -206,7 +209,7 @@ def test_a_process_that_dies_is_named_and_the_others_go_on(
     encode(source / "a/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
 
     def kill() -> None:
-        while not list(tmp_path.glob("out/a/.long.mp4.*.part")):
+        while not ((tmp_path / "out/a/1.mp4").exists() and list(tmp_path.glob("out/a/.*.part"))):
             time.sleep(0.01)
         for process in multiprocessing.active_children():
             process.kill()
@@ -220,6 +223,18 @@ def test_a_process_that_dies_is_named_and_the_others_go_on(
         "SIGKILL to a process of `vivit prepare`",
         "its video is in failed.csv with this reason; the others are made",
     )
+
+
+def test_names_may_be_as_long_as_any(source: Path, tmp_path: Path) -> None:
+    name, longer = "n" * 251, "m" * 252
+    encode(source / f"{name}.mp4", frames=2)
+    encode(source / f"{longer}.ts", frames=12)  # in .mp4 one letter more than there can be
+    encode(source / "last.mp4", frames=2)
+    prepare(source, tmp_path / "out", SETTINGS, say=silent)
+    assert {f"{name}.mp4", "last.mp4"} <= set(made(tmp_path / "out"))
+    (row,) = rows(tmp_path / "out/failed.csv")
+    assert row["source"] == f"{longer}.ts"
+    assert "File name too long" in row["reason"]
 
 
 def test_a_video_that_takes_too_long_fails(tmp_path: Path) -> None:
@@ -258,7 +273,7 @@ def test_a_run_that_is_stopped_leaves_nothing_half_made(
         command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out/.long.mp4.*.part")):
+    while not list(tmp_path.glob("out/.*.part")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, how)

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from av.video.stream import VideoStream
 
 from vivit_train.children import Failure, in_children, usable_cores
 from vivit_train.data.decode import VideoInfo, probe
-from vivit_train.data.manifest import below, fail, find_videos, some, walk
+from vivit_train.data.manifest import below, fail, find_videos, list_videos, shown_endings, some, walk
 from vivit_train.errors import UserError, VideoError, reason
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
@@ -186,8 +187,7 @@ class Job:
         except OSError:  # a broken link: its process will say so
             size = mtime_ns = 0
         folder, file = os.path.split(os.path.join(target, made))
-        hidden = os.path.join(folder, f".{file}.{os.getpid()}.part")
-        return Job(path, os.path.join(folder, file), hidden, name, made, size, mtime_ns)
+        return Job(path, os.path.join(folder, file), _partial(folder, made), name, made, size, mtime_ns)
 
     def about(self, settings: Settings) -> Row:
         """What a manifest says of the source: another source or other settings say something else."""
@@ -282,6 +282,9 @@ def prepare(
     manifest, failures = target / f"manifest{ending}", target / f"failed{ending}"
     if part == 0:
         _copy_annotations(source, target, say)
+        others = list_videos(source)[1]
+        if left_out := Counter({ending: n for ending, n in others.items() if ending not in ANNOTATIONS}):
+            say(f"no videos by their names, so left out of {source}: {shown_endings(left_out)}")
     _clear(target, {job.target_name for job in jobs})
 
     tables = [path for path in sorted(target.iterdir()) if path.name.startswith("manifest") and _is_own(path)]
@@ -363,17 +366,27 @@ def make(job: Job, settings: Settings) -> Row:
     return row
 
 
+def _partial(folder: str, name: str) -> str:
+    """Where a target is made. Its own name may be as long as any can be."""
+    return os.path.join(folder, f".{_short(name)}.{os.getpid()}.part")
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
 def _discard(path: str) -> None:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # what went wrong before is said, and the others go on
         os.unlink(path)
 
 
 def _clear(target: Path, names: set[str]) -> None:
     """Delete what killed runs left behind of these videos; other shards may be at work on theirs."""
+    known = set(map(_short, names))
     for folder, _, files in os.walk(target):
         for file in files:
-            match = re.fullmatch(r"\.(.+)\.\d+\.part", file)
-            if match and below(target, os.path.join(folder, match[1])) in names:
+            match = re.fullmatch(r"\.([0-9a-f]{16})\.\d+\.part", file)
+            if match and match[1] in known:
                 _discard(os.path.join(folder, file))
 
 
@@ -388,7 +401,7 @@ def _copy_annotations(source: Path, target: Path, say: Say) -> None:
                 say(f"{path} is not copied: a table of this command has its name")
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            made = place.with_name(f".{name}.{os.getpid()}.part")
+            made = Path(_partial(str(place.parent), below(source, str(path))))
             try:
                 shutil.copy2(path, made)
                 made.replace(place)

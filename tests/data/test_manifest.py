@@ -46,13 +46,31 @@ def test_a_name_of_two_lines_is_a_video(tmp_path: Path) -> None:
     assert len(find_videos(tmp_path)) == 1
 
 
+def test_files_that_are_no_videos_by_their_names_are_counted(split_tree: Path) -> None:
+    touch(
+        split_tree,
+        "train/run/a.json",
+        "train/walk/c.JSON",
+        "train/walk/raw.y4m",
+        "train/run/.hidden",
+        "val/run/README",
+    )
+    touch(split_tree, "train/jump/1/0.jpg", "train/jump/1/1.jpg", "train/jump/1/times.txt", "train/sit/f.MTS")
+    splits = read_folder(split_tree)
+    assert splits.classes[""] == ("jump", "run", "sit", "walk")
+    assert splits.notices[:2] == (
+        f"no videos by their names, so left out of {split_tree / 'train'}: 2 .json, 2 .txt, 1 .y4m",
+        f"no videos by their names, so left out of {split_tree / 'val'}: 1 without an ending",
+    )
+
+
 def test_folder_reads_split_folders(split_tree: Path) -> None:
     splits = read_folder(split_tree)
     assert splits.classes[""] == ("run", "walk")
     assert rows(splits.train) == [("train/run/a.mp4", 0), ("train/run/day 1/b.AVI", 0), ("train/walk/c.webm", 1)]
     assert rows(splits.val) == [("val/run/d.mkv", 0), ("val/walk/e.3gp", 1)]
     assert splits.test is None
-    assert splits.notices == ()
+    assert splits.notices == (f"no videos by their names, so left out of {split_tree / 'train'}: 1 .txt",)
     assert splits.train.paths[1] == str(split_tree / "train/run/day 1/b.AVI")
     assert splits.train.labels.dtype == np.int64
     assert len(splits.train) == 3

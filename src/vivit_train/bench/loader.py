@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
@@ -27,7 +28,7 @@ from vivit_train.children import usable_cores
 from vivit_train.data.augment import seeded
 from vivit_train.data.clip import BLACK, Indices
 from vivit_train.data.datamodule import Key, Reading, Sample, TrainClips, VideoDataModule, collate
-from vivit_train.data.decode import Cut, VideoInfo, probe, timeline
+from vivit_train.data.decode import Cut, probe, timeline
 from vivit_train.data.manifest import Manifest
 from vivit_train.data.source import is_plain, is_url, opened, state
 from vivit_train.errors import UserError, VideoError
@@ -104,7 +105,10 @@ def bench_loader(
     workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
     sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
     manifest = data.splits.train.take(sample)
-    good = [row for row in range(len(manifest)) if is_readable(data, manifest, row)]
+    good: list[int] = []
+    for row in range(len(manifest)):
+        if is_readable(data, manifest, row, number=len(good)):
+            good.append(row)
     if not good:
         raise UserError(f"none of {len(manifest)} clips can be read: vivit doctor says why")
     manifest = manifest.take(np.array(good))
@@ -178,11 +182,13 @@ def dataset(data: VideoDataModule, manifest: Manifest) -> TrainClips:
     return clips
 
 
-def is_readable(data: VideoDataModule, manifest: Manifest, row: int) -> bool:
+def is_readable(data: VideoDataModule, manifest: Manifest, row: int, number: int) -> bool:
+    """Whether the clip can be, that is drawn of a row as that of this number, also by libavcodec alone."""
     try:
-        with seeded(data.seed, row):
-            dataset(data, manifest).load(row)
-    except VideoError:
+        with seeded(data.seed, number):
+            loaded = dataset(data, manifest).load(row)
+        decode_alone(str(manifest.paths[row]), loaded, data.short_side)
+    except (VideoError, av.FFmpegError):
         return False
     return True
 
@@ -226,8 +232,7 @@ class _Stages:
                     sample["video"] = self.data.transform.finish(sample["video"], sample.pop("look"))
             finished = time.perf_counter()
             samples += (sample | {"errors": []} for sample in loaded)
-            indices = np.unique([sample["frame_numbers"].numpy() for sample in loaded])
-            alone = decode_alone(path, probe(path), indices[indices != BLACK], self.data.short_side)
+            alone = decode_alone(path, loaded, self.data.short_side)
             self.raw_s[turn, row], self.decoded[row] = alone.seek_s + alone.decode_s, alone.frames
             frames_s = self.reading.seconds.pop()
             convert_s = min(alone.convert_s, frames_s)
@@ -260,8 +265,10 @@ class Alone(NamedTuple):
     frames: int
 
 
-def decode_alone(path: str, info: VideoInfo, indices: Indices, short_side: int) -> Alone:
-    """Of a folder of pictures, no seconds."""
+def decode_alone(path: str, loaded: Sequence[Sample], short_side: int) -> Alone:
+    """The clips of one video again. Of a folder of pictures, no seconds."""
+    indices = np.unique([sample["frame_numbers"].numpy() for sample in loaded])
+    indices, info = indices[indices != BLACK], probe(path)
     if state(path).is_folder:
         return Alone(0, 0, 0, len(indices))
     shrink = min(1.0, short_side / min(info.width, info.height))
@@ -278,7 +285,8 @@ def decode_alone(path: str, info: VideoInfo, indices: Indices, short_side: int) 
         begin = stream.start_time or 0
         start, seek_s, convert_s, decoded = time.perf_counter(), 0.0, 0.0, 0
         if first_s > 0:
-            container.seek(begin + round(first_s / unit), stream=stream)
+            with suppress(av.FFmpegError):  # of gif, say: then it is decoded from its start
+                container.seek(begin + round(first_s / unit), stream=stream)
         for frame in container.decode(stream):
             decoded += 1
             at_s = ((frame.pts or 0) - begin) * unit
@@ -364,12 +372,16 @@ def _prepared_gain(
     after: list[str] = []
     rows = []
     for row, path in enumerate(manifest.paths.tolist()):
-        is_file = is_plain(path) and not state(path).is_folder
-        if is_file and path not in before and len(before) < TRIED and probe(path).num_frames <= LONGEST:
-            before.append(path)
-            after.append(str(folder / f"{len(after)}.mp4"))
-            rows.append(row)
-            encode(path, after[-1], settings)
+        if len(before) == TRIED:
+            break
+        target = str(folder / f"{row}.mp4")
+        with suppress(VideoError):  # damaged behind the clip: of that `vivit prepare` makes nothing
+            is_file = is_plain(path) and not state(path).is_folder
+            if is_file and path not in before and probe(path).num_frames <= LONGEST:
+                encode(path, target, settings)
+                before.append(path)
+                after.append(target)
+                rows.append(row)
     if not before:
         return None
     chosen = manifest.take(np.array(rows))

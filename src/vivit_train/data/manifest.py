@@ -27,7 +27,10 @@ Strings = NDArray[Any]  # of numpy's StringDType
 Target = NDArray[np.int64] | NDArray[np.bool]
 Classes = dict[str, tuple[str, ...]]  # head -> names of its classes; "" is the head where there is only one
 
-VIDEO_EXTENSIONS = ("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp")
+VIDEO_EXTENSIONS = (
+    *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
+    *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
+)
 MAX_CLASSES = 100_000  # a larger id is a frame count or a time stamp in the label's place
 SEPARATOR = ";"  # of the labels of a clip, where it may have several
 SHOWN = 5  # problems that a message names before it only counts
@@ -665,12 +668,21 @@ def find_file(root: Path, tree: str, what: str, file: StrPath, places: Sequence[
 
 
 def _clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, list[str]]:
-    classes = {name: find_videos(folder / name) or _picture_folders(folder / name) for name in _subfolders(folder)}
+    classes: dict[str, list[str]] = {}
+    others: Counter[str] = Counter()
+    for name in _subfolders(folder):
+        classes[name], left_out = list_videos(folder / name)
+        if not classes[name]:
+            classes[name] = _picture_folders(folder / name)
+            left_out = Counter({ending: n for ending, n in left_out.items() if not is_picture(f"0{ending}")})
+        others += left_out
     for tar in sorted(folder.glob("*.tar")):
         for member in members(str(tar)):
             name, _, rest = member.partition("/")
             if _IS_VIDEO.fullmatch(posixpath.basename(rest)):
                 classes.setdefault(name, []).append(f"{tar}/{member}")
+            else:
+                others[_ending(member)] += 1
     classes = {name: classes[name] for name in sorted(classes)}
     loose = [name for name in sorted(os.listdir(folder)) if _IS_VIDEO.fullmatch(name)]
     if not classes:
@@ -678,6 +690,8 @@ def _clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, li
         raise UserError(f"no class folders in {folder}; {found}\n{tree}")
     if loose:
         notices.append(f"{len(loose)} videos in {folder} are in no class folder and are ignored: {some(loose)}")
+    if others:
+        notices.append(f"no videos by their names, so left out of {folder}: {shown_endings(others)}")
     return classes
 
 
@@ -687,12 +701,28 @@ def _subfolders(folder: Path) -> list[str]:
 
 def find_videos(folder: Path) -> list[str]:
     """Videos anywhere below `folder`, sorted. Hidden files and folders are passed over."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, files in walk(folder)
-        for name in files
-        if _IS_VIDEO.fullmatch(name)
-    )
+    return list_videos(folder)[0]
+
+
+def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Those of `find_videos`, and of the files that by their names are none how many end in what."""
+    videos, others = [], Counter[str]()
+    for parent, _, files in walk(folder):
+        for name in files:
+            if _IS_VIDEO.fullmatch(name):
+                videos.append(os.path.join(parent, name))
+            elif not name.startswith("."):
+                others[_ending(name)] += 1
+    return sorted(videos), others
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def shown_endings(counts: Counter[str]) -> str:
+    most_first = sorted((-n, ending) for ending, n in counts.items())
+    return some(f"{-n:,} {ending or 'without an ending'}" for n, ending in most_first)
 
 
 def _picture_folders(folder: Path) -> list[str]:
