@@ -2,6 +2,7 @@
 
 import csv
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +254,19 @@ def test_the_plan_and_the_log_say_what_training_costs(
     weights, _ = state(tmp_path / "run/checkpoints/last.ckpt")
     norm = torch.cat([value.flatten() for name, value in weights.items() if name.startswith("net.")]).norm()
     assert last["train/weight_norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_linear_layer_is_far_above_the_peak(dtype: torch.dtype) -> None:
+    """In float16 torch multiplies fifty times as slowly where the second matrix is not transposed."""
+    layer, x = torch.nn.Linear(512, 512, bias=False).to(dtype), torch.rand(512, 512).to(dtype)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(5):
+            start_s = time.perf_counter()
+            layer(x)
+            seconds.append(time.perf_counter() - start_s)
+    assert 2 * 512**3 / min(seconds) < 3 * matmul_peak(torch.device("cpu"), dtype)
 
 
 def test_the_precision_s_name_says_what_products_are_computed_in() -> None:
