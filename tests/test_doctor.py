@@ -181,6 +181,12 @@ def test_good_videos_have_no_problem(sick: Examined, videos: Path) -> None:
     assert not named
 
 
+@pytest.mark.parametrize(("gap", "words"), [(0, ""), (3, ""), (100, "from 33 to 3367 ms between frames")])
+def test_one_long_gap_makes_a_variable_rate(gap: int, words: str, tmp_path: Path) -> None:
+    h264(tmp_path / "gap.mp4", times=[i + gap * (i >= 36) for i in range(72)])
+    assert look_at(str(tmp_path / "gap.mp4"), Settings(4, 2, None, 36)).uneven == words
+
+
 def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Path) -> None:
     splits = read_csv(sick.out / "clean", train="train.csv", val="val.csv", test="test.csv", max_missing=0)
     names = {os.path.basename(path) for path in splits.train.paths.tolist()}

@@ -146,12 +146,12 @@ def repeat(task: VideoClassification, batch: Batch, say: Callable[[str], object]
         say(f"  forward: {watch.output}; the largest value before: {watch.largest[0]:.3g} in {watch.largest[1]}")
     else:
         say(f"  forward: finite; the largest value: {watch.largest[0]:.3g} in {watch.largest[1]}")
-    say(f"  loss: {float(loss):g}; in the run {batch['loss']:g}")
+    say(f"  loss: {loss.item():g}; in the run {batch['loss']:g}")
     say(f"  backward: {f'not finite, first for {watch.gradient}' if watch.gradient else 'finite'}")
     clips = [b for b, logits_K in enumerate(logits_BK) if not logits_K.isfinite().all()]
     for b, (path, frames) in enumerate(zip(batch["paths"], batch["frame_numbers"], strict=True)):
         say(f"  clip {b + 1}: {clip_text(path, frames)}{' <- its logits are not finite' if b in clips else ''}")
-    return is_finite(float(loss)) and not watch.output and not watch.gradient, clips
+    return is_finite(loss.item()) and not watch.output and not watch.gradient, clips
 
 
 def draw(sheet: Path, task: VideoClassification, suspects: list[tuple[Batch, int]]) -> None:
