@@ -460,5 +460,6 @@ def _renamed(jobs: list[Job], say: Say) -> None:
         pattern = "|".join(map(re.escape, endings))
         say(
             f"Videos that ended in {', '.join(endings)} end in .mp4 now. data=folder and the published data sets "
-            f"find them as they are. In the files of data=csv, write .mp4: sed -i -E 's/({pattern})/.mp4/' FILE"
+            f"find them as they are. In the files of data=csv, write .mp4: sed -i -E "
+            rf"""'s/({pattern})([[:space:],"])/.mp4\2/' FILE"""
         )
