@@ -21,7 +21,7 @@ from vivit_train.data import datamodule
 from vivit_train.data.decode import read_frames
 from vivit_train.errors import UserError
 from vivit_train.measure import gain_of_half
-from vivit_train.run import evaluate, evaluation_data, train
+from vivit_train.run import evaluate, given_data, train
 
 Config = Callable[..., DictConfig]
 
@@ -195,7 +195,7 @@ def test_every_setting_that_eval_offers_reaches_the_data(stranger: dict[str, Any
     for key in cfg.data:
         if key not in ("name", "root", "reader", "train", "val", "test"):
             cfg.data[key] = "given"
-            assert evaluation_data(metadata, cfg)[key] == "given", key
+            assert given_data(metadata, cfg)[key] == "given", key
 
 
 def test_evaluating_other_data_keeps_the_model_s_classes(videos: Path, config: Config, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def rebuilt(file: Path) -> VideoClassification:
     metadata, weights = load_checkpoint(file)
     settings = metadata.config["task"]
     task = VideoClassification(
-        restore_net(metadata, weights).float(),
+        restore_net(metadata, weights, file, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
         metadata.std,

@@ -1,6 +1,7 @@
 """train(cfg) and evaluate(cfg): from a configuration to a result. The scripts and the tests call these two."""
 
 import gc
+import inspect
 import logging
 import os
 import sys
@@ -18,11 +19,11 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from vivit_train import recipe
+from vivit_train.arguments import LIMITS, check_arguments, limit_problems, shown
 from vivit_train.callbacks import planned_steps
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, only_ours, read_checkpoint, restore_net
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, load_weights, read_checkpoint, restore_net
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import LackOfMemoryError, UserError, reason
@@ -34,6 +35,7 @@ from vivit_train.model.vivit import SIZES, ViViT, shape_problems
 from vivit_train.processes import SameEverywhere, explaining_lost_processes
 from vivit_train.result import parse_views, say, score_task
 from vivit_train.resume import WholeFiles, newest_checkpoint
+from vivit_train.stored import DATA, build
 from vivit_train.task import VideoClassification
 
 
@@ -133,7 +135,10 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
-        score_task(restored(*load_checkpoint(best)), best, data, trainer, run_dir, cfg.eval.views)
+        kept_net = build_net({**config["model"], "compile": False}, classes)
+        load_weights(kept_net, load_checkpoint(best)[1], best)
+        kept_task = VideoClassification(kept_net, classes, mean, std, multi_label=multi_label)
+        score_task(kept_task, best, data, trainer, run_dir, cfg.eval.views)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
@@ -155,13 +160,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if problems := choice_problems(cfg, null_is_as_trained=True):
         raise UserError("; ".join(problems))
     metadata, weights = load_checkpoint(cfg.ckpt_path)
-    settings = evaluation_data(metadata, cfg)
-    if metadata.multi_label and "multi_label" in settings["reader"]:
-        settings["reader"]["multi_label"] = True  # as the model answers, so that other data need not say so
-    data: VideoDataModule = instantiate(settings, _convert_="all")
-    if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
-        data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
-        data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
+    net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
+    data = evaluation_data(metadata, cfg)
+    check_splits(data, metadata, cfg)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
         theirs, here = kinds[metadata.multi_label], kinds[data.splits.multi_label]
@@ -171,7 +172,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     say(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
-    task, trainer, out = restored(metadata, weights), build_trainer(cfg), Path(cfg.run_dir)
+    task = VideoClassification(
+        net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
+    )
+    trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
 
 
@@ -234,36 +238,76 @@ def checkpoint_to_resume(cfg: DictConfig) -> str | None:
     return str(newest) if newest else None
 
 
-def restored(metadata: Metadata, weights: dict[str, Tensor]) -> VideoClassification:
-    """What a checkpoint holds, to be scored.
-
-    Raises:
-        UserError: its parts do not belong together.
-    """
-    return VideoClassification(
-        restore_net(metadata, weights),
-        metadata.classes,
-        metadata.mean,
-        metadata.std,
-        multi_label=metadata.multi_label,
-    )
+SOURCE = ("name", "root", "reader", "train", "val", "test")  # keys that say which videos, and with which labels
 
 
-def evaluation_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
-    """The checkpoint's data configuration with what the command line changes; null there means: as it was.
+def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
+    """What the command line says of the data; null there means: as in the checkpoint.
 
     `data=NAME` brings another source of videos and labels. What the model sees of a video (frames, stride,
     crop) stays as it was trained unless it is named too.
     """
-    source = ("name", "root", "reader", "train", "val", "test")
     clip = ("frames", "stride", "fps", "sampling", "short", "short_side", "crop", "squash")
-    keys = (*source, *clip, "num_workers", "decoder", "micro_batch")
-    given = {key: cfg.data[key] for key in keys if cfg.data[key] is not None or (cfg.data.name and key in source)}
-    given = {
-        key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in given.items()
-    }
-    only_ours({key: value for key, value in metadata.config["data"].items() if key not in given})
-    return metadata.config["data"] | given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
+    keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch")
+    typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
+    given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
+    if given.get("reader") is not None:
+        given["reader"] = OmegaConf.to_container(given["reader"], resolve=True)
+        if metadata.multi_label and "multi_label" in given["reader"]:
+            given["reader"]["multi_label"] = True  # as the model answers, so that other data need not say so
+        given["reader"] = instantiate(given["reader"], _convert_="all")
+    return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
+
+
+def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
+    """The checkpoint's data with what the command line changes.
+
+    Raises:
+        UserError: what the checkpoint stores of its data is not what data is made of.
+    """
+    given, stored = given_data(metadata, cfg), metadata.config.get("data")
+    where = f"{cfg.ckpt_path}: data"
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{where} is missing, or not a set of settings")
+    known = VideoDataModule.__init__
+    check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
+    node = {key: value for key, value in stored.items() if key not in given}
+    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given)
+    if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
+        data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
+        data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
+    return data
+
+
+def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> None:
+    """Reads the annotations, and compares their classes with the model's.
+
+    A reader's message quotes the files that it read. Where the checkpoint alone names them, they may be any
+    files of this machine, and nothing of them is shown.
+
+    Raises:
+        UserError: they cannot be read, or have other classes.
+    """
+    files = [name for name in data.annotations.values() if name is not None]
+    inside = all(not os.path.isabs(name) and ".." not in Path(name).parts for name in files)
+    if cfg.data.name is not None or (cfg.data.root is not None and inside):
+        _ = data.splits
+        return
+    advice = f"data.root=DIR, or data=NAME data.root=DIR, names the data for {cfg.ckpt_path}"
+    if not Path(data.root).expanduser().is_dir():
+        raise UserError(f"no folder {shown(data.root)}, in which the checkpoint's data was: {advice}")
+    try:
+        classes = {head: list(names) for head, names in data.splits.classes.items()}
+    except UserError:
+        raise UserError(
+            f"the data that the checkpoint names, in {shown(data.root)}, cannot be read as it was in training: "
+            f"{advice}, and shows what is wrong with it"
+        ) from None
+    if classes != metadata.classes:
+        raise UserError(
+            f"the data that the checkpoint names, in {shown(data.root)}, has other classes by now than the model: "
+            f"{advice}, and takes its labels in the model's terms"
+        )
 
 
 def fill(
@@ -371,6 +415,10 @@ def check(cfg: DictConfig) -> None:
         problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
         if data.crop > data.short_side:
             problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
+    for node in ("model", "data"):
+        for key in LIMITS.keys() & cfg[node].keys():
+            value = cfg[node][key]
+            problems += limit_problems(f"{node}.{key}", key, recipe.plain(value))
     problems += choice_problems(cfg)
     if cfg.recipe.scale_lr not in (None, *recipe.SCALES):
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vivit_train.arguments import check_arguments, shown
 from vivit_train.errors import UserError
 from vivit_train.model.files import folder_weights, hub_folder, read_json
 from vivit_train.model.flaxfile import Tree, checkpoint_file, read_parameters, write_flax
+from vivit_train.model.plain import check_finite
 from vivit_train.model.vivit import ModelName, ViViT
 
 # one encoder block: our name -> scenic's, for models 1, 2 and 4, and for model 3
@@ -291,20 +293,26 @@ def load_huggingface(folder: str | Path) -> ViViT:
         raise UserError(f"{folder}/config.json: hidden_act '{activation}' is not the tanh GELU of ViViT")
 
     weights = folder_weights(folder)
+    layers = {
+        match[1] for key in weights if (match := re.match(r"vivit\.(?:encoder\.layer|layers)\.(\d+)\.", key))
+    }
+    if (depth := config.get("num_hidden_layers", 12)) != len(layers):
+        what = f"num_hidden_layers is {shown(depth)}, and the weights have {len(layers)} layers"
+        raise UserError(f"{folder}/config.json: {what}")
     size = config.get("image_size", 224)
     net = build(
         "vivit_st",
-        num_classes=weights["classifier.weight"].shape[0] if "classifier.weight" in weights else 0,
+        num_classes=len(weights["classifier.bias"]) if "classifier.bias" in weights else 0,
         frames=config.get("num_frames", 32),
-        image_size=size if isinstance(size, int) else (size[0], size[1]),
+        image_size=size,
         dim=config.get("hidden_size", 768),
-        depth=config.get("num_hidden_layers", 12),
+        depth=depth,
         heads=config.get("num_attention_heads", 12),
         mlp_dim=config.get("intermediate_size", 3072),
-        tubelet=tuple(config.get("tubelet_size", (2, 16, 16))),
+        tubelet=config.get("tubelet_size", (2, 16, 16)),
         norm_eps=config.get("layer_norm_eps", 1e-6),
     )
-    load_exactly(net, from_huggingface(weights, net, qkv_bias=config.get("qkv_bias", True)))
+    load_exactly(net, from_huggingface(weights, net, qkv_bias=bool(config.get("qkv_bias", True))))
     return net
 
 
@@ -432,8 +440,11 @@ def into_huggingface(net: ViViT) -> dict[str, Tensor]:
 
 
 def build(model: ModelName, **kwargs: Any) -> ViViT:
+    """A ViViT of shapes alone, whatever sizes a file claims: `load_exactly` gives it the file's tensors."""
+    check_arguments(ViViT, kwargs, model, also=("model",))
     try:
-        return ViViT(model, **kwargs)
+        with torch.device("meta"):
+            return ViViT(model, **kwargs)
     except ValueError as error:  # sizes that contradict the weights'
         raise UserError(f"no such {model}: {error}") from error
 
@@ -447,4 +458,5 @@ def load_exactly(net: ViViT, state: Mapping[str, Tensor]) -> None:
                 f"{net.model} for {net.input_shape[1]} frames of {net.input_shape[2]}x{net.input_shape[3]}: "
                 "were frames, image_size and pool those that the weights were made for?"
             )
-    net.load_state_dict(dict(state))
+    check_finite(state, f"the {net.model}'s source")
+    net.load_state_dict(dict(state), assign=True)

@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vivit_train.arguments import conforms, shown
 from vivit_train.errors import UserError, reason
+from vivit_train.model.plain import check_content, check_statistics
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of the normalisation, pixels in 0 .. 1
@@ -58,13 +60,16 @@ def read_file(path: str | Path) -> Any:
     refuse_bomb(path)
     try:
         if kind == "safetensors":
-            return load_file(path)
-        with open(path, "rb") as file:  # from a path, torch goes by its ending
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = load_file(path)
+        else:
+            with open(path, "rb") as file:  # from a path, torch goes by its ending
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
     except Exception as error:  # pickle.UnpicklingError and friends: weights_only refuses everything but tensors
         raise UserError(f"{path} is refused: it holds more than tensors ({type(error).__name__})") from error
+    check_content(content, path)
+    return content
 
 
 def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -120,10 +125,13 @@ def video_statistics(folder: Path) -> Statistics:
     file = folder / "preprocessor_config.json"
     config = read_json(file) if file.is_file() else {}
     rescale, normalise = config.get("do_rescale", True), config.get("do_normalize", True)
-    scale = 255 * config.get("rescale_factor", 1 / 127.5) if rescale else 255.0
-    offset = float(rescale and config.get("offset", True))
+    factor, offset = config.get("rescale_factor", 1 / 127.5), float(bool(rescale and config.get("offset", True)))
+    if not conforms(factor, float) or not 1e-9 < factor < 1e3:
+        raise UserError(f"{file}: rescale_factor is {shown(factor)}: it must be a small positive number")
+    scale = 255 * factor if rescale else 255.0
     mean = config.get("image_mean", [0.5] * 3) if normalise else [0.0] * 3
     std = config.get("image_std", [0.5] * 3) if normalise else [1.0] * 3
+    check_statistics(mean, std, file)
     if offset and round(scale, 6) == 2 and mean == std == [0.5] * 3:
         # Their default normalises twice, to [-3, 1]. The released weights, and those of their guide, were trained
         # in [-1, 1]: that file says nothing of the training.

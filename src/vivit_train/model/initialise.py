@@ -1,6 +1,7 @@
 """What a model starts from: weights of any kind that this project reads, recognised by what is in them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vivit_train.arguments import conforms, limit_problems, shown
 from vivit_train.errors import UserError, reason
 from vivit_train.model.exchange import heads_of, load_huggingface, load_scenic, scenic_state
 from vivit_train.model.files import (
@@ -21,6 +23,7 @@ from vivit_train.model.files import (
     video_statistics,
 )
 from vivit_train.model.flaxfile import Tree, checkpoint_file, read_parameters
+from vivit_train.model.plain import check_statistics
 from vivit_train.model.pretrained import (
     Receipt,
     fill,
@@ -83,11 +86,15 @@ def initialise(
     Raises:
         UserError: no such source, not readable, no ViT, or it does not fit. `net` is as it was then.
     """
-    found = find(net, source)
-    if isinstance(found, Found):
-        return transplant(net, found, classes, frames, multi_label), found.statistics
-    weights, statistics = found
-    receipt = init_from_vit(net, weights, tubelet=tubelet, min_coverage=min_coverage)
+    try:
+        found = find(net, source)
+        if isinstance(found, Found):
+            return transplant(net, found, classes, frames, multi_label), found.statistics
+        weights, statistics = found
+        receipt = init_from_vit(net, weights, tubelet=tubelet, min_coverage=min_coverage)
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        # tensors of other shapes and maps of other forms than any ViT's: what a file holds has no limits
+        raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
     receipt.source = source
     return receipt, statistics
 
@@ -110,8 +117,7 @@ def find(net: ViViT, source: str) -> Found | ImageWeights:
 def found_in_folder(source: str, folder: Path, config: Mapping[str, Any]) -> Found | ImageWeights:
     if config.get("model_type") == "vivit":
         theirs = load_huggingface(folder)
-        names = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {}).items())]
-        named = names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
+        named = named_classes(config, source)
         return Found(
             source,
             dict(theirs.named_parameters()),
@@ -122,16 +128,35 @@ def found_in_folder(source: str, folder: Path, config: Mapping[str, Any]) -> Fou
         )
     if config.get("model_type") == "vit":
         file = folder / "preprocessor_config.json"
-        image = read_json(file) if file.is_file() else {}
+        image: Any = read_json(file) if file.is_file() else {}
     elif "architecture" in config:  # timm's own on the hub
         image = config.get("pretrained_cfg", {})
     else:
         raise UserError(
-            f"{source}/config.json describes '{config.get('model_type')}': weights of a ViViT ('vivit') or of an "
+            f"{source}/config.json describes {shown(config.get('model_type'))}: weights of a ViViT ('vivit') or of an "
             "image ViT ('vit', or timm's) are wanted"
         )
+    if not isinstance(image, dict):
+        raise UserError(f"{source}: its preprocessing is no set of settings")
     mean, std = (image.get(f"image_{name}", image.get(name)) for name in ("mean", "std"))
-    return str(folder), (tuple(mean), tuple(std)) if mean and std else None
+    if not mean or not std:
+        return str(folder), None
+    check_statistics(mean, std, source)
+    return str(folder), (tuple(mean), tuple(std))
+
+
+def named_classes(config: Mapping[str, Any], source: str) -> list[str] | None:
+    """The class names of a Hugging Face configuration in the order of the logits; None where it names none."""
+    labels = config.get("id2label", {})
+    if not conforms(labels, dict[str, str]) or sorted(map(as_number, labels)) != list(range(len(labels))):
+        raise UserError(f"{source}/config.json: id2label must name the classes 0, 1, 2, ...")
+    names = [labels[i] for i in sorted(labels, key=int)]
+    return names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
+
+
+def as_number(text: str) -> int:
+    """A class id of up to seven digits; -1 for other text."""
+    return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else -1
 
 
 def found_in_file(source: str, content: Any) -> Found | ImageWeights:
@@ -143,17 +168,29 @@ def found_in_file(source: str, content: Any) -> Found | ImageWeights:
     if "net.embedding.projection.weight" in tensors:
         net = {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")}
         try:
-            return Found(source, net, **told_by(content["vivit_train"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return Found(source, net, **told_by(content["vivit_train"], source))
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{source} was written by another version of vivit-train: {reason(error)}") from error
     if any(str(key).startswith("vivit.") for key in tensors):
         raise UserError(f"{source} is a part of a Hugging Face ViViT: give the folder that holds its config.json")
     return source, normalisation(source)
 
 
-def told_by(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of ours says of its weights."""
+def told_by(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a checkpoint of ours says of its weights. It may be a stranger's: plain data, which is only compared.
+
+    Raises:
+        UserError: a number of it is absurd.
+        KeyError, TypeError, ValueError, AttributeError, ArithmeticError: it is of another form.
+    """
     model, classes = metadata["config"]["model"], metadata["classes"]
+    classes = classes if isinstance(classes, Mapping) else {"": classes}
+    if not conforms(classes, Mapping[str, Sequence[str]]):
+        raise TypeError("its classes are not names")
+    check_statistics(metadata["mean"], metadata["std"], source)
+    for key, value in model.items():
+        if isinstance(value, int | float | list) and (problems := limit_problems(f"model.{key}", key, value)):
+            raise UserError(f"{source}: {problems[0]}")
     settings = {key: model[key] for key in ("model", "heads", "order", "norm_eps") if model.get(key) is not None}
     size = {key: value for key, value in SIZES.get(model.get("size"), {}).items() if key == "heads"}
     height, width = (model["image_size"],) * 2 if isinstance(model["image_size"], int) else model["image_size"]
@@ -161,7 +198,7 @@ def told_by(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "settings": size | settings,
         "grid": (min(sampled, model["frames"]) if sampled else model["frames"] // t, height // h, width // w),
-        "classes": classes if isinstance(classes, Mapping) else {"": classes},
+        "classes": classes,
         "multi_label": metadata.get("multi_label", False),
         "statistics": (tuple(metadata["mean"]), tuple(metadata["std"])),
     }
@@ -215,9 +252,10 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None
     for key in ours.keys() & settings.keys():
         if ours[key] != settings[key]:
             what = "" if key == "model" else f"ViViT with {key} "
+            theirs = shown(settings[key]).strip("'")
             raise UserError(
-                f"{source} is a {what}{settings[key]}, the model a {what}{ours[key]}: "
-                f"set model{'' if key == 'model' else f'.{key}'}={settings[key]}, or start from other weights"
+                f"{source} is a {what}{theirs}, the model a {what}{ours[key]}: "
+                f"set model{'' if key == 'model' else f'.{key}'}={theirs}, or start from other weights"
             )
 
 
@@ -250,7 +288,7 @@ def transplant(
                 moved, action = resize_positions(value[:, slots:], old, new), "interpolated"
                 value = torch.cat([value[:, :slots], moved], dim=1)
         values[name], receipt.rows[name] = value, action
-    fill(net, values)
+    fill(net, values, found.source)
     return receipt
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from vivit_train.errors import UserError, reason
 from vivit_train.model.exchange import HUGGINGFACE_LAYER
 from vivit_train.model.files import WEIGHT_FILES, Statistics, folder_weights, read_file, tensors_of
+from vivit_train.model.plain import check_finite
 from vivit_train.model.vivit import ViViT
 
 # ImageNet-21k ViTs of timm, the paper's starting point, for each of our sizes
@@ -141,12 +142,17 @@ def init_from_vit(
             f"{source} fills {receipt.coverage:.1%} of the model, less than init.min_coverage={min_coverage:.0%}: "
             f"is it an image ViT of depth {len(model.encoder.blocks)}?\n{receipt}"
         )
-    fill(model, values)
+    fill(model, values, source)
     return receipt
 
 
-def fill(model: ViViT, values: Mapping[str, Tensor]) -> None:
-    """Copies values into parameters; the last step, so that whatever fails leaves the model as it was."""
+def fill(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:
+    """Copies values into parameters; the last step, so that whatever fails leaves the model as it was.
+
+    Raises:
+        UserError: values are not finite.
+    """
+    check_finite(values, source)
     with torch.no_grad():
         for name, value in values.items():
             model.get_parameter(name).copy_(value)

@@ -348,13 +348,17 @@ def shape_problems(
     if model not in MODELS:
         problems.append(f"model is '{model}'; it must be one of {', '.join(MODELS)}")
     for what, size, part in zip(("frames", "height", "width"), input_shape[1:], tubelet, strict=True):
-        if size < 1 or size % part:
+        if part < 1:
+            problems.append(f"the tubelet's {what} are {part}: at least 1 is needed")
+        elif size < 1 or size % part:
             problems.append(f"{what} {size} is not a multiple of the tubelet's {part}")
     if sampled_frames is not None and tubelet[0] != 1:
         problems.append(f"sampled_frames takes 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
     if sampled_frames is not None and sampled_frames < 1:
         problems.append(f"sampled_frames must be at least 1, not {sampled_frames}")
-    if dim % heads:
+    if dim < 1 or heads < 1:
+        problems.append(f"dim {dim} and heads {heads} must be at least 1")
+    elif dim % heads:
         problems.append(f"dim {dim} is not a multiple of heads {heads}")
     if model == "vivit_fdp" and heads % 2:
         problems.append(f"vivit_fdp gives half of its heads to time: heads must be even, not {heads}")
