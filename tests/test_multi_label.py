@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from vivit_train.checkpoint import build_net, load_checkpoint
+from vivit_train.checkpoint import load_checkpoint, restore_net
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.demo import write_video
 from vivit_train.data.manifest import read_csv
@@ -119,7 +119,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
         ("several.ckpt", "copied head.weight"),
         ("run/checkpoints/last.ckpt", "zero (it names one class per video) head.weight"),
     ):
-        net = build_net(load_checkpoint(last)[0].config["model"], {"": CLASSES})
+        net = restore_net(*load_checkpoint(last), last)
         receipt, _ = initialise(net, str(tmp_path / ckpt), classes={"": CLASSES}, multi_label=True)
         assert head in " ".join(receipt.full().split())
         assert bool(net.head.weight.count_nonzero()) == (ckpt == "several.ckpt")

@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,9 +15,12 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from vivit_train import processes
-from vivit_train.checkpoint import read_checkpoint
+from vivit_train.arguments import conforms
+from vivit_train.checkpoint import KEY, Metadata, read_checkpoint
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.errors import StoppedError, UserError, reason
+from vivit_train.model.files import tensors_of
+from vivit_train.model.plain import check_finite
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -141,6 +144,64 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Pat
             say(f"checkpoint {path} is passed over: {error}")
     # "last" rather than "best" where they are equally far: it knows that the epoch is over
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
+
+
+def check_resumable(path: Path) -> int:
+    """Checks a checkpoint before Lightning reads it; returns its step.
+
+    Raises:
+        UserError: it cannot be read, has no state of a training run, or its weights are not finite.
+    """
+    checkpoint = read_checkpoint(path, mmap=True)
+    Metadata.from_stored(checkpoint[KEY], path)
+    state = checkpoint["state_dict"]
+    check_finite(tensors_of({name.removeprefix("net."): value for name, value in state.items()}, path), path)
+    for key in ("global_step", "epoch"):
+        if not conforms(checkpoint.get(key), int) or not 0 <= checkpoint[key] < 2**40:
+            raise UserError(
+                f"{path} cannot be resumed: it has no {key}; init.path={path} starts anew from its weights"
+            )
+    return int(checkpoint["global_step"])
+
+
+@contextmanager
+def explaining_failed_resume(trainer: L.Trainer, path: str | None) -> Iterator[None]:
+    """Says that a checkpoint's state of the loops, the optimizer or the callbacks is not this run's.
+
+    Raises:
+        UserError: anything failed between the reading of the checkpoint and the first step.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if path is None or trainer.fit_loop.epoch_loop.batch_progress.total.ready or trainer.training:
+            raise
+        raise UserError(
+            f"{path} cannot be resumed ({reason(error)}): it is another version's, another model's, or damaged; "
+            f"init.path={path} starts anew from its weights"
+        ) from error
+
+
+def keep_paths_inside(callbacks: dict[str, Any], folder: Path) -> None:
+    """Makes the paths in the state of a checkpoint's `ModelCheckpoint`s those of the run's own folder.
+
+    Lightning deletes and loads by these paths. A checkpoint from elsewhere may name any file, or a URL; and a run's
+    folder may have been moved. Where the folder has no such best checkpoint, the search for one starts anew.
+    """
+
+    def inside(path: Any) -> str:
+        return str(folder / Path(path).name) if isinstance(path, str) and path else ""
+
+    for key in [key for key in callbacks if str(key).startswith("ModelCheckpoint")]:
+        state = dict(callbacks[key])
+        best = {inside(path): score for path, score in dict(state.get("best_k_models", {})).items()}
+        paths = {
+            name: inside(state.get(name)) for name in ("best_model_path", "kth_best_model_path", "last_model_path")
+        }
+        if all(Path(path).is_file() for path in (*best, paths["best_model_path"])):
+            callbacks[key] = state | paths | {"dirpath": str(folder), "best_k_models": best}
+        else:
+            callbacks[key] = {"dirpath": None, "best_model_path": ""}
 
 
 def number_as_fsdp(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train import recipe
 from vivit_train.arguments import LIMITS, check_arguments, limit_problems, shown
 from vivit_train.callbacks import planned_steps
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, load_weights, read_checkpoint, restore_net
+from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
 from vivit_train.errors import LackOfMemoryError, UserError, reason
@@ -34,7 +34,7 @@ from vivit_train.model.pretrained import IMAGENET
 from vivit_train.model.vivit import SIZES, ViViT, shape_problems
 from vivit_train.processes import SameEverywhere, explaining_lost_processes
 from vivit_train.result import parse_views, say, score_task
-from vivit_train.resume import WholeFiles, newest_checkpoint
+from vivit_train.resume import WholeFiles, check_resumable, explaining_failed_resume, newest_checkpoint
 from vivit_train.stored import DATA, build
 from vivit_train.task import VideoClassification
 
@@ -91,8 +91,10 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     mean, std = fill(net, cfg, run_dir, classes, multi_label)
 
     cfg.ckpt_path = checkpoint_to_resume(cfg)
-    if cfg.ckpt_path and cfg.logger and "first_step" in cfg.logger:
-        cfg.logger.first_step = read_checkpoint(Path(cfg.ckpt_path), mmap=True)["global_step"]
+    if cfg.ckpt_path:
+        step = check_resumable(Path(cfg.ckpt_path))
+        if cfg.logger and "first_step" in cfg.logger:
+            cfg.logger.first_step = step
     trainer = build_trainer(cfg)
     if data.global_batch % trainer.world_size:
         raise UserError(
@@ -125,7 +127,8 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
             explaining_lack_of_memory(data, trainer),
             explaining_failed_compilation(),
         ):
-            trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            with explaining_failed_resume(trainer, cfg.ckpt_path):
+                trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
             data.count_bad_videos()
         if bad := data.bad_videos["train"]:
             say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")

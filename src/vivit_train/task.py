@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric
@@ -18,7 +20,7 @@ from vivit_train.measure import forward_flops, whole
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
-from vivit_train.resume import number_as_fsdp, place_in_epoch
+from vivit_train.resume import keep_paths_inside, number_as_fsdp, place_in_epoch
 
 Batch = dict[str, Any]
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
@@ -208,6 +210,9 @@ class VideoClassification(L.LightningModule):
             checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+                keep_paths_inside(checkpoint.get("callbacks", {}), Path(callback.dirpath))
         if self.global_rank == 0:  # the others begin at nothing
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vivit_train.arguments import check_arguments, shown
+from vivit_train.arguments import check_arguments, conforms, shown
 from vivit_train.errors import UserError
 from vivit_train.model.files import folder_weights, hub_folder, read_json
 from vivit_train.model.flaxfile import Tree, checkpoint_file, read_parameters, write_flax
@@ -293,10 +293,10 @@ def load_huggingface(folder: str | Path) -> ViViT:
         raise UserError(f"{folder}/config.json: hidden_act '{activation}' is not the tanh GELU of ViViT")
 
     weights = folder_weights(folder)
-    layers = {
-        match[1] for key in weights if (match := re.match(r"vivit\.(?:encoder\.layer|layers)\.(\d+)\.", key))
-    }
-    if (depth := config.get("num_hidden_layers", 12)) != len(layers):
+    layer = re.compile(r"vivit\.(?:encoder\.layer|layers)\.(\d+)\.")
+    layers = {match[1] for key in weights if (match := layer.match(key))}
+    depth = config.get("num_hidden_layers", 12)
+    if not conforms(depth, int) or depth > len(layers):  # a million layers take long to build, and to refuse
         what = f"num_hidden_layers is {shown(depth)}, and the weights have {len(layers)} layers"
         raise UserError(f"{folder}/config.json: {what}")
     size = config.get("image_size", 224)
