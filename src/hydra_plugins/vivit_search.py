@@ -3,6 +3,7 @@
 Hydra takes plugins from the package hydra_plugins alone, and imports them at each start: nothing heavy at the top.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,6 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vivit_train.arguments import shown
 from vivit_train.errors import UserError
 from vivit_train.sweep import PRUNED, open_study
 
@@ -58,6 +60,8 @@ class Search(Sweeper):
         fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
         space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
         waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
+        for number in waiting:
+            check_choices(self.storage, study.trials[number].params, space)
         while True:
             batch = waiting[:1]
             while batch and batch[-1] + 1 in waiting and len(batch) < self.n_jobs:
@@ -88,6 +92,27 @@ def distribution(override: Override) -> Any:
         return FloatDistribution(float(str(low)), float(str(high)), log=log)
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
+
+
+def check_choices(storage: str, params: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+    """Checks a trial that did not end, as a search's file has it: it becomes a command line.
+
+    Raises:
+        UserError: a name or a value is none that this command searches.
+    """
+    for name, value in params.items():
+        span = space.get(name)
+        if span is None:
+            found = False
+        elif hasattr(span, "choices"):
+            found = value in span.choices
+        else:
+            found = type(value) in (int, float) and span.low <= value <= span.high
+        if not found:
+            raise UserError(
+                f"{storage} holds a trial with {shown(name)} = {shown(value)}, which this command does not "
+                "search: hydra.sweep.dir=DIR starts another search"
+            )
 
 
 def tell(study: Any, number: int, job: JobReturn) -> None:

@@ -68,7 +68,7 @@ def check_arguments(
         UserError: with a line per problem.
     """
     parameters = signature(function)
-    problems = [f"{where}.{name}: there is no such setting" for name in arguments if name not in parameters]
+    problems = [f"{where}: there is no setting {shown(name)}" for name in arguments if name not in parameters]
     for name, value in arguments.items():
         if name in parameters:
             hint = parameters[name].annotation

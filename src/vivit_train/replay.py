@@ -106,7 +106,7 @@ def replay(file: Path, sheet: Path, say: Callable[[str], object] = print) -> Non
         suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["video"]))]
         draw(sheet, task, suspects[:MOST_CLIPS])
         say(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{file} does not hold what a step is made of: {reason(error)}") from error
 
 

@@ -185,7 +185,7 @@ def explaining_failed_resume(trainer: L.Trainer, path: str | None) -> Iterator[N
 def keep_paths_inside(callbacks: dict[str, Any], folder: Path) -> None:
     """Makes the paths in the state of a checkpoint's `ModelCheckpoint`s those of the run's own folder.
 
-    Lightning deletes and loads by these paths. A checkpoint from elsewhere may name any file, or a URL; and a run's
+    Lightning deletes and loads by these paths. A checkpoint from elsewhere may name any file or URL, and a run's
     folder may have been moved. Where the folder has no such best checkpoint, the search for one starts anew.
     """
 

@@ -165,6 +165,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metadata, weights = load_checkpoint(cfg.ckpt_path)
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
+    clip = (3, data.sampling.frames, data.crop, data.crop)
+    if net.input_shape != clip:
+        raise UserError(
+            f"{cfg.ckpt_path}: the model takes clips of {net.input_shape[1:]}, frames x height x width, and the "
+            f"data gives {clip[1:]}: data.frames and data.crop must be those of the training"
+        )
     check_splits(data, metadata, cfg)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -275,7 +276,8 @@ def open_storage(file: str) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(file))
+    with explaining_damage(file):
+        return JournalStorage(JournalFileBackend(file))
 
 
 def open_study(file: str, pruner: Any = None) -> Any:
@@ -283,6 +285,18 @@ def open_study(file: str, pruner: Any = None) -> Any:
     storage = open_storage(file)
     import optuna
 
-    return optuna.create_study(
-        storage=storage, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
-    )
+    with explaining_damage(file):
+        return optuna.create_study(
+            storage=storage, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
+        )
+
+
+@contextmanager
+def explaining_damage(file: str) -> Iterator[None]:
+    """Optuna has no errors of its own for a file that holds something else."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, AssertionError) as error:
+        raise UserError(
+            f"{file} is no search of this program, or damaged ({reason(error)}): move it away"
+        ) from error

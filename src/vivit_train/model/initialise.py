@@ -133,8 +133,8 @@ def found_in_folder(source: str, folder: Path, config: Mapping[str, Any]) -> Fou
         image = config.get("pretrained_cfg", {})
     else:
         raise UserError(
-            f"{source}/config.json describes {shown(config.get('model_type'))}: weights of a ViViT ('vivit') or of "
-            "an image ViT ('vit', or timm's) are wanted"
+            f"{source}/config.json describes {shown(config.get('model_type'))}: weights of a ViViT ('vivit') or "
+            "of an image ViT ('vit', or timm's) are wanted"
         )
     if not isinstance(image, dict):
         raise UserError(f"{source}: its preprocessing is no set of settings")
