@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vivit_train.arguments import conforms
 from vivit_train.children import Failure, in_children
 from vivit_train.data import source
 from vivit_train.data.clip import centre_clip, frame_step
@@ -239,15 +240,18 @@ def _unseen(path: str, settings: str) -> Look:
 
 
 def _read(file: Path) -> dict[str, Look]:
-    """The last look at each file. A line that was cut off is ended, and does not count."""
+    """The last look at each file. A line that was cut off is ended, and does not count; nor does one of other types."""
     looks = {}
     text = file.read_text("ascii") if file.exists() else ""
     if text and not text.endswith("\n"):
         file.write_text(text[: text.rfind("\n") + 1], "ascii")
     for line in text.splitlines():
         try:
-            look = Look(**json.loads(line))
-            looks[look.path] = look
-        except (ValueError, TypeError):  # cut off, or another version's
+            stored = json.loads(line)
+            look = Look(**stored)
+            base64.b64decode(look.scan, validate=True)
+            if all(conforms(getattr(look, field.name), field.type) for field in fields(Look)):
+                looks[look.path] = look
+        except (ValueError, TypeError, AttributeError, RecursionError):  # cut off, or another version's
             continue
     return looks
