@@ -87,11 +87,12 @@ def doctor(
 def replay(
     file: Annotated[Path, typer.Argument(help="A step that a run saved: <run folder>/nonfinite/*.pt")],
     out: Annotated[Path | None, typer.Option(help="The clips as a picture; default beside FILE.")] = None,
+    trusted: Annotated[list[str] | None, typer.Option(help="Your own package that defines the model.")] = None,
 ) -> None:
     """Repeats a step whose loss or gradient was not finite, and says where that began."""
     from vivit_train.replay import replay as repeat
 
-    repeat(file, out or file.with_suffix(".png"))
+    repeat(file, out or file.with_suffix(".png"), trusted or ())
 
 
 @bench.command()

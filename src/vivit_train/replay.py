@@ -1,6 +1,6 @@
 """`vivit replay FILE`: a step that was not finite, once more, to see where that began."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -63,13 +63,14 @@ class Watch:
             self.gradient = name
 
 
-def replay(file: Path, sheet: Path, say: Callable[[str], object] = print) -> None:
+def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[str], object] = print) -> None:
     """Repeats the forward and backward pass of a saved step in float32, a micro-batch at a time; says what is not
     finite, where that begins, and in which clips; draws these.
 
     Args:
         file: as `health.Health` saves it. Nothing in it is executed.
         sheet: where the picture goes.
+        trusted: see `stored.build`.
 
     Raises:
         UserError: not such a file.
@@ -80,7 +81,7 @@ def replay(file: Path, sheet: Path, say: Callable[[str], object] = print) -> Non
     if step is None:
         raise UserError(f"{file} holds no step to replay, as the files in a run's folder nonfinite/ do")
     try:
-        task = rebuilt(file)
+        task = rebuilt(file, trusted)
         micro_batches = step["micro_batches"]
         say(f"step {step['step']}, epoch {step['epoch']}, process {step['rank'] + 1} of {step['processes']}")
         say(f"the run: {step['precision']} on {step['device']}, gradient norm {step['gradient_norm']:g}")
@@ -110,12 +111,12 @@ def replay(file: Path, sheet: Path, say: Callable[[str], object] = print) -> Non
         raise UserError(f"{file} does not hold what a step is made of: {reason(error)}") from error
 
 
-def rebuilt(file: Path) -> VideoClassification:
+def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassification:
     """The model of a saved step, in training mode, on the device that is there."""
     metadata, weights = load_checkpoint(file)
     settings = metadata.config["task"]
     task = VideoClassification(
-        restore_net(metadata, weights, file, allow_nonfinite=True),
+        restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
         metadata.std,

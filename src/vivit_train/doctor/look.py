@@ -240,7 +240,7 @@ def _unseen(path: str, settings: str) -> Look:
 
 
 def _read(file: Path) -> dict[str, Look]:
-    """The last look at each file. A line that was cut off is ended, and does not count; nor does one of other types."""
+    """The last look at each file. A line that was cut off is ended; neither it nor one of other types counts."""
     looks = {}
     text = file.read_text("ascii") if file.exists() else ""
     if text and not text.endswith("\n"):
