@@ -193,7 +193,7 @@ def test_every_setting_that_eval_offers_reaches_the_data(stranger: dict[str, Any
     cfg = config("ckpt_path=none", name="eval")
     metadata = Metadata(**stranger["vivit_train"])
     for key in cfg.data:
-        if key not in ("name", "root", "reader", "train", "val", "test"):
+        if key not in ("allow_private_urls", "name", "root", "reader", "train", "val", "test"):
             cfg.data[key] = "given"
             assert given_data(metadata, cfg)[key] == "given", key
 

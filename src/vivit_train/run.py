@@ -257,7 +257,7 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     crop) stays as it was trained unless it is named too.
     """
     clip = ("frames", "stride", "fps", "sampling", "short", "short_side", "crop", "squash")
-    keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch")
+    keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch", "allow_private_urls")
     typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
     given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
     if given.get("reader") is not None:

@@ -251,7 +251,7 @@ def test_what_cannot_be_read_here(numbered: Make, tmp_path: Path, monkeypatch: p
         (f"{tar}/a.mp4", f"{tar} is compressed: a video in it cannot be read without all that is before it"),
         ("s3://bucket/shards/a.tgz/a.mp4", "s3://bucket/shards/a.tgz is compressed"),
         ("s3://bucket/a.mp4", ": Install s3fs to access S3: pip install s3fs"),
-        ("nope://bucket/a.mp4", ": Protocol not known: nope: expected one of fsspec's, such as s3, gs"),
+        ("nope://bucket/a.mp4", ": only file, s3, gs, az, hf, http, https, memory are read, and simplecache::"),
     ):
         with pytest.raises(UserError) as caught:
             probe(path)
@@ -281,7 +281,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     """The address of a web server over tmp_path."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}"
+        with source.private_urls(True):
+            yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ctypes import Array
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from vivit_train import processes
 from vivit_train.children import usable_cores
-from vivit_train.data import timelines
+from vivit_train.data import source, timelines
 from vivit_train.data.augment import Look, TrainTransform, around, crop_views, mirrored_classes, seeded
 from vivit_train.data.clip import BLACK, Indices, Sampling
 from vivit_train.data.decode import Box, Cut, import_decoder, read_frames, timeline
@@ -48,20 +48,22 @@ class Reading:
         timeout_s: a loader process ends where reading a video takes longer.
         note: where a loader process notes what it has open; None in the main process, which is not to be ended.
         stored: see `timeline`.
+        allow_private_urls: see `VideoDataModule`.
     """
 
     decoder: str = "auto"
     timeout_s: float = 0
     note: Note | None = None
     stored: Path | None = None
+    allow_private_urls: bool = False
 
     @contextmanager
     def limit(self, path: str) -> Iterator[None]:
         """While the video is read."""
-        if self.note is None:
-            yield
-            return
-        with self.note.on(path), deadline(self.timeout_s):
+        with source.private_urls(self.allow_private_urls), ExitStack() as stack:
+            if self.note is not None:
+                stack.enter_context(self.note.on(path))
+                stack.enter_context(deadline(self.timeout_s))
             yield
 
     def frames(self, path: str, clips: Indices, short_side: int, cut: Cut | None = None) -> tuple[Tensor, Indices]:
@@ -369,6 +371,7 @@ class VideoDataModule(L.LightningDataModule):
         num_workers: loader processes per device; "auto": as many as there are processors for.
         decoder: see `read_frames`.
         timeout_s: a video that takes longer to read is taken to hang: training stops and names it.
+        allow_private_urls: http and https URLs may lead to this machine and to local networks.
         max_bad_fraction: share of the training videos that may be unreadable before training stops.
         bad_videos_file: where unreadable videos are listed.
     """
@@ -406,6 +409,7 @@ class VideoDataModule(L.LightningDataModule):
         num_workers: int | str = "auto",
         decoder: str = "auto",
         timeout_s: float = 120,
+        allow_private_urls: bool = False,
         max_bad_fraction: float = 0.05,
         bad_videos_file: str | Path = "bad_videos.csv",
         seed: int = 0,
@@ -424,7 +428,12 @@ class VideoDataModule(L.LightningDataModule):
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
         stored = Path(root).expanduser() / timelines.NAME
-        self.reading = Reading(decoder, timeout_s, stored=stored if stored.is_file() else None)
+        self.reading = Reading(
+            decoder,
+            timeout_s,
+            stored=stored if stored.is_file() else None,
+            allow_private_urls=allow_private_urls,
+        )
         self.notes: list[Note] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # of which other processes do not know
@@ -434,7 +443,8 @@ class VideoDataModule(L.LightningDataModule):
     @cached_property
     def splits(self) -> Splits:
         """The annotations, read on first use."""
-        splits = self.reader(self.root, **self.annotations)
+        with source.private_urls(self.reading.allow_private_urls):
+            splits = self.reader(self.root, **self.annotations)
         if self.reading.stored and (why := timelines.why_unused(self.reading.stored)):
             notice = f"{self.reading.stored} is not used ({why}): videos are scanned; vivit doctor makes it anew"
             splits = replace(splits, notices=(*splits.notices, notice))

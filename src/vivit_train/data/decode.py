@@ -35,9 +35,19 @@ from vivit_train.errors import UserError, VideoError, reason
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 CACHE_BYTES = 64 << 20
 RGB: Any = VideoFormat("rgb24")  # looked up by name for each frame, it takes a tenth of the conversion
-HEADERS_ONLY = {
-    "codec_whitelist": "none"
-}  # at each opening FFmpeg would decode a frame, to learn what we see anyway
+# Files of video, whatever they are called: no lists of other files (ffconcat, m3u8, dash, sdp, numbered pictures).
+# Those of sound alone open, too, and are refused as such.
+FORMATS = (
+    "mov,matroska,avi,flv,live_flv,kux,asf,mpegts,mpegtsraw,mpeg,mpegvideo,ogg,gif,apng,mxf,ivf,h264,hevc,vvc,obu,av1,"
+    "m4v,h261,h263,vc1,dv,nut,nsv,rm,swf,gxf,lxf,cavsvideo,mjpeg,smjpeg,yuv4mpegpipe,wtv,ivr,nuv,amv,webm,wav,mp3,flac,aac"
+)
+OPENING = {
+    "codec_whitelist": "none",  # at each opening FFmpeg would decode a frame, to learn what we see anyway
+    "format_whitelist": FORMATS,
+    "protocol_whitelist": "file,subfile",  # what source.py gives it
+}
+MAX_FPS = 1000.0  # a header that claims more is damaged: a high-speed camera's file plays at 1,000 at most
+MAX_PIXELS = 16384 * 8640  # of a frame: 16k, of which one takes half a gigabyte
 
 # Containers in which a seek finds the key frame it is sent to. In FLV, WMV and MPEG-TS it may land behind it.
 INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
@@ -289,6 +299,8 @@ def _scan(path: str, why_count: str = "") -> Scan:
     is_open = is_open or bool((np.searchsorted(stored, time[key]) != np.flatnonzero(key)).any())
     fault = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
+    if not 0 < fps <= MAX_FPS:
+        raise VideoError(path, f"claims {fps:,.6g} frames per second: its header is damaged", kind="damaged")
     compact = steps.astype(np.min_scalar_type(int(steps.max(initial=0))))
     return Scan(
         Timeline(num_frames=num_frames, fps=fps, steps=compact, unit_s=unit_s),
@@ -422,15 +434,18 @@ def _open_anew(path: str, state: source.State) -> _Opened:
             raise VideoError(path, "FFmpeg has no decoder for its codec")
         for other in container.streams:
             other.discard = Discard.none if other is stream else Discard.all
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         stream.codec_context.thread_count = 1  # workers are the parallelism; PyAV's threads can hang after a fork
         return _Opened(path, state, stack.pop_all(), container, stream)
 
 
 def _container(path: str, file: str | BinaryIO) -> InputContainer:
     try:
-        return av.open(file, "r", options=HEADERS_ONLY, metadata_errors="ignore")
+        return av.open(file, "r", options=OPENING, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise VideoError(path, f"not a video file that FFmpeg can read ({error.strerror})") from error
+    except ValueError as error:  # a name with a zero byte
+        raise VideoError(path, f"not a video file that FFmpeg can read ({reason(error)})") from error
 
 
 def _scan_pictures(folder: str) -> Scan:

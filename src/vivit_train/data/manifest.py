@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_train.data.source import folder_and_name, is_picture, is_url, listing, members
+from vivit_train.data.source import folder_and_name, is_picture, is_url, listing, members, url_problem
 from vivit_train.errors import UserError, VideoError
 
 StrPath = str | os.PathLike[str]
@@ -550,6 +550,9 @@ def _read_rows(
         if match := _PATH_LABEL.fullmatch(line):
             written, label = map(_unquote, match.groups())
             written = written.removeprefix("file://")
+            if is_url(written) and (problem := url_problem(written)):
+                problems.append(f"{file}:{number}: {problem}")
+                continue
             path = written.rstrip("/") if is_url(written) else os.path.normpath(os.path.join(top, written))
             labels = _split(label) if multi_label else (label,)
             if "" in labels or len(set(labels)) < len(labels):

@@ -8,25 +8,36 @@
 Nothing is kept open here, so nothing open crosses a fork: fsspec makes new connections in a new process.
 """
 
+import errno
 import io
+import ipaddress
 import os
 import posixpath
 import re
+import socket
 import tarfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vivit_train.errors import UserError, VideoError, reason
 
+PROTOCOLS = ("file", "s3", "gs", "az", "hf", "http", "https", "memory")  # of fsspec's, those that only read files
+CACHE = "simplecache::"
+WEB = ("http", "https")
+PRIVATE = "no public address: data.allow_private_urls=true reads from it"
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_ALLOWS_PRIVATE: ContextVar[bool] = ContextVar("allow_private_urls", default=False)
 WHOLE_BYTES = 64 << 20  # an object up to this size is fetched at once, a larger one in blocks as they are read
 FIRST_BLOCK = 1 << 16  # bytes that are fetched at once where only the headers of a tar are read
 
@@ -104,6 +115,63 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def url_problem(url: str) -> str:
+    """Why a URL is not read; "" where it may be.
+
+    fsspec has protocols that run templates, open other files or other hosts, and chains of them.
+    """
+    protocol, _, rest = url.removeprefix(CACHE).partition("://")
+    if protocol not in PROTOCOLS or "::" in protocol or ("::" in rest and not rest.startswith("[")):
+        return f"{url}: only {', '.join(PROTOCOLS)} are read, and {CACHE} in front of one of them"
+    host = urlsplit(f"//{rest}").hostname if protocol in WEB else None
+    if host and not _ALLOWS_PRIVATE.get() and _is_private(host):
+        return f"{url}: {host} is {PRIVATE}"
+    return ""
+
+
+@contextmanager
+def private_urls(allowed: bool) -> Iterator[None]:
+    """Within it, http and https may lead to addresses that are not public: this machine, a local network."""
+    token = _ALLOWS_PRIVATE.set(allowed)
+    try:
+        yield
+    finally:
+        _ALLOWS_PRIVATE.reset(token)
+
+
+def _is_private(host: str) -> bool:
+    """Whether this is a literal address, in any spelling, that is not public."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))  # 127.1, 0x7f.1, 2130706433
+        except OSError:
+            return False  # a name: what it leads to is seen when a socket is made
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None and not inner.is_global:
+            return True
+    return not address.is_global or address.is_multicast
+
+
+def _public_socket(address: Any) -> socket.socket:
+    """For aiohttp, which asks for a socket once it knows the address: behind redirects and names too."""
+    family, kind, protocol, _, (host, *_) = address
+    if _is_private(host):
+        raise OSError(errno.EACCES, f"{host} is {PRIVATE}")
+    return socket.socket(family, kind, protocol)
+
+
+async def _public_client(**options: Any) -> Any:
+    import aiohttp
+
+    connector = aiohttp.TCPConnector(socket_factory=_public_socket)
+    return aiohttp.ClientSession(**options, connector=connector)
+
+
 def is_plain(path: str) -> bool:
     """Whether any library can open it by its name: it is on the disk, and in no tar."""
     return not is_url(path) and isinstance(_place(path), _Disk)
@@ -179,13 +247,13 @@ class _Url:
     url: str
 
     def state(self) -> State:
-        return _url_state(self.url)
+        return _url_state(self.url, _ALLOWS_PRIVATE.get())
 
     def names(self) -> list[str]:
-        if self.url.startswith(("http://", "https://")):
-            raise VideoError(self.url, "web servers do not list folders")
         with _fetching(self.url):
             filesystem, path = _filesystem(self.url)
+            if self.url.startswith(("http://", "https://")):
+                raise VideoError(self.url, "web servers do not list folders")
             return [name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False)]
 
     def read(self, start: int | None = None, end: int | None = None) -> bytes:
@@ -322,8 +390,13 @@ def _filesystem(url: str) -> tuple[Any, str]:
     """Of this process: fsspec forgets in a fork what its parent had. And the path in it."""
     import fsspec  # takes a tenth of a second, and most data is on the disk
 
+    if problem := url_problem(url):
+        if problem.endswith(PRIVATE):  # of this video; other servers may do
+            raise VideoError(url, problem.removeprefix(f"{url}: "))
+        raise UserError(problem)
+    checked = {} if _ALLOWS_PRIVATE.get() else {protocol: {"get_client": _public_client} for protocol in WEB}
     try:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = fsspec.url_to_fs(url, **{k: v for k, v in checked.items() if f"{k}://" in url})
     except ImportError as error:
         package = getattr(error.__cause__, "name", None)
         advice = f": pip install {package}" if package else ""
@@ -340,9 +413,16 @@ def _fetching(url: str) -> Iterator[None]:
         yield
     except (UserError, tarfile.TarError):
         raise
-    except FileNotFoundError as error:
-        raise VideoError(url, "file does not exist", kind="missing") from error
+    except VideoError:
+        raise
     except Exception as error:
+        causes: list[BaseException | None] = [error]
+        while causes[-1] is not None and len(causes) < 10:
+            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        if any(PRIVATE in str(cause) for cause in causes):
+            raise VideoError(url, f"it leads to {PRIVATE}") from error
+        if isinstance(error, FileNotFoundError):
+            raise VideoError(url, "file does not exist", kind="missing") from error
         raise VideoError(url, _fetch_error(error)) from error
 
 
@@ -351,7 +431,7 @@ def _fetch_error(error: Exception) -> str:
 
 
 @lru_cache(maxsize=10_000)  # asked once: a server takes a tenth of a second to say it
-def _url_state(url: str) -> State:
+def _url_state(url: str, allows_private: bool) -> State:
     with _fetching(url):
         filesystem, path = _filesystem(url)
         info = filesystem.info(path)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from vivit_train.data import timelines
 from vivit_train.data.manifest import Manifest, Splits, some
-from vivit_train.data.source import is_plain
+from vivit_train.data.source import is_plain, private_urls
 from vivit_train.doctor.look import Settings, look_at_all
 from vivit_train.doctor.problems import KINDS, TO_ENCODE, Problem, find_problems
 from vivit_train.doctor.report import report, strips_of
@@ -55,7 +55,8 @@ def examine(
         UserError: the data set's lists cannot be read.
     """
     splits, data = read_splits(cfg), cfg.data
-    settings = Settings(data.frames, data.stride, data.fps, data.short_side, every_frame)
+    private = bool(data.allow_private_urls)
+    settings = Settings(data.frames, data.stride, data.fps, data.short_side, every_frame, private)
     if data.get("sampling") == "segments":  # one frame from each: a video is long enough with as many frames
         settings = settings._replace(stride=1, fps=None)
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -109,7 +110,8 @@ def read_splits(cfg: DictConfig) -> Splits:
     reader = instantiate(cfg.data.reader, _convert_="all")
     lists = {split: cfg.data[split] for split in ("train", "val", "test")}
     allow = {"max_missing": 1.0} if "max_missing" in cfg.data.reader else {}
-    return reader(cfg.data.root, **lists, **allow)
+    with private_urls(bool(cfg.data.allow_private_urls)):
+        return reader(cfg.data.root, **lists, **allow)
 
 
 def counts_notes(cfg: DictConfig, splits: Splits, manifests: Mapping[str, Manifest]) -> list[str]:

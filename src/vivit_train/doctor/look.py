@@ -40,6 +40,7 @@ class Settings(NamedTuple):
     fps: float | None
     short_side: int
     every_frame: bool = False
+    allow_private_urls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ class Look:
 
 def look_at(path: str, settings: Settings) -> Look:
     """All that a file by itself can tell, but for its state."""
+    with source.private_urls(settings.allow_private_urls):
+        return _look(path, settings)
+
+
+def _look(path: str, settings: Settings) -> Look:
     try:
         info = probe(path)
     except VideoError as error:
@@ -200,7 +206,8 @@ def look_at_all(
     from rich.progress import track
 
     with ThreadPool(32) as threads:  # servers and network disks answer many at a time
-        unseen = threads.map(partial(_unseen, settings=f"{settings}, {SCANNED_BY}"), paths)
+        described = f"{settings}, {SCANNED_BY}"
+        unseen = threads.map(partial(_unseen, described, settings.allow_private_urls), paths)
     known, looks, todo = _read(file), {}, {}
     for path, now in zip(paths, unseen, strict=True):
         before = known.get(path)
@@ -230,10 +237,11 @@ def look_at_all(
     return looks
 
 
-def _unseen(path: str, settings: str) -> Look:
+def _unseen(settings: str, allow_private_urls: bool, path: str) -> Look:
     """Of the file, only its state."""
     try:
-        state = source.state(path)
+        with source.private_urls(allow_private_urls):
+            state = source.state(path)
     except VideoError:  # a look will say why
         return Look(path, settings=settings)
     return Look(path, state.size, state.version, settings)

@@ -1,0 +1,192 @@
+"""What an annotation row may lead to: files and servers that are meant, and containers that hold video."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Happened
+from videos import encode
+
+from vivit_train.data import source
+from vivit_train.data.decode import probe, read_frames
+from vivit_train.data.manifest import read_csv
+from vivit_train.errors import UserError, VideoError
+
+SECTION = "What strangers give us"
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reference://x::http://127.0.0.1:9/x.json",
+        "reference::memory://x",
+        "simplecache::reference://x",
+        "simplecache::simplecache::http://example.org/a.mp4",
+        "filecache::https://example.org/a.mp4",
+        "blockcache::s3://bucket/a.mp4",
+        "zip://a.mp4::https://example.org/a.zip",
+        "http://example.org/a.mp4::zip://x",
+        "tar://a.mp4::memory://x.tar",
+        "dir::memory://x",
+        "local:///etc/passwd",
+        "sftp://host/a.mp4",
+        "ssh://host/a.mp4",
+        "ftp://host/a.mp4",
+        "smb://host/a.mp4",
+        "github://org:repo@main/a.mp4",
+        "jupyter://host/a.mp4",
+        "data://text/plain,x",
+        "HTTP://example.org/a.mp4",
+        "generic://x",
+        "async_wrapper://x",
+    ],
+)
+def test_other_protocols_and_chains_are_refused_with_the_row(url: str, tmp_path: Path, happened: Happened) -> None:
+    (tmp_path / "train.csv").write_text(f'"{url}.mp4" a\n"{url}.mp4" b\n')
+    with pytest.raises(
+        UserError, match=r"train\.csv:1: .*only file, s3, gs, az, hf, http, https, memory"
+    ) as error:
+        read_csv(tmp_path, train="train.csv", val="train.csv")
+    for ask in (source.state, source.listing, source.read, probe):
+        with pytest.raises(UserError, match="only file, s3"):
+            ask(f"{url}.mp4")
+        with pytest.raises(UserError, match="only file, s3"):
+            ask(f"{url}/a.tar/b.mp4")
+    happened(f"A row that names `{url}`", error.value)
+
+
+class Redirect(BaseHTTPRequestHandler):
+    to = ""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.to)
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Counting(SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        self.asked.append(self.path)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The port of a web server over tmp_path, and what it was asked for."""
+    asked: list[str] = []
+    handler = type("Handler", (Counting,), {"asked": asked})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path))) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield http.server_port, asked
+        http.shutdown()
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "127.1", "0.0.0.0"]
+)
+def test_addresses_that_are_not_public_are_not_asked(
+    host: str, server: tuple[int, list[str]], tmp_path: Path, happened: Happened
+) -> None:
+    port, asked = server
+    encode(tmp_path / "a.mp4", frames=3)
+    for cached in ("", "simplecache::"):
+        with pytest.raises(VideoError, match=r"no public address: data\.allow_private_urls=true") as error:
+            probe(f"{cached}http://{host}:{port}/a.mp4")
+    with pytest.raises(VideoError, match="no public address"):
+        probe(f"http://{host}:{port}/a.tar/a.mp4")
+    assert not asked
+    with source.private_urls(True):
+        assert probe(f"http://127.0.0.1:{port}/a.mp4").num_frames == 3
+    happened(f"A row that leads to http://{host}", error.value)
+
+
+@pytest.mark.fault(SECTION)
+def test_a_name_and_a_redirect_that_lead_to_a_private_address_are_not_followed(
+    server: tuple[int, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
+) -> None:
+    """A public server redirects: that it is public is pretended by having its name's address pass."""
+    port, asked = server
+    encode(tmp_path / "a.mp4", frames=3)
+    redirect = type("Handler", (Redirect,), {"to": f"http://127.0.0.1:{port}/a.mp4"})
+    real = socket.getaddrinfo
+
+    def lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        return real("127.0.0.1" if host == "videos.example.org" else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with ThreadingHTTPServer(("127.0.0.1", 0), redirect) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        with pytest.raises(VideoError, match="no public address") as error:
+            probe(f"http://videos.example.org:{http.server_port}/a.mp4")
+        with source.private_urls(True):
+            assert probe(f"http://videos.example.org:{http.server_port}/a.mp4").num_frames == 3
+            assert asked
+        http.shutdown()
+    happened("A host's name that leads to 127.0.0.1", error.value)
+
+
+LISTS: dict[str, Callable[[Path], str]] = {
+    "ffconcat": lambda clip: f"ffconcat version 1.0\nfile {clip.name}\n",
+    "m3u8": lambda clip: f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{clip.name}\n#EXT-X-ENDLIST\n",
+    "sdp": lambda clip: (
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n"
+        "a=rtpmap:96 H264/90000\n"
+    ),
+    "dash": lambda clip: (
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+        'mediaPresentationDuration="PT1S" profiles="urn:mpeg:dash:profile:isoff-main:2011"><Period>'
+        '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+        f"<BaseURL>{clip.name}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+    ),
+}
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("ending", ["mp4", "ts"])
+def test_a_list_of_other_files_is_no_video_whatever_it_is_called(
+    kind: str, ending: str, tmp_path: Path, happened: Happened
+) -> None:
+    encode(tmp_path / "secret.mp4", frames=3)
+    path = tmp_path / f"a.{ending}"
+    path.write_text(LISTS[kind](tmp_path / "secret.mp4"))
+    with pytest.raises(VideoError, match="not a video file") as error:
+        read_frames(path, [0])
+    happened(f"A file of the kind {kind} that is called a.{ending}", error.value)
+
+
+@pytest.mark.fault(SECTION)
+def test_a_list_that_names_a_pipe_does_not_wait_for_it(tmp_path: Path, happened: Happened) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile pipe.mp4\n")
+    with pytest.raises(VideoError, match="not a video file") as error:
+        probe(tmp_path / "a.mp4")
+    happened("An .mp4 that is an ffconcat list of a named pipe", error.value)
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize("rate", [1001, 21_474_866])
+def test_a_header_that_claims_an_absurd_rate_is_damaged(rate: int, tmp_path: Path, happened: Happened) -> None:
+    """dwScale and dwRate of an AVI's stream header (strh) stand 20 and 24 bytes behind "vids"."""
+    encode(tmp_path / "a.avi", codec="mpeg4", frames=6)
+    data = bytearray((tmp_path / "a.avi").read_bytes())
+    at = data.index(b"vids")
+    data[at + 20 : at + 24], data[at + 24 : at + 28] = (1).to_bytes(4, "little"), rate.to_bytes(4, "little")
+    (tmp_path / "a.avi").write_bytes(data)
+    with pytest.raises(VideoError, match=r"claims [\d.,e+]+ frames per second: its header is damaged") as error:
+        probe(tmp_path / "a.avi")
+    happened(f"An AVI whose header claims {rate:,} frames per second", error.value)
