@@ -278,11 +278,11 @@ def test_an_ascii_locale_trains_scores_examines_and_prepares_utf_8_names(
             place = tmp_path / "vidéos" / split / f"走る{number}"
             place.mkdir(parents=True)
             (place / "größer.mp4").symlink_to(next(folder.glob("*.mp4")))
-    overrides = ["data=folder", f"data.root={tmp_path / 'vidéos'}"]
+    overrides = ["data=folder", "data.root='vidéos'"]  # in quotes for Hydra, whose bare words are ASCII
     commands = [
-        [str(ROOT / "train.py"), *overrides, *TINY, "hydra.run.dir=läuft"],
-        [str(ROOT / "eval.py"), "ckpt_path=läuft/checkpoints/best.ckpt", "hydra.run.dir=läuft/eval"],
-        ["-m", "vivit_train.cli", "doctor", "data=folder", f"data.root={tmp_path / 'vidéos'}", "--workers", "1"],
+        [str(ROOT / "train.py"), *overrides, *TINY, "hydra.run.dir='läuft'"],
+        [str(ROOT / "eval.py"), "ckpt_path='läuft/checkpoints/best.ckpt'", "hydra.run.dir='läuft/eval'"],
+        ["-m", "vivit_train.cli", "doctor", *overrides, "--workers", "1"],
         ["-m", "vivit_train.cli", "prepare", "vidéos", "fertig", "--workers", "1"],
     ]
     for command in commands:
@@ -305,3 +305,20 @@ def test_a_script_starts_anew_once_where_names_are_not_utf_8(tmp_path: Path) -> 
     )
     result = run(str(script), "ü", cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert result.stdout.split() == [b"started", b"started", b"utf-8", rb"'\xfc'", rb"\u8d70"], result.stderr
+
+
+def test_prepare_knows_videos_of_hostile_names_again(videos: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "src", tmp_path / "dst"
+    source.mkdir()
+    film = next(videos.rglob("*.mp4"))
+    for name in ("=cmd()", 'a "b", c', " two\nlines\r ", "\x1b[31m", "\u2028"):
+        (source / f"{name}.mp4").symlink_to(film)
+    (source / "\x1b[2J.mp4").write_text("no video")
+    said: list[str] = []
+    for _ in range(2):
+        prepare(source, target, Settings(), workers=2, say=said.append)
+    assert f"6 videos: 5 are done, 1 to make, {Settings()}" in said
+    assert sorted(path.name for path in target.glob("*.mp4")) == sorted(
+        path.name for path in source.iterdir() if path.is_symlink()
+    )
+    assert not RAW.search((target / "failed.csv").read_text(encoding="utf-8"))
