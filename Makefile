@@ -42,6 +42,7 @@ reliability: install # docs/reliability.md: every fault that the tests cause, an
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 src train.py eval.py # text files are UTF-8, whatever the locale
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

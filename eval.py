@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vivit_train.errors import exit_with_message
+from vivit_train.utf8 import in_utf_8
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -14,4 +15,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    in_utf_8()
     exit_with_message(main)

@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from vivit_train.errors import end_on_signals, exit_with_message
 from vivit_train.sweep import is_job, run_job
+from vivit_train.utf8 import in_utf_8
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -18,4 +19,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    in_utf_8()
     exit_with_message(main)

@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vivit_train.measure import FORWARD_AND_BACKWARD, matmul_peak, memory_text, peak_memory_gb, step_dtype
+from vivit_train.names import printable, shortened, tell
 from vivit_train.pictures import contact_sheet, learning_curves
 from vivit_train.task import Batch, VideoClassification
 
 LINE_EVERY_S = 30.0
 SHARES = 4  # of a mixed clip, that its caption has room for
+SHARED_NAME = 24  # characters of each
 MUCH_WAITING = 0.1  # of the time, in an epoch of a minute or more
 MEASURED_STEPS = 3  # then a line says what to expect; the first, which prepares much, is not timed
 
@@ -114,7 +116,7 @@ class Report(Callback):
             step_s = self.timed_s / (MEASURED_STEPS - 1)
             steps = self.total_steps - self.first_step
             mfu = self.mfu(self.timed_clips / self.timed_s, trainer)
-            print(
+            tell(
                 f"measured: {step_s:.3g} s a step, {clock(step_s * steps)} for {steps} steps without validation; "
                 f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}",
                 flush=True,
@@ -129,7 +131,7 @@ class Report(Callback):
         val = {f"val_{name}": row.get(f"val/{name}") for name in (self.main_score, "loss")}
         self.line(trainer, loss=row["train/loss"], **val)
         if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
-            print(
+            tell(
                 f"the model waited for its clips {self.data_wait:.0%} of the time: smaller videos with more key "
                 "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
             )
@@ -147,7 +149,7 @@ class Report(Callback):
         ]
         shown += [f"{self.clips_per_s:.1f} clips/s", f"data wait {self.data_wait:.0%}", f"ETA {clock(eta_s)}"]
         if trainer.is_global_zero:
-            print("  ".join(shown), flush=True)
+            tell("  ".join(shown), flush=True)
 
 
 def planned_steps(steps: int, trainer: L.Trainer) -> int:
@@ -184,7 +186,7 @@ class Overfit(Callback):
         names = {tuple(map(caption, row, pl_module.classes.values())) for row in targets}
         found = "learned" if self.last_loss < self.loss else "NOT learned"
         alike = "; they are of one class: another seed says more" if len(names) == 1 else ""
-        print(
+        tell(
             f"overfit: {len(self.batch['label'])} clips {found}: loss {self.last_loss:.4f} after "
             f"{trainer.global_step} steps (wanted: below {self.loss:g}){alike}",
             flush=True,
@@ -226,9 +228,16 @@ class ContactSheet(Callback):
 def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:
     """The class or classes; after mixing those with the largest shares, and these."""
     if target.ndim == 0:
-        return classes[int(target)]
+        return printable(classes[int(target)])
     if target.dtype == torch.bool:
-        return ", ".join(name for name, has in zip(classes, target.tolist(), strict=True) if has) or "none"
+        return (
+            ", ".join(printable(name) for name, has in zip(classes, target.tolist(), strict=True) if has) or "none"
+        )
     shares, ids = target.topk(min(SHARES, len(classes)))
     pairs = zip(shares.tolist(), ids.tolist(), strict=True)
-    return " + ".join(f"{share:.2f} {classes[i]}" for share, i in pairs if share >= 0.005) or "none"
+    return (
+        " + ".join(
+            f"{share:.2f} {shortened(printable(classes[i]), SHARED_NAME)}" for share, i in pairs if share >= 0.005
+        )
+        or "none"
+    )

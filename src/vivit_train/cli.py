@@ -8,6 +8,8 @@ import typer
 from omegaconf import DictConfig
 
 from vivit_train.errors import UserError, exit_with_message
+from vivit_train.names import file_stem, tell
+from vivit_train.utf8 import in_utf_8
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Overrides = Annotated[
@@ -79,7 +81,7 @@ def doctor(
     from vivit_train.doctor.examine import examine
 
     cfg = compose(overrides, Path("runs/doctor"))
-    folder = out or Path("doctor") / cfg.data.name
+    folder = out or Path("doctor") / file_stem(str(cfg.data.name))
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=overrides or ())
 
 
@@ -116,7 +118,7 @@ def loader(
     with TemporaryDirectory() as folder:
         cfg = compose(overrides, Path(folder))
         result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, gpu_clips_per_s=gpu, gop=gop)
-    print(table(result))
+    tell(table(result))
     if json:
         save(result, json)
 
@@ -157,7 +159,7 @@ def model(
         rows.append(row)
         if json:
             bench_model.save(rows, json)
-    print(bench_model.about(rows), "", bench_model.table(rows), "", bench_model.limits(rows), sep="\n")
+    tell(bench_model.about(rows), "", bench_model.table(rows), "", bench_model.limits(rows), sep="\n")
 
 
 @bench.command()
@@ -198,7 +200,7 @@ def growth(
     ):
         points.append(point)
         growth_curves(picture, bench_growth.curves(points), bench_growth.ORDERS, bench_growth.title(points))
-    print(bench_growth.title(points), "", bench_growth.table(points), "", f"picture: {picture}", sep="\n")
+    tell(bench_growth.title(points), "", bench_growth.table(points), "", f"picture: {picture}", sep="\n")
 
 
 @bench.command()
@@ -214,7 +216,7 @@ def train(
 
     with TemporaryDirectory() as folder:
         result = bench_train(compose(overrides, Path(folder)), steps=steps)
-    print(table(result, overrides or []))
+    tell(table(result, overrides or []))
     if json:
         save(result, json)
 
@@ -233,6 +235,7 @@ def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def main() -> None:
+    in_utf_8()
     exit_with_message(app)
 
 

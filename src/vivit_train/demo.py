@@ -17,14 +17,16 @@ from matplotlib.figure import Figure
 
 from vivit_train.data.decode import read_frames
 from vivit_train.data.demo import CLASSES, PARTNER
-from vivit_train.pictures import confusion_axis
+from vivit_train.names import tell
+from vivit_train.pictures import confusion_axis, drawn, save
+from vivit_train.utf8 import in_utf_8
 
 ORDERS = {"forward": ".", "reversed": "reversed", "shuffled": "shuffled"}
 
 
 def read_predictions(run: Path) -> list[tuple[str, str, str]]:
     """(id, label, prediction) of every test video."""
-    with (run / "predictions.csv").open(newline="") as file:
+    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return [(row["id"], row["label"], row["prediction"]) for row in csv.DictReader(file)]
 
 
@@ -39,24 +41,25 @@ def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: P
         apart = np.pad(frames_THWC, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
         axis.imshow(np.concatenate(list(apart), axis=1))
         axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{label}: the model says {prediction}", fontsize=10, loc="left")
+        axis.set_title(drawn(f"{label}: the model says {prediction}"), fontsize=10, loc="left")
     for axis, (order, rows) in zip(halves[1].subplots(1, 3), predictions.items(), strict=True):
         labels = np.array([CLASSES.index(label) for _, label, _ in rows])
         guesses = np.array([CLASSES.index(prediction) for *_, prediction in rows])
         confusion_axis(axis, labels, guesses, CLASSES, f"frames {order}: {np.mean(labels == guesses):.0%} right")
-    figure.savefig(path)
+    save(figure, path)
 
 
 def main(run: Path) -> None:
     predictions = {order: read_predictions(run / folder) for order, folder in ORDERS.items()}
     right = {order: np.mean([label == guess for _, label, guess in rows]) for order, rows in predictions.items()}
     partner = np.mean([PARTNER[label] == guess for _, label, guess in predictions["reversed"]])
-    print(f"frames as they are:  {right['forward']:.1%} of {len(predictions['forward'])} test videos right")
-    print(f"frames reversed:     {partner:.1%} taken for the partner class (left for right, approach for recede)")
-    print(f"frames shuffled:     {right['shuffled']:.1%} right")
+    tell(f"frames as they are:  {right['forward']:.1%} of {len(predictions['forward'])} test videos right")
+    tell(f"frames reversed:     {partner:.1%} taken for the partner class (left for right, approach for recede)")
+    tell(f"frames shuffled:     {right['shuffled']:.1%} right")
     draw(run / "demo.png", predictions, Path("data/demo"))
-    print(f"Look at {run}/demo.png (result), {run}/curves.png (training), {run}/contact_sheet.png (what it saw).")
+    tell(f"Look at {run}/demo.png (result), {run}/curves.png (training), {run}/contact_sheet.png (what it saw).")
 
 
 if __name__ == "__main__":
+    in_utf_8()
     main(Path(sys.argv[1]))

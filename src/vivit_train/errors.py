@@ -6,9 +6,14 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+from vivit_train.names import printable, printable_lines, tell
+
 
 class UserError(Exception):
-    """Something the user can mend. Its text says what is wrong, where, and what to do."""
+    """Something the user can mend. Its text says what is wrong, where, and what to do; a terminal may have it."""
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class VideoError(UserError):
@@ -24,11 +29,11 @@ class VideoError(UserError):
     def __init__(self, path: str, reason: str, *, kind: str = "unreadable") -> None:
         super().__init__(path, reason)  # both in args, so that it survives pickling between processes
         self.path = str(path)
-        self.reason = " ".join(str(reason).split())
+        self.reason = printable(" ".join(str(reason).split()))
         self.kind = kind
 
     def __str__(self) -> str:
-        return f"cannot read video {self.path}: {self.reason}"
+        return f"cannot read video {printable(self.path)}: {self.reason}"
 
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers requeue
@@ -72,7 +77,7 @@ class LackOfMemoryError(UserError):
 
 def reason(error: Exception) -> str:
     """What a library's error says, in one line."""
-    return str(error).partition("\n")[0] or type(error).__name__  # an EOFError says nothing
+    return printable(str(error).partition("\n")[0]) or type(error).__name__  # an EOFError says nothing
 
 
 def exit_with_message(main: Callable[[], object]) -> None:
@@ -84,8 +89,8 @@ def exit_with_message(main: Callable[[], object]) -> None:
     try:
         main()
     except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        tell(stopped, file=sys.stderr)
         sys.exit(stopped.code)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        sys.exit(f"error: {error}{cause}")
+        sys.exit(printable_lines(f"error: {error}{cause}"))

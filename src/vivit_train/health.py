@@ -15,6 +15,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.manifest import Manifest
 from vivit_train.errors import UserError
 from vivit_train.measure import total_norm, whole
+from vivit_train.names import printable, tell
 from vivit_train.resume import WholeFiles
 from vivit_train.task import Batch, VideoClassification
 
@@ -109,7 +110,7 @@ class Health(Callback):
         if self.on_nonfinite == "skip" and self.in_a_row < IN_A_ROW:
             self.skipped += 1
             if trainer.is_global_zero:
-                print("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines]))
+                tell("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines]))
             optimizer.zero_grad(set_to_none=True)  # what has no gradient keeps its weights and moments
             return
         again = f", the {ordinal(self.in_a_row)} in a row: it is not the clips" if self.in_a_row > 1 else ""
@@ -195,7 +196,7 @@ def clips(batch: Batch, rows: Manifest) -> list[str]:
 
 def clip_text(path: str, frame_numbers_T: Tensor) -> str:
     shown = [number for number in frame_numbers_T.tolist() if number >= 0]  # without padding
-    return f"{path}, frames {min(shown)} to {max(shown)}"
+    return f"{printable(path)}, frames {min(shown)} to {max(shown)}"
 
 
 def ordinal(n: int) -> str:

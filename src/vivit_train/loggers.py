@@ -14,6 +14,8 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vivit_train.names import tell
+
 
 class MetricsFile(CSVLogger):
     """metrics.csv in `save_dir`. A run that goes on keeps the rows up to there; Lightning would delete them."""
@@ -26,7 +28,9 @@ class MetricsFile(CSVLogger):
     @rank_zero_only
     def keep(self, file: Path, first_step: int) -> None:
         """The rows of before `first_step`."""
-        lines = file.read_text().splitlines() if file.is_file() else []  # before `experiment` deletes the file
+        lines = (
+            file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        )  # before `experiment` deletes the file
         for row in csv.DictReader(lines):
             if (row.get("step") or "").isdigit() and int(row["step"]) < first_step:
                 self.experiment.metrics.append({name: value for name, value in row.items() if value})
@@ -45,7 +49,9 @@ class WandbRun(WandbLogger):
 
     def __init__(self, save_dir: str, first_step: int | None, **init: Any) -> None:
         self.file = Path(save_dir) / "wandb/sent.txt"
-        known = self.file.read_text().split() if first_step is not None and self.file.is_file() else []
+        known = (
+            self.file.read_text(encoding="utf-8").split() if first_step is not None and self.file.is_file() else []
+        )
         self.sent = set(known[1:])
         run_id = known[0] if known else secrets.token_hex(4)
         super().__init__(save_dir=save_dir, id=run_id, resume="allow", **init)
@@ -61,7 +67,7 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def write(self, mode: Literal["w", "a"], lines: Sequence[str]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open(mode) as file:
+        with self.file.open(mode, encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
 
 
@@ -71,5 +77,5 @@ def wandb_logger(project: str, save_dir: str, first_step: int | None = None) -> 
 
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     if mode == "offline":
-        print(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` sends this run later")
+        tell(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` sends this run later")
     return WandbRun(save_dir, first_step, project=project, mode=mode)

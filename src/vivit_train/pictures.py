@@ -1,6 +1,8 @@
 """What people would rather see than read, as PNG files."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +11,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from vivit_train.names import printable, shortened
+
 if TYPE_CHECKING:  # a sweep draws without torch
     from torch import Tensor
 
 Ids = NDArray[np.integer]
+NAME, CAPTION = 40, 120  # characters that there is room for
+
+
+def drawn(text: str, length: int = NAME) -> str:
+    """What may have a name in it, as matplotlib is to draw it: a "$" is one, and begins no formula."""
+    return shortened(printable(text), length).replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path | BytesIO) -> None:
+    """As PNG. Letters that the font lacks are boxes there, and no warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        figure.savefig(path, format="png")
 
 
 def contact_sheet(
@@ -33,8 +51,8 @@ def contact_sheet(
             number, time_s = int(frame_numbers_BT[b, t]), float(times_BT[b, t])
             axis.set_xlabel("padding" if number < 0 else f"{number} · {time_s:.2f} s", fontsize=7, labelpad=2)
             axis.set(xticks=[], yticks=[])
-        axes[b, 0].set_title(captions[b], fontsize=8, loc="left", pad=3)
-    figure.savefig(path)
+        axes[b, 0].set_title(drawn(captions[b], CAPTION), fontsize=8, loc="left", pad=3)
+    save(figure, path)
 
 
 def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -51,7 +69,7 @@ def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    figure.savefig(path)
+    save(figure, path)
 
 
 def confusion(path: Path, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
@@ -59,7 +77,7 @@ def confusion(path: Path, label_N: Ids, prediction_N: Ids, classes: Sequence[str
     side = min(12.0, 3.0 + 0.38 * len(classes))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     confusion_axis(figure.subplots(), label_N, prediction_N, classes, title)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
@@ -69,10 +87,11 @@ def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequenc
     np.add.at(counts, (label_N, prediction_N), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axis.set(title=title, xlabel="predicted", ylabel="true")
+    axis.set(title=drawn(title, CAPTION), xlabel="predicted", ylabel="true")
     if K <= 40:
-        axis.set_xticks(range(K), classes, rotation=60, ha="right")
-        axis.set_yticks(range(K), classes)
+        names = list(map(drawn, classes))
+        axis.set_xticks(range(K), names, rotation=60, ha="right")
+        axis.set_yticks(range(K), names)
     if K <= 20:
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
@@ -92,12 +111,12 @@ def average_precision_bars(
     axis = figure.subplots()
     axis.barh(rows, precision_K[order], height=0.8, color="tab:blue")
     axis.scatter(share_K[order], rows, s=80, marker="|", color="black", label="chance: the share that has it")
-    axis.set(title=title, xlabel="average precision", xlim=(0, 1), yticks=[])
+    axis.set(title=drawn(title, CAPTION), xlabel="average precision", xlim=(0, 1), yticks=[])
     axis.invert_yaxis()
     if len(order) <= 40:
-        axis.set_yticks(rows, [classes[k] for k in order])
+        axis.set_yticks(rows, [drawn(classes[k]) for k in order])
     figure.legend(loc="outside lower right", fontsize=8)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) -> None:
@@ -124,12 +143,12 @@ def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) ->
                 axis.set_xscale("log")
         else:
             x_N = np.array([kinds.index(text) for text in texts], float)
-            labels = [text if n is None else f"{n:.3g}" for text, n in zip(kinds, numbers, strict=True)]
+            labels = [drawn(text) if n is None else f"{n:.3g}" for text, n in zip(kinds, numbers, strict=True)]
             axis.set_xticks(range(len(kinds)), labels, rotation=20 if max(map(len, labels)) > 10 else 0)
             axis.set_xlim(-0.5, len(kinds) - 0.5)
         axis.scatter(x_N, score_N, s=36, color="tab:blue", alpha=0.6, linewidths=0)
         axis.scatter(x_N[best], score_N[best], s=170, marker="*", color="tab:orange", zorder=3)
-        axis.set_xlabel(name)
+        axis.set_xlabel(drawn(name))
         axis.margins(y=0.1)
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
@@ -137,7 +156,7 @@ def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) ->
     for axis in axes[::columns]:
         axis.set_ylabel("val/score")
     figure.suptitle(f"{len(jobs)} jobs, best val/score {score_N[best]:.3f}", fontsize=11)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def number(text: str) -> float | None:
@@ -184,4 +203,4 @@ def growth_curves(
     panels[1, 0].set_ylabel("peak memory, GB")
     panels[0, 0].legend(title="dashed: operations, as expected", fontsize=8, title_fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path)
+    save(figure, path)

@@ -30,6 +30,7 @@ from vivit_train.children import Failure, in_children, usable_cores
 from vivit_train.data.decode import VideoInfo, probe
 from vivit_train.data.manifest import below, fail, find_videos, list_videos, shown_endings, some, walk
 from vivit_train.errors import UserError, VideoError, reason
+from vivit_train.names import csv_cell, printable, tell
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
 FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")  # last: what shows a torn row
@@ -230,10 +231,11 @@ def _target_name(source_name: str) -> str:
 def _read_list(file: Path, source: Path) -> list[str]:
     """Paths below `source`, one a line, absolute or relative to it."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"--list {file}: {error.strerror}") from None
-    paths = sorted({os.path.normpath(os.path.join(source, line.strip())) for line in lines if line.strip()})
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]  # other separators may be part of a name
+    paths = sorted({os.path.normpath(os.path.join(source, line)) for line in lines if line})
     if wrong := [path for path in paths if not (Path(path).is_relative_to(source) and os.path.isfile(path))]:
         fail(f"{file} lists what is no file below {source}", wrong, "Expected one path a line.")
     return paths
@@ -258,7 +260,7 @@ def prepare(
     shard: str | None = None,
     listed: Path | None = None,
     timeout_s: float = 3600,
-    say: Say = print,
+    say: Say = tell,
 ) -> None:
     """Make every video below `source` again below `target`, and copy the annotation files beside them.
 
@@ -284,7 +286,7 @@ def prepare(
         _copy_annotations(source, target, say)
         others = list_videos(source)[1]
         if left_out := Counter({ending: n for ending, n in others.items() if ending not in ANNOTATIONS}):
-            say(f"no videos by their names, so left out of {source}: {shown_endings(left_out)}")
+            say(f"no videos by their names, so left out of {printable(source)}: {shown_endings(left_out)}")
     _clear(target, {job.target_name for job in jobs})
 
     tables = [path for path in sorted(target.iterdir()) if path.name.startswith("manifest") and _is_own(path)]
@@ -330,7 +332,8 @@ def prepare(
         _write_rows(manifest, FIELDS, (rows[name] for name in sorted(rows)))
         failures.unlink(missing_ok=True)
         if failed:
-            _write_rows(failures, ("source", "reason"), sorted(failed, key=lambda row: row["source"]))
+            cells = [{key: csv_cell(text) for key, text in row.items()} for row in failed]  # nothing reads it back
+            _write_rows(failures, ("source", "reason"), sorted(cells, key=lambda row: row["source"]))
     before, after = (sum(int(row[key]) for row in made) / 1e6 for key in ("bytes_before", "bytes_after"))
     say(f"{len(made)} made: {before:.1f} MB became {after:.1f} MB")
     _renamed(jobs, say)
@@ -398,7 +401,7 @@ def _copy_annotations(source: Path, target: Path, say: Say) -> None:
             if path.suffix.lower() not in ANNOTATIONS or name.startswith("."):
                 continue
             if folder == str(source) and OWN_TABLE.fullmatch(name):
-                say(f"{path} is not copied: a table of this command has its name")
+                say(f"{printable(path)} is not copied: a table of this command has its name")
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             made = Path(_partial(str(place.parent), below(source, str(path))))
@@ -407,7 +410,7 @@ def _copy_annotations(source: Path, target: Path, say: Say) -> None:
                 made.replace(place)
                 copied += 1
             except OSError as error:
-                say(f"{path} is not copied: {error.strerror or error}")
+                say(f"{printable(path)} is not copied: {error.strerror or error}")
             finally:
                 _discard(str(made))
     if copied:

@@ -13,6 +13,7 @@ from vivit_train.callbacks import caption
 from vivit_train.checkpoint import load_checkpoint, read_checkpoint, restore_net
 from vivit_train.errors import UserError, reason
 from vivit_train.health import REPLAY, clip_text, is_finite
+from vivit_train.names import tell
 from vivit_train.pictures import contact_sheet
 from vivit_train.task import Batch, VideoClassification
 
@@ -63,7 +64,7 @@ class Watch:
             self.gradient = name
 
 
-def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[str], object] = print) -> None:
+def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[str], object] = tell) -> None:
     """Repeats the forward and backward pass of a saved step in float32, a micro-batch at a time; says what is not
     finite, where that begins, and in which clips; draws these.
 

@@ -16,11 +16,12 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.manifest import SEPARATOR
 from vivit_train.errors import UserError
 from vivit_train.metrics import Rows, average_precisions
+from vivit_train.names import csv_cell, file_stem, printable, tell
 from vivit_train.pictures import Ids, average_precision_bars, confusion
 from vivit_train.processes import explaining_lost_processes
 from vivit_train.task import VideoClassification
 
-say = rank_zero_only(print)
+say = rank_zero_only(tell)
 
 
 def score_task(
@@ -59,12 +60,12 @@ def score_task(
         "checkpoint": str(ckpt_path),
     }
     if trainer.is_global_zero:
-        (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         write_predictions(out / "predictions.csv", rows, data, task.classes)
         for logger in trainer.loggers:
             logger.log_metrics(measured, step=trainer.global_step)
         draw_result(out, rows, task, scores, f"{data.test_split}, {protocol}")
-    numbers = [f"{name} {value:.4f}" for name, value in measured.items()]
+    numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
     if task.multi_label:
         numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
     say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
@@ -78,7 +79,7 @@ def pictures(task: VideoClassification) -> list[str]:
     """The names of a result's pictures."""
     if task.multi_label:
         return ["average_precision.png"]
-    return [f"confusion_{head}.png" if head else "confusion.png" for head in task.heads]
+    return [f"confusion_{file_stem(head)}.png" if head else "confusion.png" for head in task.heads]
 
 
 def draw_result(
@@ -127,7 +128,8 @@ def answers(rows: Rows, classes: Mapping[str, Sequence[str]]) -> Iterator[tuple[
 
 
 def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Mapping[str, Sequence[str]]) -> None:
-    """A row per video: id, true and predicted class, whether it failed, and the logits by class.
+    """A row per video: id, true and predicted class, whether it failed, and the logits by class. Names are as
+    `csv_cell` makes them.
 
     Of several heads the columns say which: "verb_label", ..., "logit:verb:take"."""
     ids = data.manifest_of(data.test_split).ids
@@ -137,10 +139,12 @@ def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Ma
         columns += [label_N, ["" if bad else k for k, bad in zip(prediction_N, rows["failed"], strict=True)]]
     header += ["failed"]
     header += [f"logit:{head}:{name}" if head else f"logit:{name}" for head in classes for name in classes[head]]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
+        writer.writerow(map(csv_cell, header))
         for first, failed, logits_K in zip(
             zip(*columns, strict=True), rows["failed"], rows["logits"], strict=True
         ):
-            writer.writerow([*first, int(failed), *("" if failed else f"{value:.6g}" for value in logits_K)])
+            writer.writerow(
+                [*map(csv_cell, first), int(failed), *("" if failed else f"{value:.6g}" for value in logits_K)]
+            )

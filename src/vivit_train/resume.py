@@ -21,6 +21,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.errors import StoppedError, UserError, reason
 from vivit_train.model.files import tensors_of
 from vivit_train.model.plain import check_finite
+from vivit_train.names import tell
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -49,7 +50,7 @@ class WholeFiles(TorchCheckpointIO):
                 raise
             with suppress(OSError):
                 os.remove(part)
-            print(f"checkpoint {path} was not written ({reason(cause)}); training goes on", flush=True)
+            tell(f"checkpoint {path} was not written ({reason(cause)}); training goes on")
 
 
 class Latest(Checkpoint):
@@ -134,7 +135,7 @@ class Latest(Checkpoint):
         self.saved_s, self.saved_step = time.monotonic(), trainer.global_step
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], object] = print) -> Path | None:
+def newest_checkpoint(folder: Path, say: Callable[[str], object] = tell) -> Path | None:
     """The checkpoint that is furthest in its training; those that cannot be read are named and passed over."""
     steps: dict[Path, int] = {}
     for path in sorted(folder.glob("*.ckpt")):

@@ -84,7 +84,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         say(f"note     {notice}")
     differences = recipe.table(cfg, page)
     say(differences)
-    rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n")
+    rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n", encoding="utf-8")
     classes = {head: list(names) for head, names in data.splits.classes.items()}
     net = build_net(cfg.model, classes)
     multi_label = data.splits.multi_label
@@ -339,7 +339,7 @@ def fill(
             multi_label=multi_label,
         )
         say(receipt)
-        rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n")
+        rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n", encoding="utf-8")
         if statistics is None and init.mean is None:
             say(f"what {source} was normalised with is not known: set init.mean and init.std if it was not 0.5")
     if init.mean is not None and init.std is not None:

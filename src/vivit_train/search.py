@@ -8,6 +8,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import Trial
 
 from vivit_train.errors import UserError
+from vivit_train.names import tell
 from vivit_train.sweep import NOTE, PRUNED, STUDY, open_storage, open_study
 
 
@@ -47,8 +48,8 @@ class Pruning(Callback):
         if trainer.is_global_zero:
             self.trial().set_user_attr(PRUNED, epoch + 1)
             note = f"pruned after epoch {epoch + 1} of {trainer.max_epochs}"
-            (Path(self.run_dir) / NOTE).write_text(f"{note}\n")
-            print(f"{note}: val/score {score:.4f} is below that of other trials", flush=True)
+            (Path(self.run_dir) / NOTE).write_text(f"{note}\n", encoding="utf-8")
+            tell(f"{note}: val/score {score:.4f} is below that of other trials", flush=True)
 
     def report(self, epoch: int, score: float) -> bool:
         """Whether the trial is to be ended."""

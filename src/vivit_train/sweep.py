@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.errors import TRY_AGAIN, UserError, reason
+from vivit_train.names import csv_cell, printable, printable_lines, tell
 
 OUTCOME = "outcome.json"
 NOTE = "note.txt"  # a line for the table, which a run may leave in its folder
@@ -53,12 +54,12 @@ class Outcome:
 
     def write(self, folder: str | Path) -> None:
         part = Path(folder) / f"{OUTCOME}.part"
-        part.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        part.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         part.replace(Path(folder) / OUTCOME)
 
 
 def read_outcome(file: Path) -> Outcome:
-    return Outcome(**json.loads(file.read_text()))
+    return Outcome(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def is_first_rank() -> bool:
@@ -91,7 +92,7 @@ class Summary(Callback):
         folder, run = Path(config.hydra.runtime.output_dir), unfinished(config)
         if job_return.status == JobStatus.COMPLETED:
             score = job_return.return_value
-            note = (folder / NOTE).read_text().strip() if (folder / NOTE).is_file() else ""
+            note = (folder / NOTE).read_text(encoding="utf-8").strip() if (folder / NOTE).is_file() else ""
             score = None if score is None or score != score else score  # NaN is no JSON
             Outcome(run.job, run.overrides, score, failed=False, note=note).write(folder)
         else:
@@ -104,7 +105,7 @@ class Summary(Callback):
         jobs = write_summary(folder)
         if not jobs:
             return
-        print(f"\n{table(jobs)}")
+        tell(f"\n{table(jobs)}")
         written, names = ["summary.csv"], swept(jobs)
         if scored := [job for job in jobs if job.score is not None]:
             from vivit_train.pictures import sweep_panels  # takes a second
@@ -113,14 +114,14 @@ class Summary(Callback):
             scores = [job.score for job in scored if job.score is not None]
             sweep_panels(folder / "summary.png", list(zip(chosen, scores, strict=True)))
             written.append("summary.png")
-        print(f"written: {folder}/{', '.join(written)}", flush=True)
+        tell(f"written: {folder}/{', '.join(written)}", flush=True)
         if failed := sum(job.failed for job in jobs):
             refuse(f"{failed} of {len(jobs)} jobs failed: the last column of {folder}/summary.csv says why")
 
 
 def refuse(text: str) -> None:
     """Ends this process from within a callback of Hydra's, which makes warnings of other errors."""
-    sys.exit(f"error: {text}" if is_first_rank() else 1)
+    sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
 def started_from_outside() -> bool:
@@ -145,11 +146,12 @@ def write_summary(folder: Path) -> list[Outcome]:
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
     part = folder / f"summary.csv.{os.getpid()}"  # jobs on several machines may end at once
-    with part.open("w", newline="") as file:
+    with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", "val/score", *names, "failed", "note"])
+        writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
         for job in jobs:
-            writer.writerow([job.job, job.score, *(choices(job).get(n) for n in names), int(job.failed), job.note])
+            chosen = (choice_cell(choices(job).get(name, "")) for name in names)
+            writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
     part.replace(folder / "summary.csv")
     return jobs
 
@@ -162,13 +164,26 @@ def swept(jobs: Sequence[Outcome]) -> list[str]:
 
 def table(jobs: Sequence[Outcome]) -> str:
     names = swept(jobs)
-    texts = [" ".join(f"{n}={short(choices(job)[n])}" for n in names if n in choices(job)) for job in jobs]
+    texts = [
+        " ".join(printable(f"{n}={short(choices(job)[n])}") for n in names if n in choices(job)) for job in jobs
+    ]
     width = max(map(len, ["choices", *texts]))
     lines = [f"{'job':>4}  val/score  {'choices':<{width}}  note"]
     for job, text in zip(jobs, texts, strict=True):
         score = "failed" if job.failed else "-" if job.score is None else f"{job.score:.4f}"
-        lines.append(f"{'' if job.job is None else job.job:>4}  {score:>9}  {text:<{width}}  {job.note}")
+        lines.append(
+            f"{'' if job.job is None else job.job:>4}  {score:>9}  {text:<{width}}  {printable(job.note)}"
+        )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def choice_cell(text: str) -> str:
+    """A choice in summary.csv: a negative number is no formula."""
+    try:
+        float(text)
+    except ValueError:
+        return csv_cell(text)
+    return text
 
 
 def short(text: str) -> str:

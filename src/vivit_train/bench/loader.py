@@ -422,4 +422,4 @@ def table(result: Result) -> str:
 
 def save(result: Result, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")

@@ -296,4 +296,4 @@ def limits(rows: Sequence[Row]) -> str:
 def save(rows: Sequence[Row], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "device": device_name(rows[0].cell.device)}
-    file.write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    file.write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")

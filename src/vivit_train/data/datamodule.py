@@ -32,6 +32,7 @@ from vivit_train.data.manifest import Manifest, Splits, Target
 from vivit_train.data.timelines import Timeline
 from vivit_train.data.workers import Note, deadline, explain
 from vivit_train.errors import UserError, VideoError
+from vivit_train.names import csv_cell, printable
 
 Sample = dict[str, Any]
 Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifest
@@ -492,7 +493,7 @@ class VideoDataModule(L.LightningDataModule):
                     advice = (
                         "data.mirror_labels=true exchanges the labels with the flip, data.flip=0 flips nothing"
                     )
-                    return f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}"
+                    return printable(f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}")
         return None
 
     def loader(self, dataset: TrainClips | TestVideos, **kwargs: Any) -> DataLoader[Sample]:
@@ -648,7 +649,7 @@ class VideoDataModule(L.LightningDataModule):
         path, reason = next(iter(known.values()))
         return UserError(
             f"{len(known)} of {len(self.splits.train)} training videos cannot be read, and "
-            f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first: {path}: {reason}. "
+            f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first: {printable(path)}: {reason}. "
             f"All of them so far: {self.bad_videos_file}"
         )
 
@@ -672,13 +673,13 @@ class VideoDataModule(L.LightningDataModule):
             if not self.listed:
                 writer.writerow(["split", "path", "reason"])
             for path, reason in reasons.items():
-                if (split, path) not in self.listed:
-                    writer.writerow([split, path, reason])
-        self.listed |= {(split, path) for path in reasons}
+                if (split, csv_cell(path)) not in self.listed:
+                    writer.writerow([split, csv_cell(path), csv_cell(reason)])
+        self.listed |= {(split, csv_cell(path)) for path in reasons}
 
     @cached_property
     def listed(self) -> set[tuple[str, ...]]:
-        """Split and path of what `bad_videos_file` names, from before a run was resumed too."""
+        """Split and path, as written, of what `bad_videos_file` names, from before a run was resumed too."""
         if not self.bad_videos_file.exists():
             return set()
         with self.bad_videos_file.open(newline="", encoding="utf-8") as file:

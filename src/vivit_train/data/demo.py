@@ -209,7 +209,7 @@ def make_demo(
         with ThreadPoolExecutor() as pool:  # numpy and x264 release the GIL
             for _ in track(pool.map(make, names), f"Making {root}", total=len(names)):
                 pass
-        (unfinished / MARKER).write_text(marker)
+        (unfinished / MARKER).write_text(marker, encoding="utf-8")
         try:
             unfinished.rename(root)
         except OSError:
@@ -223,9 +223,13 @@ def _is_made(root: Path, marker: str) -> bool:
     if not root.exists():
         return False
     found = root / MARKER
-    if found.is_file() and found.read_text() == marker:
+    if found.is_file() and found.read_text(encoding="utf-8") == marker:
         return True
-    what = f"a demo made with {found.read_text()}" if found.is_file() else f"no whole demo ({MARKER} is missing)"
+    what = (
+        f"a demo made with {found.read_text(encoding='utf-8')}"
+        if found.is_file()
+        else f"no whole demo ({MARKER} is missing)"
+    )
     raise UserError(
         f"{root} holds {what}, but this run asks for {marker}. Delete that folder or choose another data.root."
     )

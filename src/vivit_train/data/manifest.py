@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vivit_train.data.source import folder_and_name, is_picture, is_url, listing, members, url_problem
 from vivit_train.errors import UserError, VideoError
+from vivit_train.names import printable
 
 StrPath = str | os.PathLike[str]
 Strings = NDArray[Any]  # of numpy's StringDType
@@ -192,15 +193,15 @@ class Splits:
 
     def summary(self) -> str:
         """Source, classes, counts per split and notices, for a person to read."""
-        lines = [f"source   {self.source}"]
+        lines = [f"source   {printable(self.source)}"]
         for head, names in self.classes.items():
             shown = names if len(names) <= 10 else (*names[:4], "...", names[-1])
-            lines.append(f"{head or 'classes':<8} {len(names)}: {', '.join(shown)}")
+            lines.append(printable(f"{head or 'classes':<8} {len(names)}: {', '.join(shown)}"))
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             if split is not None:
                 counts = split.class_counts(self.classes)
                 spread = "; ".join(
-                    f"{c.min()} to {c.max()} per {head or 'class'}"
+                    f"{c.min()} to {c.max()} per {printable(head or 'class')}"
                     for head, c in zip(self.classes, counts, strict=True)
                 )
                 if isinstance(split.labels, LabelSets):
@@ -208,7 +209,7 @@ class Splits:
                     spread += f"; {sizes.sum() / max(len(sizes), 1):.1f} classes per clip, "
                     spread += f"{np.count_nonzero(sizes == 0)} clips of none"
                 lines.append(f"{name:<8} {len(split)} clips, {spread}")
-        return "\n".join(lines + [f"note     {notice}" for notice in self.notices])
+        return "\n".join(lines + [f"note     {printable(notice)}" for notice in self.notices])
 
 
 def read_folder(
@@ -250,9 +251,9 @@ def read_folder(
             del folders["train"]
         absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
         if absent:
-            there = ", ".join(_subfolders(top)) or "none"
+            there = printable(", ".join(_subfolders(top))) or "none"
             advice = "Name the split folders with data.train=, data.val= and data.test= (data.val=test is fine)."
-            fail("missing folders", absent, f"Folders in {top}: {there}. {advice}\n{tree}")
+            fail("missing folders", absent, f"Folders in {printable(top)}: {there}. {advice}\n{tree}")
         clips = {split: _clips_by_class(folder, tree, notices) for split, folder in folders.items()}
         source = f"folders {some(folders.values())}"
     elif classes:
@@ -451,11 +452,13 @@ def make_splits(
             for names in classes.values()
         ]
         once = "all labels of a video in one row" if multi_label else "one label per video"
-        advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {source}."
+        advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(source)}."
         fail("wrong labels", problems, advice)
     for names in classes.values():
         if len(names) < 2 and not multi_label:
-            raise UserError(f"only one class, {names[0]!r}, in {source}; a classifier needs at least two.\n{tree}")
+            raise UserError(
+                f"only one class, {names[0]!r}, in {printable(source)}; a classifier needs at least two.\n{tree}"
+            )
     if too_many:
         advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
         fail("too many missing videos", too_many, f"{advice}\n{tree}")
@@ -628,9 +631,9 @@ def open_root(root: StrPath, tree: str) -> tuple[Path, str]:
             "data=csv data.root=FOLDER, with the URLs of the videos in them"
         )
     path = Path(os.path.abspath(os.path.expanduser(root)))
-    tree = tree.format(root=path)
+    tree = tree.format(root=printable(path))
     if not path.is_dir():
-        raise UserError(f"no folder {path}: set the data set's root.\n{tree}")
+        raise UserError(f"no folder {printable(path)}: set the data set's root.\n{tree}")
     return path, tree
 
 
@@ -665,8 +668,8 @@ def find_file(root: Path, tree: str, what: str, file: StrPath, places: Sequence[
     patterns = [f"{folder}*.{ending}" for folder in ("", "annotations/") for ending in endings]
     there = [path.relative_to(root) for pattern in patterns for path in sorted(root.glob(pattern))]
     raise UserError(
-        f"no {what} file {file}; looked for {some(candidates)}\n"
-        f"Annotation files in {root}: {some(there) or 'none'}.\n{tree}"
+        f"no {what} file {printable(file)}; looked for {some(candidates)}\n"
+        f"Annotation files in {printable(root)}: {some(there) or 'none'}.\n{tree}"
     )
 
 
@@ -690,7 +693,7 @@ def _clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, li
     loose = [name for name in sorted(os.listdir(folder)) if _IS_VIDEO.fullmatch(name)]
     if not classes:
         found = f"only loose videos: {some(loose)}" if loose else "the folder is empty or has no videos"
-        raise UserError(f"no class folders in {folder}; {found}\n{tree}")
+        raise UserError(f"no class folders in {printable(folder)}; {found}\n{tree}")
     if loose:
         notices.append(f"{len(loose)} videos in {folder} are in no class folder and are ignored: {some(loose)}")
     if others:
@@ -759,11 +762,14 @@ def _unquote(text: str) -> str:
 
 
 def some(things: Iterable[object], shown: int = SHOWN) -> str:
-    items = list(map(str, things))
+    """The first of them, for a message."""
+    items = list(map(printable, things))
     more = f", ... ({len(items)} in all)" if len(items) > shown else ""
     return ", ".join(items[:shown]) + more
 
 
 def fail(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
+    """Raises a UserError with the first of the problems, a line each."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    raise UserError("\n  ".join([f"{headline} ({len(problems)}):", *problems[:SHOWN], *more]) + f"\n{advice}")
+    shown = map(printable, problems[:SHOWN])
+    raise UserError("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")

@@ -13,11 +13,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vivit_train.data import timelines
-from vivit_train.data.manifest import Manifest, Splits, some
+from vivit_train.data.manifest import Classes, Manifest, Splits, some
 from vivit_train.data.source import is_plain, private_urls
 from vivit_train.doctor.look import Settings, look_at_all
-from vivit_train.doctor.problems import KINDS, TO_ENCODE, Problem, find_problems
+from vivit_train.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.doctor.report import report, strips_of
+from vivit_train.names import csv_cell, printable, tell
 
 # Clips per split, as in data/README.md.
 PUBLISHED = {
@@ -62,7 +63,7 @@ def examine(
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
     out.mkdir(parents=True, exist_ok=True)
-    print(splits.summary(), flush=True)
+    tell(splits.summary(), flush=True)
     paths = list(dict.fromkeys(str(path) for manifest in manifests.values() for path in manifest.paths))
     limit_s = float(data.timeout_s if timeout_s is None else timeout_s)
     looks = look_at_all(paths, out / "files.jsonl", settings, workers, limit_s)
@@ -71,8 +72,8 @@ def examine(
     problems, left_out = find_problems(manifests, names, looks, settings)
     listed = [(path, split) for split, paths in splits.missing.items() for path in paths]
     problems += [Problem(path, split, "missing", "listed, and not on the disk") for path, split in listed]
-    with open(out / "problems.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([Problem._fields, *problems])
+    with open(out / "problems.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([Problem._fields, *(map(csv_cell, problem) for problem in problems)])
     to_encode = dict.fromkeys(p.path for p in problems if p.kind in TO_ENCODE and is_plain(p.path))
     _write(out / "re-encode.txt", to_encode)
     clean = write_clean(out / "clean", splits, manifests, left_out, str(data.name))
@@ -83,18 +84,20 @@ def examine(
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
     command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
     advice = f"train on the clean lists:\n  {command}" if clean else "no clean lists: segments or several heads"
+    if bad := unlisted(splits.classes):
+        advice = f"no clean lists, which have a class a line: rename {some(bad)}"
     notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", f"to re-encode: {len(to_encode):,} files"]
     strips = strips_of(problems, workers, limit_s)
     page = report(str(data.name), splits, manifests, looks, problems, strips, [*splits.notices, *notes, advice])
-    (out / "report.html").write_text(page, encoding="utf-8", errors="surrogateescape")
+    (out / "report.html").write_text(page, encoding="utf-8")
 
     count = Counter(problem.kind for problem in problems)
     for kind in filter(count.get, KINDS):
         examples = some([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
-        print(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
-    print("\n".join(f"note     {note}" for note in notes))
-    print(f"report   {out / 'report.html'}, and beside it problems.csv, re-encode.txt, clean/")
-    print(advice)
+        tell(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
+    tell("\n".join(f"note     {note}" for note in notes))
+    tell(f"report   {out / 'report.html'}, and beside it problems.csv, re-encode.txt, clean/")
+    tell(advice)
     return problems
 
 
@@ -132,8 +135,8 @@ def counts_notes(cfg: DictConfig, splits: Splits, manifests: Mapping[str, Manife
             fewest, most = int(counts.argmin()), int(counts.argmax())
             ratio = f"{counts[most] / counts[fewest]:.1f} to 1" if counts[fewest] else "some have none"
             notes.append(
-                f"{split}: {counts[fewest]:,} ({names[fewest]}) to {counts[most]:,} ({names[most]}) clips per "
-                f"{which or 'class'}, {ratio}"
+                f"{split}: {counts[fewest]:,} ({printable(names[fewest])}) to {counts[most]:,} "
+                f"({printable(names[most])}) clips per {which or 'class'}, {ratio}"
             )
     return notes
 
@@ -146,6 +149,8 @@ def write_clean(
     out: Path, splits: Splits, manifests: Mapping[str, Manifest], left_out: Mapping[str, set[int]], name: str
 ) -> str:
     """Lists that data=csv reads, with the classes' ids as they were; returns the overrides that read them."""
+    if unlisted(splits.classes):
+        return ""
     if len(splits.classes) > 1 or any(manifest.spans_s is not None for manifest in manifests.values()):
         return ""  # a list of `path label` has neither segments nor two labels
     (names,) = splits.classes.values()
@@ -168,6 +173,11 @@ def write_clean(
     if "train" not in manifests:
         words.append("data.train=null data.reader.classes=classes.txt")
     return " ".join([*words, *([f"recipe={name}"] if name in PUBLISHED else [])])
+
+
+def unlisted(classes: Classes) -> list[str]:
+    """Names that a list cannot hold as they are: with a line break, or what is no UTF-8."""
+    return [name for names in classes.values() for name in names if NOT_LISTED.search(name)]
 
 
 def _quoted(text: str) -> str:

@@ -25,6 +25,7 @@ from vivit_train.data.clip import centre_clip, frame_step
 from vivit_train.data.decode import packed_scan, probe, read_frames
 from vivit_train.data.timelines import SCANNED_BY
 from vivit_train.errors import UserError, VideoError
+from vivit_train.names import tell
 
 S_PER_BYTE = 1e-7  # that a file may take besides its time limit
 # Of a fingerprint's 448 bits. Measured on 120 clips of two static cameras: a clip and its re-encoding at CRF 28
@@ -216,7 +217,7 @@ def look_at_all(
         else:
             looks[path], todo[path] = now, timeout_s + S_PER_BYTE * now.size
     if known:
-        print(f"{len(paths) - len(todo):,} of {len(paths):,} files are known from {file}")
+        tell(f"{len(paths) - len(todo):,} of {len(paths):,} files are known from {file}")
     done = 0
     with (
         open(file, "a", encoding="ascii") as lines,

@@ -1,6 +1,7 @@
 """What looks at the files tell together: problems by kind, and which clips are better left out."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from vivit_train.data.clip import frame_step
 from vivit_train.data.manifest import Manifest
 from vivit_train.doctor.look import SAME_BITS, Look, Settings
+from vivit_train.names import printable
 
 # kind -> what it means. Clips of these are left out of the clean lists:
 BAD = {
@@ -38,6 +40,7 @@ REMARKS = {
     "not for decord": "decord would return wrong frames or none; data.decoder=auto returns the right ones",
 }
 KINDS = BAD | COPIES | REMARKS
+NOT_LISTED = re.compile("[\r\n\ud800-\udfff]")  # in a line of a list that is UTF-8
 TO_ENCODE = ("length", "slow seek")
 
 
@@ -77,7 +80,7 @@ def find_problems(
                     f", but there it is {labels[1]!r} and here {labels[0]!r}" if labels[0] != labels[1] else ""
                 )
                 kind = "duplicate" if before == split else "shared"
-                found[Problem(path, split, kind, f"also {before}'s {other}{differ}", other)] = None
+                found[Problem(path, split, kind, printable(f"also {before}'s {other}{differ}"), other)] = None
                 left_out[split] |= {row} if split == "train" else set()
     found |= dict.fromkeys(_alike(manifests, looks))
     return sorted(found, key=lambda problem: list(KINDS).index(problem.kind)), left_out
@@ -96,14 +99,14 @@ def _alike(manifests: Mapping[str, Manifest], looks: Mapping[str, Look]) -> Iter
         if not pair <= named:
             named |= pair
             detail = f"{bits} of 448 bits differ from {', '.join(splits_of[other])}'s {other}"
-            yield Problem(one, splits_of[one][0], kind, detail, other)
+            yield Problem(one, splits_of[one][0], kind, printable(detail), other)
 
 
 def _remarks(look: Look, span: tuple[float, float] | None, settings: Settings) -> list[tuple[str, str]]:
     """Kind and detail of what is wrong with one clip."""
     if look.kind:
         return [(look.kind, look.detail)]
-    if len(look.path.splitlines()) > 1:
+    if NOT_LISTED.search(look.path):
         return [("unreadable", "a line break in its name, which no list can hold: rename it")]
     remarks = []
     start, end = span or (0.0, look.seconds)

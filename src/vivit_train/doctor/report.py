@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from html import escape
+from html import escape as escape_html
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +15,8 @@ from vivit_train.children import Failure, in_children
 from vivit_train.data.manifest import Manifest, Splits
 from vivit_train.doctor.look import Look, strip
 from vivit_train.doctor.problems import BAD, KINDS, Problem
+from vivit_train.names import printable, printable_lines
+from vivit_train.pictures import drawn, save
 
 SHOWN = 8  # videos of each kind
 
@@ -46,7 +48,7 @@ def report(
             parts.append(f"<h2>{kind}: {len(rows):,}</h2><p>{escape(meaning)}</p><table>")
             for path, split, _, detail, other in rows[:SHOWN]:
                 images = "<br>".join(f"<img src='{_png(strips[p])}'>" for p in (path, other) if p in strips)
-                cells = [escape(split), escape(path), escape(detail), images]
+                cells = [escape(split), escape(printable(path)), escape(printable(detail)), images]
                 parts.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
             more = f"<p>and {len(rows) - SHOWN:,} more in problems.csv</p>" if len(rows) > SHOWN else ""
             parts.append(f"</table>{more}")
@@ -57,6 +59,11 @@ def report(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>"
         + "\n".join(parts)
     )
+
+
+def escape(text: str) -> str:
+    """As text or an attribute of the page: neither marks up nor turns the order of what stands beside it."""
+    return escape_html(printable_lines(text))
 
 
 def _histograms(looks: Mapping[str, Look], splits: Splits, manifests: Mapping[str, Manifest]) -> str:
@@ -78,12 +85,12 @@ def _histograms(looks: Mapping[str, Look], splits: Splits, manifests: Mapping[st
     for i, (axis, head) in enumerate(zip(panels[len(columns) :], splits.classes, strict=False)):
         for split, manifest in manifests.items():
             axis.plot(np.sort(manifest.class_counts(splits.classes)[i])[::-1], label=split)
-        axis.set(title=f"clips per {head or 'class'}", xlabel="classes, the largest first", ylim=(0, None))
+        axis.set(title=drawn(f"clips per {head or 'class'}"), xlabel="classes, the largest first", ylim=(0, None))
         axis.legend()
     for axis in panels[len(columns) + len(splits.classes) :]:
         axis.set_axis_off()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    save(figure, buffer)
     return _data_url(buffer)
 
 

@@ -420,7 +420,7 @@ def save_huggingface(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(into_huggingface(net), folder / "model.safetensors", metadata={"format": "pt"})
 
 
