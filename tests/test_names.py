@@ -106,7 +106,7 @@ class Page(HTMLParser):
         self.tags.append((tag, attrs))
 
 
-@pytest.mark.fault("What strangers give us")
+@pytest.mark.fault("Strangers' files")
 def test_the_doctor_s_page_has_no_element_that_a_name_made(tmp_path: Path, happened: Happened) -> None:
     names = [*HOSTILE, "</title><script>x</script>", "' onerror='x()", 'javascript:x()"><img src=x onerror=x()>']
     for name in ("a", "b"):
@@ -177,7 +177,7 @@ def test_clean_lists_give_every_name_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("What strangers give us")
+@pytest.mark.fault("Strangers' files")
 def test_a_class_that_no_list_can_hold_is_named_not_changed(
     config: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], happened: Happened
 ) -> None:
@@ -195,7 +195,7 @@ def test_a_class_that_no_list_can_hold_is_named_not_changed(
     happened("a class with a line break in its name: `vivit doctor`", "no clean lists, and the class to rename")
 
 
-@pytest.mark.fault("What strangers give us")
+@pytest.mark.fault("Strangers' files")
 def test_prepare_refuses_a_listed_video_outside_its_folder(tmp_path: Path, happened: Happened) -> None:
     source, target = tmp_path / "in" / "src", tmp_path / "out" / "dst"
     source.mkdir(parents=True)
@@ -234,7 +234,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.fault("What strangers give us")
+@pytest.mark.fault("Strangers' files")
 def test_a_run_with_hostile_names_ends_as_any_other(
     hostile: Path,
     config: Callable[..., DictConfig],
@@ -269,7 +269,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
-@pytest.mark.fault("What strangers give us")
+@pytest.mark.fault("Strangers' files")
 def test_an_ascii_locale_trains_scores_examines_and_prepares_utf_8_names(
     videos: Path, tmp_path: Path, happened: Happened
 ) -> None:

@@ -185,6 +185,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     happened("The disk is full half-way through a checkpoint", f"{said} The one before is whole.")
 
 
+@pytest.mark.fault("Disks and checkpoints")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full_when_the_best_checkpoint_is_due_is_what_the_run_ends_with(
+    videos: Path, config: Config, tmp_path: Path, happened: Happened
+) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/best.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(
+        UserError, match=r"cannot be scored \(.*best\.ckpt: .*No space left.*holds last\.ckpt"
+    ) as error:
+        train(config("data=folder", f"data.root={videos}"))
+    assert (tmp_path / "run/metrics.csv").is_file()
+    happened("The disk is full whenever the best checkpoint is due", error.value)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "last.ckpt.part").symlink_to("/dev/full")

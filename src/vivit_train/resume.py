@@ -30,7 +30,12 @@ class WholeFiles(TorchCheckpointIO):
     """Checkpoints bear another name until they are whole and on the disk.
 
     One that cannot be written, for want of space say, is a message; the one before it stays, and training goes on.
+
+    Attributes:
+        failure: the last one that could not be written, and why; "" where all could.
     """
+
+    failure = ""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -50,6 +55,7 @@ class WholeFiles(TorchCheckpointIO):
                 raise
             with suppress(OSError):
                 os.remove(part)
+            self.failure = f"{path}: {reason(cause)}"
             tell(f"checkpoint {path} was not written ({reason(cause)}); training goes on")
 
 
@@ -147,8 +153,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object] = tell) -> Path
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
 
 
-def check_resumable(path: Path) -> int:
-    """Checks a checkpoint before Lightning reads it; returns its step.
+def check_resumable(path: Path) -> tuple[int, Any]:
+    """Checks a checkpoint before Lightning reads it; returns its step, and the state of its data.
 
     Raises:
         UserError: it cannot be read, has no state of a training run, or its weights are not finite.
@@ -162,7 +168,7 @@ def check_resumable(path: Path) -> int:
             raise UserError(
                 f"{path} cannot be resumed: it has no {key}; init.path={path} starts anew from its weights"
             )
-    return int(checkpoint["global_step"])
+    return int(checkpoint["global_step"]), checkpoint.get(VideoDataModule.__qualname__)
 
 
 @contextmanager

@@ -26,7 +26,9 @@ from vivit_train.callbacks import planned_steps
 from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.decode import DECODERS
+from vivit_train.data.digest import check_unchanged
 from vivit_train.errors import LackOfMemoryError, UserError, reason
+from vivit_train.lock import lock_folder
 from vivit_train.measure import gain_of_half, step_dtype
 from vivit_train.model.files import WEIGHT_FILES
 from vivit_train.model.initialise import initialise
@@ -36,6 +38,7 @@ from vivit_train.processes import SameEverywhere, explaining_lost_processes
 from vivit_train.result import parse_views, say, score_task
 from vivit_train.resume import WholeFiles, check_resumable, explaining_failed_resume, newest_checkpoint
 from vivit_train.stored import DATA, build
+from vivit_train.sweep import is_first_rank
 from vivit_train.task import VideoClassification
 
 
@@ -49,6 +52,8 @@ def train(cfg: DictConfig) -> float:
     Raises:
         UserError: whatever the user can mend.
     """
+    if is_first_rank():
+        lock_folder(cfg.run_dir)
     check(cfg)
     page = recipe.read_page()
     recipe.scale_learning_rate(cfg, page)
@@ -92,7 +97,9 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
 
     cfg.ckpt_path = checkpoint_to_resume(cfg)
     if cfg.ckpt_path:
-        step = check_resumable(Path(cfg.ckpt_path))
+        step, state = check_resumable(Path(cfg.ckpt_path))
+        if notice := check_unchanged(data, state, cfg.ckpt_path, run_dir / "data_changes.txt", step):
+            say(notice)
         if cfg.logger and "first_step" in cfg.logger:
             cfg.logger.first_step = step
     trainer = build_trainer(cfg)
@@ -136,6 +143,8 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         # without validation there is no best, nor with callbacks.checkpoint=null
         best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
         best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
+        if not Path(best).is_file():
+            raise UserError(unwritten(trainer, best))
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         kept_net = build_net({**config["model"], "compile": False}, classes)
@@ -160,6 +169,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     quiet_lightning()
+    if is_first_rank():
+        lock_folder(cfg.run_dir)
     if problems := choice_problems(cfg, null_is_as_trained=True):
         raise UserError("; ".join(problems))
     metadata, weights = load_checkpoint(cfg.ckpt_path)
@@ -186,6 +197,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
+
+
+def unwritten(trainer: L.Trainer, best: str) -> str:
+    """What a run says at its end, where its best checkpoint is not there to be scored."""
+    why = getattr(trainer.strategy.checkpoint_io, "failure", "") or f"{best} is gone"
+    folder = Path(best).parent
+    left = ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "no checkpoint"
+    return (
+        f"training is done, but its best checkpoint was not kept and cannot be scored ({why}). {folder} holds "
+        f"{left}; metrics.csv has the scores of each epoch. Free some space: resume=auto in this folder goes on "
+        "from there"
+    )
 
 
 FIRST_STEPS = 10  # of an attempt, that are not missed where it begins anew
@@ -463,6 +486,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.short": ("loop", "edge", "pad"),
     "data.augment_on": ("auto", "worker", "device"),
     "data.decoder": DECODERS,
+    "data.changed": ("stop", "accept"),
     "data.balance": (None, "sqrt", "class"),
     "model.checkpoint_activations": ("none", "mlp", "block"),
     "callbacks.health.on_nonfinite": ("stop", "skip"),

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.errors import TRY_AGAIN, UserError, reason
+from vivit_train.lock import lock_folder
 from vivit_train.names import csv_cell, printable, printable_lines, tell
 
 OUTCOME = "outcome.json"
@@ -64,6 +65,17 @@ def read_outcome(file: Path) -> Outcome:
 
 def is_first_rank() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+class Lock(Callback):
+    """Locks the folder of a run or a sweep before anything is written there; one whose name has the time in it is
+    new, and is left to `train` and `evaluate`."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        lock_or_refuse(OmegaConf.to_container(config.hydra.run, resolve=False)["dir"])  # type: ignore
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        lock_or_refuse(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore
 
 
 class Summary(Callback):
@@ -122,6 +134,16 @@ class Summary(Callback):
 def refuse(text: str) -> None:
     """Ends this process from within a callback of Hydra's, which makes warnings of other errors."""
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
+
+
+def lock_or_refuse(folder: str) -> None:
+    """Ends this process where another one writes into its folder. Of several ranks the first locks for all."""
+    if "${" in folder or not is_first_rank():
+        return
+    try:
+        lock_folder(folder)
+    except UserError as error:
+        refuse(str(error))
 
 
 def started_from_outside() -> bool:

@@ -1,6 +1,7 @@
 import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -180,9 +181,9 @@ def test_several_makers_at_once_end_with_one_whole_demo(tmp_path, monkeypatch):
     barrier = threading.Barrier(2)
     write_text = Path.write_text
 
-    def write_together(path: Path, text: str) -> int:
+    def write_together(path: Path, text: str, **kwargs: Any) -> int:
         barrier.wait(timeout=20)  # both have finished their videos before either renames
-        return write_text(path, text)
+        return write_text(path, text, **kwargs)
 
     monkeypatch.setattr(Path, "write_text", write_together)
     errors = []

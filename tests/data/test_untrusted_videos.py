@@ -18,7 +18,7 @@ from vivit_train.data.decode import probe, read_frames
 from vivit_train.data.manifest import read_csv
 from vivit_train.errors import UserError, VideoError
 
-SECTION = "What strangers give us"
+SECTION = "Strangers' files"
 
 
 @pytest.mark.fault(SECTION)

@@ -28,6 +28,7 @@ from vivit_train.data import source, timelines
 from vivit_train.data.augment import Look, TrainTransform, around, crop_views, mirrored_classes, seeded
 from vivit_train.data.clip import BLACK, Indices, Sampling
 from vivit_train.data.decode import Box, Cut, import_decoder, read_frames, timeline
+from vivit_train.data.digest import digest
 from vivit_train.data.manifest import Manifest, Splits, Target
 from vivit_train.data.timelines import Timeline
 from vivit_train.data.workers import Note, deadline, explain
@@ -373,6 +374,7 @@ class VideoDataModule(L.LightningDataModule):
         decoder: see `read_frames`.
         timeout_s: a video that takes longer to read is taken to hang: training stops and names it.
         allow_private_urls: http and https URLs may lead to this machine and to local networks.
+        changed: what a resumed run does where clips are no longer those of its checkpoint: "stop" or "accept".
         max_bad_fraction: share of the training videos that may be unreadable before training stops.
         bad_videos_file: where unreadable videos are listed.
     """
@@ -411,6 +413,7 @@ class VideoDataModule(L.LightningDataModule):
         decoder: str = "auto",
         timeout_s: float = 120,
         allow_private_urls: bool = False,
+        changed: Literal["stop", "accept"] = "stop",
         max_bad_fraction: float = 0.05,
         bad_videos_file: str | Path = "bad_videos.csv",
         seed: int = 0,
@@ -439,7 +442,7 @@ class VideoDataModule(L.LightningDataModule):
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # of which other processes do not know
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
-        self.first = (0, 0)
+        self.first, self.changed = (0, 0), changed
 
     @cached_property
     def splits(self) -> Splits:
@@ -462,6 +465,11 @@ class VideoDataModule(L.LightningDataModule):
         notice = f"train is limited to {self.limit_per_class} clips per class: {len(rows)} of {len(order)}"
         train = splits.train.take(np.array(sorted(rows)))
         return replace(splits, train=train, notices=(*splits.notices, notice))
+
+    @cached_property
+    def digest(self) -> Tensor:
+        """Which clips there are, for a run that is resumed."""
+        return digest(self.splits)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -606,7 +614,9 @@ class VideoDataModule(L.LightningDataModule):
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
         done = current.processed == self.trainer.num_training_batches
-        return {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
+        state = {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
+        clips = {"clips": self.digest, "steps_per_epoch": self.steps_per_epoch}
+        return state | (clips if self.trainer.is_global_zero else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.first = (state_dict["epoch"], state_dict["step"])

@@ -1,0 +1,137 @@
+"""Which clips a run trains and is scored on, in a few bytes each: a resumed run can tell what has changed."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivit_train.arguments import conforms
+from vivit_train.data import source
+from vivit_train.data.manifest import Manifest, Splits
+from vivit_train.errors import UserError, VideoError
+from vivit_train.names import printable
+
+MAX_BYTES = 1 << 28  # of a digest once it is unpacked: two million clips
+SHOWN = 3  # clips that a message names, of each kind of change
+Clip = tuple[str, list[float], list[int]]  # its labels, its span in seconds, its file's size and time
+WORDS = ("labels changed", "spans changed", "files overwritten (size or time)")
+
+
+def digest(splits: Splits) -> Tensor:
+    """A table of all clips, compressed: uint8 [bytes].
+
+    The state of each file is asked for once. Servers are not asked, and of a tar's members the tar is.
+    """
+    states: dict[str, list[int]] = {}
+    rows = [row for name, manifest in named(splits) for row in rows_of(name, manifest, splits, states)]
+    packed = zlib.compress(json.dumps(rows, ensure_ascii=True, separators=(",", ":")).encode(), 3)
+    return torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
+
+
+def named(splits: Splits) -> Iterator[tuple[str, Manifest]]:
+    for name, manifest in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if manifest is not None:
+            yield name, manifest
+
+
+def rows_of(name: str, manifest: Manifest, splits: Splits, states: dict[str, list[int]]) -> Iterator[list[Any]]:
+    classes = list(splits.classes.values())
+    for row in range(len(manifest)):
+        path = str(manifest.paths[row])
+        if path not in states:
+            states[path] = state_of(path)
+        ids = manifest.labels_of(row)
+        heads = classes * len(ids) if manifest.multi_label else classes
+        labels = " | ".join(names[i] for names, i in zip(heads, ids, strict=True))
+        span = [] if manifest.spans_s is None else [float(s) for s in manifest.spans_s[row]]
+        yield [name, str(manifest.ids[row]), labels, span, states[path]]
+
+
+def state_of(path: str) -> list[int]:
+    """Size and time of a file; empty where it is on a server, or cannot be asked for."""
+    if source.is_url(path):
+        return []
+    try:
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns]
+    except OSError:  # a member of a tar
+        pass
+    try:
+        state = source.state(path)
+        return [state.size, state.version]
+    except (VideoError, UserError):
+        return []
+
+
+def unpacked(packed: Any, where: str) -> dict[tuple[str, str], Clip]:
+    """The table of a digest by split and id. It may be a stranger's.
+
+    Raises:
+        UserError: it is damaged, or unpacks to more than `MAX_BYTES`.
+    """
+    try:
+        if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.ndim != 1:
+            raise ValueError
+        stream = zlib.decompressobj()
+        text = stream.decompress(packed.numpy().tobytes(), MAX_BYTES)
+        rows = json.loads(text)
+        if stream.unconsumed_tail or not conforms(rows, list[tuple[str, str, str, list[float], list[int]]]):
+            raise ValueError
+    except (ValueError, zlib.error, RecursionError) as error:
+        raise UserError(
+            f"{where}: its table of clips is damaged; init.path={where} starts anew from its weights"
+        ) from error
+    return {(split, clip): (labels, span, state) for split, clip, labels, span, state in rows}
+
+
+def differences(before: Mapping[tuple[str, str], Clip], now: Mapping[tuple[str, str], Clip]) -> list[str]:
+    """A line for each kind of change, with the first clips of it."""
+    found = {"gone": [key for key in before if key not in now], "new": [key for key in now if key not in before]}
+    both = [key for key in now if key in before]
+    for i, words in enumerate(WORDS):
+        found[words] = [key for key in both if before[key][i] != now[key][i]]
+    if not any(found.values()) and list(before) != list(now):
+        found["in another order"] = list(now)
+    lines = []
+    for words, keys in found.items():
+        names = ", ".join(f"{split}/{printable(clip)}" for split, clip in keys[:SHOWN])
+        if keys:
+            lines.append(f"{words}: {len(keys):,} ({names}{', ...' if len(keys) > SHOWN else ''})")
+    return lines
+
+
+def check_unchanged(data: Any, stored: Any, where: str, record: os.PathLike[str], step: int) -> str:
+    """Compares the clips of a run with those of the checkpoint that it resumes from.
+
+    Args:
+        data: the datamodule; its `changed` says whether to go on with other clips.
+        stored: the datamodule's state in the checkpoint.
+        where: the checkpoint; record: the file that names what changed; step: at which it did.
+
+    Returns:
+        A line for the terminal; "" where nothing changed.
+
+    Raises:
+        UserError: the clips differ, and `data.changed` is "stop", or their number makes other epochs.
+    """
+    state = stored if isinstance(stored, Mapping) else {}
+    if "clips" not in state:
+        return f"{where} does not say which clips it was trained on: whether the data changed is not known"
+    lines = differences(unpacked(state["clips"], where), unpacked(data.digest, where))
+    if not lines:
+        return ""
+    text = "\n  ".join([f"the data is not what {where} was trained on:", *lines])
+    steps = state.get("steps_per_epoch")
+    if data.changed != "accept" or steps != data.steps_per_epoch:
+        advice = "data.changed=accept goes on with it as it is now"
+        if steps != data.steps_per_epoch:
+            advice = f"an epoch has {data.steps_per_epoch} steps now and had {steps}, so this run cannot go on"
+        raise UserError(f"{text}\n{advice}; init.path={where} starts a new run from its weights")
+    with open(record, "a", encoding="utf-8") as file:
+        file.write(f"after step {step}, data.changed=accept: {text}\n")
+    return f"{text}\ndata.changed=accept: the run goes on; {record} says so"
