@@ -168,7 +168,7 @@ def test_hostile_strings_at_every_leaf_of_a_checkpoint_do_nothing(
     assert refused > len(where) / 4
     happened(
         "Interpolations of OmegaConf and Hydra, targets and paths at every place of a checkpoint's configuration",
-        f"nothing runs or is read; {refused} of {len(where[::2])} are refused in one line, the rest have no part in it",
+        f"nothing runs or is read; {refused} of {len(where[::2])} are refused in one line, the rest are not used",
     )
 
 
