@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-all lint fidelity bench bench-guard bench-model bench-gpu reliability lock clean
+.PHONY: install demo test tests test-all lint fidelity bench bench-guard bench-model bench-gpu fuzz audit reliability lock clean
 
 demo: install
 	rm -rf runs/demo
@@ -36,6 +36,12 @@ bench-gpu: install # docs/gpu.md: everything that is to be measured on a GPU; wi
 
 bench-guard: install # part of `make test`: what a step costs, in counts, beside what it did
 	PYTHONPATH=tests/data $(BIN)/python tests/guard.py
+
+fuzz: install # mutated files for each parser of ours, 20,000 of each; a target: tests/fuzz.py csv --cases 1000 --seed 5
+	$(BIN)/python tests/fuzz.py
+
+audit: install # the locked packages beside the published advisories; where these cannot be had, the age of the lock
+	$(BIN)/python tests/audit.py
 
 reliability: install # docs/reliability.md: every fault that the tests cause, and what happened
 	$(BIN)/python tests/reliability.py

@@ -621,7 +621,11 @@ def read_lines(file: Path) -> list[str]:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    return [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
+    lines = re.split(r"\r\n|\n|\r", text)
+    if "\0" in text:
+        number = next(i for i, line in enumerate(lines, 1) if "\0" in line)
+        raise UserError(f"{file}:{number}: has a zero byte, which no text has: is the file damaged?")
+    return [line.strip() for line in lines]
 
 
 def open_root(root: StrPath, tree: str) -> tuple[Path, str]:

@@ -123,7 +123,10 @@ def url_problem(url: str) -> str:
     protocol, _, rest = url.removeprefix(CACHE).partition("://")
     if protocol not in PROTOCOLS or "::" in protocol or ("::" in rest and not rest.startswith("[")):
         return f"{url}: only {', '.join(PROTOCOLS)} are read, and {CACHE} in front of one of them"
-    host = urlsplit(f"//{rest}").hostname if protocol in WEB else None
+    try:
+        host = urlsplit(f"//{rest}").hostname if protocol in WEB else None
+    except ValueError as error:
+        return f"{url}: {reason(error)}"
     if host and not _ALLOWS_PRIVATE.get() and _is_private(host):
         return f"{url}: {host} is {PRIVATE}"
     return ""
@@ -216,7 +219,9 @@ class _Disk:
     def state(self) -> State:
         try:
             status = os.stat(self.path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):  # a zero byte in its name
+                raise VideoError(self.path, reason(error), kind="missing") from error
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise VideoError(self.path, "file does not exist", kind="missing") from error
             raise VideoError(self.path, error.strerror or reason(error)) from error

@@ -18,9 +18,16 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vivit_train.arguments import conforms
 from vivit_train.errors import UserError, reason
 
 NAME = "timelines.sqlite"
+MAX_BYTES = 1 << 26  # of a scan once it is unpacked: a video of a week
+DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # of a packed scan
+STORED: dict[str, Any] = {
+    **{"num_frames": int, "fps": float, "unit_s": float, "start": int | None, "fault": str},
+    **{"promised_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
+}
 # What may change the outcome of a scan. The first number is ours: raise it with any change to decode.py's `_scan`.
 SCANNED_BY = "scan 1, " + ", ".join(
     f"{library} {'.'.join(map(str, av.library_versions[library]))}" for library in ("libavformat", "libavcodec")
@@ -83,14 +90,27 @@ def unpack(packed: bytes) -> Scan:
     """What was packed.
 
     Raises:
-        zlib.error, ValueError, TypeError: it is damaged, or something else.
+        zlib.error, ValueError, TypeError, RecursionError: it is damaged, or something else.
     """
-    head, _, tables = zlib.decompress(packed).partition(b"\n")
-    num_frames, fps, unit_s, itemsize, _, start, _, *others = json.loads(head)
+    stream = zlib.decompressobj()
+    head, _, tables = stream.decompress(packed, MAX_BYTES).partition(b"\n")
+    if stream.unconsumed_tail:
+        raise ValueError("it unpacks to more than any scan")
+    num_frames, fps, unit_s, itemsize, timeline, start, keys, *others = json.loads(head)
+    numbers = {"num_frames": num_frames, "fps": fps, "unit_s": unit_s, "start": start}
+    names = [name for name in Scan._fields if name not in ("timeline", "start", "keys")]
+    numbers |= dict(zip(names, others, strict=False))
+    if timeline is not None or keys is not None or itemsize not in (1, 2, 4, 8):
+        raise ValueError("it is no scan")
+    for name, hint in STORED.items():
+        if name in numbers and not conforms(numbers[name], hint):
+            raise ValueError(f"its {name} is none")
     end = itemsize * (num_frames - 1)
+    if num_frames < 1 or len(tables) < end or not (fps > 0 and unit_s > 0):
+        raise ValueError("its numbers contradict each other")
     steps = np.frombuffer(tables[:end], f"<u{itemsize}").astype(f"u{itemsize}")
-    keys = np.cumsum(np.frombuffer(tables[end:], "<i8"), dtype=np.int64)
-    return Scan(Timeline(num_frames=num_frames, fps=fps, steps=steps, unit_s=unit_s), start, keys, *others)
+    times = np.cumsum(np.frombuffer(tables[end:], "<i8"), dtype=np.int64)
+    return Scan(Timeline(num_frames=num_frames, fps=fps, steps=steps, unit_s=unit_s), start, times, *others)
 
 
 def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
@@ -132,7 +152,7 @@ def read(file: Path, path: str, version: int, size: int) -> Scan | None:
     try:
         (found,) = database.execute("SELECT packed FROM scans WHERE (path, version, size) = (?, ?, ?)", asked)
         return unpack(*found)
-    except (sqlite3.Error, zlib.error, ValueError, TypeError):
+    except (sqlite3.Error, *DAMAGE):
         return None
 
 
@@ -158,7 +178,12 @@ def _opened(file: Path) -> sqlite3.Connection:
     # "immutable": without locks, as it is only ever replaced
     database = sqlite3.connect(f"{Path(os.path.abspath(file)).as_uri()}?mode=ro&immutable=1", uri=True)
     try:
-        ((scanned_by,),) = database.execute("SELECT scanned_by FROM made")
+        database.execute("PRAGMA trusted_schema=OFF")  # a stranger's may have views and functions for tables
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+        kinds = database.execute("SELECT name, type FROM sqlite_schema WHERE name IN ('made', 'scans')")
+        if any(kind != "table" for _, kind in kinds):
+            raise ValueError("it is no database of the doctor's")
+        ((scanned_by,),) = database.execute("SELECT scanned_by FROM made LIMIT 2")
         if scanned_by != SCANNED_BY:
             raise ValueError(f"made by {scanned_by}, and this is {SCANNED_BY}")
     except (sqlite3.Error, ValueError):

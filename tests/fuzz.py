@@ -1,0 +1,204 @@
+"""Mutated files for each parser of ours: python tests/fuzz.py [TARGET ...] [--cases N] [--seed S]
+
+Each case ends in a value or in an error in our words, in time and in bounded memory. A case that does not is kept
+under its seed, from which it can be made again.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from vivit_train.checkpoint import load_checkpoint
+from vivit_train.data import timelines
+from vivit_train.data.digest import unpacked
+from vivit_train.data.manifest import read_csv
+from vivit_train.data.timelines import Scan, Timeline
+from vivit_train.errors import UserError
+from vivit_train.model.exchange import load_huggingface, save_huggingface
+from vivit_train.model.files import read_file
+from vivit_train.model.flaxfile import read_parameters, write_flax
+from vivit_train.model.vivit import ViViT
+
+MAX_SECONDS, MAX_MEGABYTES = 5.0, 500
+ODD: list[Any] = [
+    0,
+    -1,
+    10**9,
+    2**63,
+    1e400,
+    float("nan"),
+    True,
+    None,
+    "",
+    "x" * 5000,
+    [],
+    {},
+    [[[]]],
+    "${oc.env:HOME}",
+]
+Parse = Callable[[Path], object]
+Mutate = Callable[[bytes, random.Random], bytes]
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, a part cut off, doubled or taken from elsewhere in the file."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at, length = rng.randrange(len(out) + 1), rng.choice([1, 2, 4, 8, 64, 512])
+        kind = rng.randrange(6)
+        if kind == 0:
+            out[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            out[at : at + length] = rng.choice([b"\xff", b"\x00", b"\x7f"]) * length
+        elif kind == 2:
+            del out[at : at + length]
+        elif kind == 3:
+            out = out[:at]
+        elif kind == 4:
+            other = rng.randrange(len(data))
+            out[at:at] = data[other : other + length]
+        else:
+            out[at:at] = rng.choice([b"[", b"{", b'"', b"\n", b",", b"\x91", b"\x81", b"("]) * rng.choice(
+                [1, 10_000]
+            )
+    return bytes(out)
+
+
+def mutated_json(data: bytes, rng: random.Random) -> bytes:
+    """A value somewhere in the tree replaced; else the bytes mutated."""
+    if rng.random() < 0.4:
+        return mutated(data, rng)
+    tree = json.loads(data)
+    for _ in range(rng.randint(1, 3)):
+        tree[rng.choice(list(tree))] = rng.choice(ODD)
+    return json.dumps(tree).encode()
+
+
+def tiny() -> ViViT:
+    return ViViT("vivit_st", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2)
+
+
+class Target:
+    """A file that a parser reads, and how it is mutated."""
+
+    def __init__(self, file: Path, parse: Parse, mutate: Mutate = mutated) -> None:
+        self.file, self.parse, self.mutate, self.whole = file, parse, mutate, file.read_bytes()
+        parse(file)  # as it is, it can be read
+
+    def run(self, seed: int) -> str:
+        """One case; "" where it ends as it should."""
+        self.file.write_bytes(self.mutate(self.whole, random.Random(seed)))
+        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            self.parse(self.file)
+        except UserError:
+            pass
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:300]
+        took, grown = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        if took > MAX_SECONDS or grown / 1024 > MAX_MEGABYTES:
+            return f"took {took:.1f} s and {grown / 1024:.0f} MB"
+        return ""
+
+
+def targets(folder: Path) -> dict[str, Target]:
+    """Each parser with a small file that it reads."""
+    net = tiny()
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    config = {"model": {"model": "vivit_st", "frames": 4}, "data": {"root": "x"}}
+    about = {
+        "config": config,
+        "classes": {"": ["a", "b"]},
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "multi_label": False,
+    }
+    torch.save({"state_dict": state, "vivit_train": about, "global_step": 3}, folder / "x.ckpt")
+    save_file(net.state_dict(), folder / "x.safetensors")
+    write_flax(folder / "x.flax", {"params": {"a": {"kernel": np.ones((3, 4), np.float32)}, "b": np.arange(5)}})
+    save_huggingface(net, folder / "hf", classes=["a", "b"], mean=[0.5] * 3, std=[0.5] * 3, short_side=32)
+    (folder / "rows").mkdir()
+    (folder / "rows/train.csv").write_text('a.mp4 x\n"b c.mp4",y\nhttps://example.org/c.mp4 x\nd.mp4\ty\n' * 3)
+    for name in ("a", "b c", "d"):
+        (folder / f"rows/{name}.mp4").touch()
+    times = Timeline(num_frames=5, fps=25.0, steps=np.full(4, 2, np.uint8), unit_s=0.02)
+    scan = Scan(times, 0, np.array([0, 4]), "", 5, 0.2, 2.5)
+    (folder / "x.scan").write_bytes(timelines.pack(scan))
+    timelines.write(folder / "x.sqlite", [("a.mp4", 1, 2, timelines.pack(scan))])
+
+    table = json.dumps([["train", "a.mp4", "x", [], [3, 4]], ["val", "b.mp4", "y", [0.0, 1.5], []]])
+    (folder / "x.clips").write_bytes(zlib.compress(table.encode()))
+
+    def packed_scan(file: Path) -> object:
+        try:
+            return timelines.unpack(file.read_bytes())
+        except timelines.DAMAGE:  # which `timelines.read` takes for no scan
+            return None
+
+    def stored_scan(file: Path) -> object:
+        timelines.why_unused(file)
+        return timelines.read(file, "a.mp4", 1, 2)
+
+    def rows(file: Path) -> object:
+        return read_csv(file.parent, train=file.name, val=file.name, max_missing=1)
+
+    def clips(file: Path) -> object:
+        return unpacked(torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy()), str(file))
+
+    return {
+        "torch": Target(folder / "x.ckpt", load_checkpoint),
+        "safetensors": Target(folder / "x.safetensors", read_file),
+        "flax": Target(folder / "x.flax", read_parameters),
+        "json": Target(folder / "hf/config.json", lambda file: load_huggingface(file.parent), mutated_json),
+        "csv": Target(
+            folder / "rows/train.csv", lambda f: read_csv(f.parent, train=f.name, val=f.name, max_missing=1)
+        ),
+        "timelines": Target(folder / "x.scan", packed_scan),
+        "sqlite": Target(folder / "x.sqlite", stored_scan),
+        "clips": Target(folder / "x.clips", clips),
+    }
+
+
+def fuzz(target: str, cases: int, seed: int, folder: Path) -> list[tuple[int, str]]:
+    """The seeds of the cases that failed, and how."""
+    found = targets(folder)[target]
+    return [(s, why) for s in range(seed, seed + cases) if (why := found.run(s))]
+
+
+NAMES = ("torch", "safetensors", "flax", "json", "csv", "timelines", "sqlite", "clips")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", nargs="*", default=NAMES, choices=NAMES)
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    failed = 0
+    for name in options.target:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            bad = fuzz(name, options.cases, options.seed, Path(folder))
+        print(
+            f"{name:<12} {options.cases:,} cases, {time.monotonic() - began:.0f} s, {len(bad)} failed", flush=True
+        )
+        for seed, why in bad[:10]:
+            print(f"  {name} --cases 1 --seed {seed}: {why}")
+        failed += len(bad)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
