@@ -182,12 +182,14 @@ NAMES = ("torch", "safetensors", "flax", "json", "csv", "timelines", "sqlite", "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", nargs="*", default=NAMES, choices=NAMES)
+    parser.add_argument("target", nargs="*", help=", ".join(NAMES))
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = 0
-    for name in options.target:
+    if unknown := set(options.target) - set(NAMES):
+        parser.error(f"{min(unknown)} is none of {chr(44).join(NAMES)}")
+    for name in options.target or NAMES:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             bad = fuzz(name, options.cases, options.seed, Path(folder))
