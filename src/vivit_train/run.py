@@ -280,7 +280,7 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     crop) stays as it was trained unless it is named too.
     """
     clip = ("frames", "stride", "fps", "sampling", "short", "short_side", "crop", "squash")
-    keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch", "allow_private_urls")
+    keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch")
     typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
     given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
     if given.get("reader") is not None:
@@ -288,6 +288,7 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
         if metadata.multi_label and "multi_label" in given["reader"]:
             given["reader"]["multi_label"] = True  # as the model answers, so that other data need not say so
         given["reader"] = instantiate(given["reader"], _convert_="all")
+    given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # never as a checkpoint has it
     return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
 
 

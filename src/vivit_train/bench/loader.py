@@ -187,7 +187,8 @@ def is_readable(data: VideoDataModule, manifest: Manifest, row: int, number: int
     try:
         with seeded(data.seed, number):
             loaded = dataset(data, manifest).load(row)
-        decode_alone(str(manifest.paths[row]), loaded, data.short_side)
+        with data.reading.limit(str(manifest.paths[row])):
+            decode_alone(str(manifest.paths[row]), loaded, data.short_side)
     except (VideoError, av.FFmpegError):
         return False
     return True

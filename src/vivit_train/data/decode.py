@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vivit_train.data import source, timelines
-from vivit_train.data.timelines import Scan, Timeline
+from vivit_train.data.timelines import MAX_FPS, Scan, Timeline
 from vivit_train.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
@@ -46,7 +46,6 @@ OPENING = {
     "format_whitelist": FORMATS,
     "protocol_whitelist": "file,subfile",  # what source.py gives it
 }
-MAX_FPS = 1000.0  # a header that claims more is damaged: a high-speed camera's file plays at 1,000 at most
 MAX_PIXELS = 16384 * 8640  # of a frame: 16k, of which one takes half a gigabyte
 
 # Containers in which a seek finds the key frame it is sent to. In FLV, WMV and MPEG-TS it may land behind it.
@@ -483,7 +482,7 @@ def _picture(folder: str, path: str) -> tuple[VideoFrame, str]:
     context = VideoCodecContext.create(codec, "r")
     assert isinstance(context, VideoCodecContext)
     context.thread_count = 1
-    context.options = {"err_detect": "explode"}  # half a JPEG is an error too
+    context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}  # half a JPEG is an error too
     try:
         (frame,) = context.decode(Packet(data))
     except (av.FFmpegError, ValueError) as error:

@@ -46,6 +46,7 @@ _TAR = re.compile(
 )
 _PICTURE = re.compile(r"[^.].*\.(?:jpe?g|png|webp)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+)")
+_IPV6 = re.compile(r"\[[0-9a-fA-F:.]+\](?=[:/]|$)")
 
 
 class State(NamedTuple):
@@ -121,7 +122,9 @@ def url_problem(url: str) -> str:
     fsspec has protocols that run templates, open other files or other hosts, and chains of them.
     """
     protocol, _, rest = url.removeprefix(CACHE).partition("://")
-    if protocol not in PROTOCOLS or "::" in protocol or ("::" in rest and not rest.startswith("[")):
+    # of a chain's "::" fsspec makes file systems; an IPv6 address may have it, outside of chains
+    address = _IPV6.match(rest) if protocol in WEB and not url.startswith(CACHE) else None
+    if protocol not in PROTOCOLS or "::" in rest[address.end() if address else 0 :]:
         return f"{url}: only {', '.join(PROTOCOLS)} are read, and {CACHE} in front of one of them"
     try:
         host = urlsplit(f"//{rest}").hostname if protocol in WEB else None
@@ -172,7 +175,7 @@ async def _public_client(**options: Any) -> Any:
     import aiohttp
 
     connector = aiohttp.TCPConnector(socket_factory=_public_socket)
-    return aiohttp.ClientSession(**options, connector=connector)
+    return aiohttp.ClientSession(**options | {"connector": connector, "trust_env": False})
 
 
 def is_plain(path: str) -> bool:
@@ -236,6 +239,7 @@ class _Disk:
             raise VideoError(self.path, error.strerror or reason(error)) from error
 
     def read(self) -> bytes:
+        self.state()  # which refuses a pipe: opening it waits for ever
         try:
             with open(self.path, "rb") as file:
                 return file.read()
@@ -399,9 +403,14 @@ def _filesystem(url: str) -> tuple[Any, str]:
         if problem.endswith(PRIVATE):  # of this video; other servers may do
             raise VideoError(url, problem.removeprefix(f"{url}: "))
         raise UserError(problem)
-    checked = {} if _ALLOWS_PRIVATE.get() else {protocol: {"get_client": _public_client} for protocol in WEB}
+    protocol = url.removeprefix(CACHE).partition("://")[0]
+    options = {} if protocol not in WEB or _ALLOWS_PRIVATE.get() else {"get_client": _public_client}
     try:
-        filesystem, path = fsspec.url_to_fs(url, **{k: v for k, v in checked.items() if f"{k}://" in url})
+        if protocol in WEB and not url.startswith(
+            CACHE
+        ):  # whose paths are URLs; url_to_fs takes "[::1]" for a chain
+            return fsspec.filesystem(protocol, **options), url
+        filesystem, path = fsspec.url_to_fs(url, **({protocol: options} if options else {}))
     except ImportError as error:
         package = getattr(error.__cause__, "name", None)
         advice = f": pip install {package}" if package else ""

@@ -22,6 +22,7 @@ from vivit_train.arguments import conforms
 from vivit_train.errors import UserError, reason
 
 NAME = "timelines.sqlite"
+MAX_FPS = 1000.0  # a header that claims more is damaged: a high-speed camera's file plays at 1,000 at most
 MAX_BYTES = 1 << 26  # of a scan once it is unpacked: a video of a week
 DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # of a packed scan
 STORED: dict[str, Any] = {
@@ -151,9 +152,22 @@ def read(file: Path, path: str, version: int, size: int) -> Scan | None:
     asked = os.fsencode(path), version, size
     try:
         (found,) = database.execute("SELECT packed FROM scans WHERE (path, version, size) = (?, ?, ?)", asked)
-        return unpack(*found)
+        scan = unpack(*found)
+        return scan if is_possible(scan) else None
     except (sqlite3.Error, *DAMAGE):
         return None
+
+
+def is_possible(scan: Scan) -> bool:
+    """Whether a scan contradicts itself: one that a stranger stored would give other frames than asked for."""
+    steps, start, keys = scan.timeline.steps, scan.start, scan.keys
+    if not 0 < scan.timeline.fps <= MAX_FPS or not 1e-12 < scan.timeline.unit_s < 1e6:
+        return False
+    if len(steps) and (int(steps.min()) < 1 or float(steps.max()) * len(steps) >= 2**62):
+        return False
+    if start is None:  # frames are counted
+        return True
+    return abs(start) < 2**62 and len(keys) > 0 and int(keys[0]) <= start and bool((np.diff(keys) > 0).all())
 
 
 def why_unused(file: Path) -> str:
@@ -180,8 +194,8 @@ def _opened(file: Path) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA trusted_schema=OFF")  # a stranger's may have views and functions for tables
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
-        kinds = database.execute("SELECT name, type FROM sqlite_schema WHERE name IN ('made', 'scans')")
-        if any(kind != "table" for _, kind in kinds):
+        kinds = database.execute("SELECT type, sql FROM sqlite_schema WHERE name IN ('made', 'scans')")
+        if any(kind != "table" or "VIRTUAL" in str(sql).upper() for kind, sql in kinds):
             raise ValueError("it is no database of the doctor's")
         ((scanned_by,),) = database.execute("SELECT scanned_by FROM made LIMIT 2")
         if scanned_by != SCANNED_BY:
