@@ -32,6 +32,12 @@ def printable(text: object) -> str:
     return _CONTROL.sub(_escape, str(text))
 
 
+def excerpt(text: object, longest: int = 500) -> str:
+    """`printable`, and no longer than a message bears."""
+    line = printable(text)
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
 def printable_lines(text: object) -> str:
     """A message of several lines, likewise."""
     return _CONTROL_WITHIN_LINES.sub(_escape, str(text))
