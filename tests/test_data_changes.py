@@ -1,22 +1,26 @@
 """A run that is resumed on other data than it was trained on says so, and stops."""
 
+import csv
 import os
 import shutil
+import signal
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from helpers import Happened
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from vivit_train.data.digest import digest, unpacked
 from vivit_train.data.manifest import Manifest, Splits
-from vivit_train.errors import UserError
+from vivit_train.errors import StoppedError, UserError
+from vivit_train.optim import warmup_cosine
 from vivit_train.run import train
 
 Config = Callable[..., DictConfig]
@@ -106,3 +110,70 @@ def test_a_digest_of_300_000_clips_is_quick_and_small(tmp_path: Path) -> None:
     began = time.process_time()
     assert len(digest(splits)) < 10e6
     assert time.process_time() - began < 6
+
+
+class StopAfter(L.Callback):
+    """Ends a run as a scheduler would, after some steps of it."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps -= 1
+        if self.steps == 0 and batch_idx + 1 < trainer.num_training_batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        if self.steps == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_after(cfg: DictConfig, steps: int) -> None:
+    with open_dict(cfg):
+        cfg.callbacks.stop = {"_target_": f"{__name__}.StopAfter", "steps": steps}
+    with pytest.raises(StoppedError):
+        train(cfg)
+
+
+@pytest.mark.parametrize(("clips", "done"), [(24, 5), (16, 5), (16, 6), (48, 5), (48, 6)])
+def test_a_run_goes_on_with_epochs_of_any_length(
+    clips: int, done: int, videos: Path, config: Config, tmp_path: Path
+) -> None:
+    """The learning rate comes to its end with the last step of the last epoch. Epochs had three steps; the run has
+    `done` when the data changes, and is stopped once more."""
+    root, now = tmp_path / "videos", clips // 8
+    shutil.copytree(videos, root)
+    data = (
+        "data=folder",
+        f"data.root={root}",
+        "recipe.epochs=4",
+        "resume=auto",
+        "recipe.global_batch=8",
+        "trainer.log_every_n_steps=1",
+    )
+    stop_after(config(*data), done)
+    for folder in (root / "train").iterdir():
+        if clips < 24:
+            (folder / "0000.mp4").unlink()
+        elif clips > 24:
+            for name in ("0000", "0001", "0002"):
+                shutil.copy(folder / f"{name}.mp4", folder / f"new{name}.mp4")
+    if clips != 24:
+        with pytest.raises(UserError, match=f"an epoch has {now} steps now and had 3"):
+            train(config(*data))
+    accept = (*data, "data.changed=accept")
+    stop_after(config(*accept), 2)
+    train(config(*accept))
+
+    start = now * 2 if done == 6 else now + min(done - 3, now - 1)  # the place in the new schedule
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rates = {int(row["step"]): float(row["train/lr"]) for row in rows if row["train/lr"]}
+    cfg = config(*data)
+    factor = warmup_cosine(int(now * cfg.recipe.warmup_epochs), 4 * now)
+    expected = [cfg.recipe.optimizer.lr * factor(place) for place in range(start, 4 * now)]
+    assert sorted(rates) == list(range(done + len(expected)))
+    assert [rates[step] for step in range(done, len(rates))] == pytest.approx(expected, rel=1e-4)
+    assert [int(row["epoch"]) for row in rows if row["val/score"]] == [0, 1, 2, 3]

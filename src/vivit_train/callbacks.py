@@ -61,7 +61,7 @@ class Report(Callback):
         self.started_s = self.last_line_s = time.monotonic()
         assert isinstance(pl_module, VideoClassification)
         self.first_step = trainer.global_step
-        self.total_steps = planned_steps(pl_module.total_steps, trainer)
+        self.total_steps = planned_steps(pl_module.total_steps + pl_module.schedule_offset, trainer)
         self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
         self.main_score = pl_module.main_score
         # Lightning leaves it out where a run goes on within an epoch

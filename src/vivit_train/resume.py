@@ -237,3 +237,15 @@ def place_in_epoch(
         over = not ahead and counts["completed"] == counts["processed"]  # the epoch is
         done = counts["processed"] // accumulated * accumulation
         counts.update(ready=done, started=done, processed=done, completed=done if over else done - 1)
+    if ahead:  # the epoch's last micro-batch may be the one that has begun; it is still to come
+        progress["is_last_batch"] = False
+
+
+def shift_in_epoch(progress: dict[str, Any], before: int, now: int, accumulation: int) -> None:
+    """Moves Lightning's progress in an epoch of `before` micro-batches into one of `now`: behind its end where it
+    was, else at the same place, with one step at least still to come."""
+    current = progress["current"]
+    over = current["completed"] >= before
+    behind = current["ready"] - current["completed"]
+    done = now if over else min(current["ready"], now - accumulation)
+    current.update(ready=done, started=done, processed=done, completed=done - behind)

@@ -228,7 +228,7 @@ def explaining_lack_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iter
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
             raise
         epoch, step = data.first
-        done = trainer.global_step - (epoch * data.steps_per_epoch + step)
+        done = trainer.global_step - (epoch * data.steps_per_epoch + step + data.schedule_offset)
         half = data.micro_batch // 2 // data.clips_per_video * data.clips_per_video
         text = (
             f"memory does not suffice for data.micro_batch={data.micro_batch} clips at once (after {done} steps: "

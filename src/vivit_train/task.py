@@ -20,7 +20,7 @@ from vivit_train.measure import forward_flops, whole
 from vivit_train.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.model.vivit import Block, ViViT
 from vivit_train.optim import parameter_groups, warmup_cosine
-from vivit_train.resume import keep_paths_inside, number_as_fsdp, place_in_epoch
+from vivit_train.resume import keep_paths_inside, number_as_fsdp, place_in_epoch, shift_in_epoch
 
 Batch = dict[str, Any]
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
@@ -86,10 +86,25 @@ class VideoClassification(L.LightningModule):
                 fully_shard(module, mesh=self.device_mesh)
         fully_shard(self.net, mesh=self.device_mesh)
 
+    @property
+    def schedule_offset(self) -> int:
+        """Optimizer steps made beyond the place in the schedule; not 0 once data.changed=accept has changed the
+        epochs' length."""
+        data = self._trainer and self._trainer.datamodule  # type: ignore[attr-defined]
+        return getattr(data, "schedule_offset", 0)
+
     @cached_property
     def forward_flops(self) -> int:
         """Floating-point operations of one clip's forward pass."""
         return forward_flops(self.net)
+
+    def on_train_start(self) -> None:
+        """Sets the learning rate of this run's schedule; a checkpoint's may be of one with other epochs."""
+        schedule: Any = self.lr_schedulers()
+        for group, lr, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = lr * factor(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
         self.epoch_loss.reset()
@@ -196,7 +211,8 @@ class VideoClassification(L.LightningModule):
             optimizer = self.optimizer(parameter_groups(self.net, self.weight_decay))
         except TypeError as error:
             raise UserError(f"recipe.optimizer: {error}") from error
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.warmup_steps, self.total_steps))
+        factor = warmup_cosine(self.warmup_steps, self.total_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step - self.schedule_offset))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -226,3 +242,7 @@ class VideoClassification(L.LightningModule):
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
         place_in_epoch(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        before = checkpoint.get(type(data).__qualname__, {}).get("steps_per_epoch")
+        if before not in (None, data.steps_per_epoch):
+            shift_in_epoch(progress, before * now, data.steps_per_epoch * now, now)

@@ -443,6 +443,7 @@ class VideoDataModule(L.LightningDataModule):
         self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # of which other processes do not know
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
         self.first, self.changed = (0, 0), changed
+        self.schedule_offset = 0  # optimizer steps made beyond the place in the schedule: see load_state_dict
 
     @cached_property
     def splits(self) -> Splits:
@@ -614,13 +615,32 @@ class VideoDataModule(L.LightningDataModule):
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
         done = current.processed == self.trainer.num_training_batches
-        state = {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
-        clips = {"clips": self.digest, "steps_per_epoch": self.steps_per_epoch}
-        return state | (clips if self.trainer.is_global_zero else {})
+        state = {
+            "epoch": epoch + done,
+            "step": 0 if done else step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "schedule_offset": self.schedule_offset,
+            "bad_videos": self.bad_videos["train"],
+        }
+        return state | ({"clips": self.digest} if self.trainer.is_global_zero else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.first = (state_dict["epoch"], state_dict["step"])
-        self.bad_videos["train"] = state_dict["bad_videos"]
+        """Takes a checkpoint's place in the epochs.
+
+        Where other data makes epochs of another length (data.changed=accept), training goes on at the same step of
+        the same epoch, or at the epoch's last. The learning rate goes on from that place in the new schedule, from
+        which the count of steps differs by `schedule_offset`.
+        """
+        epoch, step, now = state_dict["epoch"], state_dict["step"], self.steps_per_epoch
+        before = state_dict.get("steps_per_epoch", now)
+        place = step if before == now else min(step, now - 1)
+        self.first = (epoch, place)
+        self.schedule_offset = state_dict.get("schedule_offset", 0) + epoch * (before - now) + step - place
+        bad_videos, clips = state_dict["bad_videos"], state_dict.get("clips", self.digest)
+        if not torch.equal(clips, self.digest):  # a row may be another clip's by now
+            rows = {str(path): row for row, path in enumerate(self.splits.train.paths)}
+            bad_videos = {rows[bad[0]]: bad for bad in bad_videos.values() if bad[0] in rows}
+        self.bad_videos["train"] = bad_videos
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Takes the bad videos out of the batch and into the books; stops training that goes over its budget."""

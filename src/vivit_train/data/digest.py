@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivit_train.arguments import conforms
+from vivit_train.arguments import conforms, shown
 from vivit_train.data import source
 from vivit_train.data.manifest import Manifest, Splits
 from vivit_train.errors import UserError, VideoError
@@ -117,7 +117,7 @@ def check_unchanged(data: Any, stored: Any, where: str, record: os.PathLike[str]
         A line for the terminal; "" where nothing changed.
 
     Raises:
-        UserError: the clips differ, and `data.changed` is "stop", or their number makes other epochs.
+        UserError: the clips differ, and `data.changed` is "stop".
     """
     state = stored if isinstance(stored, Mapping) else {}
     if "clips" not in state:
@@ -126,12 +126,13 @@ def check_unchanged(data: Any, stored: Any, where: str, record: os.PathLike[str]
     if not lines:
         return ""
     text = "\n  ".join([f"the data is not what {where} was trained on:", *lines])
-    steps = state.get("steps_per_epoch")
-    if data.changed != "accept" or steps != data.steps_per_epoch:
-        advice = "data.changed=accept goes on with it as it is now"
-        if steps != data.steps_per_epoch:
-            advice = f"an epoch has {data.steps_per_epoch} steps now and had {steps}, so this run cannot go on"
-        raise UserError(f"{text}\n{advice}; init.path={where} starts a new run from its weights")
+    if state.get("steps_per_epoch") != data.steps_per_epoch:
+        text += f"\n  an epoch has {data.steps_per_epoch} steps now and had {shown(state.get('steps_per_epoch'))}"
+    if data.changed != "accept":
+        raise UserError(
+            f"{text}\ndata.changed=accept goes on with it as it is now; init.path={where} starts a new run from "
+            "its weights"
+        )
     with open(record, "a", encoding="utf-8") as file:
         file.write(f"after step {step}, data.changed=accept: {text}\n")
     return f"{text}\ndata.changed=accept: the run goes on; {record} says so"
