@@ -13,23 +13,27 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from safetensors.torch import save_file
 
 from vivit_train.checkpoint import load_checkpoint
 from vivit_train.data import timelines
 from vivit_train.data.digest import unpacked
 from vivit_train.data.manifest import read_csv
+from vivit_train.data.published import read_kinetics
 from vivit_train.data.timelines import Scan, Timeline
 from vivit_train.errors import UserError
 from vivit_train.model.exchange import load_huggingface, save_huggingface
 from vivit_train.model.files import read_file
 from vivit_train.model.flaxfile import read_parameters, write_flax
 from vivit_train.model.vivit import ViViT
+from vivit_train.sweep import Outcome, read_outcome
 
 MAX_SECONDS, MAX_MEGABYTES = 5.0, 500
 ODD: list[Any] = [
@@ -138,6 +142,16 @@ def targets(folder: Path) -> dict[str, Target]:
     (folder / "x.scan").write_bytes(timelines.pack(scan))
     timelines.write(folder / "x.sqlite", [("a.mp4", 1, 2, timelines.pack(scan))])
 
+    kinetics = folder / "kinetics"
+    for name in ("train/x/a_000001_000011", "train/y/b_000002_000012", "val/x/a_000001_000011"):
+        (kinetics / name).parent.mkdir(parents=True)
+        (kinetics / f"{name}.mp4").touch()
+    header, row = "label,youtube_id,time_start,time_end,split,is_cc", "x,a,1,11,val,0"
+    for split in ("train", "val"):
+        (kinetics / f"{split}.csv").write_text(f"{header}\n{row}\ny,b,2,12,val,0\n")
+    outcome = Outcome(job=1, overrides=["data=demo"], score=0.5, failed=False, note="")
+    (folder / "outcome.json").write_text(json.dumps(asdict(outcome)))
+
     table = json.dumps([["train", "a.mp4", "x", [], [3, 4]], ["val", "b.mp4", "y", [0.0, 1.5], []]])
     (folder / "x.clips").write_bytes(zlib.compress(table.encode()))
 
@@ -154,6 +168,9 @@ def targets(folder: Path) -> dict[str, Target]:
     def rows(file: Path) -> object:
         return read_csv(file.parent, train=file.name, val=file.name, max_missing=1)
 
+    def published(file: Path) -> object:
+        return read_kinetics(file.parent, max_missing=1)
+
     def clips(file: Path) -> object:
         return unpacked(torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy()), str(file))
 
@@ -162,9 +179,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "safetensors": Target(folder / "x.safetensors", read_file),
         "flax": Target(folder / "x.flax", read_parameters),
         "json": Target(folder / "hf/config.json", lambda file: load_huggingface(file.parent), mutated_json),
-        "csv": Target(
-            folder / "rows/train.csv", lambda f: read_csv(f.parent, train=f.name, val=f.name, max_missing=1)
-        ),
+        "csv": Target(folder / "rows/train.csv", rows),
+        "kinetics": Target(kinetics / "val.csv", published),
+        "outcome": Target(folder / "outcome.json", read_outcome, mutated_json),
         "timelines": Target(folder / "x.scan", packed_scan),
         "sqlite": Target(folder / "x.sqlite", stored_scan),
         "clips": Target(folder / "x.clips", clips),
@@ -174,10 +191,11 @@ def targets(folder: Path) -> dict[str, Target]:
 def fuzz(target: str, cases: int, seed: int, folder: Path) -> list[tuple[int, str]]:
     """The seeds of the cases that failed, and how."""
     found = targets(folder)[target]
-    return [(s, why) for s in range(seed, seed + cases) if (why := found.run(s))]
+    seeds = track(range(seed, seed + cases), f"{target:<12}", disable=not sys.stdout.isatty())
+    return [(s, why) for s in seeds if (why := found.run(s))]
 
 
-NAMES = ("torch", "safetensors", "flax", "json", "csv", "timelines", "sqlite", "clips")
+NAMES = ("torch", "safetensors", "flax", "json", "csv", "kinetics", "outcome", "timelines", "sqlite", "clips")
 
 
 def main() -> None:

@@ -105,6 +105,7 @@ CASES: dict[str, tuple[Callable[[Path, str], None], str]] = {
     "outcome.json, an integer of 5,001 digits": (outcome, DIGITS),
     "outcome.json, values of other kinds": (outcome, KINDS),
     "preprocessor_config.json, 100,000 lists in each other": (statistics, DEEP),
+    "preprocessor_config.json, 70 MB": (statistics, " " * 70_000_000 + "{}"),
     "a flax file, a module numbered with 5,001 digits": (flax, DIGITS),
     "PyTorch weights, a zip of a later version": (weights, "cc"),
     "PyTorch weights, a name in the zip that is no UTF-8": (named, ""),

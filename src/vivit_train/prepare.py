@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from vivit_train.children import Failure, in_children, usable_cores
-from vivit_train.data.decode import VideoInfo, probe
+from vivit_train.data.decode import OPENING, VideoInfo, probe
 from vivit_train.data.manifest import below, fail, find_videos, list_videos, shown_endings, some, walk
 from vivit_train.errors import UserError, VideoError, reason
 from vivit_train.names import csv_cell, printable, tell
@@ -104,7 +104,7 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
     count = 0
     try:
         with (
-            av.open(f"file:{source}", metadata_errors="ignore") as container,
+            av.open(f"file:{source}", options=OPENING, metadata_errors="ignore") as container,
             av.open(f"file:{target}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
         ):
             stream = container.streams.best("video")

@@ -28,7 +28,7 @@ from vivit_train.children import usable_cores
 from vivit_train.data.augment import seeded
 from vivit_train.data.clip import BLACK, Indices
 from vivit_train.data.datamodule import Key, Reading, Sample, TrainClips, VideoDataModule, collate
-from vivit_train.data.decode import Cut, probe, timeline
+from vivit_train.data.decode import OPENING, Cut, probe, timeline
 from vivit_train.data.manifest import Manifest
 from vivit_train.data.source import is_plain, is_url, opened, state
 from vivit_train.errors import UserError, VideoError
@@ -233,7 +233,8 @@ class _Stages:
                     sample["video"] = self.data.transform.finish(sample["video"], sample.pop("look"))
             finished = time.perf_counter()
             samples += (sample | {"errors": []} for sample in loaded)
-            alone = decode_alone(path, loaded, self.data.short_side)
+            with self.reading.limit(path):
+                alone = decode_alone(path, loaded, self.data.short_side)
             self.raw_s[turn, row], self.decoded[row] = alone.seek_s + alone.decode_s, alone.frames
             frames_s = self.reading.seconds.pop()
             convert_s = min(alone.convert_s, frames_s)
@@ -278,7 +279,7 @@ def decode_alone(path: str, loaded: Sequence[Sample], short_side: int) -> Alone:
     scale, times_s = VideoReformatter(), info.times_s
     wanted = set(times_s[indices].round(3).tolist())
     first_s, last_s = times_s[indices.min()], times_s[indices.max()]
-    with opened(path) as file, av.open(file, "r", metadata_errors="ignore") as container:
+    with opened(path) as file, av.open(file, "r", options=OPENING, metadata_errors="ignore") as container:
         stream = container.streams.best("video")
         assert isinstance(stream, VideoStream)  # as probe found
         stream.codec_context.thread_count = 1

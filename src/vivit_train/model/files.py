@@ -17,6 +17,7 @@ from vivit_train.errors import UserError, reason
 from vivit_train.model.plain import check_content, check_statistics
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+MAX_JSON_BYTES = 64 << 20
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of the normalisation, pixels in 0 .. 1
 
 
@@ -81,7 +82,16 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A configuration, or the index of a sharded model.
+
+    Raises:
+        UserError: it is not a JSON object, or larger than `MAX_JSON_BYTES`.
+    """
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(
+                f"{path} cannot be read: {path.stat().st_size:,} bytes are too many for a configuration"
+            )
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except RecursionError as error:
         raise UserError(f"{path} cannot be read: it is nested too deeply") from error
