@@ -1,0 +1,122 @@
+"""Losses, configurations and a run's folder of 2026-11-28, which moves of code and new names must not change.
+
+`python tests/test_nets.py` writes losses.json and configs.json again, after a change that is meant to change them.
+"""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from vivit_train.data.demo import make_demo
+from vivit_train.run import evaluate, train
+
+Config = Callable[..., DictConfig]
+NETS = ROOT / "tests/nets"
+RUN = [
+    "recipe.epochs=7",
+    "recipe.optimizer.lr=0.1",
+    "recipe.warmup_epochs=1",
+    "recipe.mixup=0.3",
+    "model.drop_path=0.2",
+    "data.micro_batch=4",
+    "data.flip=0.5",
+]
+GROUPS = ("recipe", "model")
+LOGGED = ["trainer.log_every_n_steps=1", "callbacks.contact_sheet=null"]
+
+
+def flat(node: Any, above: str = "") -> dict[str, Any]:
+    """Keys joined by dots. Of a `_target_` the last name alone: files move."""
+    if not isinstance(node, dict) or not node:
+        return {above: node.rpartition(".")[2] if above.endswith("_target_") else node}
+    below = [flat(value, f"{above}.{key}" if above else str(key)) for key, value in node.items()]
+    return {name: value for part in below for name, value in part.items()}
+
+
+def resolved(*overrides: str) -> dict[str, Any]:
+    cfg = compose("train", ["run_dir=run", *overrides])
+    return flat(OmegaConf.to_container(cfg, resolve=True))
+
+
+def all_configurations() -> dict[str, dict[str, Any]]:
+    """Every value of the default; of each recipe with each model the values that differ from it."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        found = {"default": (base := resolved())}
+        names = {group: sorted(file.stem for file in (ROOT / "conf" / group).glob("*.yaml")) for group in GROUPS}
+        for recipe in names["recipe"]:
+            for model in names["model"]:
+                words = f"recipe={recipe}", f"model={model}"
+                cfg = resolved(*words)
+                keys = [key for key in sorted(cfg | base) if cfg.get(key, "absent") != base.get(key, "absent")]
+                found[" ".join(words)] = {key: cfg.get(key, "absent") for key in keys}
+    return found
+
+
+def logged(file: Path, column: str) -> list[float]:
+    with file.open() as lines:
+        return [float(row[column]) for row in csv.DictReader(lines) if row[column]]
+
+
+def settings(videos: Path) -> list[str]:
+    return ["data=folder", f"data.root={videos}", *RUN, *LOGGED]
+
+
+def test_every_recipe_with_every_model_is_configured_as_it_was() -> None:
+    assert all_configurations() == json.loads((NETS / "configs.json").read_text())
+
+
+def test_twenty_steps_have_the_losses_that_they_had(videos: Path, config: Config, tmp_path: Path) -> None:
+    """To a relative 1e-3, as processors differ; `make gate` compares bits, on one machine."""
+    train(config(*settings(videos)))
+    losses = logged(tmp_path / "run/metrics.csv", "train/loss_step")
+    assert losses == pytest.approx(json.loads((NETS / "losses.json").read_text()), rel=1e-3)
+
+
+def test_an_old_checkpoint_is_scored_as_it_was(videos: Path, config: Config, tmp_path: Path) -> None:
+    ckpt, out = NETS / "run/checkpoints/last.ckpt", tmp_path / "run/predictions.csv"
+    evaluate(config(f"ckpt_path={ckpt}", f"data.root={videos}", name="eval"))
+    with out.open() as now, (NETS / "predictions.csv").open() as then:
+        for row, old in zip(csv.DictReader(now), csv.DictReader(then), strict=True):
+            logits = [float(value) for name, value in row.items() if name.startswith("logit:")]
+            assert logits == pytest.approx(
+                [float(value) for name, value in old.items() if name.startswith("logit:")], abs=0.02
+            )
+            assert (row["id"], row["label"]) == (old["id"], old["label"])
+
+
+def test_an_old_runs_folder_is_resumed(videos: Path, config: Config, tmp_path: Path) -> None:
+    shutil.copytree(NETS / "run", tmp_path / "run")
+    words = json.loads((NETS / "run/outcome.json").read_text())["overrides"]
+    new = [f"data.root={videos}", "recipe.epochs=3", "resume=auto", "data.changed=accept"]
+    train(config(*words, *new, tiny=False))
+    assert logged(tmp_path / "run/metrics.csv", "train/loss_step")[:6] == logged(
+        NETS / "run/metrics.csv", "train/loss_step"
+    )
+    steps = logged(tmp_path / "run/metrics.csv", "step")
+    assert max(steps) == 9
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_demo(folder / "videos", size=36, num_frames=12, train_per_class=3, val_per_class=1, test_per_class=2)
+        words = [*TINY, *settings(folder / "videos"), f"hydra.run.dir={folder / 'run'}"]
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *words], check=True)
+        (NETS / "losses.json").write_text(
+            json.dumps(logged(folder / "run/metrics.csv", "train/loss_step"), indent=0)
+        )
+    (NETS / "configs.json").write_text(json.dumps(all_configurations(), indent=0))
