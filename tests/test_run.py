@@ -497,3 +497,13 @@ def test_activations_computed_again_train_to_the_same_weights(
         train(config(*folder(videos), *settings))
         weights.append(load_checkpoint(tmp_path / which / "checkpoints/last.ckpt")[1])
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fsa", "vivit_fdp"])
+def test_a_model_that_has_no_temporal_encoder_is_scored_whatever_its_depth_is_set_to(
+    model: str, videos: Path, config: Config, tmp_path: Path
+) -> None:
+    """As conf/data/demo.yaml sets it for every model."""
+    train(config(*folder(videos), f"model={model}", "+model.temporal_depth=2"))
+    scores = evaluate(config(f"ckpt_path={tmp_path}/run/checkpoints/best.ckpt", name="eval"))
+    assert scores["n"] == 16
