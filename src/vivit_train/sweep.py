@@ -60,7 +60,26 @@ class Outcome:
 
 
 def read_outcome(file: Path) -> Outcome:
-    return Outcome(**json.loads(file.read_text(encoding="utf-8")))
+    """How a run ended.
+
+    Raises:
+        UserError: the file is damaged, or not one of ours.
+    """
+    try:
+        found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move it away") from error
+    is_whole = (
+        isinstance(found.job, int | None)
+        and isinstance(found.overrides, list)
+        and all(isinstance(text, str) for text in found.overrides)
+        and isinstance(found.score, int | float | None)
+        and isinstance(found.failed, bool)
+        and isinstance(found.note, str)
+    )
+    if not is_whole:
+        raise UserError(f"{file} is not the outcome of a run (a value is of another kind): move it away")
+    return found
 
 
 def is_first_rank() -> bool:
@@ -163,8 +182,13 @@ def choices(outcome: Outcome) -> dict[str, str]:
 
 def write_summary(folder: Path) -> list[Outcome]:
     """The outcomes of all jobs in a sweep's folder, best first; writes them to summary.csv, with a column for each
-    choice that is not the same in all."""
-    jobs = [read_outcome(file) for file in folder.glob(f"**/{OUTCOME}")]
+    choice that is not the same in all. An outcome that cannot be read is named, and costs no other its line."""
+    jobs = []
+    for outcome in folder.glob(f"**/{OUTCOME}"):
+        try:
+            jobs.append(read_outcome(outcome))
+        except UserError as error:
+            tell(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
     part = folder / f"summary.csv.{os.getpid()}"  # jobs on several machines may end at once

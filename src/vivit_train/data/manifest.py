@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivit_train.data.source import folder_and_name, is_picture, is_url, listing, members, url_problem
-from vivit_train.errors import UserError, VideoError
+from vivit_train.errors import UserError, VideoError, reason
 from vivit_train.names import printable
 
 StrPath = str | os.PathLike[str]
@@ -353,7 +353,9 @@ def read_csv(
         advice = f"data.reader.multi_label=true has a class on each side of the {SEPARATOR!r}"
         notices.append(f"{len(several)} labels are taken as one class each: {some(several, 2)}; {advice}")
     if all(map(_ID.fullmatch, reference)):
-        numbers = {label: int(label) for label in set().union(*written.values()) if _ID.fullmatch(label)}
+        numeric = filter(_ID.fullmatch, set().union(*written.values()))
+        # of thousands of digits Python reads none; 19 are no class either
+        numbers = {label: int(label) if len(label) < 19 else MAX_CLASSES for label in numeric}
         largest = max((numbers[label] for label in reference if numbers[label] < MAX_CLASSES), default=0)
         names = names or tuple(map(str, range(largest + 1)))
         ids = {label: i for label, i in numbers.items() if 0 <= i < len(names)}
@@ -592,7 +594,10 @@ def read_classes(file: Path) -> tuple[str, ...]:
     elif header == "id,name":
         form, pairs = "id,name", [line.partition(",")[::2] for line in names[1:]]
     elif header.startswith("id,key,"):
-        rows = list(filter(None, csv.reader(names[1:])))
+        try:
+            rows = list(filter(None, csv.reader(names[1:])))
+        except csv.Error as error:
+            raise UserError(f"{file} cannot be read as `id,key,...`: {reason(error)}") from None
         form, pairs = "id,key,...", [(row[0], "".join(row[1:2])) for row in rows]
     elif all(map(_NAME_ID.fullmatch, names)):
         form, pairs = "name,id", [line.rpartition(",")[::-2] for line in names]
@@ -614,6 +619,18 @@ def read_json(file: Path) -> Any:
         return json.loads("\n".join(read_lines(file)))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}; is the file complete?") from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply for annotations") from None
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise UserError(f"{file}: not JSON that can be read: {reason(error)}") from None
+
+
+def cells(line: str) -> list[str]:
+    """Those of a line of CSV; an empty one in their place where one is longer than csv reads, 128 KiB."""
+    try:  # by line, so that a stray quote spoils one row, not all after it
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return [""]
 
 
 def read_lines(file: Path) -> list[str]:

@@ -4,7 +4,6 @@ Annotation files are looked up where the archives leave them. Videos are found b
 anywhere below the root. data/README.md shows the tree and the published counts of each data set.
 """
 
-import csv
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from vivit_train.data.manifest import (
     Splits,
     StrPath,
     below,
+    cells,
     class_names,
     fail,
     find_file,
@@ -68,7 +68,8 @@ HMDB_FOLDERS = [
     for name in ("testTrainMulti_7030_splits", "splits", "")
     for at in ("", "annotations/", "splits/", "test_train_splits/")
 ]
-_TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_SECONDS = re.compile(r"\d{1,9}")
+_TIME = re.compile(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d+)?)")
 _UCF_ROW = re.compile(r"(?:.*/)?(([^/]+)/([^/]+)\.\w+)(?:\s+(\d+))?")
 _HMDB_ROW = re.compile(r"(.*\S)\.\w+\s+([012])")
 
@@ -133,7 +134,7 @@ def read_kinetics(
 def _kinetics_rows(file: Path, split: str, videos: "Videos", problems: "Problems") -> Iterator[Row]:
     needed = ("label", "youtube_id", "time_start", "time_end")
     for where, line, (label, youtube_id, start, end) in read_columns(file, needed):
-        if label and youtube_id and start.isdecimal() and end.isdecimal():
+        if label and youtube_id and _SECONDS.fullmatch(start) and _SECONDS.fullmatch(end):
             stem = f"{youtube_id}_{int(start):06d}_{int(end):06d}"
             folders = (split, label, label.replace(" ", "_"))
             found = videos.find(stem, folders) or videos.find(youtube_id, folders)
@@ -204,7 +205,7 @@ def read_moments(
 
 def _moments_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(read_lines(file), 1):
-        path, label, *votes = [*next(csv.reader([line]), []), "", ""]
+        path, label, *votes = [*cells(line), "", ""]
         is_video = path.rpartition(".")[2].lower() in VIDEO_EXTENSIONS
         if is_video and label and len(votes) == 4 and votes[0].isdecimal() and votes[1].isdecimal():
             yield f"{file}:{number}", path, label
@@ -526,7 +527,7 @@ class Problems:
 def read_columns(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
     """file:line, the line, and the values of the columns `needed`, all empty where the row has other columns."""
     lines = read_lines(file)
-    header = next(csv.reader(lines[:1]), [])
+    header = cells(lines[0])
     absent = [name for name in needed if name not in header]
     if absent:
         raise UserError(
@@ -535,7 +536,7 @@ def read_columns(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, str, 
         )
     columns = [header.index(name) for name in needed]
     for number, line in enumerate(lines[1:], 2):
-        values = next(csv.reader([line]), [])  # by line, so that a stray quote spoils one row, not all after it
+        values = cells(line)
         if values:
             is_whole = len(values) == len(header)
             yield f"{file}:{number}", line, [values[i] for i in columns] if is_whole else [""] * len(columns)

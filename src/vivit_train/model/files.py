@@ -42,7 +42,7 @@ def refuse_bomb(path: str | Path) -> None:
             return
         try:
             claimed = sum(part.file_size for part in zipfile.ZipFile(file).infolist())
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # a later zip; names of no encoding
             raise UserError(f"{path} cannot be read, it is damaged or cut off: {error}") from error
     if claimed > os.path.getsize(path):
         raise UserError(f"{path} is refused: it would unpack to {claimed:,} bytes, more than torch had saved")
@@ -83,6 +83,8 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise UserError(f"{path} cannot be read: it is nested too deeply") from error
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
 

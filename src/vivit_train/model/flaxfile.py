@@ -52,11 +52,11 @@ def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Paths joined by "/". Modules that old flax numbered all together are numbered by class, as they are now."""
     numbers: dict[str, list[int]] = {}
     for name in tree:
-        if match := re.fullmatch(r"([A-Z]\w*)_(\d+)", name):
+        if match := re.fullmatch(r"([A-Z]\w*)_(\d{1,9})", name):
             numbers.setdefault(match[1], []).append(int(match[2]))
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if match := re.fullmatch(r"([A-Z]\w*)_(\d+)", name):
+        if match := re.fullmatch(r"([A-Z]\w*)_(\d{1,9})", name):
             name = f"{match[1]}_{sorted(numbers[match[1]]).index(int(match[2]))}"
         flat |= flatten(value, f"{above}{name}/") if isinstance(value, dict) else {above + name: value}
     return flat
