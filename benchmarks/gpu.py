@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -55,7 +56,7 @@ class Result:
 
 def about(toy: bool) -> dict[str, str]:
     """The device and the versions, found out by a process of its own: CUDA takes memory where it is asked."""
-    words = [sys.executable, str(ROOT / "benchmarks/gpu_speed.py"), "about", *(["--toy"] if toy else [])]
+    words = [sys.executable, str(ROOT / "benchmarks/gpu_about.py"), *(["--toy"] if toy else [])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"torch cannot be asked for its device:\n{done.stderr}")
@@ -74,8 +75,8 @@ def measure(row: Row, out: Path, machine: dict[str, str], limit_s: float) -> Res
     written = {"json": work / "row.json", "report": work / "row.jsonl"}
     for file in written.values():
         file.unlink(missing_ok=True)
-    places = {name: str(path) for name, path in {**written, "work": work, "results": out / RESULTS}.items()}
-    words = [word.format(**places) for word in row.command]
+    places = {**written, "work": work, "results": out / RESULTS}
+    words = [re.sub(r"{(\w+)}", lambda place: str(places[place[1]]), word) for word in row.command]
     if row.kind == "check":
         words += ["-p", "no:cacheprovider", f"--basetemp={work / 'pytest'}"]
     elif "benchmarks/gpu_speed.py" in words and machine["toy"]:
@@ -165,7 +166,7 @@ def measure_all(rows: list[Row], out: Path, docs: Path, machine: dict[str, str],
     for row in rows:
         key = Result(row.name, "", 0, "", "", machine).key
         if key in done:
-            print(f"{row.name}: in {out.name}/{RESULTS} already", flush=True)
+            print(f"{row.name}: in the results already", flush=True)
             results.append(done[key])
             continue
         left_s = end_s - time.monotonic()
@@ -203,13 +204,13 @@ def main() -> None:
     rows = chosen(options.what, options.toy, filter(None, options.only.split(",")))
     begun_s = time.monotonic() - (time.time() - options.started if options.started else 0)
     budget_s = BUDGETS_S[options.what] if options.budget is None else options.budget
+    if options.toy:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     machine = about(options.toy)
     print(", ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
     if not (options.toy or machine["cuda"]):
         publish(docs, read(out / RESULTS))
         sys.exit("no GPU here: nothing is measured (--toy runs all of it on the CPU, at toy size)")
-    if options.toy:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     results = measure_all(rows, out, docs, machine, begun_s + budget_s)
     bad = [result.row for result in results if result.status != "ok"]
     missing = len(rows) - len(results)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from speed_model import ATTENTION, theirs_and_ours, turns  # noqa: E402
 
-from vivit_train.bench.model import device_name, infer, plain_sgd, train  # noqa: E402
+from vivit_train.bench.model import infer, plain_sgd, train  # noqa: E402
 from vivit_train.measure import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares  # noqa: E402
 from vivit_train.model.vivit import Block, ViViT  # noqa: E402
 from vivit_train.optim import parameter_groups  # noqa: E402
@@ -320,34 +320,9 @@ def loader(options: Options) -> Json:
     return loader_to_step(options.work, options.toy)
 
 
-def about(options: Options) -> Json:
-    device = options.device
-    cuda = device.type == "cuda"
-    name = device_name(device.type)
-    found = {
-        "device": name,
-        "toy": "yes" if options.toy else "",
-        "cuda": "",
-        "cudnn": "",
-        "driver": "",
-        "memory": "",
-    }
-    if cuda:
-        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-        found["memory"] = f"{torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB"
-        found["driver"] = driver()
-    return found
-
-
-def driver() -> str:
-    file = Path("/proc/driver/nvidia/version")
-    words = file.read_text().split() if file.exists() else []
-    return next((word for word in words if word[0].isdigit() and "." in word), "not known")
-
-
 def parse() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = (model, peers, attention, kernels, optimizer, layout, loader, about)
+    known = (model, peers, attention, kernels, optimizer, layout, loader)
     parser.add_argument("what", choices=[function.__name__ for function in known])
     parser.add_argument("--model", default="vivit_fe")
     parser.add_argument("--size", default="B")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 def test_a_compiled_run_is_the_same_run(
     videos: Path, config: Callable[..., DictConfig], tmp_path: Path, on_device: list[str]
 ) -> None:
-    """Of the validation's 8 clips the last batch has two, of batches of three."""
+    """Of the validation's 8 clips the last batch has two, the others three: as many as there are colors."""
     weights = []
     for compiled in ("false", "true"):
         torch._dynamo.reset()
