@@ -93,7 +93,7 @@ def measure(row: Row, out: Path, machine: dict[str, str], limit_s: float) -> Res
         result, failure = tests(written["report"])
         said = failure or said
     elif written["json"].exists():
-        result, said = json.loads(written["json"].read_text()), "" if code == 0 else said
+        result, said = json.loads(written["json"].read_text(encoding="utf-8")), "" if code == 0 else said
     # as it was written in the list: no path of this machine
     command = shlex.join(["python", *(word for word in row.command if not word.startswith("--gpu-report"))])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

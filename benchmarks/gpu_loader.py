@@ -30,7 +30,12 @@ def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
         f"data.micro_batch={batch}",
         *(TOY if toy else []),
     ]
-    words += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", f"trainer.max_steps={steps}"]
+    words += [
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+        "trainer.auto_micro_batch=true",
+        f"trainer.max_steps={steps}",
+    ]
     words += [f"trainer.log_every_n_steps={steps // 4}", f"hydra.run.dir={work / 'loader-run'}"]
     trainer = [] if toy else ["trainer=gpu"]
     recipe = [

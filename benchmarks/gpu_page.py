@@ -30,7 +30,7 @@ def machine_text(machine: Json) -> str:
         f"{name} {machine[name]}" for name in ("torch", "torchvision", "timm", "lightning", "transformers")
     )
     cuda = f", {machine['memory']}, CUDA {machine['cuda']}, driver {machine['driver']}" if machine["cuda"] else ""
-    return f"{machine['device']}{cuda}; Python {machine['python']}, {', '.join(versions)}"
+    return f"{machine['device']}{cuda}; {versions_text(machine)}"
 
 
 def render(results: list[Json]) -> str:
@@ -93,9 +93,10 @@ def model_lines(row: Row, result: Json | None) -> list[str]:
     found = result["result"]
     lines = []
     for measured in found["rows"]:
-        last = measured is found["rows"][-1]
+        last = measured is found["rows"][-1] and "shares" in found  # else it was ended before
         where = " / ".join(f"{found['shares'][name]:.0%}" for name in SHARES) if last else ""
-        cells = [row.title, str(measured["batch"]), f"{measured['clips_per_s']:.3g}", f"{measured['mfu']:.0%}"]
+        title = row.title if result["status"] == "ok" else f"{row.title} ({result['status']})"
+        cells = [title, str(measured["batch"]), f"{measured['clips_per_s']:.3g}", f"{measured['mfu']:.0%}"]
         cells += [f"{measured['peak_gb']:.3g}", where, f"{found['first_step_s']:.1f}" if last else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -143,8 +144,9 @@ def toys(results: list[Json]) -> list[str]:
         "`scripts/gpu.sh all --toy`, so that it works on the day it is needed; numbers of toys mean nothing."
     ]
     lines += ["", "| versions | rows ok | tests passed, failed, skipped | not ok | date |", "|---" * 5 + "|"]
-    for machine in dict.fromkeys(machine_text(result["machine"]) for result in results):
-        mine = [result for result in results if machine_text(result["machine"]) == machine]
+    for machine in dict.fromkeys(versions_text(result["machine"]) for result in results):
+        newest = {r["row"]: r for r in results if versions_text(r["machine"]) == machine}
+        mine = list(newest.values())
         ok = [result for result in mine if result["status"] == "ok"]
         bad = ", ".join(f"{result['row']}: {cell(result['said'])}" for result in mine if result not in ok)
         counts = (total(mine, name) for name in ("passed", "failed", "skipped"))

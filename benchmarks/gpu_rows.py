@@ -51,6 +51,7 @@ def model(letter: str, size: str, mode: str, compiled: str = "") -> Row:
 def steps(toy: bool) -> Row:
     """What train.py does, by the tool that users have for it."""
     small = ["model.dim=32", "model.depth=1", "model.heads=2", "data.frames=4", "data.crop=32", "trainer=cpu"]
+    small += ["model.tubelet=[2,16,16]", "data.short_side=36"]
     words = small if toy else ["data=kinetics400", "trainer=gpu"]
     command = ("-m", "vivit_train.cli", "bench", "train", *words, "model=vivit_fe", "--json", "{json}")
     return Row("speed/steps", "whole training steps by stage (vivit bench train)", command)

@@ -97,8 +97,9 @@ def fits(step: Callable[[], object], device: torch.device) -> bool:
     try:
         step()
         synchronize(device)
-    except torch.OutOfMemoryError:
-        pass
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
     else:
         return True
     torch.cuda.empty_cache()  # here the error is gone, and what its traceback held
@@ -158,10 +159,11 @@ def model(options: Options) -> Json:
         train(net, optimizer, kept[batch], DTYPE) if options.mode == "train" else infer(net, kept[batch], DTYPE)
 
     earlier = batches_of(options)
-    first = earlier[-1] if earlier else 2
+    first = earlier[0] if earlier else 2
     first_s = seconds(partial(step, first), device)
     batches, end = (earlier, "as without") if earlier else batches_that_fit(step, options)
-    rows = []
+    rows: list[Json] = []
+    found: Json = {"rows": rows, "search_ended_by": end, "first_step_s": first_s, "matmul_tflops": peak / 1e12}
     for batch in batches:
         if not fits(partial(step, batch), device):
             continue
@@ -172,15 +174,9 @@ def model(options: Options) -> Json:
         memory = peak_bytes(partial(step, batch), held, device)
         speed = {"batch": batch, "clips_per_s": batch / step_s, "mfu": batch * flops / step_s / peak}
         rows.append({**speed, "step_ms": 1000 * step_s, "peak_gb": memory / 1e9})
+        write(options, found)  # what is measured stays, though the row may be ended before its end
     where, top = shares(partial(step, rows[-1]["batch"]), device)
-    return {
-        "rows": rows,
-        "search_ended_by": end,
-        "first_step_s": first_s,
-        "matmul_tflops": peak / 1e12,
-        "shares": where,
-        "top": top,
-    }
+    return found | {"shares": where, "top": top}
 
 
 def medians_ms(steps: dict[str, Callable[[], object]], options: Options) -> dict[str, float | str]:
@@ -336,11 +332,15 @@ def parse() -> Options:
     return parser.parse_args(namespace=Options())
 
 
+def write(options: Options, result: Json) -> None:
+    if options.json:
+        options.json.write_text(json.dumps(result), encoding="utf-8")
+
+
 def main() -> None:
     options = parse()
     result: Json = globals()[options.what](options)
-    if options.json:
-        options.json.write_text(json.dumps(result), encoding="utf-8")
+    write(options, result)
     print(json.dumps(result))
 
 

@@ -66,5 +66,5 @@ def test_nothing_leaks(videos: Path, device: torch.device) -> None:
     (before_mb, files, allocated), (after_mb, files_after, allocated_after) = held
     assert after_mb - before_mb < MOST_GROWN_MB
     assert files_after <= files + 8  # batches on their way
-    assert allocated_after <= allocated
+    assert allocated_after <= allocated + 2**20
     source.close()

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from vivit_train.errors import LackOfMemoryError
 from vivit_train.run import train
 
-LIMIT_BYTES = 600 * 2**20
+LIMIT_BYTES = 700 * 2**20
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU's memory has no fraction for a process"),

@@ -11,7 +11,7 @@ from vivit_train.bench.model import in_precision
 from vivit_train.model.vivit import MODELS, ModelName, ViViT
 
 pytestmark = pytest.mark.gpu
-LIMITS = {torch.float32: 2e-4, torch.bfloat16: 4e-2}  # of the error's norm, as a share of the value's
+LIMITS = {torch.float32: 2e-4, torch.bfloat16: 6e-2}  # of the error's norm, as a share of the value's
 
 
 def net_of(model: ModelName, device: torch.device) -> ViViT:
