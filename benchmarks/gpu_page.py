@@ -25,10 +25,12 @@ row ends after 55 s. MFU is the share of one large bf16 matrix product's speed, 
 SHARES = ("attention", "matrix products", "rest")
 
 
+def versions_text(machine: Json) -> str:
+    names = ("torch", "torchvision", "timm", "lightning", "transformers")
+    return f"Python {machine['python']}, {', '.join(f'{name} {machine[name]}' for name in names)}"
+
+
 def machine_text(machine: Json) -> str:
-    versions = (
-        f"{name} {machine[name]}" for name in ("torch", "torchvision", "timm", "lightning", "transformers")
-    )
     cuda = f", {machine['memory']}, CUDA {machine['cuda']}, driver {machine['driver']}" if machine["cuda"] else ""
     return f"{machine['device']}{cuda}; {versions_text(machine)}"
 

@@ -28,6 +28,7 @@ def command(run: Path, videos: Path, *others: str) -> list[str]:
         "recipe.epochs=2",
         "data.micro_batch=4",
         "model.temporal_depth=1",
+        "trainer.deterministic=true",
     ]
     return [
         sys.executable,
