@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-all lint fidelity bench bench-guard bench-model bench-gpu fuzz audit reliability lock clean
+.PHONY: install demo test tests test-all lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit reliability lock clean
 
 demo: install
 	rm -rf runs/demo
@@ -31,8 +31,14 @@ bench: install # docs/benchmarks.md, "Decoding": how fast clips are read; 10 min
 bench-model: install # docs/benchmarks.md, "The model": beside Hugging Face's, and its parts; half an hour on two cores
 	$(BIN)/python tests/speed_model.py
 
-bench-gpu: install # docs/gpu.md: everything that is to be measured on a GPU; without one it says so
-	$(BIN)/python tests/gpu.py
+GPU_PYTHON ?= 3.12
+gpu-wheels: install # wheels/: what a bare machine with a GPU lacks, as locked, for scripts/gpu.sh to install without network
+	mkdir -p wheels
+	awk '/^[a-z]/ { wanted = /^(av|hydra-core|msgpack|omegaconf)==/ } wanted' requirements.lock > wheels/binary.txt
+	awk '/^[a-z]/ { wanted = /^antlr4-python3-runtime==/ } wanted' requirements.lock > wheels/source.txt
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --only-binary :all: --dest wheels -r wheels/binary.txt --implementation cp --python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64
+	$(BIN)/python -m pip wheel --quiet --no-deps --require-hashes --wheel-dir wheels -r wheels/source.txt
+	du -sh wheels
 
 bench-guard: install # part of `make test`: what a step costs, in counts, beside what it did
 	PYTHONPATH=tests/data $(BIN)/python tests/guard.py
@@ -66,4 +72,4 @@ lock: # after changing dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra optuna --extra submitit --extra tensorboard --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .gpu .pytest_cache .ruff_cache .mypy_cache

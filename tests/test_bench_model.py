@@ -1,15 +1,13 @@
 """`vivit bench model`, `growth`, `train`: numbers that make sense; how large they are is the machine's affair."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, TINY
+from helpers import TINY
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 
@@ -173,27 +171,3 @@ def test_a_compiled_run_is_the_same_run(videos: Path, config: Callable[..., Dict
     assert losses[0].keys() == losses[1].keys()
     for name, weight in losses[0].items():
         torch.testing.assert_close(losses[1][name], weight, atol=1e-4, rtol=1e-3)
-
-
-def pages(*options: str) -> list[str]:
-    """The headings of the GPU's page, and what stands under each after the command."""
-    subprocess.run([sys.executable, str(ROOT / "tests/gpu.py"), *options], check=True, capture_output=True)
-    return Path(options[-1]).read_text().split("\n## ")[1:]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_page_says_so(tmp_path: Path) -> None:
-    sections = pages("--out", str(tmp_path / "gpu.md"))
-    assert len(sections) == 8
-    assert all(section.rstrip().endswith("```\n\nnot measured") for section in sections)
-
-
-@pytest.mark.slow
-def test_what_fills_the_gpus_page_runs(tmp_path: Path) -> None:
-    sections = pages("--toy", "--out", str(tmp_path / "gpu.md"))
-    assert len(sections) == 8
-    for section in sections:
-        assert "\nfailed: " not in section  # a demo that went well says "failed 0"
-        assert " s, all included" in section
-    assert sum("What takes the time of training" in section for section in sections) == 4

@@ -296,7 +296,11 @@ class ViViT(nn.Module):
             if isinstance(module, Block):
                 module.recomputed = checkpoint_activations
         if compile:
-            # "dynamic": one graph for whatever number of clips; all other sizes are fixed by `features`
+            from torch.fx.experimental import _config as shapes
+
+            # "dynamic": one graph for whatever number of clips; all other sizes are fixed by `features`. torch
+            # would take a number of clips that is one of these, 32 of 32 frames, for the same size, and fix it too
+            shapes.use_duck_shape = False
             self.compile(fullgraph=True, dynamic=True)
 
     @classmethod

@@ -1,0 +1,101 @@
+"""Measures from the loader to the step: train.py on prepared clips."""
+
+import csv
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vivit_train.children import usable_cores
+from vivit_train.data.demo import make_demo
+from vivit_train.prepare import Settings, encode
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY = [
+    *("model.dim=32", "model.depth=1", "model.heads=2", "model.temporal_depth=1", "data.frames=4"),
+    *("data.crop=32", "data.short_side=36", "recipe.global_batch=4", "trainer=cpu", "data.num_workers=1"),
+]
+
+
+def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
+    """Clips/s, and the share of the time in which the model waits, once the loader's processes are at work."""
+    size, frames, copies, steps = (36, 12, 2, 8) if toy else (256, 64, 50, 40)
+    batch = 4 if toy else 32
+    videos = prepared(work / f"loader{size}", size, frames, copies)
+    words = [
+        f"data.root={videos}",
+        f"recipe.global_batch={batch}",
+        f"data.micro_batch={batch}",
+        *(TOY if toy else []),
+    ]
+    words += [
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+        "trainer.auto_micro_batch=true",
+        f"trainer.max_steps={steps}",
+    ]
+    words += [f"trainer.log_every_n_steps={steps // 4}", f"hydra.run.dir={work / 'loader-run'}"]
+    trainer = [] if toy else ["trainer=gpu"]
+    recipe = [
+        "data=folder",
+        "recipe=modern_kinetics",
+        "init=none",
+        "model=vivit_fe",
+        "recipe.ema=null",
+        "eval.views=1x1",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *recipe, *trainer, *words],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit((done.stderr or done.stdout).strip()[-2000:])
+    with (work / "loader-run" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        logged = [row for row in csv.DictReader(file) if row.get("train/clips_per_s")]
+    first, last = (elapsed(logged[i], batch) for i in (0, -1))
+    clips, seconds, waited = (end - start for start, end in zip(first, last, strict=True))
+    return {
+        "clips_per_s": clips / seconds,
+        "waiting": waited / seconds,
+        "mfu": float(logged[-1]["train/mfu_%"]) / 100,
+        "peak_gb": float(logged[-1]["train/peak_memory_gb"]),
+        "batch": batch,
+        "cores": usable_cores(),
+    }
+
+
+def elapsed(row: dict[str, str], batch: int) -> tuple[float, float, float]:
+    """Clips, seconds and seconds of waiting since the epoch began, of which the log has the rates."""
+    clips = batch * (int(row["step"]) + 1)
+    seconds = clips / float(row["train/clips_per_s"])
+    return clips, seconds, seconds * float(row["train/data_wait_%"]) / 100
+
+
+def prepared(root: Path, size: int, frames: int, copies: int) -> Path:
+    """Videos as `vivit prepare` leaves them, each under several names, so that an epoch is long enough."""
+    made, done = root.with_name(f"{root.name}-source"), root.with_name(f"{root.name}-done")
+    if done.exists():
+        return root
+    make_demo(made, size=size, num_frames=frames, train_per_class=4, val_per_class=1, test_per_class=1)
+    sources = sorted(made.glob("*/*/*.mp4"))
+    targets = [root / path.relative_to(made) for path in sources]
+    for folder in {path.parent for path in targets}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(usable_cores()) as pool:
+        jobs = [
+            pool.submit(encode, str(source), str(target), Settings(size, 32))
+            for source, target in zip(sources, targets, strict=True)
+        ]
+    for job in jobs:
+        job.result()
+    for target in targets:
+        if target.parts[-3] == "train":
+            for copy in range(copies - 1):
+                os.link(target, target.with_name(f"{target.stem}-{copy}.mp4"))
+    done.touch()
+    return root

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The checks and measurements that need a GPU, most valuable first, on a machine that has torch, and no network:
+#   scripts/gpu.sh [check|speed|all] [--budget SECONDS] [--out DIR] [--toy] [--only ROW,...]
+#   scripts/gpu.sh page --out DIR      renders docs/gpu.md from results that came from another machine
+# PYTHON=python3.12 names the interpreter; else it is .venv's, or python3. What it lacks of hydra-core, omegaconf,
+# antlr4-python3-runtime, av and msgpack comes from wheels/ (`make gpu-wheels`) into .gpu/; nothing of the system is
+# changed. Imported only where they are used, and so not needed here: wandb, decord, torchcodec, optuna, submitit,
+# aiohttp, fsspec, flax.
+set -euo pipefail
+STARTED=$(date +%s.%N)
+cd "$(dirname "$0")/.."
+
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python
+fi
+
+missing=$("$PYTHON" - <<'END'
+from importlib.util import find_spec
+
+names = {"hydra": "hydra_core", "omegaconf": "omegaconf", "antlr4": "antlr4_python3_runtime", "av": "av"}
+print(*(wheel for module, wheel in (names | {"msgpack": "msgpack"}).items() if find_spec(module) is None))
+END
+)
+site=$PWD/.gpu/site-$("$PYTHON" -c 'import sys; print(*sys.version_info[:2], sep=".")')
+for name in $missing; do
+    [ -e "$site/$name.installed" ] && continue
+    wheel=$(compgen -G "wheels/$name-*.whl" | head -1) || {
+        echo "$name is neither installed nor in wheels/: make gpu-wheels, where there is a network" >&2
+        exit 1
+    }
+    mkdir -p "$site"
+    if "$PYTHON" -c 'import pip' 2>/dev/null; then
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" "$wheel"
+    else
+        "$PYTHON" -m zipfile -e "$wheel" "$site" # which a wheel is
+    fi
+    touch "$site/$name.installed"
+done
+export PYTHONPATH="$PWD/src:$site${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" benchmarks/gpu.py "$@" --started "$STARTED"

@@ -1,0 +1,66 @@
+"""A run that goes on from a checkpoint has the weights of one that was not interrupted, bit by bit."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from vivit_train.run import train
+from vivit_train.task import VideoClassification
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_resumed_run_is_the_same_run(
+    precision: str,
+    videos: Path,
+    config: Callable[..., DictConfig],
+    tmp_path: Path,
+    on_device: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With what draws at random: augmentation, mixing, stochastic depth. It ends in its second epoch's midst."""
+    monkeypatch.setattr("vivit_train.run.gain_of_half", lambda dtype: 2.0)  # a CPU may be slower so
+    settings = ["data=folder", f"data.root={videos}", "recipe.epochs=3", "recipe.mixup=0.3", "model.drop_path=0.2"]
+    settings += ["recipe.flip=0.5", "recipe.scale_jitter=[0.8,1.3]", "recipe.color_jitter=0.8", "recipe.ema=0.9"]
+    settings += [
+        "data.micro_batch=4",
+        "data.num_workers=1",
+        "callbacks.last.minutes=0",
+        "trainer.deterministic=true",
+    ]
+    settings += ["callbacks.contact_sheet=null", *on_device, f"trainer.precision={precision}"]
+
+    def run(name: str, *others: str) -> dict[str, torch.Tensor]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        train(config(*settings, f"run_dir={tmp_path / name}", *others))
+        checkpoint: dict[str, Any] = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 9
+        return checkpoint["state_dict"] | {f"current {k}": v for k, v in checkpoint["current_model_state"].items()}
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        step = VideoClassification.training_step
+
+        def fails(task: VideoClassification, batch: Any, index: int) -> torch.Tensor:
+            if task.trainer.global_step == 5:
+                raise ConnectionError
+            return step(task, batch, index)
+
+        patch.setattr(VideoClassification, "training_step", fails)
+        with pytest.raises(ConnectionError):
+            run("resumed")
+    resumed = run("resumed", "resume=auto")
+    assert whole.keys() == resumed.keys()
+    different = [name for name, value in whole.items() if not torch.equal(value, resumed[name])]
+    assert not different
