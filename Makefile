@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/python train.py hydra.run.dir=runs/demo
 	$(BIN)/python eval.py ckpt_path=runs/demo/checkpoints/best.ckpt eval.order=reversed hydra.run.dir=runs/demo/reversed
 	$(BIN)/python eval.py ckpt_path=runs/demo/checkpoints/best.ckpt eval.order=shuffled hydra.run.dir=runs/demo/shuffled
-	$(BIN)/python -m vivit_train.demo runs/demo
+	$(BIN)/python -m vivit_train.tools.demo_report runs/demo
 
 test: install
 	$(MAKE) -j2 lint tests

@@ -3,13 +3,13 @@
 import hydra
 from omegaconf import DictConfig
 
-from vivit_train.errors import exit_with_message
-from vivit_train.utf8 import in_utf_8
+from vivit_train.utils.errors import exit_with_message
+from vivit_train.utils.utf8 import in_utf_8
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(cfg: DictConfig) -> None:
-    from vivit_train.run import evaluate  # torch and lightning take seconds: not for `--help` and `--cfg job`
+    from vivit_train.run import evaluate
 
     evaluate(cfg)
 

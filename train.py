@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from vivit_train.errors import end_on_signals, exit_with_message
-from vivit_train.sweep import is_job, run_job
-from vivit_train.utf8 import in_utf_8
+from vivit_train.tools.sweep import is_job, run_job
+from vivit_train.utils.errors import end_on_signals, exit_with_message
+from vivit_train.utils.utf8 import in_utf_8
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> float:
     if is_job():  # of a multirun: this command again, for it alone
         return run_job(cfg, __file__)
     end_on_signals()
-    from vivit_train.run import train  # torch and lightning take seconds: not for `--help` and `--cfg job`
+    from vivit_train.run import train
 
     return train(cfg)
 

@@ -8,9 +8,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vivit_train.children import usable_cores
-from vivit_train.data.demo import make_demo
-from vivit_train.prepare import Settings, encode
+from vivit_train.data.synthetic import make_demo
+from vivit_train.tools.encode import Settings, encode
+from vivit_train.utils.process_pool import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = [

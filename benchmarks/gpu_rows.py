@@ -53,7 +53,7 @@ def steps(toy: bool) -> Row:
     small = ["model.dim=32", "model.depth=1", "model.heads=2", "data.frames=4", "data.crop=32", "trainer=cpu"]
     small += ["model.tubelet=[2,16,16]", "data.short_side=36"]
     words = small if toy else ["data=kinetics400", "trainer=gpu"]
-    command = ("-m", "vivit_train.cli", "bench", "train", *words, "model=vivit_fe", "--json", "{json}")
+    command = ("-m", "vivit_train.tools.cli", "bench", "train", *words, "model=vivit_fe", "--json", "{json}")
     return Row("speed/steps", "whole training steps by stage (vivit bench train)", command)
 
 

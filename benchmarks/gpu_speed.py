@@ -24,10 +24,23 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from speed_model import ATTENTION, theirs_and_ours, turns  # noqa: E402
 
-from vivit_train.bench.model import infer, plain_sgd, train  # noqa: E402
-from vivit_train.measure import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares  # noqa: E402
-from vivit_train.model.vivit import Block, ViViT  # noqa: E402
-from vivit_train.optim import parameter_groups  # noqa: E402
+from vivit_train.models.vivit import (  # noqa: E402
+    Block,
+    ViViT,
+)
+from vivit_train.tools.bench.model import (  # noqa: E402
+    infer,
+    plain_sgd,
+    train,
+)
+from vivit_train.training.optim import parameter_groups  # noqa: E402
+from vivit_train.training.profiling import (  # noqa: E402
+    FORWARD_AND_BACKWARD,
+    forward_flops,
+    matmul_peak,
+    peak_bytes,
+    shares,
+)
 
 DTYPE = torch.bfloat16
 CLASSES = 400

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from vivit_train.data.demo import make_demo
+from vivit_train.data.synthetic import make_demo
 
 torch.set_num_threads(1)  # the test processes are the parallelism
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, and then in all below it

@@ -22,18 +22,18 @@ import torch
 from rich.progress import track
 from safetensors.torch import save_file
 
-from vivit_train.checkpoint import load_checkpoint
-from vivit_train.data import timelines
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.kinetics import read_kinetics
 from vivit_train.data.digest import unpacked
-from vivit_train.data.manifest import read_csv
-from vivit_train.data.published import read_kinetics
-from vivit_train.data.timelines import Scan, Timeline
-from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_huggingface, save_huggingface
-from vivit_train.model.files import read_file
-from vivit_train.model.flaxfile import read_parameters, write_flax
-from vivit_train.model.vivit import ViViT
-from vivit_train.sweep import Outcome, read_outcome
+from vivit_train.data.video import index
+from vivit_train.data.video.index import Scan, Timeline
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.files import read_file
+from vivit_train.models.weights.flax_file import read_parameters, write_flax
+from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
+from vivit_train.tools.sweep import Outcome, read_outcome
+from vivit_train.training.checkpoint import load_checkpoint
+from vivit_train.utils.errors import UserError
 
 MAX_SECONDS, MAX_MEGABYTES = 5.0, 500
 ODD: list[Any] = [
@@ -139,8 +139,8 @@ def targets(folder: Path) -> dict[str, Target]:
         (folder / f"rows/{name}.mp4").touch()
     times = Timeline(num_frames=5, fps=25.0, steps=np.full(4, 2, np.uint8), unit_s=0.02)
     scan = Scan(times, 0, np.array([0, 4]), "", 5, 0.2, 2.5)
-    (folder / "x.scan").write_bytes(timelines.pack(scan))
-    timelines.write(folder / "x.sqlite", [("a.mp4", 1, 2, timelines.pack(scan))])
+    (folder / "x.scan").write_bytes(index.pack(scan))
+    index.write(folder / "x.sqlite", [("a.mp4", 1, 2, index.pack(scan))])
 
     kinetics = folder / "kinetics"
     for name in ("train/x/a_000001_000011", "train/y/b_000002_000012", "val/x/a_000001_000011"):
@@ -157,13 +157,13 @@ def targets(folder: Path) -> dict[str, Target]:
 
     def packed_scan(file: Path) -> object:
         try:
-            return timelines.unpack(file.read_bytes())
-        except timelines.DAMAGE:  # which `timelines.read` takes for no scan
+            return index.unpack(file.read_bytes())
+        except index.DAMAGE:  # which `timelines.read` takes for no scan
             return None
 
     def stored_scan(file: Path) -> object:
-        timelines.why_unused(file)
-        return timelines.read(file, "a.mp4", 1, 2)
+        index.why_unused(file)
+        return index.read(file, "a.mp4", 1, 2)
 
     def rows(file: Path) -> object:
         return read_csv(file.parent, train=file.name, val=file.name, max_missing=1)

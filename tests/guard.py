@@ -16,10 +16,10 @@ import torch._dynamo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vivit_train.bench.model import in_precision
-from vivit_train.data import decode
-from vivit_train.measure import bytes_kept, forward_flops
-from vivit_train.model.vivit import MODELS, ModelName, ViViT
+from vivit_train.data.video import decode
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.tools.bench.model import in_precision
+from vivit_train.training.profiling import bytes_kept, forward_flops
 
 FILE = Path(__file__).parent / "goldens" / "costs.json"
 COPIES = {"clone", "copy_", "_to_copy", "cat", "stack"}

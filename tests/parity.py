@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivit_train.data.augment import crop_views
-from vivit_train.model.exchange import load_huggingface, load_scenic, save_huggingface, to_scenic
-from vivit_train.model.pretrained import init_from_vit, read_weights
-from vivit_train.model.vivit import ModelName, ViViT
-from vivit_train.task import VideoClassification
+from vivit_train.data.transforms import crop_views
+from vivit_train.models.vivit import ModelName, ViViT
+from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
+from vivit_train.models.weights.scenic import load_scenic, to_scenic
+from vivit_train.models.weights.timm_vit import init_from_vit, read_weights
+from vivit_train.training.module import VideoClassification
 
 GOLDENS = Path(__file__).parent / "goldens"  # outputs of the reference code on tiny random models
 MODELS: dict[str, ModelName] = {

@@ -31,12 +31,14 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivit_train.bench.loader import dataset
-from vivit_train.data import source, timelines
-from vivit_train.data.datamodule import TrainClips, VideoDataModule, collate
-from vivit_train.data.decode import import_decoder, packed_scan, probe, read_frames, timeline
-from vivit_train.data.manifest import read_csv
-from vivit_train.prepare import Settings, encode
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import TrainClips, collate
+from vivit_train.data.video import index, storage
+from vivit_train.data.video.decode import import_decoder, read_frames
+from vivit_train.data.video.scan import packed_scan, probe, timeline
+from vivit_train.tools.bench.stages import dataset
+from vivit_train.tools.encode import Settings, encode
 
 FRAMES, STRIDE, SHORT_SIDE, SECONDS, RATE = 32, 2, 256, 10, 30
 SCENES = 2
@@ -216,9 +218,9 @@ class Stored:
     def __init__(self, folder: Path, paths: Sequence[str], times: int) -> None:
         self.file = folder / "stored.sqlite"
         self.spellings = {path: [unseen(path) for _ in range(times)] for path in paths}
-        found = {path: (*source.state(path)[:2], packed_scan(path)) for path in paths}
-        timelines.write(self.file, ((name, *found[path]) for path in paths for name in self.spellings[path]))
-        timelines.read(self.file, "", 0, 0)  # a loader process opens it once
+        found = {path: (*storage.state(path)[:2], packed_scan(path)) for path in paths}
+        index.write(self.file, ((name, *found[path]) for path in paths for name in self.spellings[path]))
+        index.read(self.file, "", 0, 0)  # a loader process opens it once
 
     def __call__(self, path: str, clip: NDArray[np.int64], clocks: "Clocks") -> None:
         name = self.spellings[path].pop()

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivit_train.bench.model import DTYPES, device_name, finish, in_precision, infer, plain_sgd, train
-from vivit_train.measure import bytes_kept, gain_of_half, matmul_peak
-from vivit_train.model.attention import fused_attention
-from vivit_train.model.exchange import load_huggingface
-from vivit_train.model.vivit import SIZES, ViViT
-from vivit_train.optim import parameter_groups
+from vivit_train.models.attention import fused_attention
+from vivit_train.models.vivit import SIZES, ViViT
+from vivit_train.models.weights.huggingface import load_huggingface
+from vivit_train.tools.bench.model import DTYPES, device_name, finish, in_precision, infer, plain_sgd, train
+from vivit_train.training.optim import parameter_groups
+from vivit_train.training.profiling import bytes_kept, gain_of_half, matmul_peak
 
 CLASSES = 400
 PRODUCT = 2048  # rows and columns of the matrices by whose product the machine's peak is known

@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from typer.testing import CliRunner
 from videos import encode
 
-from vivit_train.bench.loader import advise, again, bench_loader, beside, decode_alone, table
-from vivit_train.cli import app
-from vivit_train.errors import UserError
+from vivit_train.tools.bench.loader import advise, bench_loader, beside, table
+from vivit_train.tools.bench.stages import again, decode_alone
+from vivit_train.tools.cli import app
+from vivit_train.utils.errors import UserError
 
 
 def test_numbers_of_a_loader(videos: Path, config: Callable[..., DictConfig]) -> None:
@@ -130,7 +131,15 @@ def test_the_command_prints_a_table_and_writes_json(videos: Path, tmp_path: Path
 
 @pytest.mark.slow  # importing torch and lightning takes 5 to 30 s on a busy machine
 def test_the_command_as_a_process(videos: Path) -> None:
-    command = [sys.executable, "-m", "vivit_train.cli", "bench", "loader", "data=folder", f"data.root={videos}"]
+    command = [
+        sys.executable,
+        "-m",
+        "vivit_train.tools.cli",
+        "bench",
+        "loader",
+        "data=folder",
+        f"data.root={videos}",
+    ]
     done = subprocess.run([*command, *TINY, *OPTIONS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Advice: a GPU that eats 120 clips/s needs" in done.stdout

@@ -11,10 +11,10 @@ from helpers import TINY
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 
-from vivit_train.bench.model import Cell, bench, measure_cell
-from vivit_train.bench.train import FORWARD, bench_train, table
-from vivit_train.cli import app
-from vivit_train.measure import bytes_kept, peak_bytes, shares
+from vivit_train.tools.bench.model import Cell, bench, measure_cell
+from vivit_train.tools.bench.train import FORWARD, bench_train, table
+from vivit_train.tools.cli import app
+from vivit_train.training.profiling import bytes_kept, peak_bytes, shares
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -28,7 +28,7 @@ SMALL = [
 
 
 def node(model: str, **kwargs: int) -> str:
-    return json.dumps({"_target_": "vivit_train.model.vivit.ViViT", "model": model, **kwargs})
+    return json.dumps({"_target_": "vivit_train.models.vivit.ViViT", "model": model, **kwargs})
 
 
 def test_memory_is_counted_to_the_byte() -> None:
@@ -147,8 +147,8 @@ def test_what_cannot_be_measured_is_said(words: list[str], message: str) -> None
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_run(videos: Path, config: Callable[..., DictConfig], tmp_path: Path) -> None:
     """By inductor: graphs of training and validation and no more; the same checkpoints as uncompiled."""
-    from vivit_train.checkpoint import load_checkpoint
     from vivit_train.run import evaluate, train
+    from vivit_train.training.checkpoint import load_checkpoint
 
     losses = []
     for compiled in ("false", "true"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vivit_train.callbacks import Report
+from vivit_train.training.callbacks import Report
 
 
 @pytest.mark.parametrize(

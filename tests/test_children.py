@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivit_train import children
-from vivit_train.children import Failure, in_children
-from vivit_train.errors import VideoError
+from vivit_train.utils import process_pool
+from vivit_train.utils.errors import VideoError
+from vivit_train.utils.process_pool import Failure, in_children
 
 
 def work(job: str) -> object:
@@ -57,7 +57,7 @@ def test_each_job_has_its_result_or_why_there_is_none() -> None:
 
 
 def test_a_child_does_many_jobs_and_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "RENEWED_AFTER", 3)
+    monkeypatch.setattr(process_pool, "RENEWED_AFTER", 3)
     processes = [process for _, process in in_children(work, {f"fine:{i}": 30.0 for i in range(8)}, workers=1)]
     assert [processes.count(process) for process in dict.fromkeys(processes)] == [3, 3, 2]
     assert list(in_children(work, {}, workers=2)) == []

@@ -34,7 +34,7 @@ def fails_with_one_message(result: subprocess.CompletedProcess[str], *words: str
 def test_cfg_job_answers_without_torch(tmp_path: Path) -> None:
     start = time.perf_counter()
     result = run("train.py", "--cfg", "job", cwd=tmp_path)
-    assert "vivit_train.model.vivit.ViViT" in result.stdout
+    assert "vivit_train.models.vivit.ViViT" in result.stdout
     assert time.perf_counter() - start < 5  # about 1 s; importing torch and lightning takes 5 to 10 here
 
 

@@ -17,11 +17,11 @@ import torch
 from helpers import Happened
 from omegaconf import DictConfig, open_dict
 
+from vivit_train.data.annotations.table import Manifest, Splits
 from vivit_train.data.digest import digest, unpacked
-from vivit_train.data.manifest import Manifest, Splits
-from vivit_train.errors import StoppedError, UserError
-from vivit_train.optim import warmup_cosine
 from vivit_train.run import train
+from vivit_train.training.optim import warmup_cosine
+from vivit_train.utils.errors import StoppedError, UserError
 
 Config = Callable[..., DictConfig]
 FIRST = "train/approach/0000.mp4"

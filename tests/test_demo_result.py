@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_commands import run
 
-from vivit_train.data.demo import PARTNER
+from vivit_train.data.synthetic import PARTNER
 
 
 def predictions(folder: Path) -> list[tuple[str, str]]:

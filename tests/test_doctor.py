@@ -21,14 +21,16 @@ from helpers import Happened
 from matplotlib.image import imsave
 from videos import encode, h264, open_gop
 
-from vivit_train.cli import compose
-from vivit_train.data import decode, source
-from vivit_train.data.decode import probe, read_frames
-from vivit_train.data.manifest import Manifest, read_csv
-from vivit_train.doctor.examine import counts_notes, examine, read_splits
-from vivit_train.doctor.look import Look, Settings, fingerprint, look_at, look_at_all
-from vivit_train.doctor.problems import Problem, find_problems
-from vivit_train.errors import UserError
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.video import scan, storage
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe
+from vivit_train.tools.cli import compose
+from vivit_train.tools.doctor.inspect_files import Look, Settings, fingerprint, look_at, look_at_all
+from vivit_train.tools.doctor.problems import Problem, find_problems
+from vivit_train.tools.doctor.run import counts_notes, examine, read_splits
+from vivit_train.utils.errors import UserError
 
 SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
 SCRIPT = "<script>alert(1)<script>.mp4"
@@ -47,12 +49,12 @@ def look_or_die(path: str, settings: Settings) -> Look:
 
 def reencode(source: Path, target: Path) -> None:
     """The same pictures by another encoder at other bytes, half as large again."""
-    info = probe(source)
+    info = probe(storage)
     with av.open(str(target), "w") as out:
         stream = out.add_stream("libx264", rate=round(info.fps), options={"crf": "25"})
         stream.width = stream.height = 54
         stream.pix_fmt = "yuv420p"
-        for pixels in read_frames(source, range(info.num_frames)):
+        for pixels in read_frames(storage, range(info.num_frames)):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(54, 54, "yuv420p")))
         out.mux(stream.encode(None))
 
@@ -207,7 +209,7 @@ def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeyp
     from vivit_train.data.datamodule import VideoDataModule
 
     def clips(num_workers: int, is_stored: bool = True) -> list[dict[str, Any]]:
-        monkeypatch.setattr(decode, "_scans", decode._Scans())
+        monkeypatch.setattr(scan, "_scans", scan._Scans())
         small = {"frames": 4, "short_side": 36, "crop": 32, "global_batch": 1, "augment_on": "worker"}
         lists = {split: f"{split}.csv" for split in ("train", "val", "test")}
         root = str(sick.out / "clean")
@@ -218,7 +220,7 @@ def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeyp
 
     scanned = clips(0, is_stored=False)
     assert not any(clip["errors"] for clip in scanned)
-    monkeypatch.setattr(decode, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
+    monkeypatch.setattr(scan, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
     for found in (clips(0), clips(num_workers=1)):
         assert len(found) == len(scanned)
         for one, other in zip(found, scanned, strict=True):
@@ -258,7 +260,7 @@ def test_nothing_is_looked_at_twice(sick: Examined) -> None:
         rows = database.execute("SELECT path, version, size FROM scans").fetchall()
     stored = {os.fsdecode(path): state for path, *state in rows}
     assert stored.keys() >= {json.loads(line)["path"] for line in good}
-    assert stored == {path: list(source.state(path)[:2]) for path in stored}
+    assert stored == {path: list(storage.state(path)[:2]) for path in stored}
 
 
 def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: Path) -> None:
@@ -293,7 +295,16 @@ def test_a_fingerprint_sees_motion_and_not_nothing(videos: Path) -> None:
 
 
 def command(*arguments: str) -> Sequence[str]:
-    return [sys.executable, "-m", "vivit_train.cli", "doctor", "data=folder", *arguments, *SMALL, "--workers=1"]
+    return [
+        sys.executable,
+        "-m",
+        "vivit_train.tools.cli",
+        "doctor",
+        "data=folder",
+        *arguments,
+        *SMALL,
+        "--workers=1",
+    ]
 
 
 @pytest.mark.slow

@@ -22,13 +22,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from zoo import zoo
 
-from vivit_train.data import datamodule
-from vivit_train.data.datamodule import TrainClips, VideoDataModule
-from vivit_train.data.decode import probe, read_frames
-from vivit_train.data.manifest import read_folder
-from vivit_train.errors import UserError, VideoError
+from vivit_train.data import dataset
+from vivit_train.data.annotations.folder import read_folder
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import TrainClips
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe
 from vivit_train.run import train
-from vivit_train.task import VideoClassification
+from vivit_train.training.module import VideoClassification
+from vivit_train.utils.errors import UserError, VideoError
 
 Config = Callable[..., DictConfig]
 ODD = sorted((SHARED / "videos" / "odd").glob("*/*"))
@@ -157,7 +159,7 @@ def test_a_video_whose_process_is_killed_in_training_is_named(
     videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     victim = sorted(videos.glob("train/*/*.mp4"))[5]
-    monkeypatch.setattr(datamodule, "read_frames", dies_reading(victim, "killed"))
+    monkeypatch.setattr(dataset, "read_frames", dies_reading(victim, "killed"))
     words = (
         rf"process \d+ died reading {victim} \((Killed|it is not known why)\): where memory .*num_workers.*doctor"
     )
@@ -173,7 +175,7 @@ def test_a_video_that_crashes_its_decoder_is_named_in_evaluation_too(
     split: str, videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     victim = sorted(videos.glob(f"{split}/*/*.mp4"))[-1]
-    monkeypatch.setattr(datamodule, "read_frames", dies_reading(victim, "crashes"))
+    monkeypatch.setattr(dataset, "read_frames", dies_reading(victim, "crashes"))
     with pytest.raises(UserError, match=rf"died reading {victim} \(.*leave it out") as error:
         train(config(*by_class(videos)))
     happened(f"A video of the {split} split crashes its decoder", error.value)

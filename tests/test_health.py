@@ -16,15 +16,15 @@ from parity import cost
 from torch import Tensor
 from typer.testing import CliRunner
 
-from vivit_train import health
-from vivit_train.checkpoint import load_checkpoint
-from vivit_train.cli import app
-from vivit_train.data.demo import make_demo
-from vivit_train.errors import LackOfMemoryError, UserError
-from vivit_train.measure import forward_flops, matmul_peak, step_dtype
-from vivit_train.model.vivit import MODELS, ViViT
+from vivit_train.data.synthetic import make_demo
+from vivit_train.models.vivit import MODELS, ViViT
 from vivit_train.run import train
-from vivit_train.task import VideoClassification
+from vivit_train.tools.cli import app
+from vivit_train.training import nonfinite
+from vivit_train.training.checkpoint import load_checkpoint
+from vivit_train.training.module import VideoClassification
+from vivit_train.training.profiling import forward_flops, matmul_peak, step_dtype
+from vivit_train.utils.errors import LackOfMemoryError, UserError
 
 Config = Callable[..., DictConfig]
 
@@ -134,7 +134,7 @@ def test_a_step_that_is_left_out_changes_nothing(
 ) -> None:
     """The last step of a run, so that its end is that of the step before."""
     choices = settings(videos, "callbacks.last.minutes=0", "callbacks.health.on_nonfinite=skip")
-    monkeypatch.setattr(health, "FILES", 0)
+    monkeypatch.setattr(nonfinite, "FILES", 0)
     train(config(*choices, "trainer.max_steps=2"))
     expected = state(tmp_path / "run/checkpoints/last.ckpt")
     break_losses(monkeypatch, 4)
@@ -155,7 +155,7 @@ def test_a_step_that_is_left_out_changes_nothing(
 def test_too_many_in_a_row_stop_a_run_that_skips(
     videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
-    monkeypatch.setattr(health, "IN_A_ROW", 3)
+    monkeypatch.setattr(nonfinite, "IN_A_ROW", 3)
     break_losses(monkeypatch, 0, 4, 6, 8)  # steps 1, 3, 4, 5
     with pytest.raises(UserError, match=r"the loss of step 5 is not finite, the 3rd in a row") as error:
         train(config(*settings(videos, "recipe.epochs=3", "callbacks.health.on_nonfinite=skip")))
@@ -167,7 +167,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, happened: Hap
     net = ViViT.from_size("vivit_st", "Ti", num_classes=2, frames=2, image_size=16, dim=12, depth=1)
     task = VideoClassification(net, {"": ["a", "b"]}, [0.5] * 3, [0.5] * 3)
     trainer: Any = SimpleNamespace(global_step=7)
-    watch = health.Health("skip", tmp_path)
+    watch = nonfinite.Health("skip", tmp_path)
     watch.on_save_checkpoint(trainer, task, {})
     net.head.bias.data[1] = float("inf")
     with pytest.raises(UserError, match=r"after step 7 weights are not finite \(net\.head\.bias") as error:
@@ -239,7 +239,9 @@ def test_operations_are_those_of_the_table_in_the_readme(model: str) -> None:
 def test_the_plan_and_the_log_say_what_training_costs(
     videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = "callbacks.report={_target_: vivit_train.callbacks.Report, curves: %s}" % (tmp_path / "curves.png")
+    report = "callbacks.report={_target_: vivit_train.training.callbacks.Report, curves: %s}" % (
+        tmp_path / "curves.png"
+    )
     train(config(*settings(videos), report))
     said = capsys.readouterr().out
     assert "0.001148 GFLOPs per clip (forward)" in said

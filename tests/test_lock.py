@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, TINY, Happened
 
-from vivit_train.errors import UserError
-from vivit_train.lock import lock_folder
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.lock import lock_folder
 
 SECTION = "Several processes"
-HOLD = "import sys, time; from vivit_train.lock import lock_folder; lock_folder(sys.argv[1]); print(1, flush=True)"
+HOLD = "import sys, time; from vivit_train.utils import lock; lock.lock_folder(sys.argv[1]); print(1, flush=True)"
 FORK = "import os; child = os.fork(); print(child, flush=True) if child else None"
 
 

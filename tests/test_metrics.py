@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from vivit_train.metrics import Rows, VideoTable, average_precision, score, score_multi_label
+from vivit_train.training.metrics import Rows, VideoTable, average_precision, score, score_multi_label
 
 
 def table(batches: list[list[int]], logits_NK: Tensor, label_N: Tensor, failed_N: Tensor) -> VideoTable:

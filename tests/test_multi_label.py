@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from vivit_train.checkpoint import load_checkpoint, restore_net
+from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.demo import write_video
-from vivit_train.data.manifest import read_csv
-from vivit_train.doctor.examine import write_clean
-from vivit_train.errors import UserError
-from vivit_train.model.initialise import initialise
+from vivit_train.data.synthetic import write_video
+from vivit_train.models.weights.load import initialise
 from vivit_train.run import evaluate, train
+from vivit_train.tools.doctor.run import write_clean
+from vivit_train.training.checkpoint import load_checkpoint, restore_net
+from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
 CLASSES = ("blue", "green", "red")

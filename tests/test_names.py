@@ -15,18 +15,20 @@ from helpers import ROOT, TINY, Happened
 from matplotlib.image import imread
 from omegaconf import DictConfig
 
-from vivit_train.data.demo import make_demo
-from vivit_train.data.manifest import read_csv, read_folder
-from vivit_train.data.published import read_kinetics
-from vivit_train.doctor.examine import write_clean
-from vivit_train.doctor.look import Look
-from vivit_train.doctor.problems import Problem
-from vivit_train.doctor.report import report
-from vivit_train.errors import UserError, VideoError
-from vivit_train.names import csv_cell, file_stem, printable, tell
-from vivit_train.pictures import confusion, contact_sheet, sweep_panels
-from vivit_train.prepare import Settings, prepare
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.folder import read_folder
+from vivit_train.data.annotations.kinetics import read_kinetics
+from vivit_train.data.synthetic import make_demo
 from vivit_train.run import train
+from vivit_train.tools.doctor.inspect_files import Look
+from vivit_train.tools.doctor.problems import Problem
+from vivit_train.tools.doctor.report import report
+from vivit_train.tools.doctor.run import write_clean
+from vivit_train.tools.encode import Settings
+from vivit_train.tools.prepare import prepare
+from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.plots import confusion, contact_sheet, sweep_panels
+from vivit_train.utils.text import csv_cell, file_stem, printable, tell
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m",
@@ -181,7 +183,7 @@ def test_clean_lists_give_every_name_back_as_it_was(tmp_path: Path) -> None:
 def test_a_class_that_no_list_can_hold_is_named_not_changed(
     config: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], happened: Happened
 ) -> None:
-    from vivit_train.doctor.examine import examine
+    from vivit_train.tools.doctor.run import examine
 
     root = tmp_path / "data"
     make_demo(root, size=36, num_frames=8, train_per_class=1, val_per_class=1, test_per_class=1)
@@ -282,8 +284,8 @@ def test_an_ascii_locale_trains_scores_examines_and_prepares_utf_8_names(
     commands = [
         [str(ROOT / "train.py"), *overrides, *TINY, "hydra.run.dir='läuft'"],
         [str(ROOT / "eval.py"), "ckpt_path='läuft/checkpoints/best.ckpt'", "hydra.run.dir='läuft/eval'"],
-        ["-m", "vivit_train.cli", "doctor", *overrides, "--workers", "1"],
-        ["-m", "vivit_train.cli", "prepare", "vidéos", "fertig", "--workers", "1"],
+        ["-m", "vivit_train.tools.cli", "doctor", *overrides, "--workers", "1"],
+        ["-m", "vivit_train.tools.cli", "prepare", "vidéos", "fertig", "--workers", "1"],
     ]
     for command in commands:
         result = run(*command, cwd=tmp_path, PYTHONIOENCODING="ascii")
@@ -298,7 +300,7 @@ def test_an_ascii_locale_trains_scores_examines_and_prepares_utf_8_names(
 def test_a_script_starts_anew_once_where_names_are_not_utf_8(tmp_path: Path) -> None:
     script = tmp_path / "é.py"
     script.write_text(
-        "import sys\nfrom vivit_train.utf8 import in_utf_8\n"
+        "import sys\nfrom vivit_train.utils.utf8 import in_utf_8\n"
         "print('started', flush=True)\nin_utf_8()\n"
         "print(sys.getfilesystemencoding(), ascii(sys.argv[1]), '\\u8d70', flush=True)\n",
         encoding="utf-8",

@@ -19,7 +19,7 @@ from helpers import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.data.demo import make_demo
+from vivit_train.data.synthetic import make_demo
 from vivit_train.run import evaluate, train
 
 Config = Callable[..., DictConfig]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vivit_train.model.vivit import MODELS, ModelName, ViViT
-from vivit_train.optim import parameter_groups, warmup_cosine
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.training.optim import parameter_groups, warmup_cosine
 
 tiny = {"num_classes": 3, "frames": 4, "image_size": 8, "tubelet": (2, 4, 4), "dim": 8, "depth": 2, "heads": 2}
 

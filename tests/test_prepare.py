@@ -20,10 +20,12 @@ import pytest
 from helpers import Happened
 from videos import KINDS, encode, h264, read_number
 
-from vivit_train import prepare as module
-from vivit_train.data.decode import probe, read_frames
-from vivit_train.errors import UserError
-from vivit_train.prepare import Settings, prepare
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe
+from vivit_train.tools.encode import Settings
+from vivit_train.tools.encode import encode as encode_file
+from vivit_train.tools.prepare import prepare
+from vivit_train.utils.errors import UserError
 
 SETTINGS = Settings(short_side=64, gop=16)
 HARD = ["odd_size", "vfr", "vfr_mkv", "open_gop", "cut", "cut_open_gop", "trimmed", "mpeg4_b_avi", "mjpeg_avi"]
@@ -31,7 +33,7 @@ HARD += ["ten_bit", "h264_mkv", "mpeg_ts", "rotated_90", "rotated_180", "rotated
 
 
 def vivit(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "vivit_train.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "vivit_train.tools.cli", *map(str, arguments)]
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -68,7 +70,7 @@ def source(tmp_path: Path) -> Path:
 def test_the_frames_shown_are_the_same_at_the_same_times(kind: str, tmp_path: Path) -> None:
     name, make = KINDS[kind]
     numbers = make(tmp_path / name)
-    before, after = probe(tmp_path / name), module.encode(str(tmp_path / name), f"{tmp_path}/out.mp4", SETTINGS)
+    before, after = probe(tmp_path / name), encode_file(str(tmp_path / name), f"{tmp_path}/out.mp4", SETTINGS)
     assert is_whole(tmp_path / "out.mp4", numbers)
     assert after.fps == pytest.approx(before.fps, rel=1e-6)
     np.testing.assert_allclose(after.times_s, before.times_s, atol=1e-3)  # Matroska rounds to milliseconds
@@ -88,7 +90,7 @@ def test_gops_are_short_and_closed_and_the_sound_is_gone(tmp_path: Path) -> None
         noise = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         noise.sample_rate = 16_000
         out.mux([*video.encode(None), *sound.encode(noise), *sound.encode(None)])
-    module.encode(str(tmp_path / "in.mp4"), f"{tmp_path}/out.mp4", Settings(gop=16))
+    encode_file(str(tmp_path / "in.mp4"), f"{tmp_path}/out.mp4", Settings(gop=16))
     with av.open(str(tmp_path / "out.mp4")) as made:
         assert [stream.type for stream in made.streams] == ["video"]
         stream = made.streams.video[0]
@@ -108,7 +110,7 @@ def test_colours_are_kept(pix_fmt: str, tmp_path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 160, 96, pix_fmt
         out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
-    module.encode(f"{tmp_path}/in.avi", f"{tmp_path}/out.mp4", Settings(crf=10))
+    encode_file(f"{tmp_path}/in.avi", f"{tmp_path}/out.mp4", Settings(crf=10))
     before, after = (read_frames(tmp_path / name, [0])[0].astype(int) for name in ("in.avi", "out.mp4"))
     assert abs(before - after)[:, [20, 140]].max() <= 6
 

@@ -19,11 +19,12 @@ from helpers import Happened
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from vivit_train import processes
-from vivit_train.data.datamodule import TrainBatches, VideoDataModule
-from vivit_train.errors import UserError, exit_with_message
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.sampler import TrainBatches
 from vivit_train.run import evaluate, train
-from vivit_train.task import VideoClassification
+from vivit_train.training.module import VideoClassification
+from vivit_train.utils import distributed
+from vivit_train.utils.errors import UserError, exit_with_message
 
 Config = Callable[..., DictConfig]
 fork = multiprocessing.get_context("fork")  # a new interpreter takes ten seconds to import lightning
@@ -307,7 +308,7 @@ def test_the_budget_of_bad_videos_is_that_of_all_processes(
     write = VideoDataModule.write_bad_videos
 
     def written_by(data: VideoDataModule, split: str, reasons: dict[str, str]) -> None:
-        print("list written by", processes.rank(), flush=True)
+        print("list written by", distributed.rank(), flush=True)
         write(data, split, reasons)
 
     monkeypatch.setattr(VideoDataModule, "write_bad_videos", written_by)
@@ -396,7 +397,7 @@ def test_a_process_whose_gpu_waits_for_a_lost_one_does_not_wait_too(
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
 
     def run() -> None:
-        with suppress(RuntimeError), processes.leaving_the_gpu():
+        with suppress(RuntimeError), distributed.leaving_the_gpu():
             raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
         os._exit(3)
 

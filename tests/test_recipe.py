@@ -8,8 +8,8 @@ from helpers import ROOT
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train import recipe
-from vivit_train.errors import UserError
-from vivit_train.run import check
+from vivit_train.config import check
+from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
 

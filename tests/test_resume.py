@@ -19,10 +19,10 @@ import torch
 from helpers import Happened
 from omegaconf import DictConfig
 
-from vivit_train.errors import UserError, end_on_signals, exit_with_message
-from vivit_train.resume import WholeFiles, newest_checkpoint
 from vivit_train.run import train
-from vivit_train.task import VideoClassification
+from vivit_train.training.module import VideoClassification
+from vivit_train.training.resume import WholeFiles, newest_checkpoint
+from vivit_train.utils.errors import UserError, end_on_signals, exit_with_message
 
 Config = Callable[..., DictConfig]
 fork = multiprocessing.get_context("fork")  # a new interpreter takes ten seconds to import lightning

@@ -16,12 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from trees import TREES, make_tree
 
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint
-from vivit_train.data import datamodule
-from vivit_train.data.decode import read_frames
-from vivit_train.errors import UserError
-from vivit_train.measure import gain_of_half
+from vivit_train.data import dataset
+from vivit_train.data.video.decode import read_frames
 from vivit_train.run import evaluate, given_data, train
+from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint
+from vivit_train.training.profiling import gain_of_half
+from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
 
@@ -251,7 +251,7 @@ def test_a_video_that_hangs_the_decoder_is_named(
             time.sleep(60)  # as decord does, for ever, on some files
         return read_frames(path, *args, **kwargs)
 
-    monkeypatch.setattr(datamodule, "read_frames", read)
+    monkeypatch.setattr(dataset, "read_frames", read)
     with pytest.raises(
         UserError, match=rf"{victim}: its decoder has not come back after 2 s .*data\.timeout_s"
     ) as error:
@@ -332,7 +332,7 @@ def test_data_that_is_not_there_is_one_message(
 @pytest.mark.fault("Strangers' files")
 @pytest.mark.parametrize("node", ["model", "data", "reader"])
 @pytest.mark.parametrize(
-    "target", ["os.system", "vivit_train.run.os.system", "vivit_train.data.manifest.os.listdir"]
+    "target", ["os.system", "vivit_train.run.os.system", "vivit_train.data.annotations.csv_file.os.listdir"]
 )
 def test_a_checkpoint_cannot_name_what_is_called(
     node: str, target: str, stranger: dict[str, Any], config: Config, tmp_path: Path, happened: Happened
@@ -439,7 +439,7 @@ def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tm
 def test_a_processor_is_not_asked_to_be_slower_in_half_precision(
     precision: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vivit_train.run.gain_of_half", {torch.bfloat16: 0.5, torch.float16: 0.5}.get)
+    monkeypatch.setattr("vivit_train.config.gain_of_half", {torch.bfloat16: 0.5, torch.float16: 0.5}.get)
     named = rf"trainer\.precision={precision}: on this processor a step takes 2\.0 times as long .*32-true"
     with pytest.raises(UserError, match=named):
         train(config(f"trainer.precision={precision}"))
@@ -455,7 +455,7 @@ def test_half_precision_where_the_processor_gains_by_it(
     torch.manual_seed(3)
     assert gain_of_half(torch.bfloat16) > 0
     assert torch.equal(torch.rand(1), expected)  # what is measured draws nothing from the run's seed
-    monkeypatch.setattr("vivit_train.run.gain_of_half", {torch.bfloat16: 2.0}.get)
+    monkeypatch.setattr("vivit_train.config.gain_of_half", {torch.bfloat16: 2.0}.get)
     train(config(*folder(videos), "trainer.precision=bf16-mixed"))
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert {value.dtype for name, value in saved["state_dict"].items() if "weight" in name} == {torch.float32}

@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from vivit_train.checkpoint import KEY, Metadata, build_net, load_checkpoint
-from vivit_train.cli import app
-from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_huggingface, save_huggingface
-from vivit_train.model.initialise import initialise
+from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
+from vivit_train.models.weights.load import initialise
 from vivit_train.run import evaluate, train
-from vivit_train.sweep import open_study
+from vivit_train.tools.cli import app
+from vivit_train.tools.sweep import open_study
+from vivit_train.training.checkpoint import KEY, Metadata, build_net, load_checkpoint
+from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
 SECRET = "s3cret-of-the-environment"
@@ -219,7 +219,7 @@ def test_a_class_of_a_trusted_package_is_called_and_nothing_that_it_imports(
     package = tmp_path / "mine_of_test"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "import os\nfrom vivit_train.model.vivit import ViViT\n\n\n"
+        "import os\nfrom vivit_train.models.vivit import ViViT\n\n\n"
         "class Mine(ViViT):\n    def __init__(self, size, **kwargs):\n"
         "        super().__init__(**{k: v for k, v in kwargs.items() if v is not None})\n"
     )
@@ -381,7 +381,7 @@ CONFIGS: list[dict[str, Any]] = [
 def test_absurd_hugging_face_folders_are_refused(
     change: dict[str, Any], tmp_path: Path, happened: Happened
 ) -> None:
-    from vivit_train.model.vivit import ViViT
+    from vivit_train.models.vivit import ViViT
 
     sizes = {"frames": 4, "image_size": 32, "dim": 16, "depth": 1, "heads": 2}
     net = ViViT("vivit_st", num_classes=2, **sizes)  # type: ignore[arg-type]
@@ -394,7 +394,7 @@ def test_absurd_hugging_face_folders_are_refused(
 
 
 def test_hugging_face_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    from vivit_train.model.vivit import ViViT
+    from vivit_train.models.vivit import ViViT
 
     net = ViViT("vivit_st", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2)
     torch.nn.init.constant_(net.encoder.norm.weight, float("nan"))

@@ -11,12 +11,15 @@ import torch
 from helpers import Happened
 from trees import make_tree
 
-from vivit_train.data.manifest import read_classes, read_csv
-from vivit_train.data.published import read_epic, read_kinetics, read_something
-from vivit_train.errors import UserError
-from vivit_train.model.files import read_file, video_statistics
-from vivit_train.model.flaxfile import read_parameters
-from vivit_train.sweep import Outcome, read_outcome, write_summary
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.epic import read_epic
+from vivit_train.data.annotations.files import read_classes
+from vivit_train.data.annotations.kinetics import read_kinetics
+from vivit_train.data.annotations.something import read_something
+from vivit_train.models.weights.files import read_file, video_statistics
+from vivit_train.models.weights.flax_file import read_parameters
+from vivit_train.tools.sweep import Outcome, read_outcome, write_summary
+from vivit_train.utils.errors import UserError
 
 DEEP, DIGITS, LONG = "[" * 100_000 + "]" * 100_000, "9" * 5001, "x" * 200_000
 

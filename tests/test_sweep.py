@@ -16,7 +16,7 @@ from helpers import ROOT, TINY, Happened
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from vivit_train.sweep import Outcome, Summary, open_study, table, write_summary
+from vivit_train.tools.sweep import Outcome, Summary, open_study, table, write_summary
 
 # In train.py's place, so that a job takes a second: what it does is the number of its seed.
 QUICK = f"""

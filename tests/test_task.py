@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from parity import HALF, MODELS, trainstep_errors
 
-from vivit_train.model.vivit import ViViT
-from vivit_train.task import VideoClassification
+from vivit_train.models.vivit import ViViT
+from vivit_train.training.module import VideoClassification
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -16,9 +16,9 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vivit_train.arguments import shown
-from vivit_train.errors import UserError
-from vivit_train.sweep import PRUNED, open_study
+from vivit_train.tools.sweep import PRUNED, open_study
+from vivit_train.utils.arguments import shown
+from vivit_train.utils.errors import UserError
 
 
 class Search(Sweeper):

@@ -6,8 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,23 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train import recipe
-from vivit_train.arguments import LIMITS, check_arguments, limit_problems, shown
-from vivit_train.callbacks import planned_steps
-from vivit_train.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
+from vivit_train.config import check, choice_problems, unfuse_optimizer
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.decode import DECODERS
 from vivit_train.data.digest import check_unchanged
-from vivit_train.errors import LackOfMemoryError, UserError, reason
-from vivit_train.lock import lock_folder
-from vivit_train.measure import gain_of_half, step_dtype
-from vivit_train.model.files import WEIGHT_FILES
-from vivit_train.model.initialise import initialise
-from vivit_train.model.pretrained import IMAGENET
-from vivit_train.model.vivit import SIZES, ViViT, shape_problems
-from vivit_train.processes import SameEverywhere, explaining_lost_processes
-from vivit_train.result import parse_views, say, score_task
-from vivit_train.resume import WholeFiles, check_resumable, explaining_failed_resume, newest_checkpoint
-from vivit_train.stored import DATA, build
-from vivit_train.sweep import is_first_rank
-from vivit_train.task import VideoClassification
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.timm_vit import IMAGENET
+from vivit_train.training.callbacks import planned_steps
+from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
+from vivit_train.training.evaluation import say, score_task
+from vivit_train.training.failures import explaining_failed_compilation, explaining_lack_of_memory, unwritten
+from vivit_train.training.module import VideoClassification
+from vivit_train.training.resume import WholeFiles, check_resumable, explaining_failed_resume, newest_checkpoint
+from vivit_train.training.targets import DATA, build
+from vivit_train.utils.arguments import check_arguments, shown
+from vivit_train.utils.distributed import SameEverywhere, explaining_lost_processes, is_first_rank
+from vivit_train.utils.errors import LackOfMemoryError, UserError
+from vivit_train.utils.lock import lock_folder
 
 
 def train(cfg: DictConfig) -> float:
@@ -68,14 +65,6 @@ def train(cfg: DictConfig) -> float:
             cfg.data.micro_batch = error.micro_batch
         gc.collect()  # here the error is gone, and what its traceback held
         torch.cuda.empty_cache()
-
-
-def unfuse_optimizer(cfg: DictConfig) -> None:
-    """Where a fused one would be wrong: fp16's gradients would be clipped before it unscales them, and SGD has no
-    such kernel for parameters that are shared out."""
-    unfused = is_shared_out(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
-    if unfused and cfg.recipe.optimizer.get("fused"):
-        cfg.recipe.optimizer.fused = False
 
 
 def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
@@ -197,63 +186,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
-
-
-def unwritten(trainer: L.Trainer, best: str) -> str:
-    """What a run says at its end, where its best checkpoint is not there to be scored."""
-    why = getattr(trainer.strategy.checkpoint_io, "failure", "") or f"{best} is gone"
-    folder = Path(best).parent
-    left = ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "no checkpoint"
-    return (
-        f"training is done, but its best checkpoint was not kept and cannot be scored ({why}). {folder} holds "
-        f"{left}; metrics.csv has the scores of each epoch. Free some space: resume=auto in this folder goes on "
-        "from there"
-    )
-
-
-FIRST_STEPS = 10  # of an attempt, that are not missed where it begins anew
-
-
-@contextmanager
-def explaining_lack_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterator[None]:
-    """Says which micro-batch did not fit into memory, and what to set.
-
-    Raises:
-        LackOfMemoryError: with half the micro-batch where one process has taken its first steps.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        signs = ("DefaultCPUAllocator", "ALLOC_FAILED")  # the CPU's, and those of CUDA's libraries
-        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
-            raise
-        epoch, step = data.first
-        done = trainer.global_step - (epoch * data.steps_per_epoch + step + data.schedule_offset)
-        half = data.micro_batch // 2 // data.clips_per_video * data.clips_per_video
-        text = (
-            f"memory does not suffice for data.micro_batch={data.micro_batch} clips at once (after {done} steps: "
-            f"{reason(error)})\n"
-        )
-        if not half:
-            advice = "it cannot be halved: lower data.frames, data.crop or model.size, or trainer.precision"
-            raise LackOfMemoryError(text + advice, None) from error
-        text += f"data.micro_batch={half} takes half; recipe.global_batch={data.global_batch} stays as it is"
-        early = done < FIRST_STEPS and trainer.world_size == 1
-        raise LackOfMemoryError(text, half if early else None) from error
-
-
-@contextmanager
-def explaining_failed_compilation() -> Iterator[None]:
-    logging.getLogger("torch._functorch").setLevel(logging.ERROR)  # a page of traceback, and the error after it
-    try:
-        yield
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        raise UserError(
-            f"model.compile=true: torch.compile fails here ({reason(error)}); model.compile=false trains the same "
-            "model uncompiled"
-        ) from error
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:
@@ -412,112 +344,6 @@ def plan(cfg: DictConfig, task: VideoClassification, data: VideoDataModule, trai
     if cfg.model.compile:
         lines.append("the first step, and the first of validation, compile the model: minutes")
     return "\n".join(lines)
-
-
-def check(cfg: DictConfig) -> None:
-    """Every problem that the configuration alone shows, in one message, before anything heavy starts.
-
-    Raises:
-        UserError: with a line per problem.
-    """
-    model, data = cfg.model, cfg.data
-    problems = []
-    for kind, name, low in (
-        (int, "seed", 0),
-        (int, "data.frames", 1),
-        (int, "data.stride", 1),
-        (int, "data.crop", 1),
-        (int, "data.short_side", 1),
-        (int, "data.micro_batch", 1),
-        (float, "data.max_bad_fraction", 0),
-        (int, "recipe.global_batch", 1),
-        (float, "recipe.optimizer.lr", 0),
-        (float, "recipe.warmup_epochs", 0),
-        (int, "trainer.max_epochs", 1),
-    ):
-        value = OmegaConf.select(cfg, name)
-        if not isinstance(value, int | kind) or value < low:
-            problems.append(f"{name}={value}: must be {'a whole' if kind is int else 'a'} number, at least {low}")
-    if problems:
-        pass  # the rules below need numbers
-    elif model.size not in SIZES:
-        problems.append(f"model.size={model.size}: must be one of {', '.join(SIZES)}")
-    else:
-        dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
-        shape = (3, data.frames, data.crop, data.crop)
-        problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
-        if data.crop > data.short_side:
-            problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
-    for node in ("model", "data"):
-        for key in LIMITS.keys() & cfg[node].keys():
-            value = cfg[node][key]
-            problems += limit_problems(f"{node}.{key}", key, recipe.plain(value))
-    problems += choice_problems(cfg)
-    if cfg.recipe.scale_lr not in (None, *recipe.SCALES):
-        problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
-    if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
-        problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
-    if cfg.recipe.ema and is_shared_out(cfg):
-        problems.append(
-            f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
-            "averaged; recipe.ema=null, or trainer=ddp"
-        )
-    if cfg.model.compile and is_shared_out(cfg):
-        problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
-    path = Path(cfg.init.path or ".")
-    if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
-        problems.append(f"init.path={cfg.init.path}: no such file")
-    try:
-        parse_views(cfg.eval.views)
-    except UserError as error:
-        problems.append(str(error))
-    if not os.access(cfg.run_dir, os.W_OK):
-        problems.append(f"run_dir={cfg.run_dir}: cannot write there")
-    if problems:
-        raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
-
-
-def is_shared_out(cfg: DictConfig) -> bool:
-    """Whether the parameters are, among processes: trainer=fsdp."""
-    return "ModelParallelStrategy" in str(cfg.trainer.strategy)
-
-
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "data.sampling": ("window", "segments"),
-    "data.short": ("loop", "edge", "pad"),
-    "data.augment_on": ("auto", "worker", "device"),
-    "data.decoder": DECODERS,
-    "data.changed": ("stop", "accept"),
-    "data.balance": (None, "sqrt", "class"),
-    "model.checkpoint_activations": ("none", "mlp", "block"),
-    "callbacks.health.on_nonfinite": ("stop", "skip"),
-    "resume": (None, "auto"),
-    "eval.split": (None, "train", "val", "test"),
-    "eval.order": ("forward", "reversed", "shuffled"),
-}
-
-
-def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
-    """A line for each key of `CHOICES` that has another value, and for a precision that is not offered."""
-    problems = [problem] if (problem := half_on_cpu(cfg)) else []
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(cfg, key, default=choices[0])
-        if value not in choices and not (value is None and null_is_as_trained):
-            names = ", ".join(choice or "null" for choice in choices)
-            problems.append(f"{key}={value}: must be one of {names}")
-    return problems
-
-
-def half_on_cpu(cfg: DictConfig) -> str:
-    """Why not to compute in half precision, on a processor that is slower in it than in float32; else ""."""
-    precision = str(cfg.trainer.precision)
-    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
-    if not on_cpu or "16" not in precision or (gain := gain_of_half(step_dtype(precision))) >= 1:
-        return ""
-    return (
-        f"trainer.precision={precision}: on this processor a step takes {1 / gain:.1f} times as long as in "
-        "float32 (measured just now, on one block of ViViT-S): trainer.precision=32-true, or null"
-    )
 
 
 def quiet_lightning() -> None:

@@ -10,7 +10,7 @@ import torch
 from parity import processor_error
 from torch import Tensor
 
-from vivit_train.data.augment import (
+from vivit_train.data.transforms import (
     TrainTransform,
     crop_views,
     jitter_colors,

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vivit_train.data.clip import (
+from vivit_train.data.sampling import (
     Sampling,
     centre_clip,
     clip_at,

@@ -13,24 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from videos import h264, read_number
 
-from vivit_train.data import clip, datamodule
-from vivit_train.data.augment import TrainTransform, crop_views
-from vivit_train.data.clip import Sampling
-from vivit_train.data.datamodule import (
-    Key,
-    TestVideos,
-    TrainBatches,
-    TrainClips,
-    VideoDataModule,
-    collate,
-    steps_per_epoch,
-    to_torch,
-)
-from vivit_train.data.decode import read_frames
-from vivit_train.data.manifest import Manifest, read_folder
-from vivit_train.errors import UserError
-from vivit_train.model.vivit import ViViT
-from vivit_train.task import VideoClassification
+from vivit_train.data import dataset, sampling
+from vivit_train.data.annotations.folder import read_folder
+from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import TestVideos, TrainClips, collate, to_torch
+from vivit_train.data.sampler import Key, TrainBatches, steps_per_epoch
+from vivit_train.data.sampling import Sampling
+from vivit_train.data.transforms import TrainTransform, crop_views
+from vivit_train.data.video.decode import read_frames
+from vivit_train.models.vivit import ViViT
+from vivit_train.training.module import VideoClassification
+from vivit_train.utils.errors import UserError
 
 FRAMES, SIDE = 40, 96  # of the videos here, at 30 frames a second
 
@@ -215,7 +209,7 @@ def test_the_same_key_is_the_same_clip_in_any_order_and_process(wide_video: Path
     dataset = train_clips(wide_video, wide_video, transform=augment, short_side=48, frames=4)
     keys = [(epoch, repeat, row) for epoch in range(2) for repeat in range(2) for row in range(2)]
     here = {key: dataset[key]["video"] for key in keys}
-    assert len({clip.numpy().tobytes() for clip in here.values()}) == len(keys)
+    assert len({sampling.numpy().tobytes() for sampling in here.values()}) == len(keys)
     backwards: list[Any] = keys[::-1]
     torch.manual_seed(123)
     workers = DataLoader(dataset, batch_size=None, sampler=backwards, num_workers=2)
@@ -257,7 +251,7 @@ def test_several_clips_come_from_one_opening(video: Path, monkeypatch: pytest.Mo
         opened.append(path)
         return read_frames(path, *args, **kwargs)
 
-    monkeypatch.setattr(datamodule, "read_frames", read)
+    monkeypatch.setattr(dataset, "read_frames", read)
     clips = train_clips(video, video, clips_per_video=3).__getitems__([(0, 0, 0), (0, 0, 1)])
     assert len(clips) == 6
     assert len(opened) == 2
@@ -280,7 +274,7 @@ def test_what_no_clip_shows_need_not_be_read(
 
     boxes = clips()
     height, width = read_frames(wide_video, [0], short_side=SIDE).shape[1:3]
-    monkeypatch.setattr(datamodule, "around", lambda looks: (0, 0, height, width))
+    monkeypatch.setattr(dataset, "around", lambda looks: (0, 0, height, width))
     assert all(map(torch.equal, boxes, clips()))
 
 
@@ -355,7 +349,7 @@ def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
     sample = videos_to_test(wide_video, views=(4, 3), short_side=48, crop=32)[0]
     assert (sample["video"].shape, sample["video"].dtype) == ((12, 8, 3, 32, 32), torch.uint8)
     expected = []
-    for indices in clip.spread_clips(FRAMES, 8, 2.0, 4):
+    for indices in sampling.spread_clips(FRAMES, 8, 2.0, 4):
         alone = to_torch(read_frames(wide_video, indices, short_side=48))
         expected += crop_views(alone, 32, 48, False, 3)
     assert torch.equal(sample["video"], torch.stack(expected))
@@ -365,12 +359,12 @@ def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
 
 def test_one_view_is_the_centre_clip(video: Path) -> None:
     sample = videos_to_test(video, video)[1]
-    assert [numbers(view) for view in sample["video"]] == [clip.centre_clip(FRAMES, 8, 2.0).tolist()]
+    assert [numbers(view) for view in sample["video"]] == [sampling.centre_clip(FRAMES, 8, 2.0).tolist()]
     assert (sample["label"].tolist(), sample["index"]) == ([1], 1)
 
 
 def test_frames_can_be_put_in_another_order(video: Path) -> None:
-    clips = [indices.tolist() for indices in clip.spread_clips(FRAMES, 8, 2.0, 3)]
+    clips = [indices.tolist() for indices in sampling.spread_clips(FRAMES, 8, 2.0, 3)]
 
     def shown(**kwargs: Any) -> list[list[int]]:
         return [numbers(view) for view in videos_to_test(video, video, views=(3, 1), **kwargs)[0]["video"]]

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from videos import KINDS, NOT_FOR_DECORD, NOT_FOR_TORCHCODEC, Numbered, encode, engines, read_number, remux
 
-from vivit_train.data import decode
-from vivit_train.data.decode import import_decoder, probe, read_frames, timeline
-from vivit_train.errors import UserError, VideoError
+from vivit_train.data.video import decode
+from vivit_train.data.video.decode import import_decoder, read_frames
+from vivit_train.data.video.scan import probe, timeline
+from vivit_train.utils.errors import UserError, VideoError
 
 Make = Callable[[str], Numbered]
 SHARED = Path(__file__).parents[3] / "shared" / "videos"

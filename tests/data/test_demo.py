@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from vivit_train.data import demo
-from vivit_train.data.demo import CLASSES, FORWARD, PARTNER, draw_path, make_demo, render
-from vivit_train.errors import UserError
+from vivit_train.data import synthetic
+from vivit_train.data.synthetic import CLASSES, FORWARD, PARTNER, draw_path, make_demo, render
+from vivit_train.utils.errors import UserError
 
 SMALL = {"size": 32, "num_frames": 4, "train_per_class": 1, "val_per_class": 0, "test_per_class": 1}
 
@@ -55,7 +55,7 @@ def measure_motion(video: np.ndarray) -> np.ndarray:
 
 
 def test_files_are_laid_out_by_split_and_class_and_decode(root):
-    assert sorted(p.name for p in root.iterdir()) == [demo.MARKER, "test", "train", "val"]
+    assert sorted(p.name for p in root.iterdir()) == [synthetic.MARKER, "test", "train", "val"]
     for split, count in {"train": 2, "val": 1, "test": 8}.items():
         assert sorted(p.name for p in (root / split).iterdir()) == list(CLASSES)
         for label in CLASSES:
@@ -113,7 +113,7 @@ def test_frames_without_their_order_say_nothing_about_the_class(label):
 
 
 def test_opposite_borders_touch(monkeypatch):
-    monkeypatch.setattr(demo, "BACKGROUND_CONTRAST", (0.0, 0.0))
+    monkeypatch.setattr(synthetic, "BACKGROUND_CONTRAST", (0.0, 0.0))
     for seed in range(5):
         steps = np.arange(0, 57, 7)
         path = np.stack([0.4 + steps / 56, 0.3 - steps / 56, 0 * steps + 1, 0 * steps - 1], axis=1)
@@ -124,8 +124,8 @@ def test_opposite_borders_touch(monkeypatch):
 
 def test_every_shape_is_within_reach():
     angle = np.linspace(-7, 7, 1000, dtype=np.float32)
-    radii = np.stack([demo.outline(angle, np.random.default_rng(seed)) for seed in range(200)])
-    assert 0.4 < radii.min() < radii.max() < demo.REACH
+    radii = np.stack([synthetic.outline(angle, np.random.default_rng(seed)) for seed in range(200)])
+    assert 0.4 < radii.min() < radii.max() < synthetic.REACH
 
 
 def test_a_video_depends_on_seed_split_class_and_number_alone(tmp_path):
@@ -142,7 +142,7 @@ def test_a_video_depends_on_seed_split_class_and_number_alone(tmp_path):
 def test_a_made_demo_is_left_alone(tmp_path, monkeypatch):
     root = tmp_path / "deep" / "demo"
     make_demo(root, **SMALL, fps=12)
-    monkeypatch.setattr(demo, "render", None)
+    monkeypatch.setattr(synthetic, "render", None)
     make_demo(root, **SMALL, fps=12.0)
 
 
@@ -153,7 +153,7 @@ def test_a_half_made_demo_is_not_taken_for_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "write_video", fail)
+        patch.setattr(synthetic, "write_video", fail)
         with pytest.raises(OSError, match="disk full"):
             make_demo(root, **SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -162,7 +162,7 @@ def test_a_half_made_demo_is_not_taken_for_whole(tmp_path, monkeypatch):
     make_demo(root, **SMALL)
     assert len(list(root.rglob("*.mp4"))) == 16
 
-    (root / demo.MARKER).unlink()
+    (root / synthetic.MARKER).unlink()
     with pytest.raises(UserError, match=r"no whole demo .*Delete that folder or choose another data\.root"):
         make_demo(root, **SMALL)
 

@@ -16,10 +16,11 @@ from helpers import SHARED, Happened
 from videos import Numbered, encode, engines, read_number
 from zoo import zoo
 
-from vivit_train.data import decode
-from vivit_train.data.decode import probe, read_frames, timeline
-from vivit_train.data.workers import deadline
-from vivit_train.errors import VideoError
+from vivit_train.data.video import scan
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe, timeline
+from vivit_train.data.watchdog import deadline
+from vivit_train.utils.errors import VideoError
 
 Make = Callable[[str], Numbered]
 ODD = sorted((SHARED / "videos" / "odd").glob("*/*"))
@@ -134,8 +135,8 @@ def test_nothing_grows(case: str, times: int, tmp_path: Path) -> None:
     bad = [tmp_path / name for name in ("text.mp4", "cut.mkv", "missing.mp4")]
 
     def use(i: int) -> None:
-        decode._scans.kept.clear()
-        decode._scans.num_bytes = 0
+        scan._scans.kept.clear()
+        scan._scans.num_bytes = 0
         if case != "bad":
             assert len(read_frames(tmp_path / "a.mp4", [1, 11], decoder=case)) == 2
         else:
@@ -153,13 +154,13 @@ def test_nothing_grows(case: str, times: int, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def no_scans(monkeypatch: pytest.MonkeyPatch) -> decode._Scans:
-    monkeypatch.setattr(decode, "_scans", decode._Scans())
-    return decode._scans
+def no_scans(monkeypatch: pytest.MonkeyPatch) -> scan._Scans:
+    monkeypatch.setattr(scan, "_scans", scan._Scans())
+    return scan._scans
 
 
 def test_a_long_video_is_scanned_once_and_kept_in_two_bytes_a_frame(
-    tmp_path: Path, no_scans: decode._Scans, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_scans: scan._Scans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode(tmp_path / "one.mp4", "mpeg4", 1, (32, 32))
     with av.open(str(tmp_path / "one.mp4")) as inp, av.open(str(tmp_path / "long.mp4"), "w") as out:
@@ -181,13 +182,13 @@ def test_a_long_video_is_scanned_once_and_kept_in_two_bytes_a_frame(
     assert info.num_frames == 60_000
     assert held - before < 2.5 * 60_000
     assert peak - before < 120 * 60_000
-    monkeypatch.setattr(decode, "_scan", lambda path: pytest.fail("scanned again"))
+    monkeypatch.setattr(scan, "_scan", lambda path: pytest.fail("scanned again"))
     assert len(read_frames(tmp_path / "long.mp4", [59_999, 3])) == 2
     assert timeline(tmp_path / "long.mp4") is info
 
 
 def test_scans_are_kept_as_far_as_memory_allows(
-    numbered: Make, tmp_path: Path, no_scans: decode._Scans, monkeypatch: pytest.MonkeyPatch
+    numbered: Make, tmp_path: Path, no_scans: scan._Scans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [tmp_path / f"{i}.mp4" for i in range(50)]
     for path in paths:
@@ -202,7 +203,7 @@ def test_scans_are_kept_as_far_as_memory_allows(
     each = no_scans.num_bytes / 51
     assert 0.5 < traced / 50 / each < 1.1
     assert [timeline(path) for path in paths] == infos
-    monkeypatch.setattr(decode, "CACHE_BYTES", int(10.5 * each))
+    monkeypatch.setattr(scan, "CACHE_BYTES", int(10.5 * each))
     timeline(paths[0])
     assert [path for path, *_ in no_scans.kept] == [str(path) for path in [*paths[41:], paths[0]]]
     assert no_scans.num_bytes == pytest.approx(10 * each)
@@ -221,7 +222,7 @@ DECORD = "import decord; decord.VideoReader({path!r}, num_threads=1).get_batch([
 def test_a_hang_ends_its_process(call: str, numbered: Make, happened: Happened) -> None:
     if call is DECORD and "decord" not in engines():
         pytest.skip("no decord")
-    code = "from vivit_train.data.workers import deadline\nwith deadline(1): "
+    code = "from vivit_train.data.watchdog import deadline\nwith deadline(1): "
     started = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-c", code + call.format(path=str(numbered("cut_450_packets_300_shown").path))],

@@ -16,16 +16,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from trees import EPIC_HEADER, TREES, error, has, make_tree, rows, something_by_name, touch, write
 
-from vivit_train.data import published
-from vivit_train.data.manifest import Splits
-from vivit_train.data.published import (
-    read_epic,
-    read_hmdb51,
-    read_kinetics,
-    read_moments,
-    read_something,
-    read_ucf101,
-)
+from vivit_train.data.annotations import lookup
+from vivit_train.data.annotations.epic import read_epic
+from vivit_train.data.annotations.kinetics import read_kinetics
+from vivit_train.data.annotations.moments import read_moments
+from vivit_train.data.annotations.something import read_something
+from vivit_train.data.annotations.table import Splits
+from vivit_train.data.annotations.ucf_hmdb import read_hmdb51, read_ucf101
 
 DATASETS = [name for name in TREES if name not in ("kinetics600", "kinetics700")]
 NAMES: dict[str, tuple[str, ...]] = {
@@ -74,7 +71,7 @@ def tree(clip: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 def found(monkeypatch: pytest.MonkeyPatch, paths: Sequence[str]) -> None:
     """As if these videos lay below the root."""
-    monkeypatch.setattr(published, "find_videos", lambda root: sorted(f"{root}/{path}" for path in paths))
+    monkeypatch.setattr(lookup, "find_videos", lambda root: sorted(f"{root}/{path}" for path in paths))
 
 
 # ---- all of them
@@ -210,7 +207,7 @@ def test_an_empty_root(tmp_path: Path, dataset: str) -> None:
 def test_speed(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [f"class {i:03d}" for i in range(100)]
     stems = [f"{labels[i % 100]}/{i:011d}_{i % 300:06d}_{i % 300 + 10:06d}" for i in range(count)]
-    monkeypatch.setattr(published, "find_videos", lambda root: [f"{root}/{stem}.mp4" for stem in stems])
+    monkeypatch.setattr(lookup, "find_videos", lambda root: [f"{root}/{stem}.mp4" for stem in stems])
     lines = [f"{labels[i % 100]},{i:011d},{i % 300},{i % 300 + 10},train" for i in range(count)]
     write(tmp_path / "train.csv", HEADER[:-6], *lines)
     write(tmp_path / "val.csv", HEADER[:-6], *lines[:1000])

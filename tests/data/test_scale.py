@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vivit_train.data.datamodule import TrainClips, VideoDataModule
-from vivit_train.data.manifest import Manifest, Splits, read_csv, read_folder
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.folder import read_folder
+from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import TrainClips
 
 pytestmark = pytest.mark.slow
 FOLDERS = 400

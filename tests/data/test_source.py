@@ -25,11 +25,13 @@ from torch.utils.data import DataLoader
 from trees import error, has, rows, write
 from videos import Numbered, draw, encode, engines, read_number
 
-from vivit_train.data import source
-from vivit_train.data.decode import probe, read_frames
-from vivit_train.data.manifest import read_csv, read_folder
-from vivit_train.errors import UserError, VideoError
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.folder import read_folder
+from vivit_train.data.video import storage, urls
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe
 from vivit_train.run import train
+from vivit_train.utils.errors import UserError, VideoError
 
 Make = Callable[[str], Numbered]
 ODD_NAME = "12:30 ü,,%d"  # FFmpeg's protocols have colons and commas of their own
@@ -109,8 +111,8 @@ def test_frames_are_the_same_everywhere(kind: str, everywhere: Callable[[str], d
 
 def test_a_large_object_is_read_in_blocks(numbered: Make, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = upload(f"{memory}/large.mp4", numbered("h264").path.read_bytes())
-    monkeypatch.setattr(source, "WHOLE_BYTES", 100)
-    monkeypatch.setattr(source, "_fetched", None)
+    monkeypatch.setattr(storage, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(storage, "_fetched", None)
     assert [read_number(frame) for frame in read_frames(url, [50, 3])] == [50, 3]
 
     def read(file: MemoryFile, size: int) -> bytes:
@@ -181,7 +183,7 @@ def test_other_pictures_whatever_their_names_end_in(codec: str, tmp_path: Path) 
 def test_only_the_pictures_asked_for_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pictures(tmp_path / "clip", range(30))
     opened: list[str] = []
-    monkeypatch.setattr(source, "read", lambda path: opened.append(Path(path).name) or Path(path).read_bytes())
+    monkeypatch.setattr(storage, "read", lambda path: opened.append(Path(path).name) or Path(path).read_bytes())
     read_frames(folder, [20, 4])
     assert opened == ["img_1.jpg", "img_5.jpg", "img_21.jpg"]
 
@@ -190,7 +192,7 @@ def test_natural_order(tmp_path: Path) -> None:
     names = ["1.jpg", "2.JPG", "10.jpeg", "a2b1.png", "a2b3.png", "a10b2.webp", "a010b3.webp"]
     for name in names:
         (tmp_path / name).touch()
-    assert [Path(path).name for path in source.pictures(str(tmp_path))] == names
+    assert [Path(path).name for path in storage.pictures(str(tmp_path))] == names
 
 
 def test_wrong_pictures_are_named(tmp_path: Path) -> None:
@@ -281,7 +283,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     """The address of a web server over tmp_path."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        with source.private_urls(True):
+        with urls.private_urls(True):
             yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
 
@@ -318,11 +320,11 @@ held: list[Any] = []  # by the parent, and so by its forks
 
 
 def is_held(url: str) -> bool:
-    return source._filesystem(url)[0] is held[0]
+    return urls.filesystem_of(url)[0] is held[0]
 
 
 def test_a_forked_worker_makes_connections_of_its_own(server: str) -> None:
-    held[:] = [source._filesystem(server)[0]]
+    held[:] = [urls.filesystem_of(server)[0]]
     assert is_held(server)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert not pool.apply_async(is_held, [server]).get(timeout=60)

@@ -10,11 +10,12 @@ import pytest
 from matplotlib.image import imsave
 from videos import Numbered, encode, read_number
 
-from vivit_train.data import decode, source, timelines
+from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.decode import packed_scan, read_frames, timeline
-from vivit_train.data.manifest import read_csv
-from vivit_train.data.timelines import Scan, Timeline
+from vivit_train.data.video import index, scan, storage
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.index import Scan, Timeline
+from vivit_train.data.video.scan import packed_scan, timeline
 
 Make = Callable[[str], Numbered]
 
@@ -31,14 +32,14 @@ def same(one: Scan, other: Scan) -> bool:
 
 
 def row(path: Path) -> tuple[str, int, int, bytes]:
-    return (str(path), *source.state(str(path))[:2], packed_scan(path))
+    return (str(path), *storage.state(str(path))[:2], packed_scan(path))
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, *, forbid: bool = True) -> None:
     """As in a new process; there, scanning may be a failure."""
-    monkeypatch.setattr(decode, "_scans", decode._Scans())
+    monkeypatch.setattr(scan, "_scans", scan._Scans())
     if forbid:
-        monkeypatch.setattr(decode, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
+        monkeypatch.setattr(scan, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
 
 
 def test_a_scan_survives_packing_exactly() -> None:
@@ -57,14 +58,14 @@ def test_a_scan_survives_packing_exactly() -> None:
                 gop=draw.lognormal(),
                 is_folder=bool(draw.integers(2)),
             )
-            assert same(timelines.unpack(timelines.pack(scan)), scan)
+            assert same(index.unpack(index.pack(scan)), scan)
 
 
 def test_an_evenly_spaced_video_takes_few_bytes() -> None:
     for step in (1, 512, 90_000):
         times = Timeline(num_frames=3000, fps=29.97, steps=np.full(2999, step, np.uint32), unit_s=1 / 90_000)
         keys = np.arange(0, 3000, 12) * step
-        assert len(timelines.pack(Scan(times, 0, keys, "", 3000, 100.1, 12.0))) < 200
+        assert len(index.pack(Scan(times, 0, keys, "", 3000, 100.1, 12.0))) < 200
 
 
 def test_what_is_stored_is_used_instead_of_a_scan(
@@ -78,17 +79,17 @@ def test_what_is_stored_is_used_instead_of_a_scan(
     shutil.copyfile(numbered("h264").path, strange)
     kinds = ("h264", "vfr_mkv", "trimmed", "cut", "open_gop", "mpeg4_b_avi")
     paths = [tmp_path / "pictures", strange, *(numbered(kind).path for kind in kinds)]
-    scans = [decode._scan_file(path) for path in paths]
+    scans = [scan.scan_file(path) for path in paths]
     frames = [
         read_frames(path, [-1 + scan.timeline.num_frames, 1]) for path, scan in zip(paths, scans, strict=True)
     ]
     file = tmp_path / "100% #1?.sqlite"
-    timelines.write(file, map(row, paths))
+    index.write(file, map(row, paths))
     forget(monkeypatch)
-    for path, scan, shown in zip(paths, scans, frames, strict=True):
-        assert timeline(path, file).num_frames == scan.timeline.num_frames
-        assert same(decode._scan_file(path), scan)
-        assert np.array_equal(read_frames(path, [-1 + scan.timeline.num_frames, 1]), shown)
+    for path, stored, shown in zip(paths, scans, frames, strict=True):
+        assert timeline(path, file).num_frames == stored.timeline.num_frames
+        assert same(scan.scan_file(path), stored)
+        assert np.array_equal(read_frames(path, [-1 + stored.timeline.num_frames, 1]), shown)
     timeline(paths[0], tmp_path / "nowhere.sqlite")  # known to this process meanwhile
     with pytest.raises(pytest.fail.Exception, match="is scanned"):
         timeline(numbered("gop_2").path, file)
@@ -99,7 +100,7 @@ def test_a_file_that_has_changed_is_scanned_anew(tmp_path: Path, monkeypatch: py
         encode(tmp_path / "a.mp4", frames=frames)
         os.utime(tmp_path / "a.mp4", ns=(frames, frames))
         if frames == 5:
-            timelines.write(tmp_path / "a.sqlite", [row(tmp_path / "a.mp4")])
+            index.write(tmp_path / "a.sqlite", [row(tmp_path / "a.mp4")])
     forget(monkeypatch, forbid=False)
     assert timeline(tmp_path / "a.mp4", tmp_path / "a.sqlite").num_frames == 9
     assert read_number(read_frames(tmp_path / "a.mp4", [8])[0]) == 8
@@ -123,16 +124,16 @@ def test_a_damaged_database_costs_a_scan_and_a_note(
     path = numbered("h264").path
     path_, version, size, packed = row(path)
     others = [(f"/videos/{i}.mp4", i, i, packed) for i in range(300)]
-    timelines.write(tmp_path / timelines.NAME, [*others, (path_, version, size, packed)])
-    damaged = damage((tmp_path / timelines.NAME).read_bytes())
-    (tmp_path / timelines.NAME).write_bytes(damaged)
-    assert timelines.read(tmp_path / timelines.NAME, path_, version, size) is None
+    index.write(tmp_path / index.NAME, [*others, (path_, version, size, packed)])
+    damaged = damage((tmp_path / index.NAME).read_bytes())
+    (tmp_path / index.NAME).write_bytes(damaged)
+    assert index.read(tmp_path / index.NAME, path_, version, size) is None
     forget(monkeypatch, forbid=False)
-    assert timeline(path, tmp_path / timelines.NAME).num_frames == 72
+    assert timeline(path, tmp_path / index.NAME).num_frames == 72
 
     for split in ("train", "val"):
         (tmp_path / f"{split}.csv").write_text(f'"{path}",0\n"{numbered("gop_2").path}",1')
     data = VideoDataModule("test", str(tmp_path), read_csv, train="train.csv", val="val.csv", num_workers=0)
-    notes = [notice for notice in data.splits.notices if timelines.NAME in notice]
+    notes = [notice for notice in data.splits.notices if index.NAME in notice]
     assert len(notes) == bool(why)
     assert all(why in note for note in notes)

@@ -16,10 +16,11 @@ import pytest
 from helpers import Happened
 from videos import encode
 
-from vivit_train.data import source, timelines
-from vivit_train.data.decode import packed_scan, probe, read_frames
-from vivit_train.data.manifest import read_csv
-from vivit_train.errors import UserError, VideoError
+from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.video import index, storage, urls
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import packed_scan, probe
+from vivit_train.utils.errors import UserError, VideoError
 
 SECTION = "Strangers' files"
 
@@ -62,7 +63,7 @@ def test_other_protocols_and_chains_are_refused_with_the_row(url: str, tmp_path:
         UserError, match=r"train\.csv:1: .*only file, s3, gs, az, hf, http, https, memory"
     ) as error:
         read_csv(tmp_path, train="train.csv", val="train.csv")
-    for ask in (source.state, source.listing, source.read, probe):
+    for ask in (storage.state, storage.listing, storage.read, probe):
         with pytest.raises(UserError, match="only file, s3"):
             ask(f"{url}.mp4")
         with pytest.raises(UserError, match="only file, s3"):
@@ -117,7 +118,7 @@ def test_addresses_that_are_not_public_are_not_asked(
     with pytest.raises(VideoError, match="no public address"):
         probe(f"http://{host}:{port}/a.tar/a.mp4")
     assert not asked
-    with source.private_urls(True):
+    with urls.private_urls(True):
         assert probe(f"http://127.0.0.1:{port}/a.mp4").num_frames == 3
     happened(f"A row that leads to http://{host}", error.value)
 
@@ -140,7 +141,7 @@ def test_a_name_and_a_redirect_that_lead_to_a_private_address_are_not_followed(
         threading.Thread(target=http.serve_forever, daemon=True).start()
         with pytest.raises(VideoError, match="no public address") as error:
             probe(f"http://videos.example.org:{http.server_port}/a.mp4")
-        with source.private_urls(True):
+        with urls.private_urls(True):
             assert probe(f"http://videos.example.org:{http.server_port}/a.mp4").num_frames == 3
             assert asked
         http.shutdown()
@@ -216,7 +217,7 @@ def test_an_ipv6_address_is_private_and_no_chain(tmp_path: Path, happened: Happe
         url = f"http://[::1]:{http.server_port}/a.mp4"
         with pytest.raises(VideoError, match="no public address") as error:
             probe(url)
-        with source.private_urls(True):
+        with urls.private_urls(True):
             assert probe(url).num_frames == 3
         http.shutdown()
     happened("A row that leads to http://[::1]", error.value)
@@ -248,23 +249,23 @@ def test_a_pipe_among_pictures_does_not_wait(tmp_path: Path, happened: Happened)
 def test_a_stored_scan_that_contradicts_itself_is_made_anew(
     lie: dict[str, Any], tmp_path: Path, happened: Happened
 ) -> None:
-    path, file = tmp_path / "a.mp4", tmp_path / timelines.NAME
+    path, file = tmp_path / "a.mp4", tmp_path / index.NAME
     encode(path, frames=6)
-    true = timelines.unpack(packed_scan(path))
+    true = index.unpack(packed_scan(path))
     parts = {name: getattr(true.timeline, name) for name in ("num_frames", "fps", "steps", "unit_s")}
     parts |= {"steps": np.array(lie["steps"], np.uint64)} if "steps" in lie else {}
     parts |= {name: lie[name] for name in ("fps", "unit_s") if name in lie}
-    scan = true._replace(timeline=timelines.Timeline(**parts))
+    scan = true._replace(timeline=index.Timeline(**parts))
     if "keys" in lie:
         scan = scan._replace(keys=np.array(lie["keys"], np.int64))
     if "start" in lie:
         scan = scan._replace(start=lie["start"])
     status = path.stat()
-    timelines.write(file, [(str(path), status.st_mtime_ns, status.st_size, timelines.pack(scan))])
-    assert timelines.read(file, str(path), status.st_mtime_ns, status.st_size) is None
+    index.write(file, [(str(path), status.st_mtime_ns, status.st_size, index.pack(scan))])
+    assert index.read(file, str(path), status.st_mtime_ns, status.st_size) is None
     honest = tmp_path / "honest.sqlite"
-    timelines.write(honest, [(str(path), status.st_mtime_ns, status.st_size, timelines.pack(true))])
-    assert timelines.read(honest, str(path), status.st_mtime_ns, status.st_size) is not None
+    index.write(honest, [(str(path), status.st_mtime_ns, status.st_size, index.pack(true))])
+    assert index.read(honest, str(path), status.st_mtime_ns, status.st_size) is not None
     happened(f"A stored scan with {lie}", "counts as none: the file is scanned")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vivit_train.data.manifest import Manifest, Splits
-from vivit_train.errors import UserError
+from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.utils.errors import UserError
 
 
 def touch(root: Path, *paths: str) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vivit_train.model.attention import fused_attention
+from vivit_train.models.attention import fused_attention
 
 pytestmark = pytest.mark.gpu
 KERNELS = {

@@ -8,7 +8,7 @@ from test_datamodule import batches_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vivit_train.data.augment import TrainTransform, mix_batch, seeded
+from vivit_train.data.transforms import TrainTransform, mix_batch, seeded
 
 pytestmark = pytest.mark.gpu
 RANDOM = {

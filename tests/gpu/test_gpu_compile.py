@@ -8,8 +8,8 @@ import torch
 import torch._dynamo
 from omegaconf import DictConfig
 
-from vivit_train.checkpoint import load_checkpoint
 from vivit_train.run import train
+from vivit_train.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.manifest import read_folder
-from vivit_train.model.vivit import ViViT
+from vivit_train.models.vivit import ViViT
 
 pytestmark = pytest.mark.gpu
 WARM, STEPS = 60, 200

@@ -7,8 +7,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from vivit_train.errors import LackOfMemoryError
 from vivit_train.run import train
+from vivit_train.utils.errors import LackOfMemoryError
 
 LIMIT_BYTES = 700 * 2**20
 pytestmark = [

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivit_train.bench.model import in_precision
-from vivit_train.model.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.tools.bench.model import in_precision
 
 pytestmark = pytest.mark.gpu
 LIMITS = {torch.float32: 2e-4, torch.bfloat16: 6e-2}  # of the error's norm, as a share of the value's

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY
 
-from vivit_train.checkpoint import load_checkpoint
+from vivit_train.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 

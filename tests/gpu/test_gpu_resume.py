@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from vivit_train.run import train
-from vivit_train.task import VideoClassification
+from vivit_train.training.module import VideoClassification
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +30,7 @@ def test_a_resumed_run_is_the_same_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With what draws at random: augmentation, mixing, stochastic depth. It ends in its second epoch's midst."""
-    monkeypatch.setattr("vivit_train.run.gain_of_half", lambda dtype: 2.0)  # a CPU may be slower so
+    monkeypatch.setattr("vivit_train.config.gain_of_half", lambda dtype: 2.0)  # a CPU may be slower so
     settings = ["data=folder", f"data.root={videos}", "recipe.epochs=3", "recipe.mixup=0.3", "model.drop_path=0.2"]
     settings += ["recipe.flip=0.5", "recipe.scale_jitter=[0.8,1.3]", "recipe.color_jitter=0.8", "recipe.ema=0.9"]
     settings += [

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivit_train.model.vivit import ModelName, ViViT
+from vivit_train.models.vivit import ModelName, ViViT
 
 CLASSES = 5
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivit_train.model.attention import BlockwiseAttention, fused_attention, parts_of_queries
+from vivit_train.models.attention import BlockwiseAttention, fused_attention, parts_of_queries
 
 
 @pytest.mark.parametrize("clips", [1, 2])

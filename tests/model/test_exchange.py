@@ -14,11 +14,12 @@ from parity import GOLDENS, Tree
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_huggingface, load_scenic, save_huggingface
-from vivit_train.model.exchange import to_scenic as package_to_scenic
-from vivit_train.model.files import video_statistics
-from vivit_train.model.vivit import MODELS, Attention, Encoder, ModelName, ViViT
+from vivit_train.models.vivit import MODELS, Attention, Encoder, ModelName, ViViT
+from vivit_train.models.weights.files import video_statistics
+from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
+from vivit_train.models.weights.scenic import load_scenic
+from vivit_train.models.weights.scenic import to_scenic as package_to_scenic
+from vivit_train.utils.errors import UserError
 
 HUGGINGFACE = GOLDENS / "huggingface"
 

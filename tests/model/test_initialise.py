@@ -17,12 +17,13 @@ from test_exchange import HUGGINGFACE
 from test_scenic_files import WRITTEN_BY_FLAX, Malicious, nested
 from torch import Tensor
 
-from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_huggingface, save_huggingface, save_scenic
-from vivit_train.model.flaxfile import write_flax
-from vivit_train.model.initialise import initialise
-from vivit_train.model.pretrained import init_from_vit
-from vivit_train.model.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.weights.flax_file import write_flax
+from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
+from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.scenic import save_scenic
+from vivit_train.models.weights.timm_vit import init_from_vit
+from vivit_train.utils.errors import UserError
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -14,10 +14,10 @@ from parity import INITS, cls_error, deit_error, init_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vivit_train.checkpoint import load_checkpoint
-from vivit_train.errors import UserError
-from vivit_train.model.pretrained import init_from_vit, normalisation, read_weights
-from vivit_train.model.vivit import ModelName, ViViT
+from vivit_train.models.vivit import ModelName, ViViT
+from vivit_train.models.weights.timm_vit import init_from_vit, normalisation, read_weights
+from vivit_train.training.checkpoint import load_checkpoint
+from vivit_train.utils.errors import UserError
 
 Weights = dict[str, Tensor]
 DEIT = "deit_tiny_patch16_224.fp16.safetensors"

@@ -16,10 +16,10 @@ from nets import counted, randomise, tiny
 from parity import GOLDENS, Tree
 from test_exchange import to_scenic
 
-from vivit_train.errors import UserError
-from vivit_train.model.exchange import load_scenic, read_scenic, save_scenic
-from vivit_train.model.flaxfile import read_flax, write_flax
-from vivit_train.model.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.weights.flax_file import read_flax, write_flax
+from vivit_train.models.weights.scenic import load_scenic, read_scenic, save_scenic
+from vivit_train.utils.errors import UserError
 
 WRITTEN_BY_FLAX = GOLDENS / "scenic" / "checkpoint_12"  # flax 0.12.8, a train state with optax's momentum
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from nets import randomise, tiny, videos
 
-from vivit_train.model.exchange import save_huggingface
-from vivit_train.model.initialise import initialise
-from vivit_train.model.vivit import ViViT
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.huggingface import save_huggingface
+from vivit_train.models.weights.load import initialise
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -8,7 +8,7 @@ from nets import CLASSES, randomise, tiny, videos
 from parity import PAPER, cost
 from torch import Tensor, nn
 
-from vivit_train.model.vivit import MODELS, SIZES, Attention, ModelName, Recomputed, ViViT, uniform_frames
+from vivit_train.models.vivit import MODELS, SIZES, Attention, ModelName, Recomputed, ViViT, uniform_frames
 
 every_model = pytest.mark.parametrize("model", MODELS)
 

@@ -1,1 +1,1 @@
-"""From annotation files to batches: manifest -> clip -> decode -> augment -> datamodule."""
+"""Clip tables, sampling, augmentation and loading: from videos and annotations to batches."""

@@ -1,14 +1,10 @@
 """From manifests to batches: what one training sample is, which samples make a step, and how bad videos count."""
 
 import csv
-import multiprocessing
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from ctypes import Array
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
@@ -20,333 +16,21 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader
 
-from vivit_train import processes
-from vivit_train.children import usable_cores
-from vivit_train.data import source, timelines
-from vivit_train.data.augment import Look, TrainTransform, around, crop_views, mirrored_classes, seeded
-from vivit_train.data.clip import BLACK, Indices, Sampling
-from vivit_train.data.decode import Box, Cut, import_decoder, read_frames, timeline
+from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.dataset import Reading, Sample, TestVideos, TrainClips, collate
 from vivit_train.data.digest import digest
-from vivit_train.data.manifest import Manifest, Splits, Target
-from vivit_train.data.timelines import Timeline
-from vivit_train.data.workers import Note, deadline, explain
-from vivit_train.errors import UserError, VideoError
-from vivit_train.names import csv_cell, printable
-
-Sample = dict[str, Any]
-Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifest
-LAST_S = 20  # for which a loader process outlives a signal to end
-MAX_REPLACEMENTS = 20  # bad videos in a row before a training sample gives up
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How videos are opened.
-
-    Attributes:
-        decoder: see `read_frames`.
-        timeout_s: a loader process ends where reading a video takes longer.
-        note: where a loader process notes what it has open; None in the main process, which is not to be ended.
-        stored: see `timeline`.
-        allow_private_urls: see `VideoDataModule`.
-    """
-
-    decoder: str = "auto"
-    timeout_s: float = 0
-    note: Note | None = None
-    stored: Path | None = None
-    allow_private_urls: bool = False
-
-    @contextmanager
-    def limit(self, path: str) -> Iterator[None]:
-        """While the video is read."""
-        with source.private_urls(self.allow_private_urls), ExitStack() as stack:
-            if self.note is not None:
-                stack.enter_context(self.note.on(path))
-                stack.enter_context(deadline(self.timeout_s))
-            yield
-
-    def frames(self, path: str, clips: Indices, short_side: int, cut: Cut | None = None) -> tuple[Tensor, Indices]:
-        """Each frame of the clips once, uint8 [T, C, H, W]; and which of these each clip's frames are."""
-        needed, places = np.unique(clips, return_inverse=True)
-        shown = needed[needed != BLACK]
-        frames_THWC = read_frames(path, shown, short_side=short_side, decoder=self.decoder, cut=cut)
-        if len(shown) < len(needed):  # the smallest number, so the first
-            frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
-        return to_torch(frames_THWC), places.reshape(clips.shape)
-
-
-class TrainClips(Dataset[Sample]):
-    """The augmented clips of a key, a function of (seed, key) alone, whichever worker makes them.
-
-    A video that cannot be read is replaced by another, drawn at random, and named in "errors" as (row, path,
-    reason); after MAX_REPLACEMENTS of them nothing but the errors comes back.
-
-    Args:
-        transform: of each clip.
-        finish: do all of it here; else a clip is the box of it that was drawn, and "look" says what is left to do.
-        mirrored: by head, what each class becomes in a flipped clip; None: what it was.
-        clips_per_video: so many clips from one opening of a video, each with draws of its own.
-        reading: see `Reading`.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        transform: TrainTransform,
-        sampling: Sampling,
-        *,
-        finish: bool = True,
-        mirrored: list[NDArray[np.int64]] | None = None,
-        clips_per_video: int = 1,
-        short_side: int,
-        reading: Reading | None = None,
-        seed: int,
-    ) -> None:
-        self.manifest, self.transform, self.finish, self.mirrored = manifest, transform, finish, mirrored
-        self.sampling, self.clips_per_video = sampling, clips_per_video
-        self.short_side, self.reading, self.seed = short_side, reading or Reading(), seed
-
-    def __getitem__(self, key: Key) -> Sample:
-        return self.clips(key)[0]
-
-    def __getitems__(self, keys: list[Key]) -> list[Sample]:
-        """What the loader asks for a batch."""
-        return [sample for key in keys for sample in self.clips(key)]
-
-    def clips(self, key: Key) -> list[Sample]:
-        epoch, repeat, row = key
-        errors: list[tuple[int, str, str]] = []
-        with seeded(self.seed, epoch, repeat, row):
-            for _ in range(MAX_REPLACEMENTS):
-                try:
-                    first, *others = self.load(row)
-                    return [first | {"errors": errors}, *(other | {"errors": []} for other in others)]
-                except VideoError as error:
-                    errors.append((row, error.path, error.reason))
-                    row = int(torch.randint(len(self.manifest), ()))
-        return [{"errors": errors}]
-
-    def load(self, row: int) -> list[Sample]:
-        path = str(self.manifest.paths[row])
-        with self.reading.limit(path):
-            times = timeline(path, self.reading.stored)
-            first, num_frames = frames_of(self.manifest, row, times)
-            draws = [torch.rand(self.sampling.draws).tolist() for _ in range(self.clips_per_video)]
-            clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
-            clips = in_video(first, clips)
-            looks: list[Look] = []
-
-            def cut(height: int, width: int) -> Box:
-                looks.extend(self.transform.draw(height, width) for _ in clips)
-                return around(looks)
-
-            video_TCHW, places = self.reading.frames(path, clips, self.short_side, cut)
-        top, left, *_ = around(looks)
-        return [
-            self.augmented(row, look, look.cut(video_TCHW, top, left), place, indices, times)
-            for look, place, indices in zip(looks, places, clips, strict=True)
-        ]
-
-    def augmented(
-        self, row: int, look: Look, box_TCHW: Tensor, place: Indices, indices: Indices, times: Timeline
-    ) -> Sample:
-        if not np.array_equal(place, np.arange(len(box_TCHW))):  # else a copy of what is there
-            box_TCHW = box_TCHW[place]
-        label = self.manifest.target(row)
-        if look.flipped and self.mirrored is not None:
-            label = mirror(label, self.mirrored)
-        return {
-            "video": self.transform.finish(box_TCHW, look) if self.finish else box_TCHW,
-            "label": torch.from_numpy(label),
-            "index": row,
-            "frame_numbers": torch.from_numpy(indices),
-            "times_s": torch.from_numpy(np.where(indices == BLACK, np.nan, times.times_s[indices])),
-        } | ({} if self.finish else {"look": look})
-
-
-def mirror(label: Target, mirrored: list[NDArray[np.int64]]) -> Target:
-    """What a flipped clip's target is, see `TrainClips`."""
-    if label.dtype == np.bool:  # the class on the right has what the one on the left had, and the reverse
-        return label[mirrored[0]]
-    return np.array([ids[i] for ids, i in zip(mirrored, label, strict=True)])
-
-
-class TestVideos(Dataset[Sample]):
-    """Every view of one video, [V, T, C, H, W], decoded once; or, where it cannot be read, zeros and the reason.
-
-    Args:
-        views: temporal clips x spatial crops.
-        order: of the frames in a clip: "forward", "reversed" or "shuffled", to see what a model makes of time.
-    """
-
-    __test__ = False  # not a test class, whatever pytest thinks of its name
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        sampling: Sampling,
-        *,
-        short_side: int,
-        crop: int,
-        squash: bool = False,
-        views: tuple[int, int] = (1, 1),
-        order: str = "forward",
-        reading: Reading | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
-        self.reading = reading or Reading()
-        self.sampling, self.short_side, self.crop, self.squash = sampling, short_side, crop, squash
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def __getitem__(self, row: int) -> Sample:
-        path, error = str(self.manifest.paths[row]), None
-        try:
-            video = self.load(path, row)
-        except VideoError as failure:
-            shape = (self.views[0] * self.views[1], self.sampling.frames, 3, self.crop, self.crop)
-            video = torch.zeros(shape, dtype=torch.uint8)
-            error = failure
-        return {
-            "video": video,
-            "label": torch.from_numpy(self.manifest.target(row)),
-            "index": row,
-            "failed": error is not None,
-            "errors": [] if error is None else [(row, error.path, error.reason)],
-        }
-
-    def load(self, path: str, row: int) -> Tensor:
-        with self.reading.limit(path):
-            times = timeline(path, self.reading.stored)
-            first, num_frames = frames_of(self.manifest, row, times)
-            clips = self.sampling.spread(num_frames, times.fps, self.views[0])
-            clips = self.reorder(in_video(first, clips), row)
-            decoded_TCHW, places = self.reading.frames(path, clips, self.short_side)
-        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
-        return torch.stack([crop[place] for place in places for crop in crops])
-
-    def reorder(self, clips: Indices, row: int) -> Indices:
-        if self.order == "reversed":
-            return clips[:, ::-1]
-        if self.order == "shuffled":
-            return np.random.default_rng((self.seed, row)).permuted(clips, axis=1)
-        return clips
-
-
-def frames_of(manifest: Manifest, row: int, times: Timeline) -> tuple[int, int]:
-    """The first frame of a manifest's clip within its video, and how many it has."""
-    if manifest.spans_s is None:
-        return 0, times.num_frames
-    start_s, end_s = manifest.spans_s[row]
-    first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
-    if first == end:
-        length_s = times.times_s[-1]
-        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
-        raise VideoError(str(manifest.paths[row]), reason)
-    return first, end - first
-
-
-def in_video(first: int, clips: Indices) -> Indices:
-    """Frame numbers of the whole video, of those counted from frame `first`."""
-    return np.where(clips == BLACK, BLACK, first + clips)
-
-
-def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
-
-
-def collate(samples: list[Sample]) -> Sample:
-    """A batch; without "video" where a sample gave up, so that the main process can say so in its own words.
-
-    Boxes that differ in size come one behind the other in one row of pixels, so that one transfer takes them all.
-    """
-    batch: Sample = {"errors": [error for sample in samples for error in sample.pop("errors")]}
-    if not all(samples):
-        return batch
-    if "look" in samples[0]:
-        boxes = [sample.pop("video") for sample in samples]
-        batch["looks"] = [(box.shape, sample.pop("look")) for box, sample in zip(boxes, samples, strict=True)]
-        row = torch.cat([box.flatten() for box in boxes])
-        # shared here, as `default_collate` does: a queue that finds no room later drops the batch without a word
-        batch["video"] = row.share_memory_() if get_worker_info() else row
-    return batch | default_collate(samples)
-
-
-class TrainBatches(Sampler[list[Key]]):
-    """One process's micro-batches of an epoch, a pure function of (seed, epoch).
-
-    Each optimizer step takes the next `global_batch` clips of the epoch's order, whatever the number of
-    processes: its micro-batches, in turn, go to rank 0, 1, .... An epoch has floor(clips / global_batch) steps; a
-    set smaller than the global batch fills its one step by coming round again, with other draws.
-
-    Args:
-        first: the epoch and the step in it to start from, in a run that goes on from a checkpoint.
-        weights: of each video, for an order drawn with replacement; None: each once, shuffled.
-        clips_per_video: how many clips a key stands for.
-    """
-
-    def __init__(
-        self,
-        n: int,
-        global_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        weights: NDArray[np.float64] | None = None,
-        clips_per_video: int = 1,
-        first: tuple[int, int] = (0, 0),
-    ) -> None:
-        self.n, self.rank, self.world_size, self.seed, self.weights = n, rank, world_size, seed, weights
-        self.step_videos, self.micro_videos = global_batch // clips_per_video, micro_batch // clips_per_video
-        self.steps = steps_per_epoch(n, self.step_videos)
-        # Lightning sets the epoch after the workers of a resumed run have asked for their first batches
-        self.first, self.epoch = first, first[0]
-
-    @property
-    def sampler(self) -> "TrainBatches":
-        return self  # Lightning calls `set_epoch` of a batch sampler's `sampler`
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps * self.accumulation
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of this process in a step."""
-        return self.step_videos // (self.micro_videos * self.world_size)
-
-    def order(self) -> NDArray[np.int64]:
-        """The videos of the epoch."""
-        needed = self.steps * self.step_videos
-        if self.weights is not None:
-            share = self.weights / self.weights.sum()
-            return np.random.default_rng((self.seed, self.epoch)).choice(self.n, needed, p=share)
-        rounds = range(-(-needed // self.n))
-        orders = [np.random.default_rng((self.seed, self.epoch, i)).permutation(self.n) for i in rounds]
-        return np.concatenate(orders)[:needed]
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        seen: Counter[int] = Counter()
-        keys = []
-        for row in self.order().tolist():
-            keys.append((self.epoch, seen[row], row))  # a video that comes again has other draws
-            seen[row] += 1
-        done = self.first[1] * self.accumulation if self.epoch == self.first[0] else 0
-        for micro in range(done, len(self)):
-            start = (micro * self.world_size + self.rank) * self.micro_videos
-            yield keys[start : start + self.micro_videos]
-
-
-def steps_per_epoch(n: int, global_batch: int) -> int:
-    return max(1, n // global_batch)
+from vivit_train.data.sampler import TrainBatches, steps_per_epoch
+from vivit_train.data.sampling import Sampling
+from vivit_train.data.transforms import TrainTransform, mirrored_classes
+from vivit_train.data.video import index, urls
+from vivit_train.data.video.decode import import_decoder
+from vivit_train.data.watchdog import Note, explain, start_worker
+from vivit_train.utils import distributed
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.process_pool import usable_cores
+from vivit_train.utils.text import csv_cell, printable
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -431,7 +115,7 @@ class VideoDataModule(L.LightningDataModule):
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
-        stored = Path(root).expanduser() / timelines.NAME
+        stored = Path(root).expanduser() / index.NAME
         self.reading = Reading(
             decoder,
             timeout_s,
@@ -448,9 +132,9 @@ class VideoDataModule(L.LightningDataModule):
     @cached_property
     def splits(self) -> Splits:
         """The annotations, read on first use."""
-        with source.private_urls(self.reading.allow_private_urls):
+        with urls.private_urls(self.reading.allow_private_urls):
             splits = self.reader(self.root, **self.annotations)
-        if self.reading.stored and (why := timelines.why_unused(self.reading.stored)):
+        if self.reading.stored and (why := index.why_unused(self.reading.stored)):
             notice = f"{self.reading.stored} is not used ({why}): videos are scanned; vivit doctor makes it anew"
             splits = replace(splits, notices=(*splits.notices, notice))
         if self.limit_per_class is None:
@@ -649,7 +333,7 @@ class VideoDataModule(L.LightningDataModule):
         for row, path, reason in batch.pop("errors"):
             if row not in self.bad_videos[split]:
                 self.new_bad_videos[split, row] = (path, reason)
-        if self.new_bad_videos and processes.count() == 1:
+        if self.new_bad_videos and distributed.count() == 1:
             self.count_bad_videos()
         if training and "video" not in batch:
             raise self.too_many_bad_videos()
@@ -661,18 +345,18 @@ class VideoDataModule(L.LightningDataModule):
         Raises:
             UserError: training goes over its budget.
         """
-        found = [bad for news in processes.gather(self.new_bad_videos) for bad in news.items()]
+        found = [bad for news in distributed.gather(self.new_bad_videos) for bad in news.items()]
         self.new_bad_videos.clear()
         for (split, row), bad in found:
             self.bad_videos[split][row] = bad
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             for split in self.bad_videos:
                 if reasons := dict(bad for (where, _), bad in found if where == split):
                     self.write_bad_videos(split, reasons)
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         trained = fitting and any(split == "train" for (split, _), _ in found)
         if trained and len(self.bad_videos["train"]) > self.max_bad_fraction * len(self.splits.train):
-            processes.end_together(self.too_many_bad_videos())
+            distributed.end_together(self.too_many_bad_videos())
 
     def too_many_bad_videos(self) -> UserError:
         known = self.bad_videos["train"] | {row: bad for (_, row), bad in self.new_bad_videos.items()}
@@ -714,17 +398,3 @@ class VideoDataModule(L.LightningDataModule):
             return set()
         with self.bad_videos_file.open(newline="", encoding="utf-8") as file:
             return {tuple(row[:2]) for row in csv.reader(file)}
-
-
-def start_worker(notes: Array[Note], worker: int) -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # killed meanwhile: torch would take init for the parent
-        os._exit(1)
-    torch.set_num_threads(1)  # the workers are the parallelism
-    # a terminal or a scheduler signals every process of a run: the main one is to finish its step first
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
-    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's own
-    dataset.reading = replace(dataset.reading, note=notes[worker])

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivit_train.arguments import conforms, shown
-from vivit_train.data import source
-from vivit_train.data.manifest import Manifest, Splits
-from vivit_train.errors import UserError, VideoError
-from vivit_train.names import printable
+from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.video import storage, urls
+from vivit_train.utils.arguments import conforms, shown
+from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.text import printable
 
 MAX_BYTES = 1 << 28  # of a digest once it is unpacked: two million clips
 SHOWN = 3  # clips that a message names, of each kind of change
@@ -54,7 +54,7 @@ def rows_of(name: str, manifest: Manifest, splits: Splits, states: dict[str, lis
 
 def state_of(path: str) -> list[int]:
     """Size and time of a file; empty where it is on a server, or cannot be asked for."""
-    if source.is_url(path):
+    if urls.is_url(path):
         return []
     try:
         status = os.stat(path)
@@ -62,7 +62,7 @@ def state_of(path: str) -> list[int]:
     except OSError:  # a member of a tar
         pass
     try:
-        state = source.state(path)
+        state = storage.state(path)
         return [state.size, state.version]
     except (VideoError, UserError):
         return []

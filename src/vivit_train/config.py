@@ -1,0 +1,130 @@
+"""Every problem that a configuration alone shows, in one message, before anything heavy starts."""
+
+import os
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vivit_train import recipe
+from vivit_train.data.video.decode import DECODERS
+from vivit_train.models.vivit import SIZES, shape_problems
+from vivit_train.models.weights.files import WEIGHT_FILES
+from vivit_train.training.evaluation import parse_views
+from vivit_train.training.profiling import gain_of_half, step_dtype
+from vivit_train.utils.arguments import LIMITS, limit_problems
+from vivit_train.utils.errors import UserError
+
+
+def unfuse_optimizer(cfg: DictConfig) -> None:
+    """Where a fused one would be wrong: fp16's gradients would be clipped before it unscales them, and SGD has no
+    such kernel for parameters that are shared out."""
+    unfused = is_shared_out(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
+    if unfused and cfg.recipe.optimizer.get("fused"):
+        cfg.recipe.optimizer.fused = False
+
+
+def check(cfg: DictConfig) -> None:
+    """Every problem that the configuration alone shows, in one message, before anything heavy starts.
+
+    Raises:
+        UserError: with a line per problem.
+    """
+    model, data = cfg.model, cfg.data
+    problems = []
+    for kind, name, low in (
+        (int, "seed", 0),
+        (int, "data.frames", 1),
+        (int, "data.stride", 1),
+        (int, "data.crop", 1),
+        (int, "data.short_side", 1),
+        (int, "data.micro_batch", 1),
+        (float, "data.max_bad_fraction", 0),
+        (int, "recipe.global_batch", 1),
+        (float, "recipe.optimizer.lr", 0),
+        (float, "recipe.warmup_epochs", 0),
+        (int, "trainer.max_epochs", 1),
+    ):
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, int | kind) or value < low:
+            problems.append(f"{name}={value}: must be {'a whole' if kind is int else 'a'} number, at least {low}")
+    if problems:
+        pass  # the rules below need numbers
+    elif model.size not in SIZES:
+        problems.append(f"model.size={model.size}: must be one of {', '.join(SIZES)}")
+    else:
+        dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
+        shape = (3, data.frames, data.crop, data.crop)
+        problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
+        if data.crop > data.short_side:
+            problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
+    for node in ("model", "data"):
+        for key in LIMITS.keys() & cfg[node].keys():
+            value = cfg[node][key]
+            problems += limit_problems(f"{node}.{key}", key, recipe.plain(value))
+    problems += choice_problems(cfg)
+    if cfg.recipe.scale_lr not in (None, *recipe.SCALES):
+        problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
+    if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
+        problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
+    if cfg.recipe.ema and is_shared_out(cfg):
+        problems.append(
+            f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
+            "averaged; recipe.ema=null, or trainer=ddp"
+        )
+    if cfg.model.compile and is_shared_out(cfg):
+        problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
+    path = Path(cfg.init.path or ".")
+    if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
+        problems.append(f"init.path={cfg.init.path}: no such file")
+    try:
+        parse_views(cfg.eval.views)
+    except UserError as error:
+        problems.append(str(error))
+    if not os.access(cfg.run_dir, os.W_OK):
+        problems.append(f"run_dir={cfg.run_dir}: cannot write there")
+    if problems:
+        raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
+
+
+def is_shared_out(cfg: DictConfig) -> bool:
+    """Whether the parameters are, among processes: trainer=fsdp."""
+    return "ModelParallelStrategy" in str(cfg.trainer.strategy)
+
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "data.sampling": ("window", "segments"),
+    "data.short": ("loop", "edge", "pad"),
+    "data.augment_on": ("auto", "worker", "device"),
+    "data.decoder": DECODERS,
+    "data.changed": ("stop", "accept"),
+    "data.balance": (None, "sqrt", "class"),
+    "model.checkpoint_activations": ("none", "mlp", "block"),
+    "callbacks.health.on_nonfinite": ("stop", "skip"),
+    "resume": (None, "auto"),
+    "eval.split": (None, "train", "val", "test"),
+    "eval.order": ("forward", "reversed", "shuffled"),
+}
+
+
+def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
+    """A line for each key of `CHOICES` that has another value, and for a precision that is not offered."""
+    problems = [problem] if (problem := half_on_cpu(cfg)) else []
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key, default=choices[0])
+        if value not in choices and not (value is None and null_is_as_trained):
+            names = ", ".join(choice or "null" for choice in choices)
+            problems.append(f"{key}={value}: must be one of {names}")
+    return problems
+
+
+def half_on_cpu(cfg: DictConfig) -> str:
+    """Why not to compute in half precision, on a processor that is slower in it than in float32; else ""."""
+    precision = str(cfg.trainer.precision)
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
+    if not on_cpu or "16" not in precision or (gain := gain_of_half(step_dtype(precision))) >= 1:
+        return ""
+    return (
+        f"trainer.precision={precision}: on this processor a step takes {1 / gain:.1f} times as long as in "
+        "float32 (measured just now, on one block of ViViT-S): trainer.precision=32-true, or null"
+    )

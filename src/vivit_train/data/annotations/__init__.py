@@ -1,0 +1,1 @@
+"""Reads annotations of published and own data sets into tables of clips."""

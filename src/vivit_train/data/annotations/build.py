@@ -1,0 +1,215 @@
+"""From rows of annotations to the tables of all splits, with every problem of theirs in one message."""
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivit_train.data.annotations.files import (
+    IS_VIDEO,
+    ending_of,
+    fail,
+    find_file,
+    list_videos,
+    picture_folders,
+    read_classes,
+    shown_endings,
+    some,
+    subfolders,
+)
+from vivit_train.data.annotations.table import SEPARATOR, Classes, LabelSets, Manifest, Splits, StrPath
+from vivit_train.data.video.storage import is_picture, members
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import printable
+
+MAX_CLASSES = 100_000  # a larger id is a frame count or a time stamp in the label's place
+_FOREIGN = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python reads them in names
+NUMERIC_ID = re.compile(r"-?\d+")
+
+
+class Row(NamedTuple):
+    """A line of an annotation file; `labels` as written, one for each head."""
+
+    path: str
+    id: str
+    labels: tuple[str, ...]
+    where: str  # for messages: file:line, or the video itself
+    found: bool = True
+    span_s: tuple[float, float] | None = None  # start and end in seconds, where the clip is part of its video
+
+
+def make_splits(
+    tables: Mapping[str, list[Row]],
+    files: Mapping[str, Path],
+    classes: Classes,
+    ids: Mapping[str, Mapping[str, int]],
+    source: str,
+    tree: str,
+    max_missing: float = 0,
+    may_lack_clips: bool = False,
+    may_differ: bool = False,
+    notices: Sequence[str] = (),
+    multi_label: bool = False,
+) -> Splits:
+    """Check what every data set must satisfy, and make the tables.
+
+    Args:
+        tables: the rows of each split; files: where they came from.
+        ids: head -> label as written -> class id.
+        source, tree: of the data, in one line, and the layout that was expected, for messages.
+        max_missing: share of a split's rows that may lack their video.
+        may_lack_clips: classes without training clips are fine.
+        may_differ: a clip that is listed under two labels is worth a notice, not an error.
+        multi_label: a row's labels are those of one head, any number of them.
+    """
+    notices = list(notices)
+    bare = [str(files[split]) for split, rows in tables.items() if not rows]
+    if bare:
+        fail("no clips", bare, f"A split needs at least one.\n{tree}")
+
+    problems: list[str] = []
+    missing: dict[str, list[str]] = {}
+    too_many: list[str] = []
+    for split, rows in tables.items():
+        first: dict[object, Row] = {}
+        differing: list[str] = []
+        for row in rows:
+            heads = [ids[""]] * len(row.labels) if multi_label else ids.values()
+            for label, head_ids in zip(row.labels, heads, strict=True):
+                if label not in head_ids:
+                    problems.append(f"{row.where}: unknown label {label!r}")
+            before = first.setdefault((row.path, row.span_s), row)
+            if row.labels != before.labels and not (multi_label and set(row.labels) == set(before.labels)):
+                differing.append(
+                    f"{row.where}: {row.path} is {label_text(row)}, but {label_text(before)} in {before.where}"
+                )
+        if differing and may_differ:
+            notices.append(f"{files[split]}: {len(differing)} clips have two labels; kept. {differing[0]}")
+        elif differing:
+            problems += differing
+        if len(first) < len(rows):
+            notices.append(f"{files[split]}: {len(rows) - len(first)} rows repeat an earlier one; kept")
+        missing[split] = lost = list(dict.fromkeys(row.path for row in rows if not row.found))
+        rows_lost = sum(not row.found for row in rows)
+        if lost:
+            clips_are = "segments have their video" if rows[0].span_s else "videos found"
+            text = (
+                f"{files[split]}: {len(rows) - rows_lost:,} of {len(rows):,} {clips_are}; "
+                f"first missing: {some(lost, 2)}"
+            )
+            (too_many if rows_lost > min(max_missing * len(rows), len(rows) - 1) else notices).append(text)
+    if problems:
+        numbered = all(map(NUMERIC_ID.fullmatch, next(iter(ids.values()))))
+        known = [
+            f"ids from 0 to {len(names) - 1}" if numbered else f"one of {some(names)}"
+            for names in classes.values()
+        ]
+        once = "all labels of a video in one row" if multi_label else "one label per video"
+        advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(source)}."
+        fail("wrong labels", problems, advice)
+    for names in classes.values():
+        if len(names) < 2 and not multi_label:
+            raise UserError(
+                f"only one class, {names[0]!r}, in {printable(source)}; a classifier needs at least two.\n{tree}"
+            )
+    if too_many:
+        advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
+        fail("too many missing videos", too_many, f"{advice}\n{tree}")
+
+    manifests = {split: make_manifest(rows, classes, ids, multi_label) for split, rows in tables.items()}
+    manifests.setdefault("train", make_manifest([], classes, ids, multi_label))
+    for split, rows in tables.items():
+        counts = manifests[split].class_counts(classes)
+        for head, (name, names) in enumerate(classes.items()):
+            empty = np.flatnonzero(counts[head] == 0).tolist()
+            if empty and split == "train" and not may_lack_clips:
+                own = slice(None) if multi_label else slice(head, head + 1)
+                listed = Counter(ids[name][label] for row in rows for label in row.labels[own])
+                lines = [f"class {i} ({names[i]}): {listed[i]} rows, 0 videos found" for i in empty]
+                advice = "Ids run from 0 without gaps. Empty on purpose: data.reader.classes=<file of names>."
+                fail(f"classes without clips in {files[split]}", lines, advice)
+            if empty:
+                listed_names = some([names[i] for i in empty])
+                kind = f"{name} classes" if name else "classes"
+                notices.append(f"{split} has no clips of {len(empty)} of {len(names)} {kind}: {listed_names}")
+    clips = {split: set(manifest.ids.tolist()) for split, manifest in manifests.items()}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(clips[one] & clips.get(other, set()))
+        if both:
+            notices.append(f"{one} and {other} share {len(both)} clips: {some(both)}")
+    test = manifests.get("test")
+    return Splits(classes, manifests["train"], manifests["val"], test, source, tuple(notices), missing)
+
+
+def label_text(row: Row) -> str:
+    return ", ".join(map(repr, row.labels)) or "without a label"
+
+
+def make_manifest(
+    rows: list[Row], classes: Classes, ids: Mapping[str, Mapping[str, int]], multi_label: bool = False
+) -> Manifest:
+    rows = [row for row in rows if row.found]
+    foreign = [ascii(row.path) for row in rows if _FOREIGN.search(row.path)]
+    if foreign:
+        fail("file names that are not UTF-8", foreign, "Rename them.")
+    labels: NDArray[np.int64] | LabelSets
+    if multi_label:
+        labels = LabelSets.of([{ids[""][label] for label in row.labels} for row in rows], len(classes[""]))
+    else:
+        found = [[known[label] for label, known in zip(row.labels, ids.values(), strict=True)] for row in rows]
+        labels = np.array(found, np.int64).reshape(-1, len(ids))
+    has_spans = any(row.span_s for row in rows)
+    return Manifest(
+        paths=np.array([row.path for row in rows], np.dtypes.StringDType()),
+        labels=labels,
+        ids=np.array([row.id for row in rows], np.dtypes.StringDType()),
+        spans_s=np.array([row.span_s for row in rows], np.float64) if has_spans else None,
+    )
+
+
+def split_labels(labels: str) -> tuple[str, ...]:
+    return tuple(label.strip() for label in labels.split(SEPARATOR)) if labels else ()
+
+
+def class_names(root: Path, tree: str, classes: StrPath | Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The names, and words for `source` that say which file they are from."""
+    if isinstance(classes, Mapping):
+        raise UserError(f"the model has the heads {some(classes)}, but this data has one label per video")
+    if not isinstance(classes, str | os.PathLike):
+        return tuple(classes), ""
+    file = find_file(root, tree, "classes", classes)
+    return read_classes(file), f", classes {file}"
+
+
+def clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, list[str]]:
+    classes: dict[str, list[str]] = {}
+    others: Counter[str] = Counter()
+    for name in subfolders(folder):
+        classes[name], left_out = list_videos(folder / name)
+        if not classes[name]:
+            classes[name] = picture_folders(folder / name)
+            left_out = Counter({ending: n for ending, n in left_out.items() if not is_picture(f"0{ending}")})
+        others += left_out
+    for tar in sorted(folder.glob("*.tar")):
+        for member in members(str(tar)):
+            name, _, rest = member.partition("/")
+            if IS_VIDEO.fullmatch(posixpath.basename(rest)):
+                classes.setdefault(name, []).append(f"{tar}/{member}")
+            else:
+                others[ending_of(member)] += 1
+    classes = {name: classes[name] for name in sorted(classes)}
+    loose = [name for name in sorted(os.listdir(folder)) if IS_VIDEO.fullmatch(name)]
+    if not classes:
+        found = f"only loose videos: {some(loose)}" if loose else "the folder is empty or has no videos"
+        raise UserError(f"no class folders in {printable(folder)}; {found}\n{tree}")
+    if loose:
+        notices.append(f"{len(loose)} videos in {folder} are in no class folder and are ignored: {some(loose)}")
+    if others:
+        notices.append(f"no videos by their names, so left out of {folder}: {shown_endings(others)}")
+    return classes

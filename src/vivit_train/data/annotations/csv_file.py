@@ -1,0 +1,137 @@
+"""Videos and labels in lists of one's own: CSV, or a path and a label in each line."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vivit_train.data.annotations.build import MAX_CLASSES, NUMERIC_ID, Row, class_names, make_splits, split_labels
+from vivit_train.data.annotations.files import (
+    VIDEO_PATTERN,
+    Listings,
+    below,
+    fail,
+    find_files,
+    open_root,
+    read_lines,
+    some,
+    unquote,
+)
+from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
+from vivit_train.data.video.urls import is_url, url_problem
+
+# several numbers would be several columns; a comma with nothing behind it is an empty label, as "" is
+_LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+$)[^",\t]+'
+_PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/)\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
+_HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only: nothing like a path, no id at the end
+CSV_TREE = """Expected in {root}:
+  train.csv, val.csv     one `path label` a row, separated by a space, comma or tab;
+                         with data.reader.multi_label=true `path label;label`
+  <path>                 the videos; an absolute path stands for itself, so does a URL (s3://bucket/a.mp4).
+                         In a tar: shards/000.tar/run/a.mp4. A folder of pictures: frames/a/, or in quotes"""
+
+
+def read_csv(
+    root: StrPath,
+    *,
+    train: StrPath | None,
+    val: StrPath,
+    test: StrPath | None = None,
+    classes: StrPath | Sequence[str] | None = None,
+    max_missing: float = 0.05,
+    multi_label: bool = False,
+) -> Splits:
+    """Read files with a `path label` a row, separated by a space, comma or tab, with or without a header.
+
+    A row is a path that ends in a video extension, or in / (a folder of pictures), or stands in quotes, a
+    separator, and the label: an id or a name, in quotes where it has a comma. A first row of words only is a
+    header. What a path may lead to, see source.py. Files are looked up in root, in root/annotations and as given.
+
+    Classes are those of `classes`, else of a classes.txt in root or beside the annotation file, else the
+    training labels: names in sorted order, or ids from 0 to the largest.
+
+    Args:
+        root: folder that the paths are relative to.
+        train, val, test: annotation files. With train=None, for evaluation only, `classes` is needed.
+        classes: file with a name a line, the first being class 0, or with columns `id,name`; or the names
+            themselves. These may lack training clips.
+        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+        multi_label: a video may have any number of classes: `path a;b`, or `path ""` where it has none of them.
+
+    Raises:
+        UserError: a file is missing or malformed, a label is unknown, a video is listed under different labels, a
+            class has no training clips, or too many videos are missing.
+    """
+    top, tree = open_root(root, CSV_TREE)
+    files = find_files(top, tree, train, val, test, classes)
+    problems: list[str] = []
+    listings = Listings()
+    tables = {split: _read_rows(file, top, listings, problems, multi_label) for split, file in files.items()}
+    if problems:
+        advice = (
+            "Expected a path that ends in a video extension (in / for a folder of pictures) or stands in quotes, "
+            "then a space, comma or tab, then"
+        )
+        labels = (
+            f'labels with {SEPARATOR!r} between them, all of them in quotes where one has a comma, or "" for none'
+            if multi_label
+            else "one label, in quotes where it has a comma"
+        )
+        fail("malformed rows", problems, f"{advice} {labels}.")
+
+    beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
+    names, named_by = class_names(top, tree, classes or next(filter(Path.is_file, beside), ()))
+    written = {split: {label for row in table for label in row.labels} for split, table in tables.items()}
+    reference = written["train" if train else "val"]
+    bare = [str(files[split]) for split, labels in written.items() if tables[split] and not labels]
+    if bare:
+        fail("no row has a label", bare, f"Nothing could be learned from it, nor scored.\n{tree}")
+    notices = []
+    if several := [label for label in sorted(set().union(*written.values())) if SEPARATOR in label]:
+        advice = f"data.reader.multi_label=true has a class on each side of the {SEPARATOR!r}"
+        notices.append(f"{len(several)} labels are taken as one class each: {some(several, 2)}; {advice}")
+    if all(map(NUMERIC_ID.fullmatch, reference)):
+        numeric = filter(NUMERIC_ID.fullmatch, set().union(*written.values()))
+        # of thousands of digits Python reads none; 19 are no class either
+        numbers = {label: int(label) if len(label) < 19 else MAX_CLASSES for label in numeric}
+        largest = max((numbers[label] for label in reference if numbers[label] < MAX_CLASSES), default=0)
+        names = names or tuple(map(str, range(largest + 1)))
+        ids = {label: i for label, i in numbers.items() if 0 <= i < len(names)}
+    else:
+        names = names or tuple(sorted(reference))
+        ids = {name: i for i, name in enumerate(names)}
+    return make_splits(
+        tables,
+        files,
+        {"": names},
+        {"": ids},
+        f"csv {some(files.values())}{named_by}",
+        tree,
+        max_missing,
+        may_lack_clips=classes is not None,
+        notices=[*listings.notices, *notices],
+        multi_label=multi_label,
+    )
+
+
+def _read_rows(
+    file: Path, root: Path, listings: Listings, problems: list[str], multi_label: bool = False
+) -> list[Row]:
+    top = str(root)  # joins three times as fast as a Path
+    rows = []
+    for number, line in enumerate(read_lines(file), 1):
+        if match := _PATH_LABEL.fullmatch(line):
+            written, label = map(unquote, match.groups())
+            written = written.removeprefix("file://")
+            if is_url(written) and (problem := url_problem(written)):
+                problems.append(f"{file}:{number}: {problem}")
+                continue
+            path = written.rstrip("/") if is_url(written) else os.path.normpath(os.path.join(top, written))
+            labels = split_labels(label) if multi_label else (label,)
+            if "" in labels or len(set(labels)) < len(labels):
+                what = "an empty label" if "" in labels else "a label twice"
+                problems.append(f"{file}:{number}: {line[:120]!r} ({what})")
+            rows.append(Row(path, below(top, path), labels, f"{file}:{number}", listings.have(path)))
+        elif line and not (number == 1 and _HEADER.fullmatch(line)):
+            problems.append(f"{file}:{number}: {line[:120]!r}")
+    return rows

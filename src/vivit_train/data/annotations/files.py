@@ -1,0 +1,241 @@
+"""Annotation files and videos: where they are looked for, and how they are read."""
+
+import csv
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vivit_train.data.annotations.table import StrPath
+from vivit_train.data.video.storage import folder_and_name, is_picture, listing
+from vivit_train.data.video.urls import is_url
+from vivit_train.utils.errors import UserError, VideoError, reason
+from vivit_train.utils.text import excerpt, printable
+
+VIDEO_EXTENSIONS = (
+    *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
+    *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
+)
+SHOWN = 5  # problems that a message names before it only counts
+VIDEO_PATTERN = rf"\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
+IS_VIDEO = re.compile(rf"[^.].*{VIDEO_PATTERN}", re.IGNORECASE | re.DOTALL)
+_NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
+PLACES = ("{}", "annotations/{}")  # below root, where an annotation file is looked for
+
+
+class Listings:
+    """Which files are there, from one listing of each folder: a stat per file takes minutes on network disks.
+
+    Attributes:
+        notices: folders that cannot be listed. What they may hold is taken to be there.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, frozenset[str] | None] = {}
+        self.notices: list[str] = []
+
+    def have(self, path: str) -> bool:
+        folder, name = folder_and_name(path)
+        if folder not in self.names:
+            self.names[folder] = self.list(folder)
+        names = self.names[folder]
+        return names is None or name in names
+
+    def list(self, folder: str) -> frozenset[str] | None:
+        try:
+            return listing(folder)
+        except VideoError as error:
+            self.notices.append(f"{folder}: {error.reason}; the videos in it are taken to be there")
+            return None
+
+
+def read_classes(file: Path) -> tuple[str, ...]:
+    """Names by id: one a line, or `name,id`, or columns `id,name` or `id,key,...`, or JSON {name: id}."""
+    names = "\n".join(read_lines(file)).rstrip().split("\n")
+    header = names[0].replace(" ", "").lower()
+    expected = "one name a line, none empty or twice; the first line is class 0"
+    form, pairs = "", []
+    if file.suffix.lower() == ".json":
+        known = read_json(file)
+        form, pairs = (
+            "{name: id}",
+            [(str(i), name) for name, i in known.items()] if isinstance(known, dict) else [],
+        )
+    elif header == "id,name":
+        form, pairs = "id,name", [line.partition(",")[::2] for line in names[1:]]
+    elif header.startswith("id,key,"):
+        try:
+            rows = list(filter(None, csv.reader(names[1:])))
+        except csv.Error as error:
+            raise UserError(f"{file} cannot be read as `id,key,...`: {reason(error)}") from None
+        form, pairs = "id,key,...", [(row[0], "".join(row[1:2])) for row in rows]
+    elif all(map(_NAME_ID.fullmatch, names)):
+        form, pairs = "name,id", [line.rpartition(",")[::-2] for line in names]
+    if form:
+        by_id = {number.strip(): unquote(name.strip()) for number, name in pairs}
+        names = [by_id.get(str(i), "") for i in range(len(pairs))]
+        expected = f"`{form}` with ids 0 to {len(pairs) - 1}, each once"
+        if not names:
+            raise UserError(f"no classes in {file}; expected {expected}")
+    count = Counter(names)
+    wrong = [f"class {i}: {name!r}" for i, name in enumerate(names) if not name or count[name] > 1]
+    if wrong:
+        fail(f"wrong class names in {file}", wrong, f"Expected {expected}.")
+    return tuple(names)
+
+
+def read_json(file: Path) -> Any:
+    try:
+        return json.loads("\n".join(read_lines(file)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}; is the file complete?") from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply for annotations") from None
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise UserError(f"{file}: not JSON that can be read: {reason(error)}") from None
+
+
+def cells(line: str) -> list[str]:
+    """Those of a line of CSV; an empty one in their place where one is longer than csv reads, 128 KiB."""
+    try:  # by line, so that a stray quote spoils one row, not all after it
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return [""]
+
+
+def read_lines(file: Path) -> list[str]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    lines = re.split(r"\r\n|\n|\r", text)
+    if "\0" in text:
+        number = next(i for i, line in enumerate(lines, 1) if "\0" in line)
+        raise UserError(f"{file}:{number}: has a zero byte, which no text has: is the file damaged?")
+    return [line.strip() for line in lines]
+
+
+def open_root(root: StrPath, tree: str) -> tuple[Path, str]:
+    if is_url(os.fspath(root)):
+        raise UserError(
+            f"data.root={root} is a URL, and annotation files are read from the disk only: "
+            "data=csv data.root=FOLDER, with the URLs of the videos in them"
+        )
+    path = Path(os.path.abspath(os.path.expanduser(root)))
+    tree = tree.format(root=printable(path))
+    if not path.is_dir():
+        raise UserError(f"no folder {printable(path)}: set the data set's root.\n{tree}")
+    return path, tree
+
+
+def find_files(
+    root: Path,
+    tree: str,
+    train: StrPath | None,
+    val: StrPath,
+    test: StrPath | None,
+    classes: StrPath | Sequence[str] | None,
+    places: Sequence[str] = PLACES,
+) -> dict[str, Path]:
+    if not val:
+        raise UserError(f"no validation annotations: data.val=<file> is needed.\n{tree}")
+    if not train and not classes:
+        raise UserError(
+            "without training annotations (data.train=null) the classes must come from data.reader.classes=<file>"
+        )
+    wanted = {"train": train, "val": val, "test": test}
+    return {split: find_file(root, tree, split, file, places) for split, file in wanted.items() if file}
+
+
+def find_file(root: Path, tree: str, what: str, file: StrPath, places: Sequence[str] = PLACES) -> Path:
+    """The first there of `places`, names below root with {} for the file, and of the file as given."""
+    # root first: a train.csv in the working folder may be another data set's
+    below_root = () if os.path.isabs(file) else [root / place.replace("{}", os.fspath(file)) for place in places]
+    candidates = [*below_root, Path(os.path.abspath(os.path.expanduser(file)))]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    endings = ("csv", "tsv", "txt", "json")
+    patterns = [f"{folder}*.{ending}" for folder in ("", "annotations/") for ending in endings]
+    there = [path.relative_to(root) for pattern in patterns for path in sorted(root.glob(pattern))]
+    raise UserError(
+        f"no {what} file {printable(file)}; looked for {some(candidates)}\n"
+        f"Annotation files in {printable(root)}: {some(there) or 'none'}.\n{tree}"
+    )
+
+
+def subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def find_videos(folder: Path) -> list[str]:
+    """Videos anywhere below `folder`, sorted. Hidden files and folders are passed over."""
+    return list_videos(folder)[0]
+
+
+def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Those of `find_videos`, and of the files that by their names are none how many end in what."""
+    videos, others = [], Counter[str]()
+    for parent, _, files in walk(folder):
+        for name in files:
+            if IS_VIDEO.fullmatch(name):
+                videos.append(os.path.join(parent, name))
+            elif not name.startswith("."):
+                others[ending_of(name)] += 1
+    return sorted(videos), others
+
+
+def ending_of(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def shown_endings(counts: Counter[str]) -> str:
+    most_first = sorted((-n, ending) for ending, n in counts.items())
+    return some(f"{-n:,} {ending or 'without an ending'}" for n, ending in most_first)
+
+
+def picture_folders(folder: Path) -> list[str]:
+    """Folders below `folder` that have pictures in them and no folders, sorted."""
+    return sorted(
+        parent
+        for parent, folders, files in walk(folder)
+        if parent != str(folder) and not folders and any(map(is_picture, files))
+    )
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, through links, but not into hidden folders nor round in circles."""
+    for parent, folders, files in os.walk(str(folder), followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
+        yield parent, folders, files
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    path = os.path.join(parent, name)
+    return os.path.islink(path) and Path(parent).resolve().is_relative_to(Path(path).resolve())
+
+
+def below(root: StrPath, path: str) -> str:
+    """Relative to root, with forward slashes, where the path is below it."""
+    return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
+
+
+def unquote(text: str) -> str:
+    return text[1:-1].replace('""', '"') if text.startswith('"') else text
+
+
+def some(things: Iterable[object], shown: int = SHOWN) -> str:
+    """The first of them, for a message."""
+    items = list(map(excerpt, things))
+    more = f", ... ({len(items)} in all)" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more
+
+
+def fail(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
+    """Raises a UserError with the first of the problems, a line each."""
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    shown = map(excerpt, problems[:SHOWN])
+    raise UserError("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")

@@ -1,0 +1,86 @@
+"""Kinetics-400, -600 and -700."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from vivit_train.data.annotations.build import Row, class_names, make_splits
+from vivit_train.data.annotations.files import find_files, open_root, some
+from vivit_train.data.annotations.lookup import Problems, Videos, bare, read_columns, unusual_number
+from vivit_train.data.annotations.table import Splits, StrPath
+
+KINETICS_TREE = """Expected in {root}:
+  train.csv, val.csv     columns label,youtube_id,time_start,time_end; or in annotations/
+  train/**/<youtube_id>_<start>_<end>.mp4, such as train/abseiling/0wR5jVB-WPk_000417_000427.mp4
+  val/**/...             or both below videos/, or anywhere below the root; or <youtube_id>.mp4"""
+_SECONDS = re.compile(r"\d{1,9}")
+
+
+def read_kinetics(
+    root: StrPath,
+    *,
+    train: StrPath | None = "train.csv",
+    val: StrPath = "val.csv",
+    test: StrPath | None = None,
+    classes: StrPath | Sequence[str] | None = None,
+    num_classes: int | None = None,
+    max_missing: float = 0.1,
+) -> Splits:
+    """Read Kinetics-400, -600 or -700: columns label,youtube_id,time_start,time_end[,...] under a header.
+
+    Videos are named <youtube_id>_<start>_<end>, with six digits for each time, or <youtube_id> alone. Classes are
+    the training labels in alphabetical order, which is the published one.
+
+    Args:
+        root: the data set's folder.
+        train, val, test: annotation files, looked up in root, in root/annotations and as given; with
+            `num_classes` also as kinetics400/train.csv or kinetics-400_train.csv there. Where there is no val.csv,
+            validate.csv serves. With train=None, for evaluation only, `classes` is needed.
+        classes: a published label map, a name a line or `id,name`; or the names. They may lack training clips.
+        num_classes: as published; another number gives a notice.
+        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+
+    Raises:
+        UserError: a file is missing or malformed, a label is unknown, a class has no training clips, or too many
+            videos are missing.
+    """
+    top, tree = open_root(root, KINETICS_TREE)
+    prefixes, folders = [""], ["", "annotations/"]
+    if num_classes:  # as the archives have them
+        prefixes += [f"kinetics-{num_classes}_", f"kinetics_{num_classes}_"]
+        folders += [f"kinetics{num_classes}/", f"kinetics{num_classes}_2020/"]
+    places = [f"{folder}{prefix}{{}}" for prefix in prefixes for folder in folders]
+    if val == "val.csv" and not any((top / place.format(val)).is_file() for place in places):
+        val = "validate.csv" if any((top / place.format("validate.csv")).is_file() for place in places) else val
+    files = find_files(top, tree, train, val, test, classes, places)
+    videos, problems = Videos(top), Problems("the columns of the header, and times in whole seconds")
+    tables = {split: list(_kinetics_rows(file, split, videos, problems)) for split, file in files.items()}
+    problems.check()
+
+    source, notices = f"kinetics {some(files.values())}", []
+    if classes:
+        names, named_by = class_names(top, tree, classes)
+        source += named_by
+    else:
+        names = tuple(sorted({row.labels[0] for row in tables["train"]}))
+        notices = unusual_number(names, num_classes, files["train"])
+    known = {bare(name): i for i, name in enumerate(names)}
+    labels = {row.labels[0] for row in chain(*tables.values())}
+    ids = {label: known[bare(label)] for label in labels if bare(label) in known}
+    lacking = classes is not None
+    return make_splits(
+        tables, files, {"": names}, {"": ids}, source, tree, max_missing, lacking, may_differ=True, notices=notices
+    )
+
+
+def _kinetics_rows(file: Path, split: str, videos: "Videos", problems: "Problems") -> Iterator[Row]:
+    needed = ("label", "youtube_id", "time_start", "time_end")
+    for where, line, (label, youtube_id, start, end) in read_columns(file, needed):
+        if label and youtube_id and _SECONDS.fullmatch(start) and _SECONDS.fullmatch(end):
+            stem = f"{youtube_id}_{int(start):06d}_{int(end):06d}"
+            folders = (split, label, label.replace(" ", "_"))
+            found = videos.find(stem, folders) or videos.find(youtube_id, folders)
+            yield videos.row(found, (split, f"{stem}.mp4"), youtube_id, (label,), where)
+        else:
+            problems.add(where, line)

@@ -1,0 +1,282 @@
+"""Frames of a video file: exactly those asked for, or one `VideoError`. Nothing else knows a decoder.
+
+PyAV reads every file, and of those measured none slower than decord (docs/benchmarks.md, "Decoding"). decord and
+torchcodec read by name, and refuse the files in which they would find other frames. decord counts frames where it
+should compare time stamps (dmlc/decord, src/video/video_reader.cc: IndexKeyframes, SkipFramesImpl). So in open
+GOPs, behind edit lists and among B-frames of AVI files it returns wrong frames without an error, or never returns.
+PyAV and torchcodec are sought by time.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+from av import VideoFrame
+from av.container import InputContainer
+from av.video.format import VideoFormat
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vivit_train.data.video import storage
+from vivit_train.data.video.container import close_left_open, open_video
+from vivit_train.data.video.index import Scan, Timeline
+from vivit_train.data.video.scan import StreamShape, StrPath, probe, read_picture, scan_file, stream_shape
+from vivit_train.utils.errors import UserError, VideoError, reason
+
+DECODERS = ("auto", "decord", "pyav", "torchcodec")
+RGB: Any = VideoFormat("rgb24")  # looked up by name for each frame, it takes a tenth of the conversion
+Box = tuple[int, int, int, int]  # top, left, height, width
+Cut = Callable[[int, int], Box]  # of the frames' height and width
+_Reader = Callable[[str, Scan, NDArray[np.int64], int | None, Cut | None], NDArray[np.uint8]]
+
+
+def read_frames(
+    path: StrPath,
+    indices: Sequence[int] | NDArray[np.int64],
+    *,
+    short_side: int | None = None,
+    decoder: str = "auto",
+    cut: Cut | None = None,
+) -> NDArray[np.uint8]:
+    """The frames asked for, upright, in the order asked for: uint8 RGB [T, H, W, 3].
+
+    Args:
+        path: the video.
+        indices: T frame numbers in [0, num_frames), in any order; they may repeat.
+        short_side: a larger short side is scaled down to this, the long side in proportion.
+        decoder: one of `DECODERS`. "auto" is "pyav", which reads every video. "decord" and "torchcodec" refuse
+            those where they would return other frames. torchcodec scales bilinearly, the others bicubically.
+        cut: what is wanted of the frames, once they are scaled; None: all. The rest is not copied.
+
+    Raises:
+        VideoError: the file is missing, damaged before the last of these frames, no video, or refused.
+        UserError: there is no such decoder, or it is not installed.
+        ValueError: there are no indices, or the video has no such frame.
+    """
+    read, scan = _reader(decoder), scan_file(path)
+    asked, num_frames = np.asarray(indices, dtype=np.int64), scan.timeline.num_frames
+    if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
+        raise ValueError(f"frames {asked.tolist()} asked of {path}, which has frames 0 to {num_frames - 1}")
+    wanted, places = np.unique(asked, return_inverse=True)
+    frames = read(os.fspath(path), scan, wanted, short_side, cut)
+    return frames if np.array_equal(asked, wanted) else frames[places]
+
+
+def import_decoder(name: str) -> None:
+    """Imports a decoder: in the main process, before workers start, it costs once and says at once what is amiss.
+
+    Raises:
+        UserError: there is no such decoder, or it is not installed.
+    """
+    _reader(name)
+    if name in ("decord", "torchcodec"):
+        _torchcodec() if name == "torchcodec" else _decord()
+
+
+def _reader(decoder: str) -> _Reader:
+    readers = dict(zip(DECODERS, (_read_pyav, _read_decord, _read_pyav, _read_torchcodec), strict=True))
+    if decoder not in readers:
+        raise UserError(f"data.decoder={decoder} is none of {', '.join(DECODERS)}")
+    return readers[decoder]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=close_left_open)  # parent and child would share its position
+
+
+def _read_pictures(
+    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
+    """As `_read_pyav`, of a folder."""
+    paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, stream_shape(folder)
+    if len(paths) != num_frames:
+        raise VideoError(folder, f"has {len(paths)} pictures, and had {num_frames} a moment ago")
+    shown = _Shown(len(wanted), short_side, cut)
+    for place, number in enumerate(wanted.tolist()):
+        picture, _ = read_picture(folder, paths[number])
+        if StreamShape.of(picture) != first:
+            shape = f"{picture.width}x{picture.height}, the first picture {first.width}x{first.height}"
+            raise VideoError(folder, f"{os.path.basename(paths[number])} is {shape}")
+        shown.put(place, picture)
+    return shown.frames
+
+
+class _Shown:
+    """The frames of one reading, uint8 [n, H, W, 3], all of the size and the turn of the first that is put in."""
+
+    def __init__(self, n: int, short_side: int | None, cut: Cut | None) -> None:
+        self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
+        self.frames = np.empty((0, 0, 0, 3), np.uint8)
+        self.reformat = VideoReformatter().reformat
+
+    def put(self, place: int, frame: VideoFrame) -> None:
+        if not self.frames.size:
+            shape = StreamShape.of(frame)
+            width, height = shape.scaled(self.short_side)
+            self.stored = (height, width) if shape.rotation % 180 else (width, height)
+            top, left, box_height, box_width = self.cut(height, width)
+            self.turns, self.box = shape.rotation // 90, np.s_[top : top + box_height, left : left + box_width]
+            self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
+        rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)  # as decord
+        (plane,), (width, height) = rgb.planes, self.stored
+        rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
+        self.frames[place] = (np.rot90(rows, self.turns) if self.turns else rows)[self.box]
+
+
+def _read_pyav(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
+    """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
+    if scan.is_folder:
+        return _read_pictures(path, scan, wanted, short_side, cut)
+    shown = _Shown(len(wanted), short_side, cut)
+    times, keys = wanted, np.zeros_like(wanted)  # counted frames: their numbers stand for their times
+    if scan.start is not None:
+        times = scan.start + scan.timeline.times[wanted]
+        keys = scan.keys[np.searchsorted(scan.keys, times, side="right") - 1]
+
+    def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:
+        last = max(missing)
+        for time, frame in decoded:
+            if frame.is_corrupt:  # what refers to it shows the damage too, unmarked
+                raise VideoError(path, "damaged (the decoder marks a frame as corrupt)", kind="damaged")
+            if time in missing:
+                shown.put(missing.pop(time), frame)
+            if time is not None and time >= last:
+                break
+
+    with open_video(path, reuse=scan.start is not None) as (container, stream):
+        groups = zip(keys.tolist(), times.tolist(), range(len(wanted)), strict=True)
+        for key, group in groupby(groups, itemgetter(0)):
+            missing = {time: place for _, time, place in group}
+            if scan.start is None:
+                take(enumerate(container.decode(stream)), missing)
+            else:
+                take(_decode_from(container, stream, key, missing), missing)
+                if missing:  # where GOPs are shorter than B-frames reach, a seek may land behind
+                    container.seek(int(scan.keys[0]), stream=stream)
+                    stream.codec_context.skip_frame = "DEFAULT"
+                    take(((frame.pts, frame) for frame in container.decode(stream)), missing)
+            if missing:
+                number, num_frames = wanted[min(missing.values())], scan.timeline.num_frames
+                raise VideoError(path, f"frame {number} of {num_frames} cannot be decoded", kind="damaged")
+    return shown.frames
+
+
+def _decode_from(
+    container: InputContainer, stream: VideoStream, key: int, times: Iterable[int]
+) -> Iterator[tuple[int | None, VideoFrame]]:
+    """The frames of these times, some others, and their times, from a key frame on.
+
+    Of the others, H.264 marks those that no frame refers to: they are not decoded. HEVC marks frames to which
+    those of a higher temporal layer may refer; in the other codecs there are hardly any.
+    """
+    context = stream.codec_context
+    skipped: Literal["NONREF", "DEFAULT"] = "NONREF" if context.codec.canonical_name == "h264" else "DEFAULT"
+    awaited = set(times)
+    container.seek(key, stream=stream)
+    for packet in container.demux(stream):
+        context.skip_frame = "DEFAULT" if packet.pts in awaited else skipped
+        yield from ((frame.pts, frame) for frame in context.decode(packet))
+        awaited.discard(packet.pts)
+        if not awaited:  # what the decoder holds back comes without feeding it more
+            yield from ((frame.pts, frame) for frame in context.decode(None))
+            return
+
+
+@cache
+def _decord() -> Any:
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise UserError(
+            "data.decoder=decord: pip install decord, or decord2 on ARM; or data.decoder=pyav"
+        ) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _read_decord(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
+    """The same by decord."""
+    decord = _decord()
+    _check_file(path, scan, "decord")
+    info, size = probe(path), stream_shape(path).scaled(short_side)
+    if not info.seek_safe:
+        raise VideoError(path, f"decord would return wrong frames ({info.reason}); data.decoder=auto reads it")
+    try:
+        # A new reader for each call: one that is kept decodes ahead without bound, and dies at the first error.
+        reader = decord.VideoReader(f"file:{path}", decord.cpu(0), *size, num_threads=1)
+        found_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
+        _compare(path, "decord", found_s - found_s[:1], info, np.arange(info.num_frames))
+        return _box_of(reader.get_batch(wanted).asnumpy(), cut)
+    except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
+        why = reason(error)
+    finally:
+        reader = None
+    # Not from that error: its traceback would keep the reader, and a fork that inherits one hangs when freeing it.
+    raise VideoError(path, f"decord cannot read it ({why})")
+
+
+@cache
+def _torchcodec() -> Any:
+    try:
+        import torchcodec.decoders
+        import torchcodec.transforms
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"data.decoder=torchcodec: pip install 'vivit-train[torchcodec]' ({reason(error)})"
+        ) from error
+    if torchcodec.ffmpeg_major_version is None:
+        raise UserError("data.decoder=torchcodec: it finds no FFmpeg 4 to 9 on this system: apt install ffmpeg")
+    return torchcodec
+
+
+def _read_torchcodec(
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+) -> NDArray[np.uint8]:
+    """The same by torchcodec."""
+    torchcodec = _torchcodec()
+    _check_file(path, scan, "torchcodec")
+    if scan.start is None:
+        raise VideoError(path, f"torchcodec may return wrong frames ({scan.fault}); data.decoder=auto reads it")
+    shape = stream_shape(path)
+    size = shape.scaled(short_side)
+    scale = [] if size == (shape.width, shape.height) else [torchcodec.transforms.Resize(size[::-1])]
+    try:
+        reader = torchcodec.decoders.VideoDecoder(
+            f"file:{path}", dimension_order="NHWC", num_ffmpeg_threads=1, transforms=scale
+        )
+        batch = reader.get_frames_at(wanted.tolist())
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise VideoError(path, f"torchcodec cannot read it ({reason(error)})") from error
+    found_s = batch.pts_seconds.numpy() - reader.metadata.begin_stream_seconds
+    _compare(path, "torchcodec", found_s, scan.timeline, wanted)
+    return _box_of(batch.data.numpy(), cut)
+
+
+def _box_of(frames: NDArray[np.uint8], cut: Cut | None) -> NDArray[np.uint8]:
+    top, left, height, width = cut(*frames.shape[1:3]) if cut else (0, 0, *frames.shape[1:3])
+    return frames[:, top : top + height, left : left + width]
+
+
+def _check_file(path: str, scan: Scan, decoder: str) -> None:
+    if scan.is_folder or not storage.is_plain(path):
+        raise VideoError(path, f"{decoder} reads files on the disk only; data.decoder=auto reads it")
+
+
+def _compare(
+    path: str, decoder: str, found_s: NDArray[np.floating[Any]], times: Timeline, numbers: NDArray[np.int64]
+) -> None:
+    """Whether a decoder's times are those of these frames: nearer to them than to the next."""
+    tolerance_s = times.unit_s * float(times.steps.min() if times.steps.size else 1) / 2
+    if not (found_s.shape == numbers.shape and (np.abs(found_s - times.times_s[numbers]) < tolerance_s).all()):
+        raise VideoError(
+            path, f"{decoder} finds other frames in it than its packets hold; data.decoder=auto reads it"
+        )

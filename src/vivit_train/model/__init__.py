@@ -1,1 +1,0 @@
-"""The four ViViT models, and how weights get into them."""

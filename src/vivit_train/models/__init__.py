@@ -1,0 +1,1 @@
+"""ViViT: the four models of the paper."""

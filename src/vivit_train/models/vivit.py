@@ -1,0 +1,390 @@
+"""ViViT: A Video Vision Transformer (arXiv 2103.15691): the paper's four models.
+
+    vivit_st    Model 1, spatio-temporal attention: one encoder over all tokens of the video.
+    vivit_fe    Model 2, factorised encoder: a spatial encoder per time index, then a temporal encoder.
+    vivit_fsa   Model 3, factorised self-attention: each block attends over space, then over time.
+    vivit_fdp   Model 4, factorised dot-product attention: half of the heads over space, half over time.
+
+Shape suffixes: B batch, C channels, T H W input frames and pixels, t n time indices and places of the token
+grid (n = rows x columns), N tokens of any sequence, D width, h heads, d width of a head. Tokens are in the
+order time, row, column.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vivit_train.models.attention import fused_attention
+
+ModelName = Literal["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"]
+Recomputed = Literal["none", "mlp", "block"]
+MODELS: tuple[ModelName, ...] = ("vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp")
+SIZES: dict[str, dict[str, int]] = {
+    "Ti": {"dim": 192, "depth": 12, "heads": 3},
+    "S": {"dim": 384, "depth": 12, "heads": 6},
+    "B": {"dim": 768, "depth": 12, "heads": 12},
+    "L": {"dim": 1024, "depth": 24, "heads": 16},
+    "H": {"dim": 1280, "depth": 32, "heads": 16},
+}
+
+
+class TubeletEmbedding(nn.Module):
+    """Cuts a video into tubelets of t x h x w pixels and maps each to a token (paper, section 3.2).
+
+    With `sampled_frames`, uniform frame sampling: that many frames, evenly spaced, in 2-D patches.
+    """
+
+    frame_index: Tensor | None
+
+    def __init__(
+        self, dim: int, frames: int, tubelet: tuple[int, int, int], sampled_frames: int | None = None
+    ) -> None:
+        super().__init__()
+        self.projection = nn.Conv3d(3, dim, tubelet, stride=tubelet)
+        index = None if sampled_frames is None else torch.from_numpy(uniform_frames(frames, sampled_frames))
+        self.register_buffer("frame_index", index, persistent=False)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """[B, t, n, D]."""
+        if self.frame_index is not None:
+            video_BCTHW = video_BCTHW.index_select(2, self.frame_index)
+        t, h, w = self.projection.kernel_size
+        cut = video_BCTHW.unfold(2, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, C, t, rows, columns, *tubelet]
+        pixels_BtnP = cut.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(2, 3)
+        # one matrix product: the same as a convolution whose stride is its kernel, and up to twice as fast
+        return F.linear(pixels_BtnP, self.projection.weight.flatten(1), self.projection.bias)
+
+
+def uniform_frames(frames: int, sampled: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The `sampled` of `frames` frames that uniform frame sampling keeps, rounded as by the authors."""
+    if sampled >= frames:
+        return np.arange(frames)
+    return np.round(frames / (sampled + 1) * np.arange(1, sampled + 1)).astype(np.int64)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the second-last axis of [..., N, D].
+
+    `eager` computes the same numbers step by step; a forward hook on `probabilities` then sees the
+    attention maps [B, h, N, N], which the fused kernel never writes out.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eager = False
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.probabilities = nn.Identity()
+
+    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, read: int | None = None) -> Tensor:
+        if not self.eager:
+            return fused_attention(q_BhNd[:, :, :read], k_BhNd, v_BhNd)
+        scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
+        return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :read]
+
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """Of the first `read` tokens, which may attend to all; None: of all."""
+        qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x_BND = self.attend(q, k, v, read).transpose(1, 2).flatten(2)
+        return self.out(x_BND).unflatten(0, x.shape[:-2])
+
+
+class FactorisedDotProductAttention(Attention):
+    """Model 4: the first half of the heads attends over time, the second half over space; [B, t, n, D].
+
+    There is no cls token, and all tokens are read.
+    """
+
+    def forward(self, x_BtnD: Tensor, read: int | None = None) -> Tensor:
+        B, t, n, _ = x_BtnD.shape
+        qkv = self.qkv(x_BtnD).unflatten(-1, (3, 2, self.heads // 2, -1))  # [B, t, n, 3, 2, h/2, d]
+        over_time, over_space = qkv.unbind(4)
+        q, k, v = over_time.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # each [B n, h/2, t, d]
+        x_time = self.attend(q, k, v).unflatten(0, (B, n)).permute(0, 3, 1, 2, 4)
+        q, k, v = over_space.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind(0)  # each [B t, h/2, n, d]
+        x_space = self.attend(q, k, v).unflatten(0, (B, t)).permute(0, 1, 3, 2, 4)
+        return self.out(torch.cat([x_time, x_space], dim=3).flatten(3))
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of models 1, 2 and, with its own attention, 4."""
+
+    attention_class: type[Attention] = Attention
+    recomputed: Recomputed = "none"  # of its activations, in the backward pass
+
+    def __init__(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = self.attention_class(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, mlp_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """All of its tokens, or the first `read` along the second-last axis, where no others are looked at."""
+        return self.kept(self.compute, "block", x, read)
+
+    def compute(self, x: Tensor, read: int | None) -> Tensor:
+        x = x[..., :read, :] + self.drop_path(self.attention(self.norm1(x), read))
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.kept(self.mlp, "mlp", self.norm2(x)))
+
+    def kept(self, part: Callable[..., Tensor], name: Recomputed, *inputs: Any) -> Tensor:
+        """What a part returns; its activations are kept for the backward pass, or it is computed again there."""
+        if self.recomputed == name and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+
+class FactorisedDotProductBlock(Block):
+    attention_class = FactorisedDotProductAttention
+
+
+class FactorisedSelfAttentionBlock(Block):
+    """Model 3: attention over space and attention over time, each with its own weights; [B, t, n, D]."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float, *, order: str
+    ) -> None:
+        super().__init__(dim, heads, mlp_dim, norm_eps, drop_path)
+        self.norm_time = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention_time = Attention(dim, heads)
+        self.order = order
+
+    def over_space(self, x_BtnD: Tensor) -> Tensor:
+        return x_BtnD + self.drop_path(self.attention(self.norm1(x_BtnD)))
+
+    def over_time(self, x_BtnD: Tensor) -> Tensor:
+        y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
+        return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
+
+    def compute(self, x_BtnD: Tensor, read: int | None) -> Tensor:  # of all tokens, as there is no cls token
+        if self.order == "space_time":
+            x_BtnD = self.over_time(self.over_space(x_BtnD))
+        else:
+            x_BtnD = self.over_space(self.over_time(x_BtnD))
+        return self.feed_forward(x_BtnD)
+
+
+class Encoder(nn.Module):
+    """Position embedding, blocks, norm, pooling over the token axes: [B, ..., *grid, D] -> [B, ..., D].
+
+    Args:
+        grid: the token axes without the cls token, (N,) or, where a block needs to tell them apart, (t, n).
+    """
+
+    def __init__(
+        self, blocks: list[Block], grid: tuple[int, ...], dim: int, norm_eps: float, cls_token: bool
+    ) -> None:
+        super().__init__()
+        self.grid = (grid[0] + 1,) if cls_token else grid
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), dim))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
+        x = x + self.pos_embed.unflatten(1, self.grid)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        # after the last block nobody looks at any other token than the cls token: a twelfth less work in ViViT-B
+        x = self.norm(self.blocks[-1](x, read=None if self.cls_token is None else 1))
+        return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+
+
+class ViViT(nn.Module):
+    """A video [B, C, T, H, W], normalised as the weights want it, to logits.
+
+    Args:
+        model: which of the paper's four models.
+        num_classes: one head, logits [B, classes]; or several by name, a dict of logits [B, classes].
+        frames, image_size: the input's T and H (x W).
+        dim, depth, heads, mlp_dim: of the transformer; `mlp_dim` defaults to 4 x `dim`.
+        temporal_depth: layers of vivit_fe's temporal encoder; 0 averages over time instead.
+        tubelet: frames x rows x columns of a tubelet.
+        sampled_frames: uniform frame sampling of that many frames instead (`tubelet[0]` is 1 then).
+        pool: "cls" token or "mean" over tokens. Models 3 and 4 have no cls token: always the mean.
+        order: in vivit_fsa, which attention comes first: "space_time" or "time_space".
+        drop_path: stochastic depth of the last layer; a linear ramp from 0, each encoder its own.
+        checkpoint_activations: what is computed again in the backward pass instead of being kept: "none", the
+            hidden layer of each "mlp", or all of each "block". The same numbers, less memory, more time.
+        compile: by torch.compile, in place: the names of parameters stay what they are.
+
+    Raises:
+        ValueError: sizes that do not divide or choices that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: ModelName,
+        *,
+        num_classes: int | Mapping[str, int],
+        frames: int = 32,
+        image_size: int | tuple[int, int] = 224,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_dim: int | None = None,
+        temporal_depth: int = 4,
+        tubelet: tuple[int, int, int] = (2, 16, 16),
+        sampled_frames: int | None = None,
+        pool: Literal["cls", "mean"] = "cls",
+        order: Literal["space_time", "time_space"] = "space_time",
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        checkpoint_activations: Recomputed = "none",
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.model = model
+        self.tubelet = (tubelet[0], tubelet[1], tubelet[2])
+        self.input_shape = (3, frames, height, width)
+        problems = shape_problems(model, self.input_shape, self.tubelet, sampled_frames, dim, heads)
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.grid = (  # t, rows, columns
+            min(sampled_frames, frames) if sampled_frames else frames // tubelet[0],
+            height // tubelet[1],
+            width // tubelet[2],
+        )
+        self.head_sizes = dict(num_classes) if isinstance(num_classes, Mapping) else {"": num_classes}
+
+        block_class: Any = {
+            "vivit_fsa": lambda *args: FactorisedSelfAttentionBlock(*args, order=order),
+            "vivit_fdp": FactorisedDotProductBlock,
+        }.get(model, Block)
+
+        has_cls = pool == "cls" and model in ("vivit_st", "vivit_fe")
+
+        def encoder(depth: int, grid: tuple[int, ...]) -> Encoder:
+            ramp = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+            blocks = [block_class(dim, heads, mlp_dim or 4 * dim, norm_eps, p) for p in ramp]
+            return Encoder(blocks, grid, dim, norm_eps, has_cls)
+
+        t, n = self.grid[0], self.grid[1] * self.grid[2]
+        self.embedding = TubeletEmbedding(dim, frames, self.tubelet, sampled_frames)
+        self.encoder = encoder(depth, {"vivit_st": (t * n,), "vivit_fe": (n,)}.get(model, (t, n)))
+        self.temporal_encoder = encoder(temporal_depth, (t,)) if model == "vivit_fe" and temporal_depth else None
+        self.head = nn.Linear(dim, sum(self.head_sizes.values()))
+        self.apply(init_weights)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recomputed = checkpoint_activations
+        if compile:
+            from torch.fx.experimental import _config as shapes
+
+            # "dynamic": one graph for whatever number of clips; all other sizes are fixed by `features`. torch
+            # would take a number of clips that is one of these, 32 of 32 frames, for the same size, and fix it too
+            shapes.use_duck_shape = False
+            self.compile(fullgraph=True, dynamic=True)
+
+    @classmethod
+    def from_size(cls, model: ModelName, size: str, **kwargs: Any) -> "ViViT":
+        """A ViViT of the paper's size "Ti", "S", "B", "L" or "H"; `kwargs` that are not None override it."""
+        if size not in SIZES:
+            raise ValueError(f"size is '{size}'; it must be one of {', '.join(SIZES)}")
+        return cls(model, **SIZES[size] | {name: value for name, value in kwargs.items() if value is not None})
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor | dict[str, Tensor]:
+        logits = self.head(self.features(video_BCTHW))
+        if list(self.head_sizes) == [""]:
+            return logits
+        return dict(zip(self.head_sizes, logits.split(list(self.head_sizes.values()), dim=-1), strict=True))
+
+    def features(self, video_BCTHW: Tensor) -> Tensor:
+        """The video's representation [B, D] before the head."""
+        if video_BCTHW.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"this model takes videos [B, C, T, H, W] with [C, T, H, W] = {list(self.input_shape)}, "
+                f"got {list(video_BCTHW.shape)}"
+            )
+        x_BtnD = self.embedding(video_BCTHW)
+        if self.model == "vivit_st":
+            return self.encoder(x_BtnD.flatten(1, 2))
+        if self.model == "vivit_fe":
+            x_BtD = self.encoder(x_BtnD)
+            return self.temporal_encoder(x_BtD) if self.temporal_encoder is not None else x_BtD.mean(1)
+        return self.encoder(x_BtnD)
+
+    def use_eager_attention(self, eager: bool = True) -> "ViViT":
+        """Switches between the fused kernel and step-by-step attention, which shows its maps to hooks."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.eager = eager
+        return self
+
+
+def shape_problems(
+    model: str,
+    input_shape: tuple[int, int, int, int],
+    tubelet: tuple[int, int, int],
+    sampled_frames: int | None,
+    dim: int,
+    heads: int,
+) -> list[str]:
+    """Everything that keeps such a model from being built, in words; empty when nothing does."""
+    problems = []
+    if model not in MODELS:
+        problems.append(f"model is '{model}'; it must be one of {', '.join(MODELS)}")
+    for what, size, part in zip(("frames", "height", "width"), input_shape[1:], tubelet, strict=True):
+        if part < 1:
+            problems.append(f"the tubelet's {what} are {part}: at least 1 is needed")
+        elif size < 1 or size % part:
+            problems.append(f"{what} {size} is not a multiple of the tubelet's {part}")
+    if sampled_frames is not None and tubelet[0] != 1:
+        problems.append(f"sampled_frames takes 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
+    if sampled_frames is not None and sampled_frames < 1:
+        problems.append(f"sampled_frames must be at least 1, not {sampled_frames}")
+    if dim < 1 or heads < 1:
+        problems.append(f"dim {dim} and heads {heads} must be at least 1")
+    elif dim % heads:
+        problems.append(f"dim {dim} is not a multiple of heads {heads}")
+    if model == "vivit_fdp" and heads % 2:
+        problems.append(f"vivit_fdp gives half of its heads to time: heads must be even, not {heads}")
+    return problems
+
+
+def init_weights(module: nn.Module) -> None:
+    """The authors' initialisation: Xavier for transformer kernels, 0.02 normal positions, zero classifier."""
+    if isinstance(module, Attention):
+        for weight in (*module.qkv.weight.chunk(3), module.out.weight):  # q, k and v are square kernels there
+            nn.init.xavier_uniform_(weight)
+        for linear in (module.qkv, module.out):
+            nn.init.zeros_(linear.bias)
+    elif isinstance(module, MLP):
+        for linear in (module.fc1, module.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+    elif isinstance(module, Encoder):
+        nn.init.normal_(module.pos_embed, std=0.02)
+    elif isinstance(module, TubeletEmbedding):
+        fan_in = module.projection.weight[0].numel()
+        nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # LeCun normal, flax's default
+        nn.init.zeros_(module.projection.bias)  # type: ignore[arg-type]
+    elif isinstance(module, ViViT):
+        nn.init.zeros_(module.head.weight)
+        nn.init.zeros_(module.head.bias)

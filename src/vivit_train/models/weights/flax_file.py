@@ -1,0 +1,121 @@
+"""Flax's checkpoint files (msgpack): trees of arrays, without JAX. Nothing in them is executed."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+
+from vivit_train.utils.errors import UserError, reason
+
+ARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax's msgpack extension types
+CHUNKED = "__msgpack_chunked_array__"  # arrays of more than 1 GiB come in pieces
+Tree = dict[str, np.ndarray[Any, Any]]
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or the last `checkpoint_<step>` of a folder."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    names = {file: re.fullmatch(r"checkpoint_(\d+)", file.name) for file in path.glob("*")}
+    steps = {int(match[1]): file for file, match in names.items() if match}
+    if not steps:
+        raise UserError(f"{path} is neither a file nor a folder with files checkpoint_<step>")
+    if not steps[max(steps)].is_file():
+        raise UserError(f"{steps[max(steps)]} is a folder (orbax?): only flax's msgpack files are read")
+    return steps[max(steps)]
+
+
+def read_parameters(path: Path) -> Tree:
+    """The parameters in a train state of any age or a bare tree, paths joined by "/".
+
+    Raises:
+        UserError: as `read_flax`, or there are none.
+    """
+    tree: Any = read_flax(path)
+    if "optimizer" in tree:  # the train state before optax
+        tree = tree["optimizer"].get("target") if isinstance(tree["optimizer"], dict) else {}
+    while isinstance(tree, dict) and "params" in tree:
+        tree = tree["params"]
+    params = flatten(tree) if isinstance(tree, dict) else {}
+    strange = [name for name, value in params.items() if not isinstance(value, np.ndarray)]
+    if strange or not params:
+        raise UserError(f"{path} holds no parameters: {f'{strange[0]!r} is no array' if strange else 'none'}")
+    return params
+
+
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Paths joined by "/". Modules that old flax numbered all together are numbered by class, as they are now."""
+    numbers: dict[str, list[int]] = {}
+    for name in tree:
+        if match := re.fullmatch(r"([A-Z]\w*)_(\d{1,9})", name):
+            numbers.setdefault(match[1], []).append(int(match[2]))
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if match := re.fullmatch(r"([A-Z]\w*)_(\d{1,9})", name):
+            name = f"{match[1]}_{sorted(numbers[match[1]]).index(int(match[2]))}"
+        flat |= flatten(value, f"{above}{name}/") if isinstance(value, dict) else {above + name: value}
+    return flat
+
+
+def read_flax(path: str | Path) -> dict[str, Any]:
+    """The tree in a file of flax's `msgpack_serialize`: dicts, numbers, text, arrays; bfloat16 as float32.
+
+    Raises:
+        UserError: the file is damaged, holds something else, or arrays of Python objects.
+    """
+    try:
+        tree = unchunk(msgpack.unpackb(Path(path).read_bytes(), ext_hook=unpack, raw=False, strict_map_key=False))
+    except (
+        msgpack.UnpackException,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{path} cannot be read as a flax checkpoint: {reason(error)}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is not a flax checkpoint: it holds no tree")
+    return tree
+
+
+def unpack(code: int, data: bytes) -> Any:
+    if code == COMPLEX:
+        return complex(*msgpack.unpackb(data))
+    if code not in (ARRAY, SCALAR):
+        raise ValueError(f"unknown extension type {code}")
+    shape, name, buffer = msgpack.unpackb(data, raw=True)
+    if name == b"bfloat16":  # numpy has none: the upper half of a float32
+        array = (np.frombuffer(buffer, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        dtype = np.dtype(name.decode())
+        if dtype.kind not in "biufc":
+            raise ValueError(f"an array of {dtype.name}, which no weights are")
+        array = np.frombuffer(buffer, dtype)
+    array = array.reshape(shape)
+    return array[()] if code == SCALAR else array
+
+
+def unchunk(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if CHUNKED not in tree:
+        return {str(key): unchunk(value) for key, value in tree.items()}
+    shape, chunks = ([tree[part][str(i)] for i in range(len(tree[part]))] for part in ("shape", "chunks"))
+    return np.concatenate(chunks).reshape(shape)
+
+
+def write_flax(path: str | Path, tree: Mapping[str, Any]) -> None:
+    """Writes a tree of dicts, plain numbers and numpy arrays so that flax's `msgpack_restore` reads it."""
+    Path(path).write_bytes(msgpack.packb(tree, default=pack, strict_types=True))
+
+
+def pack(value: Any) -> msgpack.ExtType:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"no place for {type(value).__name__} in a flax checkpoint")
+    return msgpack.ExtType(ARRAY, msgpack.packb((value.shape, value.dtype.name, value.tobytes())))

@@ -1,0 +1,294 @@
+"""From an image ViT (timm's keys) to a ViViT (paper, section 3.4), with a receipt of every parameter."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.checks import check_finite
+from vivit_train.models.weights.files import WEIGHT_FILES, Statistics, folder_weights, read_file, tensors_of
+from vivit_train.models.weights.huggingface import HUGGINGFACE_LAYER
+from vivit_train.models.weights.report import Receipt
+from vivit_train.utils.errors import UserError, reason
+
+# ImageNet-21k ViTs of timm, the paper's starting point, for each of our sizes
+IMAGENET = {
+    "Ti": "vit_tiny_patch16_224.augreg_in21k",
+    "S": "vit_small_patch16_224.augreg_in21k",
+    "B": "vit_base_patch16_224.augreg_in21k",
+    "L": "vit_large_patch16_224.augreg_in21k",
+    "H": "vit_huge_patch14_224.orig_in21k",
+}
+# what of an image ViT has a place in ours
+PLACES = re.compile(
+    r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
+    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)"
+)
+# what changes the numbers and has none; the rest (heads, poolings, decoders) comes after the encoder
+FOREIGN = re.compile(r"(blocks|patch_embed)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos")
+
+
+def init_from_vit(
+    model: ViViT,
+    weights: Mapping[str, Tensor] | str,
+    *,
+    tubelet: Literal["central_frame", "inflation"] = "central_frame",
+    min_coverage: float = 0.9,
+) -> Receipt:
+    """Fills `model` in place from an image ViT.
+
+    Tubelets: the 2-D kernel at frame t // 2 and zeros elsewhere ("central_frame"), or repeated and divided by t
+    ("inflation"). Positions: the image's grid, resized (bilinear, corners aligned, as the authors') and, in
+    models 1, 3 and 4, repeated over time. Model 2's temporal encoder stays random. Model 3's temporal attention
+    starts as a no-op by a zero out projection alone: were q, k and v zero too, as in the authors' code, it
+    would never learn. Models without cls token leave the image's out. Layer scale goes into the weights before it.
+
+    Args:
+        weights: a state dict with timm's keys or those of Hugging Face's ViT, a file or a Hugging Face folder with
+            one, or the name of a timm model.
+
+    Raises:
+        UserError: the weights are not a plain ViT's, do not fit, or fill less than `min_coverage`. The model is as
+            it was then.
+    """
+    source = weights if isinstance(weights, str) else "a state dict"
+    given = read_weights(weights) if isinstance(weights, str) else weights
+    image = {key: value.float() for key, value in from_huggingface_vit(given).items()}
+    scaled = fold_layer_scale(image)
+    check_plain_vit(image, model, source)
+    receipt = Receipt(source)
+    used: set[str] = set()
+    filled = fillable = 0
+    values: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        part, action, key, value = name.split(".")[0], "random", image_key(name), None
+        if part == "head":
+            action, value = "zero", torch.zeros_like(parameter)
+        elif "attention_time" in name:
+            if name.endswith(("out.weight", "out.bias")):
+                action, value = "zero", torch.zeros_like(parameter)
+        elif part != "temporal_encoder" and "norm_time" not in name:
+            fillable += parameter.numel()
+            if key in image:
+                action, value = fit(name, image[key], model, tubelet, has_cls="cls_token" in image)
+                action += ", scaled" * (key in scaled)
+                used.add(key)
+                filled += parameter.numel()
+            elif key.removesuffix("bias") + "weight" in image:  # a layer without bias
+                action, value = "zero", torch.zeros_like(parameter)
+                filled += parameter.numel()
+        receipt.rows[name] = action
+        if value is None:
+            continue
+        if value.shape != parameter.shape:
+            raise UserError(
+                f"'{key}' of {source} is {list(image[key].shape)}, but the model's '{name}' is "
+                f"{list(parameter.shape)}: choose model.size and model.tubelet to match the weights"
+            )
+        values[name] = value
+    receipt.unused = [key for key in image if key not in used]
+    receipt.coverage = filled / fillable
+    if receipt.coverage < min_coverage:
+        raise UserError(
+            f"{source} fills {receipt.coverage:.1%} of the model, less than init.min_coverage={min_coverage:.0%}: "
+            f"is it an image ViT of depth {len(model.encoder.blocks)}?\n{receipt}"
+        )
+    fill(model, values, source)
+    return receipt
+
+
+def fill(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:
+    """Copies values into parameters; the last step, so that whatever fails leaves the model as it was.
+
+    Raises:
+        UserError: values are not finite.
+    """
+    check_finite(values, source)
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
+
+
+def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict of a Hugging Face image ViT in timm's keys; others as they are."""
+    if not any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in weights):
+        return weights
+    left = {key.removeprefix("vit."): value for key, value in weights.items()}
+    image = {}
+    for theirs, ours in (
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
+        ("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias"),
+        ("layernorm.weight", "norm.weight"),
+        ("layernorm.bias", "norm.bias"),
+    ):
+        if theirs in left:
+            image[ours] = left.pop(theirs)
+    for i in range(sum(key.endswith("layernorm_before.weight") for key in left)):
+        for kind in ("weight", "bias"):
+            layer: dict[str, Tensor] = {}
+            for ours, names in HUGGINGFACE_LAYER.items():
+                keys = (f"encoder.layer.{i}.{names[0]}.{kind}", f"layers.{i}.{names[1]}.{kind}")
+                layer |= {image_key(f"blocks.{i}.{ours}.{kind}"): left.pop(key) for key in keys if key in left}
+            qkv = [layer.pop(f"blocks.{i}.attention.{which}.{kind}", None) for which in "qkv"]
+            if all(part is not None for part in qkv):
+                image[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([part for part in qkv if part is not None])
+            image |= layer
+    left.pop("embeddings.mask_token", None)  # of the pre-training
+    if "cls_token" in image and not any(re.match(r"(deit\.)?(embeddings|encoder|layers)\.", key) for key in left):
+        return image | {f"head.{key}": value for key, value in left.items()}  # classifier, pooler
+    return weights  # another architecture with such embeddings: refused by its own names
+
+
+def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
+    """Multiplies each layer scale into the linear layer before it, exactly; returns the keys that changed."""
+    changed = set()
+    for key in [key for key in image if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]:
+        block, gamma = key.rpartition(".ls")[0], image.pop(key)
+        linear = f"{block}.attn.proj" if ".ls1." in key else f"{block}.mlp.fc2"
+        for name in (f"{linear}.weight", f"{linear}.bias"):
+            if name in image:
+                image[name] = image[name] * gamma.view(-1, *[1] * (image[name].ndim - 1))
+                changed.add(name)
+    return changed
+
+
+def image_key(name: str) -> str:
+    """The timm name of one of our parameters."""
+    name = name.replace("embedding.projection.", "patch_embed.proj.").removeprefix("encoder.")
+    return name.replace(".attention.qkv.", ".attn.qkv.").replace(".attention.out.", ".attn.proj.")
+
+
+def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) -> tuple[str, Tensor]:
+    """A weight of the image model in the shape that the video model's `name` wants, and what was done to it."""
+    if name == "embedding.projection.weight":
+        t = model.tubelet[0]
+        if t == 1:
+            return "copied", value[:, :, None]
+        if tubelet == "inflation":
+            return "inflated", value[:, :, None].repeat(1, 1, t, 1, 1) / t
+        kernel = torch.zeros(*value.shape[:2], t, *value.shape[2:])
+        kernel[:, :, t // 2] = value
+        return "inflated", kernel
+    if name != "encoder.pos_embed":
+        return "copied", value
+    slots = int(has_cls and square(value.shape[1] - 1) > 0)  # timm's no_embed_class: none for the cls token
+    side, actions = square(value.shape[1] - slots), []
+    cls_slot, grid = value[:, :slots], value[:, slots:]
+    t, rows, columns = model.grid
+    if (side, side) != (rows, columns):
+        actions.append("resized")
+        grid = resize_positions(grid, (1, side, side), (1, rows, columns))
+    if model.model != "vivit_fe":
+        actions.append("repeated")
+        grid = grid.repeat(1, t, 1)
+    if model.encoder.cls_token is not None:
+        slot = cls_slot if slots else torch.zeros_like(grid[:, :1])
+        grid = torch.cat([slot, grid], dim=1)
+    return ", ".join(actions) or "copied", grid
+
+
+def square(tokens: int) -> int:
+    """The side of a square of so many tokens; 0 where there is none."""
+    return math.isqrt(tokens) if tokens > 0 and math.isqrt(tokens) ** 2 == tokens else 0
+
+
+def resize_positions(x_1ND: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
+    """Position embeddings of a grid [t, rows, columns] for another one: linear in each axis, corners kept."""
+    x_1Dthw = x_1ND.unflatten(1, old).permute(0, 4, 1, 2, 3)
+    return F.interpolate(x_1Dthw, new, mode="trilinear", align_corners=True).flatten(2).transpose(1, 2)
+
+
+def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> None:
+    """Refuses, by name, what our block cannot hold."""
+    foreign = [key for key in image if FOREIGN.match(key) and not PLACES.fullmatch(key)]
+    is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
+    for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
+        if key not in image and not (is_vit and foreign):
+            raise UserError(
+                f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...)"
+            )
+    if foreign:
+        raise UserError(f"{source} is not a plain ViT: no place for '{foreign[0]}' in ViViT")
+    deep = [key for key in image if key.startswith(f"blocks.{len(model.encoder.blocks)}.")]
+    if deep:
+        raise UserError(
+            f"{source} is deeper than the model: no place for '{deep[0]}' in {len(model.encoder.blocks)} layers: "
+            "choose model.size or model.depth to match the weights"
+        )
+    tokens = image["pos_embed"].shape[1] if image["pos_embed"].ndim == 3 else 0
+    if not square(tokens) and not ("cls_token" in image and square(tokens - 1)):
+        raise UserError(
+            f"{source} was trained on images that are not square: its 'pos_embed' "
+            f"{list(image['pos_embed'].shape)} does not say how many rows it has"
+        )
+    if image["patch_embed.proj.weight"].ndim != 4:
+        raise UserError(
+            f"{source} is no image ViT: its patches are {list(image['patch_embed.proj.weight'].shape)}"
+        )
+    dim, _, *patch = image["patch_embed.proj.weight"].shape
+    if dim != model.head.in_features or tuple(patch) != model.tubelet[1:]:
+        raise UserError(
+            f"{source} is a ViT of width {dim} and patch {patch[0]}x{patch[1]}, the model has width "
+            f"{model.head.in_features} and tubelets {'x'.join(map(str, model.tubelet))}: choose model.size and "
+            "model.tubelet to match the weights, or other weights (init.name, init.path)"
+        )
+
+
+def read_weights(source: str) -> Mapping[str, Tensor]:
+    """A state dict from a file (safetensors, or PyTorch's, nothing executed), a folder, or from timm by name.
+
+    Raises:
+        UserError: no such file or model, or it cannot be read or downloaded.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return folder_weights(path)
+    if not path.is_file():
+        if "/" in source or path.suffix in WEIGHT_FILES:
+            raise UserError(f"no weights at {source}")
+        return download(source)
+    loaded = read_file(path)
+    for wrapper in ("state_dict", "model"):
+        loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
+    return tensors_of(loaded, path)
+
+
+def download(name: str) -> Mapping[str, Tensor]:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:4])
+        raise UserError(f"'{name}' is neither a file nor a model of timm{f'; near: {near}' if near else ''}")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+        if type(model) is not VisionTransformer or any(type(block) is not Block for block in model.blocks):
+            # some of them (norms after the layer, rotary positions) have the very keys of a plain ViT
+            raise UserError(f"timm's '{name}' is not a plain ViT: its blocks have no place in ViViT")
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # hubs fail in many ways, all of them outside this program
+        raise UserError(
+            f"timm's '{name}' cannot be downloaded ({type(error).__name__}: {reason(error)}): "
+            "check the network, or give a file by init.path=FILE, or train from random weights by init=none"
+        ) from error
+
+
+def normalisation(source: str) -> Statistics | None:
+    """The mean and std that a timm model was trained with, by its name or by that of a file called after it."""
+    path = Path(source)
+    name = path.stem if path.suffix in WEIGHT_FILES else path.name
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        return None
+    config = timm.models.get_pretrained_cfg(name if timm.models.is_model_pretrained(name) else architecture)
+    return (tuple(config.mean), tuple(config.std)) if config is not None else None

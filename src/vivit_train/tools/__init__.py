@@ -1,0 +1,1 @@
+"""Commands beside training: prepare, doctor, bench, replay, sweeps."""

@@ -1,0 +1,266 @@
+"""`vivit bench loader`: how fast clips come from these very files, where the time goes, and what would help."""
+
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import Sample, collate
+from vivit_train.data.sampler import Key
+from vivit_train.data.transforms import seeded
+from vivit_train.data.video.scan import probe
+from vivit_train.data.video.storage import is_plain, state
+from vivit_train.tools.bench.stages import STAGES, Stages, again, dataset, is_readable, respell
+from vivit_train.tools.encode import Settings, encode
+from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.process_pool import usable_cores
+
+CORES = (1, 2, 4, 8, 16, 32, 64)  # that clips/s are predicted for
+TRIED = 3  # videos that are prepared, to see what that gains
+LONGEST = 3000  # frames of a video for that
+WORTH_SAYING = 1.15  # less is within the noise
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. Times are milliseconds per clip, on one core.
+
+    Attributes:
+        clips, unreadable: in the sample.
+        frames_decoded: per clip, from the key frame before its first frame to its last.
+        stage_ms: by stage; together they are `total_ms`. What reading takes is split as libavcodec's own time for
+            the same frames splits: those before a clip's first frame ("seek"), the others, and their conversion.
+        raw_ms: libavcodec alone, decoding those frames and converting none.
+        beside_ms: what a GPU takes meanwhile, by stage: nothing where there is none.
+        clips_per_s: by number of worker processes; 0 is the main process.
+        predicted: clips/s by number of cores, from the rate per core with all of the cores at work.
+        prepared_gain: how much faster clips come from files that `vivit prepare` made; None: not tried.
+        advice: in one sentence.
+    """
+
+    clips: int
+    unreadable: int
+    frames_decoded: float
+    stage_ms: dict[str, float]
+    total_ms: float
+    raw_ms: float
+    beside_ms: dict[str, float]
+    clips_per_s: dict[int, float]
+    predicted: dict[int, float]
+    prepared_gain: float | None
+    advice: str
+
+
+def bench_loader(
+    cfg: DictConfig,
+    *,
+    clips: int = 64,
+    rounds: int = 3,
+    workers: Sequence[int] = (),
+    gpu_clips_per_s: float = 120,
+    gop: int = 32,
+) -> Result:
+    """Time the training clips of a configuration: a random sample of them, `rounds` times, in turn; medians.
+
+    The files come from the memory that the system keeps them in, not from the disk.
+
+    Args:
+        workers: numbers of processes to try; empty: 1, 2, 4, ... up to the cores there are.
+        gpu_clips_per_s: what the advice is for.
+        gop: of the files that `vivit prepare` would make.
+
+    Raises:
+        UserError: the data are not there, or not one clip of the sample can be read.
+    """
+    torch.set_num_threads(1)
+    data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    device = (
+        torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
+    )
+    if data.augment_on == "auto":  # as the trainer would
+        data.augment_on = "device" if device and device.type == "cuda" else "worker"
+    cores = usable_cores()
+    workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
+    sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
+    manifest = data.splits.train.take(sample)
+    good: list[int] = []
+    for row in range(len(manifest)):
+        if is_readable(data, manifest, row, number=len(good)):
+            good.append(row)
+    if not good:
+        raise UserError(f"none of {len(manifest)} clips can be read: vivit doctor says why")
+    manifest = manifest.take(np.array(good))
+    with tempfile.TemporaryDirectory() as folder:
+        gain = _prepared_gain(data, manifest, Settings(data.short_side // 2 * 2, gop), rounds, Path(folder))
+    stages, loaders = Stages(data, manifest, rounds), _Workers(data, manifest, workers, rounds)
+    for turn in range(rounds):  # in turn, so that a busy minute of the machine hits both
+        stages.measure(turn)
+        loaders.measure(turn)
+    stage_ms = dict(zip(STAGES, (stages.per_clip(stages.seconds) * 1e3).tolist(), strict=True))
+    if data.augments_on_device:
+        del stage_ms["augment"]
+    total_ms, rates = sum(stage_ms.values()), loaders.clips_per_s()
+    busiest = max((number for number in rates if 0 < number <= cores), default=0)
+    per_core = rates[busiest] / busiest if busiest else 1000 / total_ms
+    return Result(
+        clips=len(manifest),
+        unreadable=len(sample) - len(good),
+        frames_decoded=float(stages.decoded.mean() / stages.clips.clips_per_video),
+        stage_ms=stage_ms,
+        total_ms=total_ms,
+        raw_ms=float(stages.per_clip(stages.raw_s) * 1e3),
+        beside_ms=beside(data, manifest, device, rounds) if device or data.augments_on_device else {},
+        clips_per_s=rates,
+        predicted={n: n * per_core for n in CORES},
+        prepared_gain=gain,
+        advice=advise(gpu_clips_per_s, per_core, gain, stage_ms),
+    )
+
+
+def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[str, float]) -> str:
+    """Cores for `wanted` clips/s, now and after `vivit prepare`."""
+    needed = math.ceil(wanted / per_core)
+    text = f"a GPU that eats {wanted:g} clips/s needs {needed} {'core' if needed == 1 else 'cores'}"
+    if gain is None:
+        which = f"none is a file of up to {LONGEST} frames"
+        return f"{text}; what `vivit prepare` would gain was not tried: {which}"
+    if gain < WORTH_SAYING:
+        stage, ms = max(stage_ms.items(), key=lambda item: item[1])
+        most = f"most of the time goes to {stage} ({ms / sum(stage_ms.values()):.0%})"
+        return f"{text}; `vivit prepare` would gain nothing to speak of ({gain:.1f}x): {most}"
+    return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare`: {gain:.1f}x"
+
+
+class _Workers:
+    """Seconds that loaders with so many worker processes take for all clips."""
+
+    def __init__(self, data: VideoDataModule, manifest: Manifest, workers: Sequence[int], rounds: int) -> None:
+        self.data, self.n = data, len(manifest)
+        self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # several batches for each
+        self.clips = dataset(data, again(data, manifest, rounds + 1))
+        self.seconds: dict[int, list[float]] = {number: [] for number in workers}
+        self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
+        for number in workers:
+            batches: list[list[Key]] = []  # the worker processes live on while these change
+            data.num_workers = number
+            self.loaders[number] = data.loader(self.clips, batch_sampler=batches), batches
+        self.measure(rounds)  # the first time the processes start
+        self.seconds = {number: [] for number in workers}
+
+    def measure(self, turn: int) -> None:
+        keys = [(0, 0, turn * self.n + row) for row in range(self.n)]
+        for number, (loader, batches) in self.loaders.items():
+            batches[:] = [keys[i : i + self.size] for i in range(0, self.n, self.size)]
+            start = time.perf_counter()
+            with self.data.explaining_lost_workers():
+                for _ in loader:
+                    pass
+            self.seconds[number].append(time.perf_counter() - start)
+
+    def clips_per_s(self) -> dict[int, float]:
+        clips = self.n * self.clips.clips_per_video
+        return {number: clips / statistics.median(seconds) for number, seconds in self.seconds.items()}
+
+
+def beside(
+    data: VideoDataModule, manifest: Manifest, device: torch.device | None, rounds: int
+) -> dict[str, float]:
+    """Milliseconds per clip of what comes after the loader: the transfer of a batch, and finishing its clips where
+    that is done there. Without a device the main process finishes them."""
+    n = min(len(manifest), data.micro_batch)
+    clips = dataset(data, manifest)
+    batch = collate([clips[0, 0, row] for row in range(n)])
+    if device and device.type == "cuda":
+        batch["video"] = batch["video"].pin_memory()
+    seconds = np.zeros((rounds + 1, 2))
+    for turn in range(rounds + 1):
+        start = time.perf_counter()
+        moved = batch | {"video": batch["video"].to(device, non_blocking=True)}
+        _finish_work(device)
+        there = time.perf_counter()
+        data.on_after_batch_transfer(moved, 0)
+        _finish_work(device)
+        seconds[turn] = there - start, time.perf_counter() - there
+    transfer_ms, augment_ms = (np.median(seconds[1:], axis=0) * 1e3 / n).tolist()
+    where = f"on {device.type}" if device else "in the main process"
+    stages = {f"transfer to {device.type}": transfer_ms} if device else {}
+    return stages | ({f"augment {where}": augment_ms} if data.augments_on_device else {})
+
+
+def _finish_work(device: torch.device | None) -> None:
+    if device and device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _prepared_gain(
+    data: VideoDataModule, manifest: Manifest, settings: Settings, rounds: int, folder: Path
+) -> float | None:
+    """Time per clip of a few of the videos as they are, over that of what `vivit prepare` makes of them."""
+    before: list[str] = []
+    after: list[str] = []
+    rows = []
+    for row, path in enumerate(manifest.paths.tolist()):
+        if len(before) == TRIED:
+            break
+        target = str(folder / f"{row}.mp4")
+        with suppress(VideoError):  # damaged behind the clip: of that `vivit prepare` makes nothing
+            is_file = is_plain(path) and not state(path).is_folder
+            if is_file and path not in before and probe(path).num_frames <= LONGEST:
+                encode(path, target, settings)
+                before.append(path)
+                after.append(target)
+                rows.append(row)
+    if not before:
+        return None
+    chosen = manifest.take(np.array(rows))
+    made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
+    both = [dataset(data, respell(one, rounds)) for one in (chosen, made)]
+    seconds = np.zeros((2, rounds, len(rows)))
+    for turn in range(rounds):
+        for i in range(len(rows)):
+            for which, clips in enumerate(both):
+                with seeded(data.seed, i):
+                    start = time.perf_counter()
+                    clips.load(turn * len(rows) + i)
+                    seconds[which, turn, i] = time.perf_counter() - start
+    was_s, is_s = np.median(seconds, axis=1).sum(axis=1)
+    return float(was_s / is_s)
+
+
+def table(result: Result) -> str:
+    """The result in Markdown."""
+    skipped = f", {result.unreadable} unreadable ones left out" if result.unreadable else ""
+    lines = [f"{result.clips} clips{skipped}; {result.frames_decoded:.0f} frames decoded for each", ""]
+    lines += ["| stage | ms per clip | share |", "|---|---|---|"]
+    for stage, ms in result.stage_ms.items():
+        lines.append(f"| {stage} | {ms:.2f} | {ms / result.total_ms:.0%} |")
+    lines.append(f"| **all, on one core** | {result.total_ms:.2f} | {1000 / result.total_ms:.1f} clips/s |")
+    lines += [f"| {stage}, beside these | {ms:.2f} | |" for stage, ms in result.beside_ms.items()]
+    if not any(stage.startswith("transfer") for stage in result.beside_ms):
+        lines.append("| transfer: no GPU here | | |")
+    share = result.raw_ms / result.total_ms
+    lines.append(f"| raw limit: libavcodec alone | {result.raw_ms:.2f} | {share:.0%} |")
+    lines += ["", "| workers | clips/s | x main process |", "|---|---|---|"]
+    for number, rate in result.clips_per_s.items():
+        lines.append(f"| {number} | {rate:.1f} | {rate * result.total_ms / 1000:.2f} |")
+    lines += ["", "| cores | clips/s, predicted |", "|---|---|"]
+    lines += [f"| {cores} | {rate:.0f} |" for cores, rate in result.predicted.items()]
+    return "\n".join([*lines, "", f"Advice: {result.advice}."])
+
+
+def save(result: Result, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,299 @@
+"""`vivit bench model`: how fast a model trains and answers, what memory that takes, and what limits it."""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from vivit_train.models.vivit import ViViT
+from vivit_train.training.checkpoint import build_net
+from vivit_train.training.profiling import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.process_pool import Failure, in_children
+
+MODES = ("train", "infer")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VARIANTS = ("eager", "sdpa", "compiled")  # attention step by step; fused; fused, and torch.compile on top
+LIMIT_S = 3600.0  # of one cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one child process measures: the variants in turn, on the same weights and clips.
+
+    Attributes:
+        model: the `model` node of a configuration, as JSON.
+        mode, dtype: of `MODES` and `DTYPES`; other precisions than float32 by autocast.
+        batch: clips.
+        device: "cpu" or "cuda".
+        variants: of `VARIANTS`.
+        rounds: so many timed steps of each, after one that is not timed; the median counts.
+    """
+
+    model: str
+    mode: str
+    dtype: str
+    batch: int
+    device: str
+    variants: tuple[str, ...]
+    rounds: int
+    classes: int = 400
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one variant.
+
+    Attributes:
+        step_s: seconds, the median.
+        first_s: of the first step, which compiles.
+        peak_bytes: see `measure.peak_bytes`.
+        mfu: share of `matmul_peak` in this precision.
+    """
+
+    step_s: float
+    first_s: float
+    peak_bytes: int
+    mfu: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a cell: the speed of each variant, and where the time of the fastest goes; or why not."""
+
+    cell: Cell
+    speeds: dict[str, Speed] = field(default_factory=dict)
+    matmul_tflops: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
+    top: list[tuple[str, float]] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def fastest(self) -> str:
+        return min(self.speeds, key=lambda name: self.speeds[name].step_s)
+
+
+def measure_cell(cell: Cell) -> Row:
+    """In this process."""
+    device, dtype = torch.device(cell.device), DTYPES[cell.dtype]
+    torch.manual_seed(0)
+    peak = matmul_peak(device, dtype)
+    net = build_net(json.loads(cell.model), {"": [""] * cell.classes}).to(device)
+    net.train(cell.mode == "train")
+    flops = cell.batch * forward_flops(net) * (FORWARD_AND_BACKWARD if cell.mode == "train" else 1)
+    video_BCTHW = torch.rand(cell.batch, *net.input_shape, device=device) * 2 - 1
+    optimizer = plain_sgd(net)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True) if "compiled" in cell.variants else net
+
+    def step(variant: str) -> float:
+        net.use_eager_attention(variant == "eager")
+        forward = compiled if variant == "compiled" else net
+        finish(device)
+        start_s = time.perf_counter()
+        if cell.mode == "train":
+            train(forward, optimizer, video_BCTHW, dtype)
+        else:
+            infer(forward, video_BCTHW, dtype)
+        finish(device)
+        return time.perf_counter() - start_s
+
+    first_s = {variant: step(variant) for variant in cell.variants}
+    steps: dict[str, list[float]] = {variant: [] for variant in cell.variants}
+    for turn in range(cell.rounds):
+        for variant in cell.variants if turn % 2 == 0 else reversed(cell.variants):
+            steps[variant].append(step(variant))
+    median_s = {variant: statistics.median(seconds) for variant, seconds in steps.items()}
+    state = [value for group in optimizer.state.values() for value in group.values() if torch.is_tensor(value)]
+    held = [video_BCTHW, *net.parameters(), *net.buffers(), *state]
+    speeds = {
+        variant: Speed(s, first_s[variant], peak_bytes(partial(step, variant), held, device), flops / s / peak)
+        for variant, s in median_s.items()
+    }
+    where, top = shares(partial(step, min(median_s, key=median_s.__getitem__)), device)
+    return Row(cell, speeds, peak / 1e12, where, top)
+
+
+Forward = Callable[[Tensor], Any]
+
+
+def in_precision(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Within it, torch computes in another precision than float32 by autocast."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def plain_sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+
+
+def train(forward: Forward, optimizer: torch.optim.Optimizer, video: Tensor, dtype: torch.dtype) -> None:
+    """One step, of clips of as many different classes as there are."""
+    with in_precision(dtype, video.device):
+        logits_BK = forward(video)
+    label_B = torch.arange(len(video), device=video.device) % logits_BK.shape[1]
+    F.cross_entropy(logits_BK.float(), label_B).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def infer(forward: Forward, video: Tensor, dtype: torch.dtype) -> None:
+    with torch.inference_mode(), in_precision(dtype, video.device):
+        forward(video)
+
+
+def finish(device: torch.device) -> None:
+    """Waits for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bench(cells: Sequence[Cell]) -> Iterator[Row]:
+    """The cells, one after another, each as it is done, with progress on stderr. A child process measures them:
+    where memory lacks, the system may end it, and the next cell has another. Cells that are the same are one."""
+    jobs = dict.fromkeys(cells, LIMIT_S)
+    os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler's own words
+    start_s = time.monotonic()
+    with closing(in_children(measure_cell, jobs, workers=1)) as results:
+        for number, (cell, row) in enumerate(results, 1):
+            left_s = (time.monotonic() - start_s) / number * (len(jobs) - number)
+            what = f"{json.loads(cell.model)['model']} {cell.mode} {cell.dtype}, clips: {cell.batch}"
+            print(f"{number} of {len(jobs)}: {what}; {left_s:.0f} s left", file=sys.stderr, flush=True)
+            yield Row(cell, failure=why(row)) if isinstance(row, Failure) else row
+
+
+def why(failure: Failure) -> str:
+    lack = "SIGKILL" in failure.detail or "memory" in failure.detail.lower()
+    return "memory does not suffice" if lack else failure.detail
+
+
+def cells(
+    model: DictConfig,
+    *,
+    batches: Sequence[int],
+    modes: Sequence[str],
+    dtypes: Sequence[str],
+    variants: Sequence[str],
+    device: str,
+    rounds: int,
+) -> list[Cell]:
+    """Of one `model` node every combination.
+
+    Raises:
+        UserError: the model cannot be built.
+    """
+    node: Any = OmegaConf.to_container(model, resolve=True)
+    node["compile"] = False  # that is a variant
+    on_meta(node)
+    return [
+        Cell(json.dumps(node), mode, dtype, batch, device, tuple(variants), rounds)
+        for mode, dtype, batch in product(modes, dtypes, batches)
+    ]
+
+
+def on_meta(node: Mapping[str, Any], classes: int = 400) -> ViViT:
+    """The model of a `model` node, of which nothing is in memory.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return build_net(node, {"": [""] * classes})
+    except InstantiationException as error:
+        why = str(error.__cause__ or error)  # of which hydra's own says where
+        raise UserError(f"{node['model']} cannot be built: {why}") from error
+
+
+def usable(device: str) -> str:
+    """The name of a device that is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    there = torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not there):
+        raise UserError(f"--device {device}: " + ("no GPU here" if device == "cuda" else "cpu, cuda or auto"))
+    return "cuda" if there and device != "cpu" else "cpu"
+
+
+def about(rows: Sequence[Row]) -> str:
+    """What was measured, and on what."""
+    cell = rows[0].cell
+    net = json.loads(cell.model)
+    what = f"{net['model']} {net['size']}, {net['frames']} frames of {net['image_size']}, tubelet {net['tubelet']}"
+    return f"{what}; {machine(cell.device)}, {cell.rounds} rounds"
+
+
+def machine(device: str) -> str:
+    """A device and the version of torch."""
+    return f"{device_name(device)}, torch {torch.__version__.partition('+')[0]}"
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown: clips/s and peak memory of each variant, and what the later ones gain over the first."""
+    first, *others = rows[0].cell.variants
+    head = ["", "precision", "clips", *(f"{name}, clips/s" for name in (first, *others))]
+    head += [f"{name} / {first}, speed" for name in others]
+    head += [f"{first}, peak MB", *(f"{name} / {first}, memory" for name in others)]
+    lines = [f"| {' | '.join([*head, 'MFU', 'attention / products / rest'])} |", "|---" * (len(head) + 2) + "|"]
+    for row in rows:
+        cell = row.cell
+        cells = [cell.mode, cell.dtype, str(cell.batch)]
+        if row.failure:
+            lines.append(f"| {' | '.join(cells)} | {row.failure} {'|' * (len(head) - 1)}")
+            continue
+        of = row.speeds[first]
+        cells += [f"{cell.batch / row.speeds[name].step_s:.3g}" for name in (first, *others)]
+        cells += [f"{of.step_s / row.speeds[name].step_s - 1:+.0%}" for name in others]
+        cells += [f"{of.peak_bytes / 1e6:.0f}"]
+        cells += [f"{row.speeds[name].peak_bytes / of.peak_bytes:.2f}" for name in others]
+        cells += [
+            f"{row.speeds[row.fastest].mfu:.0%}",
+            " / ".join(f"{share:.0%}" for share in row.shares.values()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def limits(rows: Sequence[Row]) -> str:
+    """What limits the fastest variant of the last cell that was measured, in a sentence."""
+    row = next((row for row in reversed(rows) if not row.failure), None)
+    if row is None:
+        return "nothing could be measured"
+    kind, share = max(row.shares.items(), key=lambda item: item[1])
+    reached = row.speeds[row.fastest].mfu
+    meaning = {
+        "attention": "fewer tokens (data.frames, data.crop) or a factorised model cost less",
+        "matrix products": "the model's own work; a lower precision, where the device has it, is faster",
+        "rest": "memory is moved, not computed: compiling and larger batches help",
+    }[kind]
+    return (
+        f"What limits {row.cell.mode} in {row.cell.dtype} with {row.cell.batch} clips: {kind}, {share:.0%} of the "
+        f"time ({meaning}). MFU {reached:.0%} of {row.matmul_tflops:.3g} TFLOP/s, the matrix products of this "
+        "device in the same run."
+    )
+
+
+def save(rows: Sequence[Row], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {"torch": torch.__version__, "device": device_name(rows[0].cell.device)}
+    file.write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")

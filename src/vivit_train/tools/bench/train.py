@@ -1,0 +1,169 @@
+"""`vivit bench train`: whole training steps, as train.py takes them, on clips that are in memory already."""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader, IterableDataset
+
+from vivit_train.config import check, unfuse_optimizer
+from vivit_train.run import build_trainer, quiet_lightning
+from vivit_train.tools.bench.model import device_name, finish
+from vivit_train.training.checkpoint import build_net
+from vivit_train.training.failures import explaining_failed_compilation
+from vivit_train.training.module import Batch, VideoClassification
+from vivit_train.training.profiling import FORWARD_AND_BACKWARD, matmul_peak, peak_memory_gb, step_dtype
+
+CLASSES = 400
+UNTIMED = 2  # steps, which prepare much
+LOOP, FORWARD, BACKWARD, OPTIMIZER = "transfer, loop", "normalise, mix, forward", "backward", "clip, optimizer"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured on one device.
+
+    Attributes:
+        clips_per_s: of steps that follow each other as they do in training.
+        stage_ms: per step, of steps in which the device is waited for after each stage: where the time goes.
+        mfu: share of `matmul_peak` in the run's precision.
+        peak_memory_gb: see `measure.peak_memory_gb`.
+    """
+
+    model: str
+    micro_batch: int
+    precision: str
+    device: str
+    clips_per_s: float
+    stage_ms: dict[str, float]
+    mfu: float
+    peak_memory_gb: float
+
+
+def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
+    """Time `steps` steps of a configuration's model, regularisation and optimizer, and as many again by stage.
+
+    Raises:
+        UserError: the configuration cannot run.
+    """
+    check(cfg)
+    unfuse_optimizer(cfg)
+    quiet_lightning()
+    L.seed_everything(cfg.seed, verbose=False)
+    total = UNTIMED + 2 * steps
+    one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_epochs": 1, "max_steps": total}
+    quiet = {"limit_val_batches": 0, "enable_progress_bar": False}
+    merged = OmegaConf.merge(cfg, {"callbacks": None, "logger": None, "trainer": one_process | quiet})
+    cfg = cast(DictConfig, merged)
+    classes = {"": [str(number) for number in range(CLASSES)]}
+    task = VideoClassification(
+        build_net(cfg.model, classes),
+        classes,
+        [0.5] * 3,
+        [0.5] * 3,
+        **instantiate(cfg.task, _convert_="all"),
+        total_steps=total,
+    )
+    micro_batch = min(cfg.data.micro_batch, cfg.recipe.global_batch)
+    trainer, clock = build_trainer(cfg), Clock(steps)
+    trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+    batches = DataLoader(SameBatch(micro_batch, cfg.data.frames, cfg.data.crop), batch_size=None)
+    with explaining_failed_compilation():
+        trainer.fit(task, batches)
+    device = trainer.strategy.root_device
+    clips_per_s = steps * micro_batch / clock.all_s
+    peak = matmul_peak(device, step_dtype(str(trainer.precision)))
+    return Result(
+        f"{task.net.model} {cfg.model.size}, {cfg.data.frames} frames of {cfg.data.crop}",
+        micro_batch,
+        str(trainer.precision),
+        device_name(device.type),
+        clips_per_s,
+        {stage: 1000 * statistics.median(seconds) for stage, seconds in clock.stages_s.items()},
+        FORWARD_AND_BACKWARD * task.forward_flops * clips_per_s / peak,
+        peak_memory_gb(device),
+    )
+
+
+class SameBatch(IterableDataset[Batch]):
+    """One batch of noise, for ever."""
+
+    def __init__(self, clips: int, frames: int, crop: int) -> None:
+        video = torch.randint(256, (clips, frames, 3, crop, crop), dtype=torch.uint8)
+        self.batch = {"video": video, "label": torch.arange(clips)[:, None] % CLASSES}
+        if torch.cuda.is_available():
+            self.batch = {name: value.pin_memory() for name, value in self.batch.items()}
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield dict(self.batch)
+
+
+class Clock(Callback):
+    """Seconds of so many steps together, and of so many more by stage."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.all_s, self.last_s = steps, 0.0, 0.0
+        self.stages_s: dict[str, list[float]] = {stage: [] for stage in (LOOP, FORWARD, BACKWARD, OPTIMIZER)}
+
+    def lap(self, trainer: L.Trainer, stage: str) -> None:
+        if trainer.global_step >= UNTIMED + self.steps:
+            finish(trainer.strategy.root_device)
+            now_s = time.perf_counter()
+            self.stages_s[stage].append(now_s - self.last_s)
+            self.last_s = now_s
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.lap(trainer, LOOP)
+
+    def on_before_backward(self, trainer: L.Trainer, *args: Any) -> None:
+        self.lap(trainer, FORWARD)
+
+    def on_after_backward(self, trainer: L.Trainer, *args: Any) -> None:
+        self.lap(trainer, BACKWARD)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step in (UNTIMED, UNTIMED + self.steps):
+            finish(trainer.strategy.root_device)
+            now_s = time.perf_counter()
+            if trainer.global_step > UNTIMED:
+                self.all_s = now_s - self.last_s
+            self.last_s = now_s
+        elif trainer.global_step > UNTIMED + self.steps:  # the counter has gone up: this one began by stage
+            self.lap(trainer, OPTIMIZER)
+
+
+def table(result: Result, overrides: Sequence[str]) -> str:
+    """The result in Markdown, and what limits."""
+    total_ms = sum(result.stage_ms.values())
+    lines = [f"{result.model}, {result.micro_batch} clips a step, {result.precision}; {result.device}", ""]
+    lines += ["| stage | ms a step | share |", "|---|---|---|"]
+    lines += [f"| {stage} | {ms:.1f} | {ms / total_ms:.0%} |" for stage, ms in result.stage_ms.items()]
+    stage = max(result.stage_ms, key=result.stage_ms.__getitem__)
+    rate = f"{result.clips_per_s:.3g}"
+    same = " ".join(overrides)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{rate} clips/s, MFU {result.mfu:.0%}, peak memory {result.peak_memory_gb:.1f} GB",
+            "",
+            f"What limits: {stage}, {result.stage_ms[stage] / total_ms:.0%} of a step. So long as the loader "
+            f"brings {rate} clips/s, the model limits training; less, and the loader does:",
+            f"vivit bench loader {same} --gpu {rate}".replace("  ", " "),
+        ]
+    )
+
+
+def save(result: Result, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,65 @@
+"""The demo's result: does the model see motion, or only pictures?
+
+    python -m vivit_train.tools.demo_report runs/demo
+
+Reads the predictions of three evaluations of one checkpoint: frames as they are (RUN), reversed (RUN/reversed)
+and shuffled (RUN/shuffled). Played backwards, a clip of one class is a clip of its partner; shuffled, it is
+neither.
+"""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vivit_train.data.synthetic import CLASSES, PARTNER
+from vivit_train.data.video.decode import read_frames
+from vivit_train.utils.plots import confusion_axis, drawn, save
+from vivit_train.utils.text import tell
+from vivit_train.utils.utf8 import in_utf_8
+
+ORDERS = {"forward": ".", "reversed": "reversed", "shuffled": "shuffled"}
+
+
+def read_predictions(run: Path) -> list[tuple[str, str, str]]:
+    """(id, label, prediction) of every test video."""
+    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return [(row["id"], row["label"], row["prediction"]) for row in csv.DictReader(file)]
+
+
+def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: Path) -> None:
+    """A film strip per class, and below it what the model says of the test videos in each order."""
+    figure = Figure(figsize=(13, 10.5), dpi=90, layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    axes = halves[0].subplots(4, 2)
+    for axis, label in zip(axes.flat, CLASSES, strict=True):
+        name, _, prediction = next(row for row in predictions["forward"] if row[1] == label)
+        frames_THWC = read_frames(root / name, np.arange(2, 22, 3))
+        apart = np.pad(frames_THWC, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
+        axis.imshow(np.concatenate(list(apart), axis=1))
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(drawn(f"{label}: the model says {prediction}"), fontsize=10, loc="left")
+    for axis, (order, rows) in zip(halves[1].subplots(1, 3), predictions.items(), strict=True):
+        labels = np.array([CLASSES.index(label) for _, label, _ in rows])
+        guesses = np.array([CLASSES.index(prediction) for *_, prediction in rows])
+        confusion_axis(axis, labels, guesses, CLASSES, f"frames {order}: {np.mean(labels == guesses):.0%} right")
+    save(figure, path)
+
+
+def main(run: Path) -> None:
+    predictions = {order: read_predictions(run / folder) for order, folder in ORDERS.items()}
+    right = {order: np.mean([label == guess for _, label, guess in rows]) for order, rows in predictions.items()}
+    partner = np.mean([PARTNER[label] == guess for _, label, guess in predictions["reversed"]])
+    tell(f"frames as they are:  {right['forward']:.1%} of {len(predictions['forward'])} test videos right")
+    tell(f"frames reversed:     {partner:.1%} taken for the partner class (left for right, approach for recede)")
+    tell(f"frames shuffled:     {right['shuffled']:.1%} right")
+    draw(run / "demo.png", predictions, Path("data/demo"))
+    tell(f"Look at {run}/demo.png (result), {run}/curves.png (training), {run}/contact_sheet.png (what it saw).")
+
+
+if __name__ == "__main__":
+    in_utf_8()
+    main(Path(sys.argv[1]))

@@ -1,0 +1,134 @@
+"""Encodes one video again, small and quick to read at any place."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from vivit_train.data.video.container import OPENING
+from vivit_train.data.video.scan import VideoInfo, probe
+from vivit_train.utils.errors import UserError, VideoError, reason
+
+# x264's: entropy coding that is quick to undo, and three of four frames such that no other refers to them: readers
+# skip those that they do not want (docs/benchmarks.md, "What `vivit prepare` writes")
+QUICK_TO_READ = "cabac=0:bframes=3:b-adapt=0:b-pyramid=none"
+RGB, LIMITED = 0, 1  # of AVColorSpace, of AVColorRange
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How videos are encoded.
+
+    Attributes:
+        short_side: in pixels, even; smaller videos keep their size.
+        gop: frames from one key frame to the next.
+        crf: x264's quality; lower is better and larger.
+    """
+
+    short_side: int = 256
+    gop: int = 32
+    crf: int = 23
+
+    def __post_init__(self) -> None:
+        if self.short_side < 2 or self.short_side % 2 or self.gop < 1 or not 0 <= self.crf <= 51:
+            raise UserError(f"{self}: short_side must be even, gop at least 1 and crf within 0 and 51")
+
+    def __str__(self) -> str:
+        return f"short_side={self.short_side} gop={self.gop} crf={self.crf}"
+
+
+def encode(source: str, target: str, settings: Settings) -> VideoInfo:
+    """Write the video `source` as H.264 in mp4, without sound; returns what `target` shows.
+
+    Raises:
+        VideoError: the source is missing, damaged or no video.
+    """
+    info = probe(source)
+    count = _encode(source, target, info, settings, skip=0)
+    if count > info.num_frames:  # frames before the first key frame: the reader does not show them
+        count = min(_encode(source, target, info, settings, skip=count - info.num_frames), info.num_frames)
+    if count != info.num_frames:
+        raise VideoError(source, f"only {count} of its {info.num_frames} frames can be decoded")
+    made = probe(target)
+    if made.num_frames != count or not made.seek_safe:
+        raise VideoError(source, f"its copy shows {made.num_frames} of {count} frames {made.reason}")
+    return made
+
+
+def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip: int) -> int:
+    """Encode the frames after the first `skip`, as many as the reader shows; returns how many were decoded."""
+    shrink = min(1.0, settings.short_side / min(info.width, info.height))
+    width, height = (max(2, min(round(side * shrink / 2), side // 2) * 2) for side in (info.width, info.height))
+    stored = (height, width) if info.rotation % 180 else (width, height)
+    to_size = partial(
+        VideoReformatter().reformat,
+        width=stored[0],
+        height=stored[1],
+        format="yuv420p",
+        dst_color_range=LIMITED,
+        interpolation="BICUBIC",
+        threads=1,
+    )
+    count = 0
+    try:
+        with (
+            av.open(f"file:{source}", options=OPENING, metadata_errors="ignore") as container,
+            av.open(f"file:{target}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
+        ):
+            stream = container.streams.best("video")
+            assert isinstance(stream, VideoStream)  # as probe found
+            read = stream.codec_context
+            read.thread_count = 1  # the processes are the parallelism
+            encoder = out.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(100_000))
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            gop = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
+            params = f"{gop}:{QUICK_TO_READ}"
+            encoder.options = {"crf": str(settings.crf), "preset": "medium", "threads": "1", "x264-params": params}
+            write = encoder.codec_context
+            write.time_base, ticks = _clock(info, stream.time_base)
+            # of RGB, readers take what is not tagged for BT.601
+            write.colorspace, space = (2, 5) if read.colorspace == RGB else (read.colorspace, read.colorspace)
+            write.color_range = LIMITED
+            write.color_primaries, write.color_trc = read.color_primaries, read.color_trc
+            for frame in container.decode(stream):
+                if skip <= count < skip + info.num_frames:
+                    small = to_size(frame, dst_colorspace=space)
+                    upright = _turn(small, info.rotation // 90) if info.rotation else small
+                    upright.pts, upright.time_base = ticks[count - skip], write.time_base
+                    upright.pict_type = PictureType.NONE  # the encoder's to choose
+                    out.mux(encoder.encode(upright))
+                count += 1
+            out.mux(encoder.encode(None))
+    except av.error.InvalidDataError as error:
+        raise VideoError(source, f"damaged ({error.strerror})", kind="damaged") from error
+    except av.FFmpegError as error:  # perhaps of the disk that it is written to
+        raise VideoError(source, reason(error)) from error
+    return count
+
+
+def _clock(info: VideoInfo, unit: Fraction | None) -> tuple[Fraction, list[int]]:
+    """A unit of time, and when each frame is shown in it: the source's own unit, where that is fine enough."""
+    unit, rate = unit or Fraction(1, 90_000), Fraction(info.fps).limit_denominator(1001)
+    times_s, even = info.times_s, np.arange(info.num_frames)
+    if unit * rate < 0.1 and (abs(times_s - even / float(rate)) < float(unit)).all():
+        return 1 / rate, even.tolist()  # Matroska rounds to milliseconds, from which mp4 would get another rate
+    ticks = np.rint(times_s / float(unit)).astype(np.int64)
+    if (np.diff(ticks) > 0).all():
+        return unit, ticks.tolist()
+    return Fraction(1, 90_000), np.rint(times_s * 90_000).astype(np.int64).tolist()
+
+
+def _turn(frame: av.VideoFrame, quarters: int) -> av.VideoFrame:
+    """Turn a yuv420p frame counter-clockwise, plane by plane."""
+    w, h = frame.width, frame.height
+    flat = frame.to_ndarray().reshape(-1)
+    planes = np.split(flat, [w * h, w * h * 5 // 4])
+    shapes = [(h, w), (h // 2, w // 2), (h // 2, w // 2)]
+    turned = [np.rot90(plane.reshape(shape), quarters) for plane, shape in zip(planes, shapes, strict=True)]
+    picture = np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, turned[0].shape[1])
+    return av.VideoFrame.from_ndarray(picture, format="yuv420p")

@@ -1,0 +1,168 @@
+"""`vivit replay FILE`: a step that was not finite, once more, to see where that began."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vivit_train.training.callbacks import caption
+from vivit_train.training.checkpoint import load_checkpoint, read_checkpoint, restore_net
+from vivit_train.training.module import Batch, VideoClassification
+from vivit_train.training.nonfinite import REPLAY, clip_text, is_finite
+from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.plots import contact_sheet
+from vivit_train.utils.text import tell
+
+MOST_CLIPS = 16  # in the picture
+
+
+class Watch:
+    """Notes what is the first not to be finite while a net runs forward and backward.
+
+    Attributes:
+        output: of which module, in the order of the computation, and of what kind; "" while all are finite.
+        gradient: of which parameter, in the order of the backward pass.
+        largest: absolute value of the outputs before, and its module.
+    """
+
+    def __init__(self) -> None:
+        self.output = self.gradient = ""
+        self.largest = (0.0, "")
+
+    @contextmanager
+    def on(self, net: nn.Module) -> Iterator[None]:
+        hooks: list[Any] = [
+            module.register_forward_hook(partial(self.see_output, name)) for name, module in net.named_modules()
+        ]
+        hooks += [
+            parameter.register_post_accumulate_grad_hook(partial(self.see_gradient, name))
+            for name, parameter in net.named_parameters()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def see_output(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if self.output or not isinstance(output, Tensor):
+            return
+        if output.isfinite().all():
+            self.largest = max(self.largest, (float(output.detach().abs().max()), name))
+            return
+        kind = "nan" if output.isnan().any() else "inf"
+        before = all(x.isfinite().all() for x in inputs if isinstance(x, Tensor))
+        origin = "from a finite input" if before else "from an input that the lines before have made so"
+        self.output = f"{name or 'the net itself'} gives {kind}, {origin}"
+
+    def see_gradient(self, name: str, parameter: Tensor) -> None:
+        if not self.gradient and parameter.grad is not None and not parameter.grad.isfinite().all():
+            self.gradient = name
+
+
+def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[str], object] = tell) -> None:
+    """Repeats the forward and backward pass of a saved step in float32, a micro-batch at a time; says what is not
+    finite, where that begins, and in which clips; draws these.
+
+    Args:
+        file: as `health.Health` saves it. Nothing in it is executed.
+        sheet: where the picture goes.
+        trusted: see `stored.build`.
+
+    Raises:
+        UserError: not such a file.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    step = read_checkpoint(file, mmap=True).get(REPLAY)
+    if step is None:
+        raise UserError(f"{file} holds no step to replay, as the files in a run's folder nonfinite/ do")
+    try:
+        task = rebuilt(file, trusted)
+        micro_batches = step["micro_batches"]
+        say(f"step {step['step']}, epoch {step['epoch']}, process {step['rank'] + 1} of {step['processes']}")
+        say(f"the run: {step['precision']} on {step['device']}, gradient norm {step['gradient_norm']:g}")
+        other = (
+            ", where mixing and stochastic depth draw other numbers" if task.device.type != step["device"] else ""
+        )
+        say(f"here: float32 on {task.device.type}{other}")
+        bad = [name for name, weight in task.net.named_parameters() if not weight.isfinite().all()]
+        if bad:
+            say(f"{len(bad)} weights were not finite before the step, such as {bad[0]}")
+        suspects: list[tuple[Batch, int]] = []  # a micro-batch, and which of its clips
+        finite = not bad
+        for i, batch in enumerate(micro_batches):
+            say(f"micro-batch {i + 1} of {len(micro_batches)}, {len(batch['video'])} clips:")
+            fine, clips = repeat(task, batch, say)
+            finite &= fine
+            suspects += [(batch, b) for b in clips]
+        if finite:
+            say(
+                "all is finite here. The precision of the run may not hold what float32 holds (float16 ends at "
+                "65504), or only the sum over micro-batches or processes is too large"
+            )
+        suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["video"]))]
+        draw(sheet, task, suspects[:MOST_CLIPS])
+        say(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{file} does not hold what a step is made of: {reason(error)}") from error
+
+
+def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassification:
+    """The model of a saved step, in training mode, on the device that is there."""
+    metadata, weights = load_checkpoint(file)
+    settings = metadata.config["task"]
+    task = VideoClassification(
+        restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
+        metadata.classes,
+        metadata.mean,
+        metadata.std,
+        multi_label=metadata.multi_label,
+        label_smoothing=float(settings["label_smoothing"]),
+        mixup=float(settings["mixup"]),
+        cutmix=float(settings["cutmix"]),
+    )
+    return task.to("cuda" if torch.cuda.is_available() else "cpu").train()
+
+
+def repeat(task: VideoClassification, batch: Batch, say: Callable[[str], object]) -> tuple[bool, list[int]]:
+    """One micro-batch's forward and backward pass, with the random numbers that it had.
+
+    Returns:
+        whether all is finite; the clips whose logits are not.
+    """
+    on_device = {name: batch[name].to(task.device) for name in ("video", "label")}
+    watch = Watch()
+    task.zero_grad()
+    torch.manual_seed(int(batch["seed"]))
+    with watch.on(task.net):
+        video_BCTHW, target = task.training_input(on_device)
+        logits_BK = task.logits(video_BCTHW)
+        loss = task.loss(logits_BK, target)
+        loss.backward()
+    if watch.output:
+        say(f"  forward: {watch.output}; the largest value before: {watch.largest[0]:.3g} in {watch.largest[1]}")
+    else:
+        say(f"  forward: finite; the largest value: {watch.largest[0]:.3g} in {watch.largest[1]}")
+    say(f"  loss: {loss.item():g}; in the run {batch['loss']:g}")
+    say(f"  backward: {f'not finite, first for {watch.gradient}' if watch.gradient else 'finite'}")
+    clips = [b for b, logits_K in enumerate(logits_BK) if not logits_K.isfinite().all()]
+    for b, (path, frames) in enumerate(zip(batch["paths"], batch["frame_numbers"], strict=True)):
+        say(f"  clip {b + 1}: {clip_text(path, frames)}{' <- its logits are not finite' if b in clips else ''}")
+    return is_finite(loss.item()) and not watch.output and not watch.gradient, clips
+
+
+def draw(sheet: Path, task: VideoClassification, suspects: list[tuple[Batch, int]]) -> None:
+    """The clips after augmentation, before mixing."""
+    captions = []
+    for batch, b in suspects:
+        targets = [part[0] for part in task.by_head(batch["label"][b : b + 1])]
+        captions.append(f"{batch['paths'][b]}: {' | '.join(map(caption, targets, task.classes.values()))}")
+    pixels, frame_numbers, times_s = (
+        torch.stack([batch[name][b] for batch, b in suspects]) for name in ("video", "frame_numbers", "times_s")
+    )
+    contact_sheet(sheet, pixels / 255, captions, frame_numbers, times_s)

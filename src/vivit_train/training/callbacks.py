@@ -1,0 +1,249 @@
+"""What a run shows while it trains: speed, memory, a line per epoch, learning curves, and what the model sees."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from vivit_train.training.module import Batch, VideoClassification
+from vivit_train.training.profiling import (
+    FORWARD_AND_BACKWARD,
+    matmul_peak,
+    memory_text,
+    peak_memory_gb,
+    step_dtype,
+)
+from vivit_train.utils.plots import contact_sheet, learning_curves
+from vivit_train.utils.text import printable, shortened, tell
+
+LINE_EVERY_S = 30.0
+SHARES = 4  # of a mixed clip, that its caption has room for
+SHARED_NAME = 24  # characters of each
+MUCH_WAITING = 0.1  # of the time, in an epoch of a minute or more
+MEASURED_STEPS = 3  # then a line says what to expect; the first, which prepares much, is not timed
+
+
+class Report(Callback):
+    """Speed and memory in the log and the progress bar; after three steps what to expect of the whole training; a
+    line per epoch; learning curves.
+
+    Data-wait is the share of the time between steps in which the trainer had nothing to do but wait for the
+    loader. MFU is the share of the device's speed in matrix products (`matmul_peak`, in the run's precision) that
+    went into the model's forward and backward passes (`forward_flops`, three times), the waiting included. Peak
+    memory is that of this process, on its device (`peak_memory_gb`).
+
+    Where there is no terminal for a progress bar, a line every half minute says how far it is.
+
+    Args:
+        curves: file of the learning curves, drawn anew after each epoch.
+    """
+
+    def __init__(self, curves: str | Path) -> None:
+        self.curves = Path(curves)
+        self.history: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, VideoClassification)
+        self.device = trainer.strategy.root_device
+        # now, as the loader's processes have not yet begun to take their share of a CPU
+        peak = matmul_peak(self.device, step_dtype(str(trainer.precision)))
+        self.mfu_of_1_clip_per_s = FORWARD_AND_BACKWARD * pl_module.forward_flops / peak
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started_s = self.last_line_s = time.monotonic()
+        assert isinstance(pl_module, VideoClassification)
+        self.first_step = trainer.global_step
+        self.total_steps = planned_steps(pl_module.total_steps + pl_module.schedule_offset, trainer)
+        self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
+        self.main_score = pl_module.main_score
+        # Lightning leaves it out where a run goes on within an epoch
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epoch_s = self.step_end_s = time.monotonic()
+        self.clips, self.waited_s, self.validated = 0, 0.0, False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.waited_s += time.monotonic() - self.step_end_s
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now_s = time.monotonic()
+        took_s, self.step_end_s = now_s - self.step_end_s, now_s
+        clips = len(batch["label"]) * trainer.world_size
+        self.expect(trainer, clips, took_s)
+        self.clips += clips
+        elapsed_s = now_s - self.epoch_s
+        self.clips_per_s, self.data_wait = self.clips / elapsed_s, self.waited_s / elapsed_s
+        pl_module.log("train/clips_per_s", self.clips_per_s, prog_bar=True)
+        pl_module.log("train/data_wait_%", 100 * self.data_wait, prog_bar=True)
+        pl_module.log("train/mfu_%", 100 * self.mfu(self.clips_per_s, trainer))
+        pl_module.log("train/peak_memory_gb", peak_memory_gb(self.device))
+        if now_s - self.last_line_s > LINE_EVERY_S and not sys.stdout.isatty():
+            steps = int(trainer.num_training_batches)
+            self.line(
+                trainer, f"step {batch_idx + 1}/{steps}", loss=trainer.callback_metrics.get("train/loss_step")
+            )
+
+    def mfu(self, clips_per_s: float, trainer: L.Trainer) -> float:
+        return self.mfu_of_1_clip_per_s * clips_per_s / trainer.world_size
+
+    def expect(self, trainer: L.Trainer, clips: int, took_s: float) -> None:
+        """Says what the first steps let expect, once they are done.
+
+        Args:
+            clips, took_s: of the micro-batch that is over, the wait for it included.
+        """
+        before, self.steps_done = self.steps_done, trainer.global_step - self.first_step
+        if not 1 <= before < MEASURED_STEPS:
+            return
+        self.timed_clips, self.timed_s = self.timed_clips + clips, self.timed_s + took_s
+        if self.steps_done == MEASURED_STEPS and trainer.is_global_zero:
+            step_s = self.timed_s / (MEASURED_STEPS - 1)
+            steps = self.total_steps - self.first_step
+            mfu = self.mfu(self.timed_clips / self.timed_s, trainer)
+            tell(
+                f"measured: {step_s:.3g} s a step, {clock(step_s * steps)} for {steps} steps without validation; "
+                f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}",
+                flush=True,
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
+        if self.validated:  # in other epochs the values of an earlier one are still there
+            row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
+        self.history.append(row)
+        val = {f"val_{name}": row.get(f"val/{name}") for name in (self.main_score, "loss")}
+        self.line(trainer, loss=row["train/loss"], **val)
+        if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
+            tell(
+                f"the model waited for its clips {self.data_wait:.0%} of the time: smaller videos with more key "
+                "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
+            )
+        if trainer.is_global_zero:
+            learning_curves(self.curves, self.history)
+
+    def line(self, trainer: L.Trainer, *words: str, **numbers: Any) -> None:
+        self.last_line_s = time.monotonic()
+        done = trainer.global_step - self.first_step
+        left = self.total_steps - trainer.global_step
+        eta_s = (self.last_line_s - self.started_s) / max(done, 1) * left
+        shown = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *words]
+        shown += [
+            f"{name.replace('_', ' ')} {float(value):.3f}" for name, value in numbers.items() if value is not None
+        ]
+        shown += [f"{self.clips_per_s:.1f} clips/s", f"data wait {self.data_wait:.0%}", f"ETA {clock(eta_s)}"]
+        if trainer.is_global_zero:
+            tell("  ".join(shown), flush=True)
+
+
+def planned_steps(steps: int, trainer: L.Trainer) -> int:
+    """The optimizer steps of a training of so many, which trainer.max_steps may end before."""
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+class Overfit(Callback):
+    """Trains on the first batch alone, always the same clips, and says whether the model learns at least these.
+
+    Args:
+        loss: training ends where it is below.
+    """
+
+    def __init__(self, loss: float) -> None:
+        self.loss = loss
+        self.batch: Batch = {}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.batch = self.batch or dict(batch)
+        batch.update(self.batch)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.last_loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        trainer.should_stop = self.last_loss < self.loss
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, VideoClassification)
+        targets = zip(*pl_module.by_head(self.batch["label"].cpu()), strict=True)
+        names = {tuple(map(caption, row, pl_module.classes.values())) for row in targets}
+        found = "learned" if self.last_loss < self.loss else "NOT learned"
+        alike = "; they are of one class: another seed says more" if len(names) == 1 else ""
+        tell(
+            f"overfit: {len(self.batch['label'])} clips {found}: loss {self.last_loss:.4f} after "
+            f"{trainer.global_step} steps (wanted: below {self.loss:g}){alike}",
+            flush=True,
+        )
+
+
+def clock(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+class ContactSheet(Callback):
+    """Draws the first training batch as the model gets it, after augmentation and mixing."""
+
+    def __init__(self, path: str | Path, clips: int = 8) -> None:
+        self.path, self.clips = Path(path), clips
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step > 0 or batch_idx > 0 or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, VideoClassification)
+        with torch.random.fork_rng():  # the same draws as the step that follows, without using them up
+            torch.manual_seed(pl_module.step_seed(batch_idx))
+            video_BCTHW, target = pl_module.training_input(batch)
+        pixels = (video_BCTHW.transpose(1, 2)[: self.clips] * pl_module.std + pl_module.mean) / 255
+        targets = zip(*(part[: self.clips].cpu() for part in pl_module.by_head(target)), strict=True)
+        captions = [
+            " | ".join(caption(t, names) for t, names in zip(row, pl_module.classes.values(), strict=True))
+            for row in targets
+        ]
+        contact_sheet(
+            self.path, pixels.float().cpu(), captions, batch["frame_numbers"].cpu(), batch["times_s"].cpu()
+        )
+
+
+def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:
+    """The class or classes; after mixing those with the largest shares, and these."""
+    if target.ndim == 0:
+        return printable(classes[int(target)])
+    if target.dtype == torch.bool:
+        return (
+            ", ".join(printable(name) for name, has in zip(classes, target.tolist(), strict=True) if has) or "none"
+        )
+    shares, ids = target.topk(min(SHARES, len(classes)))
+    pairs = zip(shares.tolist(), ids.tolist(), strict=True)
+    return (
+        " + ".join(
+            f"{share:.2f} {shortened(printable(classes[i]), SHARED_NAME)}" for share, i in pairs if share >= 0.005
+        )
+        or "none"
+    )

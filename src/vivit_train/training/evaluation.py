@@ -1,0 +1,150 @@
+"""What a model answered on a split becomes numbers, rows and pictures."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+
+from vivit_train.data.annotations.table import SEPARATOR
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.training.metrics import Rows, average_precisions
+from vivit_train.training.module import VideoClassification
+from vivit_train.utils.distributed import explaining_lost_processes
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.plots import Ids, average_precision_bars, confusion
+from vivit_train.utils.text import csv_cell, file_stem, printable, tell
+
+say = rank_zero_only(tell)
+
+
+def score_task(
+    task: VideoClassification,
+    ckpt_path: str,
+    data: VideoDataModule,
+    trainer: L.Trainer,
+    out: Path,
+    views: str,
+    order: str = "forward",
+) -> dict[str, Any]:
+    """Scores the model of a checkpoint on `data.test_split`; returns what metrics.json holds.
+
+    Args:
+        out: folder of metrics.json, predictions.csv and the pictures.
+        views: the protocol, temporal clips x spatial crops, such as "4x3"; order: see `TestVideos`.
+    """
+    data.views, data.order = parse_views(views), order
+    with data.explaining_lost_workers(), explaining_lost_processes():
+        trainer.test(task, datamodule=data, verbose=False)
+        data.count_bad_videos()
+
+    rows, scores = task.test_rows, task.scores(task.test_rows)
+    protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
+    measured = {
+        f"test/{name}@{protocol}": value
+        for name, value in scores.items()
+        if name.endswith(("top1", "top5", "map"))
+    }
+    results: dict[str, Any] = dict(measured)
+    results |= {"classes": scores["map_classes"]} if task.multi_label else {}
+    results |= {
+        "split": data.test_split,
+        "n": scores["n"],
+        "failed": scores["failed"],
+        "checkpoint": str(ckpt_path),
+    }
+    if trainer.is_global_zero:
+        (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_predictions(out / "predictions.csv", rows, data, task.classes)
+        for logger in trainer.loggers:
+            logger.log_metrics(measured, step=trainer.global_step)
+        draw_result(out, rows, task, scores, f"{data.test_split}, {protocol}")
+    numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
+    if task.multi_label:
+        numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
+    say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
+    if scores["failed"]:
+        say(f"{scores['failed']} videos could not be read and count as wrong answers: {data.bad_videos_file}")
+    say(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
+    return results
+
+
+def pictures(task: VideoClassification) -> list[str]:
+    """The names of a result's pictures."""
+    if task.multi_label:
+        return ["average_precision.png"]
+    return [f"confusion_{file_stem(head)}.png" if head else "confusion.png" for head in task.heads]
+
+
+def draw_result(
+    out: Path, rows: Rows, task: VideoClassification, scores: Mapping[str, float], protocol: str
+) -> None:
+    if task.multi_label:
+        title = f"{protocol}: mAP {scores['map']:.3f} of {scores['n']} videos, {scores['map_classes']} classes"
+        has_NK = rows["label"]
+        (names,), (file,) = task.classes.values(), pictures(task)
+        average_precision_bars(out / file, average_precisions(rows), has_NK.mean(0), names, title)
+        return
+    by_head = predictions_by_head(rows, task.heads)
+    for file, (head, label_N, prediction_N) in zip(pictures(task), by_head, strict=True):
+        top1 = scores[f"{head}_top1" if head else "top1"]
+        title = f"{protocol}: {head} top-1 {top1:.3f} of {scores['n']} videos"
+        confusion(out / file, label_N, prediction_N, task.classes[head], title)
+
+
+def parse_views(views: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([13])", str(views))
+    if not match:
+        raise UserError(f"eval.views={views}: expected temporal clips x spatial crops (1 or 3), such as 4x3")
+    return int(match[1]), int(match[2])
+
+
+def predictions_by_head(rows: Rows, heads: Mapping[str, int]) -> Iterator[tuple[str, Ids, Ids]]:
+    """Each head's name, and of every video its class and the one with the largest logit."""
+    ends = np.cumsum(list(heads.values()))[:-1]
+    for i, (head, logits_NK) in enumerate(zip(heads, np.split(rows["logits"], ends, axis=1), strict=True)):
+        yield head, rows["label"][:, i], logits_NK.argmax(1)
+
+
+def answers(rows: Rows, classes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Each head's name, and of every video its class and the predicted one in words; several are "a;b", predicted
+    are those with a probability above one half."""
+    if rows["label"].dtype == np.bool:
+        (names,) = classes.values()
+        label_N, prediction_N = (
+            [SEPARATOR.join(compress(names, has_K)) for has_K in has_NK]
+            for has_NK in (rows["label"], rows["logits"] > 0)
+        )
+        yield "", label_N, prediction_N
+        return
+    for head, ids_N, best_N in predictions_by_head(rows, {head: len(names) for head, names in classes.items()}):
+        yield head, [classes[head][k] for k in ids_N], [classes[head][k] for k in best_N]
+
+
+def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Mapping[str, Sequence[str]]) -> None:
+    """A row per video: id, true and predicted class, whether it failed, and the logits by class. Names are as
+    `csv_cell` makes them.
+
+    Of several heads the columns say which: "verb_label", ..., "logit:verb:take"."""
+    ids = data.manifest_of(data.test_split).ids
+    header, columns = ["id"], [[ids[index] for index in rows["index"]]]
+    for head, label_N, prediction_N in answers(rows, classes):
+        header += [f"{head}_label", f"{head}_prediction"] if head else ["label", "prediction"]
+        columns += [label_N, ["" if bad else k for k, bad in zip(prediction_N, rows["failed"], strict=True)]]
+    header += ["failed"]
+    header += [f"logit:{head}:{name}" if head else f"logit:{name}" for head in classes for name in classes[head]]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(csv_cell, header))
+        for first, failed, logits_K in zip(
+            zip(*columns, strict=True), rows["failed"], rows["logits"], strict=True
+        ):
+            writer.writerow(
+                [*map(csv_cell, first), int(failed), *("" if failed else f"{value:.6g}" for value in logits_K)]
+            )

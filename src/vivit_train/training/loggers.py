@@ -1,0 +1,81 @@
+"""Lightning's loggers, where ours do otherwise: they go on where a run does, and ask nobody for an account.
+
+A run that was killed has logged steps behind its last checkpoint, and comes to them again. `first_step` is that
+of the checkpoint which a run goes on from; None for one that starts.
+"""
+
+import csv
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vivit_train.utils.text import tell
+
+
+class MetricsFile(CSVLogger):
+    """metrics.csv in `save_dir`. A run that goes on keeps the rows up to there; Lightning would delete them."""
+
+    def __init__(self, save_dir: str, first_step: int | None = None) -> None:
+        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
+        if first_step is not None:
+            self.keep(Path(save_dir) / "metrics.csv", first_step)
+
+    @rank_zero_only
+    def keep(self, file: Path, first_step: int) -> None:
+        """The rows of before `first_step`."""
+        lines = (
+            file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        )  # before `experiment` deletes the file
+        for row in csv.DictReader(lines):
+            if (row.get("step") or "").isdigit() and int(row["step"]) < first_step:
+                self.experiment.metrics.append({name: value for name, value in row.items() if value})
+
+
+def tensorboard_logger(save_dir: str, first_step: int | None = None) -> TensorBoardLogger:
+    """Lightning's logger: TensorBoard passes over what an earlier process logged from `first_step` on."""
+    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=first_step)
+
+
+class WandbRun(WandbLogger):
+    """One run at wandb, however often it is resumed; what an earlier process sent is not sent again.
+
+    `save_dir`/wandb/sent.txt holds the run's id, and a line for all that was sent.
+    """
+
+    def __init__(self, save_dir: str, first_step: int | None, **init: Any) -> None:
+        self.file = Path(save_dir) / "wandb/sent.txt"
+        known = (
+            self.file.read_text(encoding="utf-8").split() if first_step is not None and self.file.is_file() else []
+        )
+        self.sent = set(known[1:])
+        run_id = known[0] if known else secrets.token_hex(4)
+        super().__init__(save_dir=save_dir, id=run_id, resume="allow", **init)
+        self.write("w", [run_id, *sorted(self.sent)])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        what = f"{step}:{max(metrics)}"  # several come of a step, each with other names
+        if what not in self.sent:
+            super().log_metrics(metrics, step)
+            self.write("a", [what])
+
+    @rank_zero_only
+    def write(self, mode: Literal["w", "a"], lines: Sequence[str]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open(mode, encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def wandb_logger(project: str, save_dir: str, first_step: int | None = None) -> WandbRun:
+    """Online where wandb finds credentials, else, or with WANDB_MODE=offline, offline."""
+    import wandb  # takes seconds
+
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    if mode == "offline":
+        tell(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` sends this run later")
+    return WandbRun(save_dir, first_step, project=project, mode=mode)

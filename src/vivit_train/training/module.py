@@ -1,0 +1,248 @@
+"""One training step, top to bottom: uint8 clips -> normalise -> mix -> logits -> loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torchmetrics import MeanMetric
+
+from vivit_train.data.transforms import mix_batch, mix_seed
+from vivit_train.models.vivit import Block, ViViT
+from vivit_train.training.checkpoint import KEY
+from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label
+from vivit_train.training.optim import parameter_groups, warmup_cosine
+from vivit_train.training.profiling import forward_flops, whole
+from vivit_train.training.resume import keep_paths_inside, number_as_fsdp, place_in_epoch, shift_in_epoch
+from vivit_train.utils.errors import UserError
+
+Batch = dict[str, Any]
+EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
+
+
+class VideoClassification(L.LightningModule):
+    """Trains and scores a ViViT.
+
+    Args:
+        net: the model; takes [B, C, T, H, W].
+        classes: names in the order of the logits, by head; "" is a single head's.
+        mean, std: of the normalisation, per channel, for pixels in 0 .. 1.
+        multi_label: a video may have any number of the one head's classes, each with a probability of its own.
+        optimizer: from parameter groups to an optimizer; its `lr` is the base learning rate.
+        weight_decay: of the matrices.
+        total_steps, warmup_steps: of the schedule, in optimizer steps.
+        label_smoothing, mixup, cutmix: the regularisation of the loss; mixing comes before smoothing.
+        metadata: plain data that every checkpoint carries (see checkpoint.py).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: ViViT,
+        classes: Mapping[str, Sequence[str]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        multi_label: bool = False,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        weight_decay: float = 0.0,
+        total_steps: int = 1,
+        warmup_steps: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        seed: int = 0,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.classes = {head: tuple(names) for head, names in classes.items()}
+        self.heads = {head: len(names) for head, names in self.classes.items()}
+        self.multi_label = multi_label
+        self.optimizer, self.weight_decay = optimizer, weight_decay
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        self.label_smoothing, self.mixup, self.cutmix, self.seed = label_smoothing, mixup, cutmix, seed
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+        self.metadata = metadata or {}
+        # its own search for nan would wait for the device at every micro-batch
+        self.epoch_loss, self.table = MeanMetric(nan_strategy="disable"), VideoTable()
+        self.test_rows: Rows = {}
+
+    def configure_model(self) -> None:
+        """With trainer=fsdp each process keeps a share of every block, and has a whole one only to compute it."""
+        if self.device_mesh is None or isinstance(self.net, FSDPModule):
+            return
+        for module in self.net.modules():
+            if isinstance(module, Block):
+                fully_shard(module, mesh=self.device_mesh)
+        fully_shard(self.net, mesh=self.device_mesh)
+
+    @property
+    def schedule_offset(self) -> int:
+        """Optimizer steps made beyond the place in the schedule; not 0 once data.changed=accept has changed the
+        epochs' length."""
+        data = self._trainer and self._trainer.datamodule  # type: ignore[attr-defined]
+        return getattr(data, "schedule_offset", 0)
+
+    @cached_property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one clip's forward pass."""
+        return forward_flops(self.net)
+
+    def on_train_start(self) -> None:
+        """Sets the learning rate of this run's schedule; a checkpoint's may be of one with other epochs."""
+        schedule: Any = self.lr_schedulers()
+        for group, lr, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = lr * factor(schedule.last_epoch)
+
+    def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
+        self.epoch_loss.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's loss ahead of the epoch's checkpoint. Lightning would do it behind, where a run that is
+        killed in between never does."""
+        loss = float(self.trainer.callback_metrics["train/loss_epoch"])
+        for logger in self.trainer.loggers:
+            logger.log_metrics(
+                {"train/loss_epoch": loss, "epoch": self.current_epoch}, self.trainer.global_step - 1
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(self.step_seed(batch_idx))
+
+    def step_seed(self, batch_idx: int) -> int:
+        """Mixing and stochastic depth are a function of (seed, step, rank): a resumed run repeats them."""
+        return mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        video_BCTHW, target = self.training_input(batch)
+        loss = self.loss(self.logits(video_BCTHW), target)
+        finite = loss.detach().isfinite()  # others have no part in the epoch's mean; callbacks.health sees to them
+        self.epoch_loss.update(torch.where(finite, loss.detach(), 0.0), finite * len(target))
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, logger=False)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the net sees, [B, C, T, H, W], and its targets: ids [B, heads], or of each class whether the
+        clip has it, bool [B, K]; after mixing shares [B, K]."""
+        video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
+        if self.mixup or self.cutmix:
+            video_BTCHW, target = mix_batch(
+                video_BTCHW, target, list(self.heads.values()), self.mixup, self.cutmix
+            )
+        return video_BTCHW.transpose(1, 2), target
+
+    def logits(self, video_BCTHW: Tensor) -> Tensor:
+        """[B, K], those of several heads side by side."""
+        logits = self.net(video_BCTHW)
+        return logits if isinstance(logits, Tensor) else torch.cat(list(logits.values()), dim=1)
+
+    def loss(self, logits_BK: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy, the mean over the heads; of several classes per video binary, the mean over the classes,
+        where smoothing takes the targets towards one half."""
+        if self.multi_label:
+            target = target.to(torch.promote_types(logits_BK.dtype, torch.float32))  # the loss has its precision
+            smooth_BK = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits_BK, smooth_BK)
+        pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
+        losses = [F.cross_entropy(logits, t, label_smoothing=self.label_smoothing) for logits, t in pairs]
+        return torch.stack(losses).mean()
+
+    def by_head(self, target: Tensor) -> Sequence[Tensor]:
+        """Each head's class ids [B] or classes and shares [B, classes] of `training_input`'s targets."""
+        return target.unbind(1) if target.dtype == torch.int64 else target.split(list(self.heads.values()), dim=1)
+
+    def normalise(self, video_uint8: Tensor) -> Tensor:
+        return (video_uint8.to(self.mean.dtype) - self.mean) / self.std
+
+    def score_views(self, batch: Batch) -> None:
+        """One row per video; logits are averaged over its views, [B, V, T, C, H, W]."""
+        B, V = batch["video"].shape[:2]
+        video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
+        logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
+        self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.score_views(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.score_views(batch)
+
+    @property
+    def main_score(self) -> str:
+        """The name of the one that the best checkpoint is chosen by."""
+        return "map" if self.multi_label else "action_top1" if len(self.heads) > 1 else "top1"
+
+    def scores(self, rows: Rows) -> dict[str, float]:
+        return score_multi_label(rows) if self.multi_label else score(rows, self.heads)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.scores(self.table.compute())
+        for name, value in scores.items():
+            self.log(f"val/{name}", value, prog_bar=name == self.main_score)
+        self.log("val/score", scores[self.main_score])  # a name for callbacks and sweeps, whatever the labels
+        self.table.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.test_rows = self.table.compute()
+        self.table.reset()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.log("train/grad_norm", whole(torch.nn.utils.clip_grad_norm_(self.parameters(), limit)))
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(parameter_groups(self.net, self.weight_decay))
+        except TypeError as error:
+            raise UserError(f"recipe.optimizer: {error}") from error
+        factor = warmup_cosine(self.warmup_steps, self.total_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step - self.schedule_offset))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.metadata
+        checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
+        if self.device_mesh is None:
+            states = checkpoint.get("optimizer_states", [])  # of weights alone there are none
+            for state, optimizer in zip(states, self.trainer.optimizers, strict=False):
+                number_as_fsdp(state, optimizer, self)
+        with self.epoch_loss.sync_context():  # of all processes
+            checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+                keep_paths_inside(checkpoint.get("callbacks", {}), Path(callback.dirpath))
+        if self.global_rank == 0:  # the others begin at nothing
+            for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
+                setattr(self.epoch_loss, name, value.to(self.device))
+        # of this run, not of the one before: its strategy may have no such kernel. FSDP has loaded by now
+        fused = getattr(self.optimizer, "keywords", {}).get("fused")
+        loaded = [optimizer.param_groups for optimizer in self.trainer.optimizers]
+        for groups in (*loaded, *(state["param_groups"] for state in checkpoint["optimizer_states"])):
+            for group in groups:
+                if "fused" in group:
+                    group["fused"] = fused
+        loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
+        progress = loops["epoch_loop.batch_progress"]
+        place_in_epoch(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        before = checkpoint.get(type(data).__qualname__, {}).get("steps_per_epoch")
+        if before not in (None, data.steps_per_epoch):
+            shift_in_epoch(progress, before * now, data.steps_per_epoch * now, now)

@@ -1,0 +1,128 @@
+"""What a stored configuration names, called by us. It is data: no interpolation is resolved, nothing is imported.
+
+A checkpoint names its model and its reader by the short names of a closed table. The arguments are checked against
+the signature before the call. What a person's own package defines is called only where that person trusts it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pkgutil import resolve_name
+from typing import Any
+
+from vivit_train.utils.arguments import check_arguments
+from vivit_train.utils.errors import UserError, reason
+
+TARGETS = {
+    "vivit": "vivit_train.models.vivit:ViViT",
+    "vivit_of_size": "vivit_train.models.vivit:ViViT.from_size",
+    "videos": "vivit_train.data.datamodule:VideoDataModule",
+    "folder": "vivit_train.data.annotations.folder:read_folder",
+    "csv": "vivit_train.data.annotations.csv_file:read_csv",
+    "kinetics": "vivit_train.data.annotations.kinetics:read_kinetics",
+    "moments": "vivit_train.data.annotations.moments:read_moments",
+    "something": "vivit_train.data.annotations.something:read_something",
+    "epic": "vivit_train.data.annotations.epic:read_epic",
+    "ucf101": "vivit_train.data.annotations.ucf_hmdb:read_ucf101",
+    "hmdb51": "vivit_train.data.annotations.ucf_hmdb:read_hmdb51",
+    "demo": "vivit_train.data.synthetic:read_demo",
+}
+READERS = {"folder", "csv", "kinetics", "moments", "something", "epic", "ucf101", "hmdb51", "demo"}
+MODELS = {"vivit", "vivit_of_size"}
+DATA = {"videos"}
+MOVED = {  # where checkpoints of before 2026-11-28 have them
+    "vivit_train.model.vivit.ViViT": "vivit",
+    "vivit_train.model.vivit.ViViT.from_size": "vivit_of_size",
+    "vivit_train.data.datamodule.VideoDataModule": "videos",
+    "vivit_train.data.manifest.read_folder": "folder",
+    "vivit_train.data.manifest.read_csv": "csv",
+    "vivit_train.data.published.read_kinetics": "kinetics",
+    "vivit_train.data.published.read_moments": "moments",
+    "vivit_train.data.published.read_something": "something",
+    "vivit_train.data.published.read_epic": "epic",
+    "vivit_train.data.published.read_ucf101": "ucf101",
+    "vivit_train.data.published.read_hmdb51": "hmdb51",
+    "vivit_train.data.demo.read_demo": "demo",
+}
+SHORT_NAMES = {where.replace(":", "."): name for name, where in TARGETS.items()} | MOVED
+
+
+def with_short_names(node: Any) -> Any:
+    """A configuration to be stored: what is ours in it is named as `TARGETS` does, wherever the code may move."""
+    if isinstance(node, Mapping):
+        return {
+            key: SHORT_NAMES.get(value, value)
+            if key == "_target_" and isinstance(value, str)
+            else with_short_names(value)
+            for key, value in node.items()
+        }
+    return [with_short_names(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def build(node: Any, allowed: set[str], where: str, trusted: Sequence[str] = (), **given: Any) -> Any:
+    """Calls what a node of a stored configuration names.
+
+    Args:
+        node: `_target_` and keyword arguments, plain data. A node at the key "reader" becomes a partial.
+        allowed: the short names that may stand here.
+        where: of the node, for messages: "x.ckpt: model".
+        trusted: packages, typed by the person at the keyboard, whose own classes and functions may be called too.
+        given: keyword arguments of ours, which are not checked.
+
+    Raises:
+        UserError: the target is none of these, or the arguments are not what it takes.
+    """
+    function, arguments = parts(node, allowed, where, trusted)
+    if isinstance(arguments.get("reader"), Mapping):
+        key = f"{where}.reader"
+        reader, options = parts(arguments["reader"], READERS, key, trusted)
+        if is_ours(reader):
+            check_arguments(reader, options, key, also=("root", "train", "val", "test"))
+        arguments["reader"] = partial(reader, **options)
+    if is_ours(function):
+        if function.__name__ == "from_size":  # null there: as the size says
+            arguments = {key: value for key, value in arguments.items() if value is not None}
+        check_arguments(function, arguments, where, also=tuple(given))
+    try:
+        return function(**arguments, **given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} cannot be made as stored: {reason(error)}") from error
+
+
+def parts(
+    node: Any, allowed: set[str], where: str, trusted: Sequence[str]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What a node names, and its keyword arguments."""
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where} is missing, or not a set of settings")
+    function = find(node.get("_target_"), allowed, where, trusted)
+    settings = ("_target_", "_partial_", "_convert_", "_recursive_")
+    return function, {key: value for key, value in node.items() if key not in settings}
+
+
+def is_ours(function: Callable[..., Any]) -> bool:
+    return function.__module__.partition(".")[0] == "vivit_train"
+
+
+def find(target: Any, allowed: set[str], where: str, trusted: Sequence[str]) -> Callable[..., Any]:
+    """The function or class of a name.
+
+    A trusted package lends only what it defines itself: not what it imports, such as `os`.
+    """
+    name = SHORT_NAMES.get(target, target) if isinstance(target, str) else None
+    if name in allowed:
+        ours: Callable[..., Any] = resolve_name(TARGETS[name])
+        return ours
+    shown = ascii(target)[:200] if isinstance(target, str) else "nothing that has a name"
+    refusal = f"{where}: refusing to call {shown}, which the file names: it is not part of vivit_train"
+    names = target.split(".") if isinstance(target, str) else [""]
+    if names[0] not in trusted or names[0] == "vivit_train" or not all(map(str.isidentifier, names)):
+        advice = f". If you wrote the package {names[0]}, trusted=[{names[0]}] allows it"
+        raise UserError(refusal + advice * (names[0].isidentifier() and names[0] != "vivit_train"))
+    try:
+        theirs: Any = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}: {shown} cannot be imported ({reason(error)})") from error
+    home = getattr(theirs, "__module__", None)
+    if not callable(theirs) or not isinstance(home, str) or home.partition(".")[0] != names[0]:
+        raise UserError(f"{refusal}, nor defined in the trusted package {names[0]}")
+    return theirs

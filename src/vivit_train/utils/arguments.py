@@ -1,0 +1,178 @@
+"""Arguments that come from a file, held against the signature and the bounds of what they are given to."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from vivit_train.utils.errors import UserError
+
+# Smallest and largest value of each number that sizes memory or time, by the name of the argument. Ample for any
+# model or data set that exists; a file that asks for more is damaged or hostile.
+LIMITS: dict[str, tuple[float, float]] = {
+    "dim": (1, 16_384),
+    "depth": (1, 512),
+    "heads": (1, 1024),
+    "mlp_dim": (1, 131_072),
+    "temporal_depth": (0, 512),
+    "tubelet": (1, 4096),
+    "num_classes": (0, 1_000_000),
+    "frames": (1, 16_384),
+    "sampled_frames": (1, 16_384),
+    "image_size": (1, 4096),
+    "norm_eps": (1e-12, 0.1),
+    "drop_path": (0, 1),
+    "stride": (1, 1_000_000),
+    "fps": (1e-3, 1000),
+    "clips_per_video": (1, 1024),
+    "limit_per_class": (1, 2**40),
+    "short_side": (1, 8192),
+    "crop": (1, 4096),
+    "global_batch": (1, 2**24),
+    "micro_batch": (1, 4096),
+    "num_workers": (0, 512),
+    "timeout_s": (0, 1e6),
+    "randaugment": (0, 100),
+    "scale_jitter": (0.01, 100),
+    "seed": (0, 2**63 - 1),
+    "val_percent": (0, 100),
+    "max_missing": (0, 1),
+    "max_bad_fraction": (0, 1),
+    "fold": (1, 100),
+}
+MAX_CLIP_BYTES = 1 << 28  # of uint8 pixels: 1,700 frames of 224 x 224
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+}
+
+
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], where: str, also: Sequence[str] = ()
+) -> None:
+    """Checks names, types and sizes, so that the call itself allocates nothing absurd.
+
+    Args:
+        function: its signature is the rule. A constructor that passes `**kwargs` on to its class has those of the
+            class as well.
+        arguments: keyword arguments, plain data as a file holds it: a list stands for a tuple.
+        where: of messages, such as "x.ckpt: model".
+        also: arguments that come from elsewhere, and are not checked here.
+
+    Raises:
+        UserError: with a line per problem.
+    """
+    parameters = signature(function)
+    problems = [f"{where}: there is no setting {shown(name)}" for name in arguments if name not in parameters]
+    for name, value in arguments.items():
+        if name in parameters:
+            hint = parameters[name].annotation
+            if not conforms(value, hint):
+                problems.append(f"{where}.{name} is {shown(value)}: it must be {wording(hint)}")
+            else:
+                problems += limit_problems(f"{where}.{name}", name, value)
+    if not problems:
+        problems = clip_problems(where, arguments)
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty
+        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        and name not in (*arguments, *also)
+    ]
+    problems += [f"{where}.{name} is missing" for name in missing]
+    if problems:
+        raise UserError("\n".join(problems[:10]))
+
+
+def limit_problems(key: str, name: str, value: Any) -> list[str]:
+    """A line where a number of `LIMITS`, or one of several, is out of bounds."""
+    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    low, high = LIMITS.get(name, (-(2.0**63), 2.0**63))
+    if all(low <= n <= high for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)):
+        return []
+    return [f"{key} is {shown(value)}: it must lie between {low:,} and {high:,}"]
+
+
+def clip_problems(where: str, arguments: Mapping[str, Any]) -> list[str]:
+    """A line where a single clip would not fit into memory."""
+    size = arguments.get("crop", arguments.get("image_size"))
+    if "frames" not in arguments or size is None:
+        return []
+    rows, columns = size if isinstance(size, Sequence) else (size, size)
+    num_bytes = 3 * arguments["frames"] * rows * columns
+    if num_bytes <= MAX_CLIP_BYTES:
+        return []
+    return [f"{where}: a clip of {arguments['frames']} frames of {rows}x{columns} takes {num_bytes:,} bytes"]
+
+
+def signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(function).parameters)
+    passes_on = [name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD]
+    for name in passes_on:
+        del parameters[name]
+    cls = getattr(function, "__self__", None)
+    if passes_on and isinstance(cls, type):
+        own = {k: p.replace(default=None) for k, p in inspect.signature(cls).parameters.items()}  # never missing
+        parameters = own | parameters
+    return parameters
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Whether plain data is what a type hint says. Numbers are finite, true is no number, a list is a tuple."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or hint is inspect.Parameter.empty:
+        return True
+    if hint is None or hint is NoneType:
+        return value is None
+    if origin in (Union, UnionType):
+        return any(conforms(value, part) for part in args)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in args)
+    if hint in (bool, str):
+        return type(value) is hint
+    if hint is int:
+        return type(value) is int
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if hint is Path:
+        return isinstance(value, str)
+    if origin is tuple and Ellipsis not in args:
+        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(conforms, value, args))
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, list | tuple) and all(conforms(item, args[0]) for item in value)
+    if origin in (dict, Mapping):
+        items = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(conforms(k, args[0]) and conforms(v, args[1]) for k, v in items)
+    if origin is Callable:
+        return callable(value)
+    return False
+
+
+def wording(hint: Any) -> str:
+    """A type hint in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(wording(part) for part in args))
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple and Ellipsis not in args:
+        return f"a list of {len(args)}, each {wording(args[0])}"
+    if origin in (tuple, list, Sequence):
+        return f"a list, each {wording(args[0])}"
+    if origin is Callable:
+        return "one of our readers"
+    return WORDS.get(hint, "text" if hint is Path else "plain data")
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message, short and on one line."""
+    if isinstance(value, int) and abs(value) > 2**63:
+        return "an absurdly large number"
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,164 @@
+"""Child processes that work on files: a file that crashes or hangs its decoder costs a child, and no other file.
+
+The children are started anew ("spawn"), as decoders can hang in forked ones; each does one job after another.
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from vivit_train.utils.errors import VideoError, reason
+
+RENEWED_AFTER = 1000  # jobs: what libraries leak is the system's again
+J = TypeVar("J", bound=Hashable)
+R = TypeVar("R")
+
+
+class Failure(NamedTuple):
+    """What comes of a job instead of a result.
+
+    Attributes:
+        kind: "crash" or "hang" of the child; that of a `VideoError`; "unreadable" for any other error.
+        detail: one line.
+    """
+
+    kind: str
+    detail: str
+
+
+def usable_cores() -> int:
+    """How many processes of this one's can run at the same time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_children(
+    work: Callable[[J], R], jobs: Mapping[J, float], workers: int
+) -> Generator[tuple[J, R | Failure], None, None]:
+    """`work` of each job, as it is done.
+
+    The children live no longer than the generator: to end them at once on Ctrl-C, use it within
+    `contextlib.closing`. They do not outlive this process either.
+
+    Args:
+        work: found by its name in a child, as are the classes of jobs and results.
+        jobs: each with the seconds that it may take.
+        workers: so many children at a time.
+
+    Raises:
+        RuntimeError: a child ended before its first job; it has said why on stderr.
+    """
+    todo, left = deque(jobs.items()), len(jobs)
+    children: list[_Child[J, R]] = []
+    try:
+        for _ in range(min(workers, left)):
+            children.append(_Child(work))
+        while left:
+            soonest_s = min(child.until_s for child in children) - time.monotonic()
+            pipes = wait([child.pipe for child in children], max(0, soonest_s) if soonest_s < math.inf else None)
+            now_s = time.monotonic()
+            for child in [child for child in children if child.pipe in pipes or child.until_s <= now_s]:
+                job, result = child.job, child.result() if child.pipe in pipes else child.hang()
+                if todo and child.jobs < RENEWED_AFTER and not child.is_lost:
+                    child.give(*todo.popleft())
+                else:
+                    child.end()
+                    children.remove(child)
+                    if todo:
+                        children.append(_Child(work))
+                if job is not None:
+                    left -= 1
+                    yield job, result
+    finally:
+        for child in children:
+            child.end()
+
+
+class _Child(Generic[J, R]):
+    """A process that works on one job at a time; on none (`job` is None) before it says that it is there."""
+
+    def __init__(self, work: Callable[[J], R]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, work), daemon=True)
+        with _ctrl_c_held_back():
+            self.process.start()
+        other.close()
+        self.job: J | None = None
+        self.jobs, self.is_lost = 0, False
+        self.limit_s = self.until_s = math.inf  # a slow start is no file's fault
+
+    def give(self, job: J, limit_s: float) -> None:
+        self.job, self.limit_s, self.until_s = job, limit_s, time.monotonic() + limit_s
+        self.jobs += 1
+        with suppress(OSError):  # it has died meanwhile: `result` will say so
+            self.pipe.send(job)
+
+    def result(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.is_lost = True
+            self.process.join()
+        code = self.process.exitcode or 0
+        how = f"its process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        if self.job is None:
+            raise RuntimeError(f"{how} before its first job")
+        return Failure("crash", how)
+
+    def hang(self) -> Failure:
+        self.is_lost = True
+        return Failure("hang", f"no answer within {self.limit_s:.0f} s")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Children inherit it: Ctrl-C is for their parent, which ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which, where it starts, lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, BrokenPipeError):  # the parent is gone
+        pipe.send(None)
+        while True:
+            pipe.send(_result(work, pipe.recv()))
+
+
+def _result(work: Callable[[Any], Any], job: Any) -> Any:
+    try:
+        return work(job)
+    except VideoError as error:
+        return Failure(error.kind, error.reason)
+    except Exception as error:
+        return Failure("unreadable", f"{type(error).__name__}: {reason(error)}")
+
+
+def _end_with_parent() -> None:
+    """Also where a decoder hangs: it lets no signal through, but other threads run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
