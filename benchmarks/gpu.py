@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,10 @@ def measure(row: Row, out: Path, machine: dict[str, str], limit_s: float) -> Res
     elif "benchmarks/gpu_speed.py" in words and machine["toy"]:
         words.append("--toy")
     start_s = time.monotonic()
-    code, said = run([sys.executable, *words], limit_s)
+    cache = work / "inductor"
+    code, said = run([sys.executable, *words], limit_s, {"TORCHINDUCTOR_CACHE_DIR": str(cache)})
+    if code is None:  # what it was compiling is half written, and would break the next row
+        shutil.rmtree(cache, ignore_errors=True)
     seconds = time.monotonic() - start_s
     status = "ok" if code == 0 else "failed"
     if code is None:
@@ -100,9 +104,9 @@ def measure(row: Row, out: Path, machine: dict[str, str], limit_s: float) -> Res
     return Result(row.name, status, round(seconds, 1), date, command, machine, result, clean(said, out))
 
 
-def run(words: list[str], limit_s: float) -> tuple[int | None, str]:
+def run(words: list[str], limit_s: float, settings: dict[str, str]) -> tuple[int | None, str]:
     """The exit code, None where the time was over, and the last line that was said."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = os.environ | settings | {"PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
     log = subprocess.PIPE
     process = subprocess.Popen(
         words,

@@ -85,6 +85,8 @@ class Options(argparse.Namespace):
 def build(options: Options, model: str, size: str) -> ViViT:
     torch.manual_seed(0)
     kwargs: Json = {"num_classes": CLASSES} | (TOY if options.toy else {"frames": 32, "image_size": 224})
+    if options.toy and options.compiled:
+        kwargs |= {"depth": 1, "temporal_depth": 1}  # a CPU's compiler takes half a minute for each kind of block
     return ViViT.from_size(model, size, **kwargs).to(options.device)  # type: ignore[arg-type]
 
 
