@@ -137,7 +137,7 @@ def targets(folder: Path) -> dict[str, Target]:
     (folder / "rows/train.csv").write_text('a.mp4 x\n"b c.mp4",y\nhttps://example.org/c.mp4 x\nd.mp4\ty\n' * 3)
     for name in ("a", "b c", "d"):
         (folder / f"rows/{name}.mp4").touch()
-    times = Timeline(num_frames=5, fps=25.0, steps=np.full(4, 2, np.uint8), unit_s=0.02)
+    times = Timeline(num_frames=5, fps=25.0, pts_deltas=np.full(4, 2, np.uint8), time_base=0.02)
     scan = Scan(times, 0, np.array([0, 4]), "", 5, 0.2, 2.5)
     (folder / "x.scan").write_bytes(index.pack(scan))
     index.write(folder / "x.sqlite", [("a.mp4", 1, 2, index.pack(scan))])

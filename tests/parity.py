@@ -19,7 +19,7 @@ from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic, to_scenic
 from vivit_train.models.weights.timm_vit import init_from_vit, read_weights
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 
 GOLDENS = Path(__file__).parent / "goldens"  # outputs of the reference code on tiny random models
 MODELS: dict[str, ModelName] = {
@@ -91,7 +91,7 @@ def trainstep_errors(case: str, precision: Any) -> dict[str, float]:
     schedule, classes = config["lr"]["lr_configs"], config["num_classes"]
     start, end = (load_scenic(part(arrays, at), **settings) for at in ("params0/", "params_end/"))
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    task = VideoClassification(
+    task = VideoClassifier(
         start,
         {"": [str(i) for i in range(classes)]},
         HALF,

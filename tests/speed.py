@@ -33,7 +33,7 @@ from torch import Tensor
 
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import TrainClips, collate
+from vivit_train.data.dataset import TrainDataset, collate
 from vivit_train.data.video import index, storage
 from vivit_train.data.video.decode import import_decoder, read_frames
 from vivit_train.data.video.scan import packed_scan, probe, timeline
@@ -236,7 +236,7 @@ def bench_clip(path: str, start: int, num_frames: int, stride: int, size: int) -
     return torch.from_numpy(read_frames(path, clip, short_side=size))
 
 
-def samples(clips: TrainClips, row: int, draw: int, clocks: "Clocks") -> NDArray[np.int64]:
+def samples(clips: TrainDataset, row: int, draw: int, clocks: "Clocks") -> NDArray[np.int64]:
     """The whole of what a loader's worker does for a clip; returns its frames' numbers."""
     paths = clips.manifest.paths.copy()
     paths[row] = unseen(clips.manifest.paths[row])
@@ -247,7 +247,7 @@ def samples(clips: TrainClips, row: int, draw: int, clocks: "Clocks") -> NDArray
     return numbers
 
 
-def training_clips(folder: Path, paths: Sequence[str], **augmentation: Any) -> TrainClips:
+def training_clips(folder: Path, paths: Sequence[str], **augmentation: Any) -> TrainDataset:
     (folder / "train.csv").write_text("".join(f"{path} {label}\n" for label, path in enumerate(paths)))
     data = VideoDataModule(
         "speed",

@@ -27,7 +27,7 @@ from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.huggingface import load_huggingface
 from vivit_train.tools.bench.model import DTYPES, device_name, finish, in_precision, infer, plain_sgd, train
 from vivit_train.training.optim import parameter_groups
-from vivit_train.training.profiling import bytes_kept, gain_of_half, matmul_peak
+from vivit_train.training.profiling import bytes_kept, half_precision_speedup, matmul_peak
 
 CLASSES = 400
 PRODUCT = 2048  # rows and columns of the matrices by whose product the machine's peak is known
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--mode", default="train,infer")
-    offered = ["float32"] + ["bf16"] * (gain_of_half(torch.bfloat16) >= 1)
+    offered = ["float32"] + ["bf16"] * (half_precision_speedup(torch.bfloat16) >= 1)
     parser.add_argument("--dtype", default=",".join(offered), help="where the processor gains by it, bf16 too")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

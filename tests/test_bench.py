@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from typer.testing import CliRunner
 from videos import encode
 
-from vivit_train.tools.bench.loader import advise, bench_loader, beside, table
+from vivit_train.tools.bench.loader import advise, bench_loader, device_stages, table
 from vivit_train.tools.bench.stages import again, decode_alone
 from vivit_train.tools.cli import app
 from vivit_train.utils.errors import UserError
@@ -57,7 +57,7 @@ def test_clips_that_are_finished_after_the_transfer(videos: Path, config: Callab
     assert "| augment in the main process, beside these |" in table(result)
     assert "| transfer: no GPU here |" in table(result)
     data = instantiate(cfg.data, _convert_="all")
-    ms = beside(data, data.splits.train, torch.device("cpu"), rounds=1)
+    ms = device_stages(data, data.splits.train, torch.device("cpu"), rounds=1)
     assert list(ms) == ["transfer to cpu", "augment on cpu"]
     assert ms["augment on cpu"] > 0
 
@@ -153,5 +153,5 @@ def test_what_the_doctor_stored_is_found_again_in_each_round(
     other = again(data, data.splits.train, 2).paths.tolist()
     assert not set(other) & set(paths)
     assert [Path(path) for path in other] == [Path(path) for path in paths * 2]
-    data.reading = replace(data.reading, stored=videos / "timelines.sqlite")
+    data.video_reader = replace(data.video_reader, index_db=videos / "timelines.sqlite")
     assert again(data, data.splits.train, 2).paths.tolist() == paths * 2

@@ -1,4 +1,4 @@
-"""`in_children` with real processes: crashes, hangs, errors, Ctrl-C, and a parent that is killed."""
+"""`run_isolated` with real processes: crashes, hangs, errors, Ctrl-C, and a parent that is killed."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 
 from vivit_train.utils import process_pool
 from vivit_train.utils.errors import VideoError
-from vivit_train.utils.process_pool import Failure, in_children
+from vivit_train.utils.process_pool import Failure, run_isolated
 
 
 def work(job: str) -> object:
@@ -37,7 +37,7 @@ def work(job: str) -> object:
 def test_each_job_has_its_result_or_why_there_is_none() -> None:
     jobs = dict.fromkeys(("fine:0", "crash", "bug", "killed", "fine:1", "bad", "large"), 30.0)
     jobs |= {"hang": 0.5, "fine:2": 30.0, "fine:3": 30.0}
-    results = list(in_children(work, jobs, workers=2))
+    results = list(run_isolated(work, jobs, workers=2))
     assert sorted(job for job, _ in results) == sorted(jobs)
     for job, result in results:
         expected = {
@@ -58,19 +58,19 @@ def test_each_job_has_its_result_or_why_there_is_none() -> None:
 
 def test_a_child_does_many_jobs_and_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_pool, "RENEWED_AFTER", 3)
-    processes = [process for _, process in in_children(work, {f"fine:{i}": 30.0 for i in range(8)}, workers=1)]
+    processes = [process for _, process in run_isolated(work, {f"fine:{i}": 30.0 for i in range(8)}, workers=1)]
     assert [processes.count(process) for process in dict.fromkeys(processes)] == [3, 3, 2]
-    assert list(in_children(work, {}, workers=2)) == []
+    assert list(run_isolated(work, {}, workers=2)) == []
 
 
 def test_time_that_the_caller_takes_is_not_the_childs() -> None:
-    for _, result in in_children(work, {f"fine:{i}": 0.5 for i in range(3)}, workers=2):
+    for _, result in run_isolated(work, {f"fine:{i}": 0.5 for i in range(3)}, workers=2):
         time.sleep(0.7)
         assert isinstance(result, int)
 
 
 def test_closed_it_leaves_no_children() -> None:
-    with closing(in_children(work, {"fine": 30.0, "hang": 30.0, "hang:2": 30.0}, workers=2)) as results:
+    with closing(run_isolated(work, {"fine": 30.0, "hang": 30.0, "hang:2": 30.0}, workers=2)) as results:
         (_, process) = next(results)
         assert isinstance(process, int)
     with pytest.raises(ProcessLookupError):
@@ -85,17 +85,17 @@ def test_children_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(_not_there, "__qualname__", "only_here")
     monkeypatch.setattr(sys.modules[__name__], "only_here", _not_there, raising=False)
     with pytest.raises(RuntimeError, match="before its first job"):
-        list(in_children(_not_there, {"a": 30.0}, workers=1))
+        list(run_isolated(_not_there, {"a": 30.0}, workers=1))
 
 
 SCRIPT = """
 import sys
 from contextlib import closing
-from vivit_train.children import in_children
+from vivit_train.utils.process_pool import run_isolated
 from test_children import work
 
 if __name__ == "__main__":
-    with closing(in_children(work, {"fine": 30, "hang": 300, "hang:2": 300}, workers=2)) as results:
+    with closing(run_isolated(work, {"fine": 30, "hang": 300, "hang:2": 300}, workers=2)) as results:
         for job, result in results:
             print(result, flush=True)
 """

@@ -17,7 +17,7 @@ import torch
 from helpers import Happened
 from omegaconf import DictConfig, open_dict
 
-from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.annotations.table import ClipTable, Splits
 from vivit_train.data.digest import digest, unpacked
 from vivit_train.run import train
 from vivit_train.training.optim import warmup_cosine
@@ -102,7 +102,7 @@ def test_a_digest_of_300_000_clips_is_quick_and_small(tmp_path: Path) -> None:
         path.touch()
     names = np.array([str(path) for path in paths], np.dtypes.StringDType())
     ids = np.array([path.name for path in paths], np.dtypes.StringDType())
-    manifest = Manifest(names, np.arange(300_000)[:, None] % 400, ids)
+    manifest = ClipTable(names, np.arange(300_000)[:, None] % 400, ids)
     classes = {"": tuple(f"class {i}" for i in range(400))}
     splits = Splits(
         classes=classes, train=manifest, val=manifest.take(np.arange(1)), test=None, source="", missing={}

@@ -22,12 +22,12 @@ from matplotlib.image import imsave
 from videos import encode, h264, open_gop
 
 from vivit_train.data.annotations.csv_file import read_csv
-from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.video import scan, storage
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.scan import probe
 from vivit_train.tools.cli import compose
-from vivit_train.tools.doctor.inspect_files import Look, Settings, fingerprint, look_at, look_at_all
+from vivit_train.tools.doctor.inspect_files import FileReport, Settings, fingerprint, inspect_file, inspect_files
 from vivit_train.tools.doctor.problems import Problem, find_problems
 from vivit_train.tools.doctor.run import counts_notes, examine, read_splits
 from vivit_train.utils.errors import UserError
@@ -36,7 +36,7 @@ SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
 SCRIPT = "<script>alert(1)<script>.mp4"
 
 
-def look_or_die(path: str, settings: Settings) -> Look:
+def look_or_die(path: str, settings: Settings) -> FileReport:
     """A decoder that does not survive every file."""
     if "crash" in path:
         os._exit(3)
@@ -44,17 +44,17 @@ def look_or_die(path: str, settings: Settings) -> Look:
         time.sleep(60)
     if "bug" in path:
         raise ValueError("told to")
-    return look_at(path, settings)
+    return inspect_file(path, settings)
 
 
 def reencode(source: Path, target: Path) -> None:
     """The same pictures by another encoder at other bytes, half as large again."""
-    info = probe(storage)
+    info = probe(source)
     with av.open(str(target), "w") as out:
         stream = out.add_stream("libx264", rate=round(info.fps), options={"crf": "25"})
         stream.width = stream.height = 54
         stream.pix_fmt = "yuv420p"
-        for pixels in read_frames(storage, range(info.num_frames)):
+        for pixels in read_frames(source, range(info.num_frames)):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(54, 54, "yuv420p")))
         out.mux(stream.encode(None))
 
@@ -123,7 +123,7 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     examined.out.mkdir()
     deadly = [str(one / f"{name}.mp4") for name in ("crash", "hang", "bug")]
     settings = Settings(4, 2, None, 36, every_frame=True)
-    look_at_all(deadly, examined.out / "files.jsonl", settings, 2, timeout_s=2, look=look_or_die)
+    inspect_files(deadly, examined.out / "files.jsonl", settings, 2, timeout_s=2, entry=look_or_die)
     examined.problems = examined.again(workers=2)
     return examined
 
@@ -186,7 +186,7 @@ def test_good_videos_have_no_problem(sick: Examined, videos: Path) -> None:
 @pytest.mark.parametrize(("gap", "words"), [(0, ""), (3, ""), (100, "from 33 to 3367 ms between frames")])
 def test_one_long_gap_makes_a_variable_rate(gap: int, words: str, tmp_path: Path) -> None:
     h264(tmp_path / "gap.mp4", times=[i + gap * (i >= 36) for i in range(72)])
-    assert look_at(str(tmp_path / "gap.mp4"), Settings(4, 2, None, 36)).uneven == words
+    assert inspect_file(str(tmp_path / "gap.mp4"), Settings(4, 2, None, 36)).uneven == words
 
 
 def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Path) -> None:
@@ -215,7 +215,7 @@ def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeyp
         root = str(sick.out / "clean")
         data = VideoDataModule("clean", root, read_csv, **lists, **small, num_workers=num_workers)  # type: ignore[arg-type]
         if not is_stored:
-            data.reading = replace(data.reading, stored=None)
+            data.video_reader = replace(data.video_reader, index_db=None)
         return [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
 
     scanned = clips(0, is_stored=False)
@@ -258,9 +258,9 @@ def test_nothing_is_looked_at_twice(sick: Examined) -> None:
     assert sorted(again) == sorted(json.loads(line)["path"] for line in [changed, *good[5:]])
     with sqlite3.connect(sick.out / "clean/timelines.sqlite") as database:
         rows = database.execute("SELECT path, version, size FROM scans").fetchall()
-    stored = {os.fsdecode(path): state for path, *state in rows}
-    assert stored.keys() >= {json.loads(line)["path"] for line in good}
-    assert stored == {path: list(storage.state(path)[:2]) for path in stored}
+    index_db = {os.fsdecode(path): state for path, *state in rows}
+    assert index_db.keys() >= {json.loads(line)["path"] for line in good}
+    assert index_db == {path: list(storage.state(path)[:2]) for path in index_db}
 
 
 def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: Path) -> None:
@@ -279,11 +279,11 @@ def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: 
 def test_segments_are_short_or_behind_the_end_by_themselves(videos: Path, tmp_path: Path) -> None:
 
     path = str(next(videos.rglob("*.mp4")))  # 12 frames in a second
-    looks = {path: look_at(path, Settings(4, 2, None, 36))}
+    entries = {path: inspect_file(path, Settings(4, 2, None, 36))}
     spans = np.array([[0, 1], [0, 0.25], [3, 4]])
     paths = np.array([path] * 3, np.dtypes.StringDType())
-    manifest = Manifest(paths, np.zeros((3, 1), np.int64), paths, spans)
-    problems, left_out = find_problems({"val": manifest}, ["a"], looks, Settings(4, 2, None, 36))
+    manifest = ClipTable(paths, np.zeros((3, 1), np.int64), paths, spans)
+    problems, left_out = find_problems({"val": manifest}, ["a"], entries, Settings(4, 2, None, 36))
     assert [problem.kind for problem in problems] == ["truncated", "short"]
     assert left_out == {"val": {2}}
 
@@ -348,13 +348,13 @@ def test_listed_videos_that_are_not_there_are_problems(videos: Path, tmp_path: P
 
 
 def test_of_many_that_look_alike_each_is_named_and_not_each_pair() -> None:
-    seen = Look("", num_frames=48, fps=24, seconds=2, fingerprint="ff" * 56)
-    looks = {f"{i}.mp4": replace(seen, path=f"{i}.mp4", sha256=str(i)) for i in range(30)}
-    paths = np.array(list(looks), np.dtypes.StringDType())
-    manifest = Manifest(paths, np.zeros((30, 1), np.int64), paths)
-    problems, left_out = find_problems({"train": manifest}, ["a"], looks, Settings(4, 2, None, 36))
+    seen = FileReport("", num_frames=48, fps=24, seconds=2, fingerprint="ff" * 56)
+    entries = {f"{i}.mp4": replace(seen, path=f"{i}.mp4", sha256=str(i)) for i in range(30)}
+    paths = np.array(list(entries), np.dtypes.StringDType())
+    manifest = ClipTable(paths, np.zeros((30, 1), np.int64), paths)
+    problems, left_out = find_problems({"train": manifest}, ["a"], entries, Settings(4, 2, None, 36))
     assert {problem.kind for problem in problems} == {"similar"}
-    assert {path for problem in problems for path in (problem.path, problem.other)} == set(looks)
+    assert {path for problem in problems for path in (problem.path, problem.other)} == set(entries)
     assert len(problems) < 60
     assert left_out == {"train": set()}
 
@@ -387,8 +387,8 @@ def test_tar_members_frame_folders_and_urls_are_looked_at_too(videos: Path, tmp_
         ("gone.mp4", "missing"),
         (three.name, "shared"),
     }
-    looks = {Path(look["path"]).name: look for look in map(json.loads, (tmp_path / "out/files.jsonl").open())}
-    assert (looks["frames"]["num_frames"], looks["frames"]["kind"]) == (12, "")
+    entries = {Path(entry["path"]).name: entry for entry in map(json.loads, (tmp_path / "out/files.jsonl").open())}
+    assert (entries["frames"]["num_frames"], entries["frames"]["kind"]) == (12, "")
     splits = read_csv(
         tmp_path / "out/clean", train="train.csv", val="val.csv", classes="classes.txt", max_missing=0
     )

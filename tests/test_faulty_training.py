@@ -25,11 +25,11 @@ from zoo import zoo
 from vivit_train.data import dataset
 from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import TrainClips
+from vivit_train.data.dataset import TrainDataset
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.scan import probe
 from vivit_train.run import train
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError, VideoError
 
 Config = Callable[..., DictConfig]
@@ -59,13 +59,13 @@ def crawl(videos: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Every batch that a model is trained on, as it comes."""
     batches: list[dict[str, Any]] = []
-    step = VideoClassification.training_step
+    step = VideoClassifier.training_step
 
-    def record(task: VideoClassification, batch: dict[str, Any], index: int) -> torch.Tensor:
+    def record(task: VideoClassifier, batch: dict[str, Any], index: int) -> torch.Tensor:
         batches.append(batch)
         return step(task, batch, index)
 
-    monkeypatch.setattr(VideoClassification, "training_step", record)
+    monkeypatch.setattr(VideoClassifier, "training_step", record)
     return batches
 
 
@@ -184,14 +184,14 @@ def test_a_video_that_crashes_its_decoder_is_named_in_evaluation_too(
 SMALL = {"frames": 4, "crop": 32, "short_side": 36, "global_batch": 8, "micro_batch": 4, "num_workers": 2}
 
 
-class Dying(TrainClips):
+class Dying(TrainDataset):
     """Dies over row 5, with its video open or when that is closed."""
 
     how = "kill"
 
     def load(self, row: int) -> list[dict[str, Any]]:
         clips = super().load(row)
-        with self.reading.limit(str(self.manifest.paths[row])) if self.how != "idle" else nullcontext():
+        with self.video_reader.watchdog(str(self.manifest.paths[row])) if self.how != "idle" else nullcontext():
             if row == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
         return clips
@@ -223,7 +223,7 @@ def train_until_death(videos: str, how: str, start: str) -> None:
     clips.how = how
     batches = [[(0, 0, row)] for row in range(len(data.splits.train))]
     try:
-        with data.explaining_lost_workers():
+        with data.translate_worker_errors():
             for _ in data.loader(clips, batch_sampler=batches, multiprocessing_context=start):
                 pass
     except UserError as error:
@@ -236,10 +236,10 @@ def train_until_death(videos: str, how: str, start: str) -> None:
 @pytest.mark.parametrize("augment_on", ["worker", "device"])
 def test_shared_memory_that_is_full(augment_on: str, videos: Path, happened: Happened) -> None:
     code = f"""
-from vivit_train.data.datamodule import TrainClips, VideoDataModule
-from vivit_train.data.manifest import read_folder
+from vivit_train.data.datamodule import TrainDataset, VideoDataModule
+from vivit_train.data.annotations.folder import read_folder
 data = VideoDataModule("demo", {str(videos)!r}, read_folder, augment_on={augment_on!r}, **{SMALL})
-with data.explaining_lost_workers():
+with data.translate_worker_errors():
     list(data.train_dataloader())
 """
     small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=100k none /dev/shm && exec "$@"', "sh"]

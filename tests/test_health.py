@@ -22,9 +22,9 @@ from vivit_train.run import train
 from vivit_train.tools.cli import app
 from vivit_train.training import nonfinite
 from vivit_train.training.checkpoint import load_checkpoint
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import forward_flops, matmul_peak, step_dtype
-from vivit_train.utils.errors import LackOfMemoryError, UserError
+from vivit_train.utils.errors import OutOfMemoryError, UserError
 
 Config = Callable[..., DictConfig]
 
@@ -38,13 +38,13 @@ def settings(videos: Path, *others: str) -> list[str]:
 
 def break_losses(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
     """The losses of these micro-batches, counted from 0, are nan."""
-    seen, loss = iter(range(10_000)), VideoClassification.loss
+    seen, loss = iter(range(10_000)), VideoClassifier.loss
 
-    def broken(self: VideoClassification, logits_BK: Tensor, target: Tensor) -> Tensor:
+    def broken(self: VideoClassifier, logits_BK: Tensor, target: Tensor) -> Tensor:
         value = loss(self, logits_BK, target)
         return value * float("nan") if self.training and next(seen) in bad else value
 
-    monkeypatch.setattr(VideoClassification, "loss", broken)
+    monkeypatch.setattr(VideoClassifier, "loss", broken)
 
 
 def state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
@@ -165,9 +165,9 @@ def test_too_many_in_a_row_stop_a_run_that_skips(
 @pytest.mark.fault("Numbers")
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, happened: Happened) -> None:
     net = ViViT.from_size("vivit_st", "Ti", num_classes=2, frames=2, image_size=16, dim=12, depth=1)
-    task = VideoClassification(net, {"": ["a", "b"]}, [0.5] * 3, [0.5] * 3)
+    task = VideoClassifier(net, {"": ["a", "b"]}, [0.5] * 3, [0.5] * 3)
     trainer: Any = SimpleNamespace(global_step=7)
-    watch = nonfinite.Health("skip", tmp_path)
+    watch = nonfinite.NonFiniteGuard("skip", tmp_path)
     watch.on_save_checkpoint(trainer, task, {})
     net.head.bias.data[1] = float("inf")
     with pytest.raises(UserError, match=r"after step 7 weights are not finite \(net\.head\.bias") as error:
@@ -195,14 +195,14 @@ def test_lack_of_memory_names_the_micro_batch_to_set(
     videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     lack_memory_above(2, out_of_memory, monkeypatch)
-    with pytest.raises(LackOfMemoryError) as raised:
+    with pytest.raises(OutOfMemoryError) as raised:
         train(config(*settings(videos)))
     said = str(raised.value)
     assert "data.micro_batch=4 clips at once (after 0 steps: CUDA out of memory. Tried to allocate 2.00 " in said
     assert "data.micro_batch=2 takes half; recipe.global_batch=8 stays" in said
     happened("A micro-batch of 4 does not fit", said)
     lack_memory_above(0, lambda: torch.empty(10**15), monkeypatch)  # a CPU says it otherwise
-    with pytest.raises(LackOfMemoryError, match=r"can't allocate memory(.|\n)*it cannot be halved"):
+    with pytest.raises(OutOfMemoryError, match=r"can't allocate memory(.|\n)*it cannot be halved"):
         train(config(*settings(videos, "recipe.mixup=0", "data.micro_batch=1", "trainer.auto_micro_batch=true")))
 
 

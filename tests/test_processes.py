@@ -20,9 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.sampler import TrainBatches
+from vivit_train.data.sampler import GlobalBatchSampler
 from vivit_train.run import evaluate, train
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError, exit_with_message
 
@@ -104,21 +104,21 @@ def settings(videos: Path, micro_batch: int, *others: str) -> list[str]:
 
 
 @pytest.fixture
-def hooked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[VideoClassification, Any], None]], None]:
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[VideoClassifier, Any], None]], None]:
     """Has something called before each training step, in the processes that are started after that."""
-    step = VideoClassification.training_step
+    step = VideoClassifier.training_step
 
-    def hook(before: Callable[[VideoClassification, Any], None]) -> None:
-        def hooked_step(task: VideoClassification, batch: Any, index: int) -> torch.Tensor:
+    def hook(before: Callable[[VideoClassifier, Any], None]) -> None:
+        def hooked_step(task: VideoClassifier, batch: Any, index: int) -> torch.Tensor:
             before(task, batch)
             return step(task, batch, index)
 
-        monkeypatch.setattr(VideoClassification, "training_step", hooked_step)
+        monkeypatch.setattr(VideoClassifier, "training_step", hooked_step)
 
     return hook
 
 
-def record(task: VideoClassification, batch: Any) -> None:
+def record(task: VideoClassifier, batch: Any) -> None:
     """Of each micro-batch the seed of its mixing, and its videos."""
     with open(Path(task.metadata["config"]["run_dir"]) / f"seen{task.global_rank}", "a") as file:
         print(torch.initial_seed(), *batch["index"].tolist(), file=file)
@@ -130,10 +130,10 @@ def recorded(run: Path) -> list[list[list[int]]]:
     return [[[int(n) for n in line.split()] for line in file.read_text().splitlines()] for file in files]
 
 
-def dies_at(step: int) -> Callable[[VideoClassification, Any], None]:
+def dies_at(step: int) -> Callable[[VideoClassifier, Any], None]:
     """A hook that kills the process after so many optimizer steps."""
 
-    def die(task: VideoClassification, batch: Any) -> None:
+    def die(task: VideoClassifier, batch: Any) -> None:
         if task.trainer.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -277,7 +277,7 @@ def test_a_process_that_dies_ends_the_others(
     hooked: Callable[..., None],
     happened: Happened,
 ) -> None:
-    def die(task: VideoClassification, batch: Any) -> None:
+    def die(task: VideoClassifier, batch: Any) -> None:
         if task.global_rank == victim and task.trainer.global_step == 1:
             if how == "failed":
                 raise UserError("something of its own")
@@ -315,7 +315,7 @@ def test_the_budget_of_bad_videos_is_that_of_all_processes(
     root = tmp_path / "videos"
     shutil.copytree(odd_videos, root)
     paths = sorted(root.glob("train/*/*.mp4"))
-    bad = [paths[next(iter(TrainBatches(24, 8, 2, rank, 2, seed=0)))[0][2]] for rank in range(2)]
+    bad = [paths[next(iter(GlobalBatchSampler(24, 8, 2, rank, 2, seed=0)))[0][2]] for rank in range(2)]
     for path in bad:
         path.write_text("this is text")
     both = config(*settings(root, 2, *DDP, "data.max_bad_fraction=0.05"))  # one of 24
@@ -338,7 +338,7 @@ def test_a_signal_to_one_process_stops_all(
     hooked: Callable[..., None],
     happened: Happened,
 ) -> None:
-    def tell(task: VideoClassification, batch: Any) -> None:
+    def tell(task: VideoClassifier, batch: Any) -> None:
         if task.global_rank == 1 and task.trainer.global_step == 1:
             os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -363,13 +363,13 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(
     monkeypatch: pytest.MonkeyPatch,
     happened: Happened,
 ) -> None:
-    loss = VideoClassification.loss
+    loss = VideoClassifier.loss
 
-    def broken(task: VideoClassification, logits_BK: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def broken(task: VideoClassifier, logits_BK: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         bad = task.training and task.global_rank == 1 and task.trainer.global_step == 1
         return loss(task, logits_BK, target) * (float("nan") if bad else 1.0)
 
-    monkeypatch.setattr(VideoClassification, "loss", broken)
+    monkeypatch.setattr(VideoClassifier, "loss", broken)
     both = config(*settings(odd_videos, 2, *strategy, "trainer.accelerator=cpu"))
     assert codes(start(both, both)) == [1, 1]
     said = capfd.readouterr().err
@@ -397,7 +397,7 @@ def test_a_process_whose_gpu_waits_for_a_lost_one_does_not_wait_too(
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
 
     def run() -> None:
-        with suppress(RuntimeError), distributed.leaving_the_gpu():
+        with suppress(RuntimeError), distributed.exit_on_lost_rank():
             raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
         os._exit(3)
 

@@ -20,8 +20,8 @@ from helpers import Happened
 from omegaconf import DictConfig
 
 from vivit_train.run import train
-from vivit_train.training.module import VideoClassification
-from vivit_train.training.resume import WholeFiles, newest_checkpoint
+from vivit_train.training.module import VideoClassifier
+from vivit_train.training.resume import AtomicCheckpointIO, newest_checkpoint
 from vivit_train.utils.errors import UserError, end_on_signals, exit_with_message
 
 Config = Callable[..., DictConfig]
@@ -170,14 +170,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, happened: Happened
 ) -> None:
     path = tmp_path / "checkpoints/last.ckpt"
-    WholeFiles().save_checkpoint({"step": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
 
     def full(checkpoint: Any, file: Any) -> None:
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    WholeFiles().save_checkpoint({"step": 2}, path)
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     said = capsys.readouterr().out
     assert "No space left on device" in said
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
@@ -203,7 +203,7 @@ def test_a_disk_that_is_full_when_the_best_checkpoint_is_due_is_what_the_run_end
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "last.ckpt.part").symlink_to("/dev/full")
-    WholeFiles().save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / "last.ckpt")
     assert "No space left on device" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -239,11 +239,11 @@ def test_there_must_be_something_to_go_on_with(videos: Path, config: Config, hap
 def fails_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that gets no further."""
 
-    def on_train_batch_start(task: VideoClassification, *args: Any) -> None:
+    def on_train_batch_start(task: VideoClassifier, *args: Any) -> None:
         if task.global_step == step:
             raise ConnectionError("the plug was pulled")
 
-    monkeypatch.setattr(VideoClassification, "on_train_batch_start", on_train_batch_start)
+    monkeypatch.setattr(VideoClassifier, "on_train_batch_start", on_train_batch_start)
 
 
 def logged_by_tensorboard(run: Path) -> list[tuple[str, int]]:

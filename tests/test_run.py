@@ -20,7 +20,7 @@ from vivit_train.data import dataset
 from vivit_train.data.video.decode import read_frames
 from vivit_train.run import evaluate, given_data, train
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint
-from vivit_train.training.profiling import gain_of_half
+from vivit_train.training.profiling import half_precision_speedup
 from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
@@ -439,7 +439,7 @@ def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tm
 def test_a_processor_is_not_asked_to_be_slower_in_half_precision(
     precision: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vivit_train.config.gain_of_half", {torch.bfloat16: 0.5, torch.float16: 0.5}.get)
+    monkeypatch.setattr("vivit_train.config.half_precision_speedup", {torch.bfloat16: 0.5, torch.float16: 0.5}.get)
     named = rf"trainer\.precision={precision}: on this processor a step takes 2\.0 times as long .*32-true"
     with pytest.raises(UserError, match=named):
         train(config(f"trainer.precision={precision}"))
@@ -453,9 +453,9 @@ def test_half_precision_where_the_processor_gains_by_it(
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    assert gain_of_half(torch.bfloat16) > 0
+    assert half_precision_speedup(torch.bfloat16) > 0
     assert torch.equal(torch.rand(1), expected)  # what is measured draws nothing from the run's seed
-    monkeypatch.setattr("vivit_train.config.gain_of_half", {torch.bfloat16: 2.0}.get)
+    monkeypatch.setattr("vivit_train.config.half_precision_speedup", {torch.bfloat16: 2.0}.get)
     train(config(*folder(videos), "trainer.precision=bf16-mixed"))
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert {value.dtype for name, value in saved["state_dict"].items() if "weight" in name} == {torch.float32}

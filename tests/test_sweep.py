@@ -22,8 +22,8 @@ from vivit_train.tools.sweep import Outcome, Summary, open_study, table, write_s
 QUICK = f"""
 import os, signal, sys, time
 import hydra
-from vivit_train.errors import StoppedError, UserError, exit_with_message
-from vivit_train.sweep import is_job, run_job
+from vivit_train.utils.errors import StoppedError, UserError, exit_with_message
+from vivit_train.tools.sweep import is_job, run_job
 
 def stop(number, frame):
     raise StoppedError(signal.Signals(number), "stopped after step 7")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from parity import HALF, MODELS, trainstep_errors
 
 from vivit_train.models.vivit import ViViT
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -32,12 +32,12 @@ def small_net(num_classes: int | dict[str, int]) -> ViViT:
     )
 
 
-def two_headed() -> VideoClassification:
+def two_headed() -> VideoClassifier:
     torch.manual_seed(0)
     net = small_net({"verb": 3, "noun": 7})
     torch.nn.init.normal_(net.head.weight)
     classes = {"verb": list("abc"), "noun": list("defghij")}
-    return VideoClassification(net, classes, HALF, HALF, label_smoothing=0.2, mixup=0.3)
+    return VideoClassifier(net, classes, HALF, HALF, label_smoothing=0.2, mixup=0.3)
 
 
 def test_the_loss_of_two_heads_is_their_mean() -> None:
@@ -67,9 +67,9 @@ def test_mixing_reaches_both_heads() -> None:
     torch.testing.assert_close(noun.sum(1), torch.ones(4))
 
 
-def several(**settings: float) -> VideoClassification:
+def several(**settings: float) -> VideoClassifier:
     """Of a model that names any number of three classes."""
-    return VideoClassification(small_net(3), {"": list("abc")}, HALF, HALF, multi_label=True, **settings)
+    return VideoClassifier(small_net(3), {"": list("abc")}, HALF, HALF, multi_label=True, **settings)
 
 
 HAS_BK = torch.tensor([[True, False, True], [False, False, False], [False, True, False], [True, True, True]])

@@ -11,15 +11,15 @@ from vivit_train.data.video.decode import DECODERS
 from vivit_train.models.vivit import SIZES, shape_problems
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.training.evaluation import parse_views
-from vivit_train.training.profiling import gain_of_half, step_dtype
+from vivit_train.training.profiling import half_precision_speedup, step_dtype
 from vivit_train.utils.arguments import LIMITS, limit_problems
 from vivit_train.utils.errors import UserError
 
 
-def unfuse_optimizer(cfg: DictConfig) -> None:
+def disable_fused_optimizer(cfg: DictConfig) -> None:
     """Where a fused one would be wrong: fp16's gradients would be clipped before it unscales them, and SGD has no
     such kernel for parameters that are shared out."""
-    unfused = is_shared_out(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
+    unfused = uses_fsdp(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
     if unfused and cfg.recipe.optimizer.get("fused"):
         cfg.recipe.optimizer.fused = False
 
@@ -67,12 +67,12 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
         problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
-    if cfg.recipe.ema and is_shared_out(cfg):
+    if cfg.recipe.ema and uses_fsdp(cfg):
         problems.append(
             f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
             "averaged; recipe.ema=null, or trainer=ddp"
         )
-    if cfg.model.compile and is_shared_out(cfg):
+    if cfg.model.compile and uses_fsdp(cfg):
         problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
@@ -87,7 +87,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
 
 
-def is_shared_out(cfg: DictConfig) -> bool:
+def uses_fsdp(cfg: DictConfig) -> bool:
     """Whether the parameters are, among processes: trainer=fsdp."""
     return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
@@ -109,7 +109,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
     """A line for each key of `CHOICES` that has another value, and for a precision that is not offered."""
-    problems = [problem] if (problem := half_on_cpu(cfg)) else []
+    problems = [problem] if (problem := check_cpu_precision(cfg)) else []
     for key, choices in CHOICES.items():
         value = OmegaConf.select(cfg, key, default=choices[0])
         if value not in choices and not (value is None and null_is_as_trained):
@@ -118,11 +118,11 @@ def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[s
     return problems
 
 
-def half_on_cpu(cfg: DictConfig) -> str:
+def check_cpu_precision(cfg: DictConfig) -> str:
     """Why not to compute in half precision, on a processor that is slower in it than in float32; else ""."""
     precision = str(cfg.trainer.precision)
     on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
-    if not on_cpu or "16" not in precision or (gain := gain_of_half(step_dtype(precision))) >= 1:
+    if not on_cpu or "16" not in precision or (gain := half_precision_speedup(step_dtype(precision))) >= 1:
         return ""
     return (
         f"trainer.precision={precision}: on this processor a step takes {1 / gain:.1f} times as long as in "

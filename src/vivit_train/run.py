@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train import recipe
-from vivit_train.config import check, choice_problems, unfuse_optimizer
+from vivit_train.config import check, choice_problems, disable_fused_optimizer
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import check_unchanged
 from vivit_train.models.vivit import ViViT
@@ -29,14 +29,20 @@ from vivit_train.models.weights.timm_vit import IMAGENET
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
 from vivit_train.training.evaluation import say, score_task
-from vivit_train.training.failures import explaining_failed_compilation, explaining_lack_of_memory, unwritten
-from vivit_train.training.module import VideoClassification
-from vivit_train.training.resume import WholeFiles, check_resumable, explaining_failed_resume, newest_checkpoint
+from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
+from vivit_train.training.module import VideoClassifier
+from vivit_train.training.resume import (
+    AtomicCheckpointIO,
+    check_resumable,
+    newest_checkpoint,
+    translate_resume_errors,
+)
 from vivit_train.training.targets import DATA, build
 from vivit_train.utils.arguments import check_arguments, shown
-from vivit_train.utils.distributed import SameEverywhere, explaining_lost_processes, is_first_rank
-from vivit_train.utils.errors import LackOfMemoryError, UserError
+from vivit_train.utils.distributed import CheckRankConsistency, translate_rank_errors
+from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
+from vivit_train.utils.rank import is_first_rank
 
 
 def train(cfg: DictConfig) -> float:
@@ -54,11 +60,11 @@ def train(cfg: DictConfig) -> float:
     check(cfg)
     page = recipe.read_page()
     recipe.scale_learning_rate(cfg, page)
-    unfuse_optimizer(cfg)
+    disable_fused_optimizer(cfg)
     while True:
         try:
             return train_once(cfg, page)
-        except LackOfMemoryError as error:
+        except OutOfMemoryError as error:
             if error.micro_batch is None or not cfg.trainer.auto_micro_batch:
                 raise
             say(f"{error}\ntrainer.auto_micro_batch: once more so\n")
@@ -82,7 +88,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     classes = {head: list(names) for head, names in data.splits.classes.items()}
     net = build_net(cfg.model, classes)
     multi_label = data.splits.multi_label
-    mean, std = fill(net, cfg, run_dir, classes, multi_label)
+    mean, std = init_weights(net, cfg, run_dir, classes, multi_label)
 
     cfg.ckpt_path = checkpoint_to_resume(cfg)
     if cfg.ckpt_path:
@@ -104,7 +110,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         )
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"]["root"] = os.path.abspath(data.root)
-    task = VideoClassification(
+    task = VideoClassifier(
         net,
         classes,
         mean,
@@ -118,12 +124,12 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     say(plan(cfg, task, data, trainer))
     try:
         with (
-            data.explaining_lost_workers(),
-            explaining_lost_processes(),
-            explaining_lack_of_memory(data, trainer),
-            explaining_failed_compilation(),
+            data.translate_worker_errors(),
+            translate_rank_errors(),
+            translate_out_of_memory(data, trainer),
+            translate_compile_errors(),
         ):
-            with explaining_failed_resume(trainer, cfg.ckpt_path):
+            with translate_resume_errors(trainer, cfg.ckpt_path):
                 trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
             data.count_bad_videos()
         if bad := data.bad_videos["train"]:
@@ -133,12 +139,12 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
         best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
         if not Path(best).is_file():
-            raise UserError(unwritten(trainer, best))
+            raise UserError(missing_checkpoint(trainer, best))
         say(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         kept_net = build_net({**config["model"], "compile": False}, classes)
         load_weights(kept_net, load_checkpoint(best)[1], best)
-        kept_task = VideoClassification(kept_net, classes, mean, std, multi_label=multi_label)
+        kept_task = VideoClassifier(kept_net, classes, mean, std, multi_label=multi_label)
         score_task(kept_task, best, data, trainer, run_dir, cfg.eval.views)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
@@ -181,9 +187,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     say(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
-    task = VideoClassification(
-        net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
-    )
+    task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
 
@@ -275,7 +279,7 @@ def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> 
         )
 
 
-def fill(
+def init_weights(
     net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
 ) -> tuple[list[float], list[float]]:
     """Fills the net as the `init` node says, prints the receipt, and returns the normalisation's mean and std."""
@@ -307,7 +311,7 @@ def fill(
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """Lightning's Trainer from the `trainer`, `callbacks` and `logger` nodes."""
-    callbacks: list[L.Callback] = [SameEverywhere(cfg)]
+    callbacks: list[L.Callback] = [CheckRankConsistency(cfg)]
     callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     if "recipe" in cfg and cfg.recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
@@ -318,7 +322,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         settings,
         callbacks=callbacks,
         logger=instantiate(cfg.logger) if cfg.get("logger") else False,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
         precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
         enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
         _convert_="all",
@@ -326,7 +330,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-def plan(cfg: DictConfig, task: VideoClassification, data: VideoDataModule, trainer: L.Trainer) -> str:
+def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:
     """What is about to happen, in a few lines. callbacks.report adds what the first steps took."""
     net = task.net
     t, rows, columns = net.grid

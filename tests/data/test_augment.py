@@ -40,8 +40,8 @@ def transform(
 
 
 def augment(apply: TrainTransform, clip: Tensor) -> tuple[Tensor, bool]:
-    look = apply.draw(*clip.shape[-2:])
-    return apply.finish(look.cut(clip), look), look.flipped
+    params = apply.draw(*clip.shape[-2:])
+    return apply.finish(params.cut(clip), params), params.flipped
 
 
 def still(height: int = 32, width: int = 48, frames: int = 4) -> Tensor:

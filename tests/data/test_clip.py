@@ -7,12 +7,12 @@ import pytest
 
 from vivit_train.data.sampling import (
     Sampling,
-    centre_clip,
+    center_clip,
     clip_at,
     frame_step,
     random_clip,
     segment_clip,
-    spread_clips,
+    uniform_clips,
 )
 
 LENGTHS = (1, 2, 31, 64, 65, 300)
@@ -29,7 +29,7 @@ def starts(num_frames: int, frames: int, step: float) -> int:
 @every_case
 def test_clips_have_the_right_length_and_stay_in_the_video(num_frames: int, frames: int, step: float) -> None:
     clips = [random_clip(num_frames, frames, step, u) for u in (0.0, 0.3, 0.999999)]
-    clips += [centre_clip(num_frames, frames, step), *spread_clips(num_frames, frames, step, 4)]
+    clips += [center_clip(num_frames, frames, step), *uniform_clips(num_frames, frames, step, 4)]
     for clip in clips:
         assert clip.shape == (frames,)
         assert clip.dtype == np.int64
@@ -52,8 +52,8 @@ def test_short_videos_loop_from_their_start(num_frames: int) -> None:
     expected = [(2 * i) % num_frames for i in range(8)]
     for clip in (
         random_clip(num_frames, 8, 2.0, 0.9),
-        centre_clip(num_frames, 8, 2.0),
-        *spread_clips(num_frames, 8, 2.0, 3),
+        center_clip(num_frames, 8, 2.0),
+        *uniform_clips(num_frames, 8, 2.0, 3),
     ):
         assert clip.tolist() == expected
 
@@ -68,24 +68,24 @@ def test_every_start_is_equally_likely(num_frames: int, frames: int, step: float
 
 @every_case
 def test_the_centre_clip_is_in_the_centre(num_frames: int, frames: int, step: float) -> None:
-    left = centre_clip(num_frames, frames, step)[0]
+    left = center_clip(num_frames, frames, step)[0]
     right = starts(num_frames, frames, step) - 1 - left
     assert right - left in (0, 1)
-    assert np.array_equal(spread_clips(num_frames, frames, step, 1)[0], centre_clip(num_frames, frames, step))
+    assert np.array_equal(uniform_clips(num_frames, frames, step, 1)[0], center_clip(num_frames, frames, step))
 
 
 @every_case
 def test_test_clips_start_where_the_authors_do(num_frames: int, frames: int, step: float) -> None:
     for clips in (2, 3, 4, 10):
-        first = [int(clip[0]) for clip in spread_clips(num_frames, frames, step, clips)]
+        first = [int(clip[0]) for clip in uniform_clips(num_frames, frames, step, clips)]
         assert first == [int(x) for x in np.linspace(0, starts(num_frames, frames, step) - 1, clips)]
         assert (first[0], first[-1]) == (0, starts(num_frames, frames, step) - 1)
 
 
 def test_four_clips_of_a_kinetics_video() -> None:
-    assert [clip[0] for clip in spread_clips(300, 32, 2.0, 4)] == [0, 78, 157, 236]
-    assert spread_clips(300, 32, 2.0, 4)[-1].tolist() == list(range(236, 300, 2))
-    assert centre_clip(300, 32, 2.0)[0] == 118
+    assert [clip[0] for clip in uniform_clips(300, 32, 2.0, 4)] == [0, 78, 157, 236]
+    assert uniform_clips(300, 32, 2.0, 4)[-1].tolist() == list(range(236, 300, 2))
+    assert center_clip(300, 32, 2.0)[0] == 118
 
 
 def test_the_step_follows_the_stride_or_the_time() -> None:
@@ -114,15 +114,15 @@ def test_a_frame_from_each_segment(num_frames: int, frames: int) -> None:
     assert (clips < np.ceil(bounds[1:])).all()
     assert clips.max() < num_frames
     sampling = Sampling(frames, kind="segments")
-    assert sampling.draws == frames
+    assert sampling.num_random == frames
     assert np.array_equal(sampling.random(num_frames, 25, draws[0].tolist()), clips[0])
-    assert np.array_equal(sampling.spread(num_frames, 25, 1), [segment_clip(num_frames, frames, 0.5)])
+    assert np.array_equal(sampling.uniform(num_frames, 25, 1), [segment_clip(num_frames, frames, 0.5)])
 
 
 def test_short_videos_loop_stand_still_or_go_black() -> None:
     assert Sampling(5, 2).random(4, 25, [0.3]).tolist() == [0, 2, 0, 2, 0]
     assert Sampling(5, 2, short="edge").random(4, 25, [0.3]).tolist() == [0, 2, 3, 3, 3]
-    assert Sampling(5, 2, short="edge").spread(4, 25, 2).tolist() == [[0, 2, 3, 3, 3]] * 2
-    assert Sampling(5, 2, short="pad").spread(4, 25, 2).tolist() == [[0, 2, -1, -1, -1]] * 2
+    assert Sampling(5, 2, short="edge").uniform(4, 25, 2).tolist() == [[0, 2, 3, 3, 3]] * 2
+    assert Sampling(5, 2, short="pad").uniform(4, 25, 2).tolist() == [[0, 2, -1, -1, -1]] * 2
     long = [Sampling(4, 2, short=short).random(100, 25, [0.5]) for short in ("loop", "edge", "pad")]
     assert len({tuple(indices.tolist()) for indices in long}) == 1

@@ -15,15 +15,15 @@ from videos import h264, read_number
 
 from vivit_train.data import dataset, sampling
 from vivit_train.data.annotations.folder import read_folder
-from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import TestVideos, TrainClips, collate, to_torch
-from vivit_train.data.sampler import Key, TrainBatches, steps_per_epoch
+from vivit_train.data.dataset import EvalDataset, TrainDataset, collate, to_torch
+from vivit_train.data.sampler import GlobalBatchSampler, Key, steps_per_epoch
 from vivit_train.data.sampling import Sampling
 from vivit_train.data.transforms import TrainTransform, crop_views
 from vivit_train.data.video.decode import read_frames
 from vivit_train.models.vivit import ViViT
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError
 
 FRAMES, SIDE = 40, 96  # of the videos here, at 30 frames a second
@@ -51,10 +51,10 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-def manifest(*paths: Path) -> Manifest:
+def manifest(*paths: Path) -> ClipTable:
     """Clip i is of class i."""
     names = np.array([str(path) for path in paths])
-    return Manifest(paths=names, labels=np.arange(len(paths))[:, None], ids=names)
+    return ClipTable(paths=names, labels=np.arange(len(paths))[:, None], ids=names)
 
 
 def sampling_of(settings: dict[str, Any]) -> Sampling:
@@ -66,14 +66,14 @@ def sampling_of(settings: dict[str, Any]) -> Sampling:
 WHOLE = TrainTransform(SIDE, SIDE, False, None, 0, 0, None)
 
 
-def train_clips(*paths: Path, transform: TrainTransform = WHOLE, **kwargs: Any) -> TrainClips:
+def train_clips(*paths: Path, transform: TrainTransform = WHOLE, **kwargs: Any) -> TrainDataset:
     sampling = sampling_of(kwargs)
-    return TrainClips(manifest(*paths), transform, sampling, **{"short_side": SIDE, "seed": 0} | kwargs)
+    return TrainDataset(manifest(*paths), transform, sampling, **{"short_side": SIDE, "seed": 0} | kwargs)
 
 
-def videos_to_test(*paths: Path, **kwargs: Any) -> TestVideos:
+def videos_to_test(*paths: Path, **kwargs: Any) -> EvalDataset:
     sampling = sampling_of(kwargs)
-    return TestVideos(manifest(*paths), sampling, **{"short_side": SIDE, "crop": SIDE} | kwargs)
+    return EvalDataset(manifest(*paths), sampling, **{"short_side": SIDE, "crop": SIDE} | kwargs)
 
 
 def numbers(video_TCHW: Tensor) -> list[int]:
@@ -86,7 +86,7 @@ def numbers(video_TCHW: Tensor) -> list[int]:
 def batches(
     n: int, global_batch: int, micro_batch: int, rank: int = 0, world_size: int = 1, seed: int = 0, epoch: int = 0
 ) -> list[list[Key]]:
-    sampler = TrainBatches(n, global_batch, micro_batch, rank, world_size, seed)
+    sampler = GlobalBatchSampler(n, global_batch, micro_batch, rank, world_size, seed)
     sampler.set_epoch(epoch)
     result = list(sampler)
     assert len(result) == len(sampler)
@@ -156,24 +156,24 @@ def test_the_global_batch_is_divided_exactly(devices: int, at_most: int, tmp_pat
 
 def test_rare_classes_come_more_often_where_asked() -> None:
     weights = 1 / np.array([90.0] * 90 + [10.0] * 10)  # as `weights` makes them for two classes of 90 and 10
-    sampler = TrainBatches(100, 20, 5, 0, 1, 0, weights)
+    sampler = GlobalBatchSampler(100, 20, 5, 0, 1, 0, weights)
     rows = [row for epoch in range(40) for _, row in epoch_of(sampler, epoch)]
     assert len(rows) == 40 * 100
     assert 0.45 < np.mean(np.array(rows) >= 90) < 0.55
     keys = epoch_of(sampler, 3)
     assert len(set(keys)) == 100  # a video that comes again has other draws
     assert keys == epoch_of(sampler, 3) != epoch_of(sampler, 4)
-    ranks = [TrainBatches(100, 20, 5, rank, 2, 0, weights) for rank in range(2)]
+    ranks = [GlobalBatchSampler(100, 20, 5, rank, 2, 0, weights) for rank in range(2)]
     assert sorted(epoch_of(ranks[0], 3) + epoch_of(ranks[1], 3)) == sorted(keys)
 
 
-def epoch_of(sampler: TrainBatches, epoch: int) -> list[tuple[int, int]]:
+def epoch_of(sampler: GlobalBatchSampler, epoch: int) -> list[tuple[int, int]]:
     sampler.set_epoch(epoch)
     return [(repeat, row) for batch in sampler for _, repeat, row in batch]
 
 
 def test_several_clips_of_a_video_fill_a_step() -> None:
-    sampler = TrainBatches(12, 8, 4, 0, 1, 0, clips_per_video=2)
+    sampler = GlobalBatchSampler(12, 8, 4, 0, 1, 0, clips_per_video=2)
     assert sampler.steps == 3  # 24 clips
     assert [len(batch) for batch in sampler] == [2] * 6
     assert sorted(row for _, row in epoch_of(sampler, 0)) == list(range(12))
@@ -274,7 +274,7 @@ def test_what_no_clip_shows_need_not_be_read(
 
     boxes = clips()
     height, width = read_frames(wide_video, [0], short_side=SIDE).shape[1:3]
-    monkeypatch.setattr(dataset, "around", lambda looks: (0, 0, height, width))
+    monkeypatch.setattr(dataset, "around", lambda all_params: (0, 0, height, width))
     assert all(map(torch.equal, boxes, clips()))
 
 
@@ -320,10 +320,10 @@ def test_a_flipped_clip_has_its_mirrored_label(video: Path) -> None:
 def test_a_clip_of_a_longer_video_stays_in_its_span(video: Path, side: str) -> None:
     spans = np.array([[0.0, 0.4], [0.5, 1.1], [1.3, 9.0], [7.0, 8.0]])  # the video shows 40 frames in 1.33 s
     expected = [range(12), range(15, 33), range(39, 40)]
-    table = Manifest(np.array([str(video)] * 4), np.zeros((4, 1), np.int64), np.array(list("abcd")), spans)
+    table = ClipTable(np.array([str(video)] * 4), np.zeros((4, 1), np.int64), np.array(list("abcd")), spans)
     sampling = Sampling(frames=4, stride=1)
-    clips = TrainClips(table, WHOLE, sampling, short_side=SIDE, seed=0)
-    videos = TestVideos(table, sampling, short_side=SIDE, crop=SIDE, views=(3, 1))
+    clips = TrainDataset(table, WHOLE, sampling, short_side=SIDE, seed=0)
+    videos = EvalDataset(table, sampling, short_side=SIDE, crop=SIDE, views=(3, 1))
     for row, frames in enumerate(expected):
         seen = []
         if side == "train":
@@ -349,7 +349,7 @@ def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
     sample = videos_to_test(wide_video, views=(4, 3), short_side=48, crop=32)[0]
     assert (sample["video"].shape, sample["video"].dtype) == ((12, 8, 3, 32, 32), torch.uint8)
     expected = []
-    for indices in sampling.spread_clips(FRAMES, 8, 2.0, 4):
+    for indices in sampling.uniform_clips(FRAMES, 8, 2.0, 4):
         alone = to_torch(read_frames(wide_video, indices, short_side=48))
         expected += crop_views(alone, 32, 48, False, 3)
     assert torch.equal(sample["video"], torch.stack(expected))
@@ -359,12 +359,12 @@ def test_views_are_temporal_clips_times_spatial_crops(wide_video: Path) -> None:
 
 def test_one_view_is_the_centre_clip(video: Path) -> None:
     sample = videos_to_test(video, video)[1]
-    assert [numbers(view) for view in sample["video"]] == [sampling.centre_clip(FRAMES, 8, 2.0).tolist()]
+    assert [numbers(view) for view in sample["video"]] == [sampling.center_clip(FRAMES, 8, 2.0).tolist()]
     assert (sample["label"].tolist(), sample["index"]) == ([1], 1)
 
 
 def test_frames_can_be_put_in_another_order(video: Path) -> None:
-    clips = [indices.tolist() for indices in sampling.spread_clips(FRAMES, 8, 2.0, 3)]
+    clips = [indices.tolist() for indices in sampling.uniform_clips(FRAMES, 8, 2.0, 3)]
 
     def shown(**kwargs: Any) -> list[list[int]]:
         return [numbers(view) for view in videos_to_test(video, video, views=(3, 1), **kwargs)[0]["video"]]
@@ -425,7 +425,7 @@ def fit(folder: Path, **kwargs: Any) -> tuple[VideoDataModule, dict[str, float]]
     }
     data = VideoDataModule("test", str(folder), read_folder, **settings | kwargs)
     net = ViViT("vivit_fe", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2, temporal_depth=1)
-    task = VideoClassification(net, {"": ["down", "up"]}, [0.5] * 3, [0.5] * 3, total_steps=4)
+    task = VideoClassifier(net, {"": ["down", "up"]}, [0.5] * 3, [0.5] * 3, total_steps=4)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,

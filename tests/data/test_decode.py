@@ -149,7 +149,7 @@ def test_probe_tells_what_the_header_promises(numbered: Make) -> None:
     promised["gop_2"] = 72, 72 / 30, 2
     for kind, (frames, seconds, gop) in promised.items():
         info = probe(numbered(kind).path)
-        assert (info.promised_frames, info.gop) == (frames, gop), kind
+        assert (info.header_num_frames, info.gop) == (frames, gop), kind
         assert info.promised_s == pytest.approx(seconds, abs=0.05), kind
 
 
@@ -251,8 +251,9 @@ def damaged_files(numbered: Make, folder: Path) -> dict[str, tuple[str, str]]:
 CHILD = """
 import json, pickle, sys
 import numpy as np
-from vivit_train.data.decode import probe, read_frames
-from vivit_train.errors import VideoError
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe
+from vivit_train.utils.errors import VideoError
 reasons = {}
 for path in sys.argv[1:]:
     try:

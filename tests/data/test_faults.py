@@ -29,9 +29,10 @@ ODD = sorted((SHARED / "videos" / "odd").glob("*/*"))
 READ_ALL = """
 import json, sys
 import numpy as np
-from vivit_train.data.decode import probe, read_frames, timeline
-from vivit_train.data.workers import deadline
-from vivit_train.errors import VideoError
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.scan import probe, timeline
+from vivit_train.data.watchdog import deadline
+from vivit_train.utils.errors import VideoError
 engine, seconds, *paths = sys.argv[1:]
 for path in paths:
     results = []

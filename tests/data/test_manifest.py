@@ -13,7 +13,7 @@ from trees import error, has, rows, touch, write
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.files import find_videos
 from vivit_train.data.annotations.folder import read_folder
-from vivit_train.data.annotations.table import LabelSets, Manifest, Splits
+from vivit_train.data.annotations.table import ClipTable, LabelSets, Splits
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.utils.errors import UserError
 
@@ -422,7 +422,7 @@ def read_several(
     return read(root, multi_label=True, **options)
 
 
-def labels(manifest: Manifest) -> list[tuple[int, ...]]:
+def labels(manifest: ClipTable) -> list[tuple[int, ...]]:
     return [manifest.labels_of(row) for row in range(len(manifest))]
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.folder import read_folder
-from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.annotations.table import ClipTable, Splits
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import TrainClips
+from vivit_train.data.dataset import TrainDataset
 
 pytestmark = pytest.mark.slow
 FOLDERS = 400
@@ -82,7 +82,7 @@ def pss_bytes(pid: int | str) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def touch(clips: TrainClips, rows: int, seed: int, pipe: Connection) -> None:
+def touch(clips: TrainDataset, rows: int, seed: int, pipe: Connection) -> None:
     """What a loader process does to the annotations, over an epoch."""
     for row in np.random.default_rng(seed).permutation(rows):
         assert str(clips.manifest.paths[row]).endswith(str(clips.manifest.ids[row]))
@@ -95,9 +95,9 @@ def used_bytes(rows: int) -> int:
     """By this process and its workers together, when they have touched every row."""
     relative, strings = names(rows), np.dtypes.StringDType()
     paths = np.array([f"/datasets/kinetics700/{name}" for name in relative], strings)
-    manifest = Manifest(paths, np.arange(rows)[:, None] % FOLDERS, np.array(relative, strings))
+    manifest = ClipTable(paths, np.arange(rows)[:, None] % FOLDERS, np.array(relative, strings))
     data = VideoDataModule("many", "", read_csv)
-    clips = TrainClips(manifest, data.transform, data.sampling, short_side=256, seed=0)
+    clips = TrainDataset(manifest, data.transform, data.sampling, short_side=256, seed=0)
     del relative
     context, pipes, workers = multiprocessing.get_context("fork"), [], []
     for seed in range(WORKERS):

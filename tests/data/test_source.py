@@ -477,7 +477,7 @@ def test_one_manifest_of_all_kinds_trains(
 def test_local_data_needs_no_fsspec(numbered: Make) -> None:
     code = f"""
 import sys
-from vivit_train.data.decode import probe
+from vivit_train.data.video.scan import probe
 probe({str(numbered("h264").path)!r})
 assert "fsspec" not in sys.modules
 """

@@ -22,8 +22,8 @@ Make = Callable[[str], Numbered]
 
 def same(one: Scan, other: Scan) -> bool:
     (times, start, keys, *rest), (other_times, other_start, other_keys, *other_rest) = one, other
-    arrays = [(times.steps, other_times.steps), (keys, other_keys)]
-    numbers = [(t.num_frames, t.fps, t.unit_s) for t in (times, other_times)]
+    arrays = [(times.pts_deltas, other_times.pts_deltas), (keys, other_keys)]
+    numbers = [(t.num_frames, t.fps, t.time_base) for t in (times, other_times)]
     return (
         numbers[0] == numbers[1]
         and [start, *rest] == [other_start, *other_rest]
@@ -47,13 +47,18 @@ def test_a_scan_survives_packing_exactly() -> None:
     for size in (1, 2, 4, 8):
         for _ in range(50):
             num_frames, num_keys = int(draw.integers(1, 400)), int(draw.integers(0, 40))
-            steps = draw.integers(0, 256**size, num_frames - 1, f"u{size}", endpoint=False)
+            pts_deltas = draw.integers(0, 256**size, num_frames - 1, f"u{size}", endpoint=False)
             scan = Scan(
-                Timeline(num_frames=num_frames, fps=draw.lognormal(3), steps=steps, unit_s=draw.random() / 90_000),
+                Timeline(
+                    num_frames=num_frames,
+                    fps=draw.lognormal(3),
+                    pts_deltas=pts_deltas,
+                    time_base=draw.random() / 90_000,
+                ),
                 start=None if draw.random() < 0.5 else int(draw.integers(-(2**62), 2**62)),
                 keys=np.sort(draw.integers(-(2**62), 2**62, num_keys)),
-                fault=str(draw.choice(["", "H.264 in AVI: ü\n"])),
-                promised_frames=int(draw.integers(2**40)),
+                decord_unsafe=str(draw.choice(["", "H.264 in AVI: ü\n"])),
+                header_num_frames=int(draw.integers(2**40)),
                 promised_s=draw.lognormal(),
                 gop=draw.lognormal(),
                 is_folder=bool(draw.integers(2)),
@@ -63,7 +68,9 @@ def test_a_scan_survives_packing_exactly() -> None:
 
 def test_an_evenly_spaced_video_takes_few_bytes() -> None:
     for step in (1, 512, 90_000):
-        times = Timeline(num_frames=3000, fps=29.97, steps=np.full(2999, step, np.uint32), unit_s=1 / 90_000)
+        times = Timeline(
+            num_frames=3000, fps=29.97, pts_deltas=np.full(2999, step, np.uint32), time_base=1 / 90_000
+        )
         keys = np.arange(0, 3000, 12) * step
         assert len(index.pack(Scan(times, 0, keys, "", 3000, 100.1, 12.0))) < 200
 

@@ -235,14 +235,14 @@ def test_a_pipe_among_pictures_does_not_wait(tmp_path: Path, happened: Happened)
 @pytest.mark.parametrize(
     "lie",
     [
-        {"steps": [0] * 5},
-        {"steps": [2**63] * 5},
+        {"pts_deltas": [0] * 5},
+        {"pts_deltas": [2**63] * 5},
         {"keys": []},
         {"keys": [5, 0]},
         {"keys": [10**6]},
         {"start": 2**61 * 7},
         {"fps": 1e9},
-        {"unit_s": 1e300},
+        {"time_base": 1e300},
     ],
     ids=str,
 )
@@ -252,9 +252,9 @@ def test_a_stored_scan_that_contradicts_itself_is_made_anew(
     path, file = tmp_path / "a.mp4", tmp_path / index.NAME
     encode(path, frames=6)
     true = index.unpack(packed_scan(path))
-    parts = {name: getattr(true.timeline, name) for name in ("num_frames", "fps", "steps", "unit_s")}
-    parts |= {"steps": np.array(lie["steps"], np.uint64)} if "steps" in lie else {}
-    parts |= {name: lie[name] for name in ("fps", "unit_s") if name in lie}
+    parts = {name: getattr(true.timeline, name) for name in ("num_frames", "fps", "pts_deltas", "time_base")}
+    parts |= {"pts_deltas": np.array(lie["pts_deltas"], np.uint64)} if "pts_deltas" in lie else {}
+    parts |= {name: lie[name] for name in ("fps", "time_base") if name in lie}
     scan = true._replace(timeline=index.Timeline(**parts))
     if "keys" in lie:
         scan = scan._replace(keys=np.array(lie["keys"], np.int64))

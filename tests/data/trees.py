@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.annotations.table import ClipTable, Splits
 from vivit_train.utils.errors import UserError
 
 
@@ -24,7 +24,7 @@ def write(file: Path, *lines: str) -> Path:
     return file
 
 
-def rows(manifest: Manifest) -> list[tuple[str, int]]:
+def rows(manifest: ClipTable) -> list[tuple[str, int]]:
     return list(zip(manifest.ids.tolist(), manifest.labels[:, 0].tolist(), strict=True))
 
 

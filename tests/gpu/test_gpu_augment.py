@@ -66,12 +66,12 @@ def test_a_device_augments_as_a_worker_does(what: str, device: torch.device) -> 
         rough = torch.rand(4, 3, 6, 8, generator=draw)
         video = (torch.nn.functional.interpolate(rough, (48, 64), mode="bilinear") * 255).to(torch.uint8)
         with seeded(clip):
-            look = transform.draw(48, 64)
-        box = look.cut(video)
+            params = transform.draw(48, 64)
+        box = params.cut(video)
         with Draws() as here:
-            expected = transform.finish(box, look)
+            expected = transform.finish(box, params)
         with Draws() as there:
-            found = transform.finish(box.to(device), look)
+            found = transform.finish(box.to(device), params)
         assert there.seen == here.seen
         assert found.device.type == device.type
         assert found.shape == expected.shape == (4, 3, 32, 32)

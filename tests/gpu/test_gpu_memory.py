@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from vivit_train.run import train
-from vivit_train.utils.errors import LackOfMemoryError
+from vivit_train.utils.errors import OutOfMemoryError
 
 LIMIT_BYTES = 700 * 2**20
 pytestmark = [
@@ -45,7 +45,7 @@ def test_a_lack_of_memory_names_the_micro_batch(
     videos: Path, config: Callable[..., DictConfig], on_device: list[str], little_memory: None
 ) -> None:
     with pytest.raises(
-        LackOfMemoryError, match=r"data\.micro_batch=16 clips at once .*\n.*data\.micro_batch=8"
+        OutOfMemoryError, match=r"data\.micro_batch=16 clips at once .*\n.*data\.micro_batch=8"
     ) as lack:
         train(config(*settings(videos), *on_device, tiny=False))
     assert lack.value.micro_batch == 8

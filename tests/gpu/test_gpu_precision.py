@@ -23,7 +23,7 @@ def test_half_precision_learns_two_clips_by_heart(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vivit_train.config.gain_of_half", lambda dtype: 2.0)  # a CPU may be slower so
+    monkeypatch.setattr("vivit_train.config.half_precision_speedup", lambda dtype: 2.0)  # a CPU may be slower so
     settings = ["data=folder", f"data.root={videos}", *FOLDER, "debug=overfit", *on_device]
     cfg = config(*settings, f"trainer.precision={precision}", tiny=False)
     torch.use_deterministic_algorithms(False)

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from vivit_train.run import train
-from vivit_train.training.module import VideoClassification
+from vivit_train.training.module import VideoClassifier
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +30,7 @@ def test_a_resumed_run_is_the_same_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With what draws at random: augmentation, mixing, stochastic depth. It ends in its second epoch's midst."""
-    monkeypatch.setattr("vivit_train.config.gain_of_half", lambda dtype: 2.0)  # a CPU may be slower so
+    monkeypatch.setattr("vivit_train.config.half_precision_speedup", lambda dtype: 2.0)  # a CPU may be slower so
     settings = ["data=folder", f"data.root={videos}", "recipe.epochs=3", "recipe.mixup=0.3", "model.drop_path=0.2"]
     settings += ["recipe.flip=0.5", "recipe.scale_jitter=[0.8,1.3]", "recipe.color_jitter=0.8", "recipe.ema=0.9"]
     settings += [
@@ -50,14 +50,14 @@ def test_a_resumed_run_is_the_same_run(
 
     whole = run("whole")
     with monkeypatch.context() as patch:
-        step = VideoClassification.training_step
+        step = VideoClassifier.training_step
 
-        def fails(task: VideoClassification, batch: Any, index: int) -> torch.Tensor:
+        def fails(task: VideoClassifier, batch: Any, index: int) -> torch.Tensor:
             if task.trainer.global_step == 5:
                 raise ConnectionError
             return step(task, batch, index)
 
-        patch.setattr(VideoClassification, "training_step", fails)
+        patch.setattr(VideoClassifier, "training_step", fails)
         with pytest.raises(ConnectionError):
             run("resumed")
     resumed = run("resumed", "resume=auto")

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vivit_train.data.annotations.table import Manifest, Splits
-from vivit_train.data.dataset import Reading, Sample, TestVideos, TrainClips, collate
+from vivit_train.data.annotations.table import ClipTable, Splits
+from vivit_train.data.dataset import EvalDataset, Sample, TrainDataset, VideoReader, collate
 from vivit_train.data.digest import digest
-from vivit_train.data.sampler import TrainBatches, steps_per_epoch
+from vivit_train.data.sampler import GlobalBatchSampler, steps_per_epoch
 from vivit_train.data.sampling import Sampling
 from vivit_train.data.transforms import TrainTransform, mirrored_classes
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
-from vivit_train.data.watchdog import Note, explain, start_worker
+from vivit_train.data.watchdog import WorkerStatus, explain, start_worker
 from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import usable_cores
@@ -115,14 +115,14 @@ class VideoDataModule(L.LightningDataModule):
         self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
-        stored = Path(root).expanduser() / index.NAME
-        self.reading = Reading(
+        index_db = Path(root).expanduser() / index.NAME
+        self.video_reader = VideoReader(
             decoder,
             timeout_s,
-            stored=stored if stored.is_file() else None,
+            index_db=index_db if index_db.is_file() else None,
             allow_private_urls=allow_private_urls,
         )
-        self.notes: list[Note] = []
+        self.statuses: list[WorkerStatus] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
         self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # of which other processes do not know
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
@@ -132,10 +132,12 @@ class VideoDataModule(L.LightningDataModule):
     @cached_property
     def splits(self) -> Splits:
         """The annotations, read on first use."""
-        with urls.private_urls(self.reading.allow_private_urls):
+        with urls.private_urls(self.video_reader.allow_private_urls):
             splits = self.reader(self.root, **self.annotations)
-        if self.reading.stored and (why := index.why_unused(self.reading.stored)):
-            notice = f"{self.reading.stored} is not used ({why}): videos are scanned; vivit doctor makes it anew"
+        if self.video_reader.index_db and (why := index.why_unused(self.video_reader.index_db)):
+            notice = (
+                f"{self.video_reader.index_db} is not used ({why}): videos are scanned; vivit doctor makes it anew"
+            )
             splits = replace(splits, notices=(*splits.notices, notice))
         if self.limit_per_class is None:
             return splits
@@ -189,34 +191,34 @@ class VideoDataModule(L.LightningDataModule):
                     return printable(f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}")
         return None
 
-    def loader(self, dataset: TrainClips | TestVideos, **kwargs: Any) -> DataLoader[Sample]:
+    def loader(self, dataset: TrainDataset | EvalDataset, **kwargs: Any) -> DataLoader[Sample]:
         workers = self.num_workers
         if not isinstance(workers, int):
             devices = self.trainer.num_devices if self.trainer else 1
             workers = max(1, usable_cores() // devices)
-        import_decoder(self.reading.decoder)
-        notes = RawArray(Note, workers)
-        self.notes += notes
+        import_decoder(self.video_reader.decoder)
+        statuses = RawArray(WorkerStatus, workers)
+        self.statuses += statuses
         return DataLoader(
             dataset,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=partial(start_worker, notes),
+            worker_init_fn=partial(start_worker, statuses),
             pin_memory=torch.cuda.is_available(),
             **kwargs,
         )
 
     @contextmanager
-    def explaining_lost_workers(self) -> Iterator[None]:
+    def translate_worker_errors(self) -> Iterator[None]:
         """Says which video it was where a loader process dies, or hangs."""
         try:
             yield
         except (RuntimeError, EOFError, OSError) as error:
             try:
-                message = explain(error, self.notes, self.timeout_s)
+                message = explain(error, self.statuses, self.timeout_s)
             except RuntimeError as news:  # torch's, from the handler of the signal that a process is gone
-                message = explain(news, self.notes, self.timeout_s)
+                message = explain(news, self.statuses, self.timeout_s)
             if message:
                 raise UserError(message) from error
             raise
@@ -229,7 +231,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         manifest = self.splits.train
-        batches = TrainBatches(
+        batches = GlobalBatchSampler(
             len(manifest),
             self.global_batch,
             self.micro_batch,
@@ -240,7 +242,7 @@ class VideoDataModule(L.LightningDataModule):
             self.clips_per_video,
             self.first,
         )
-        clips = TrainClips(
+        clips = TrainDataset(
             manifest,
             self.transform,
             self.sampling,
@@ -248,7 +250,7 @@ class VideoDataModule(L.LightningDataModule):
             mirrored=self.mirrored,
             clips_per_video=self.clips_per_video,
             short_side=self.short_side,
-            reading=self.reading,
+            video_reader=self.video_reader,
             seed=self.seed,
         )
         return self.loader(clips, batch_sampler=batches)
@@ -266,14 +268,14 @@ class VideoDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         return self.evaluation_loader(self.manifest_of(self.test_split), self.views, self.order)
 
-    def manifest_of(self, split: str) -> Manifest:
+    def manifest_of(self, split: str) -> ClipTable:
         manifest = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
         if manifest is None:
             raise UserError(f"data '{self.name}' has no {split} split")
         return manifest
 
-    def evaluation_loader(self, manifest: Manifest, views: tuple[int, int], order: str) -> DataLoader[Sample]:
-        videos = TestVideos(
+    def evaluation_loader(self, manifest: ClipTable, views: tuple[int, int], order: str) -> DataLoader[Sample]:
+        videos = EvalDataset(
             manifest,
             self.sampling,
             short_side=self.short_side,
@@ -281,7 +283,7 @@ class VideoDataModule(L.LightningDataModule):
             squash=self.squash,
             views=views,
             order=order,
-            reading=self.reading,
+            video_reader=self.video_reader,
             seed=self.seed,
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -356,7 +358,7 @@ class VideoDataModule(L.LightningDataModule):
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         trained = fitting and any(split == "train" for (split, _), _ in found)
         if trained and len(self.bad_videos["train"]) > self.max_bad_fraction * len(self.splits.train):
-            distributed.end_together(self.too_many_bad_videos())
+            distributed.abort_all_ranks(self.too_many_bad_videos())
 
     def too_many_bad_videos(self) -> UserError:
         known = self.bad_videos["train"] | {row: bad for (_, row), bad in self.new_bad_videos.items()}
@@ -369,10 +371,10 @@ class VideoDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Finishes the clips of which only boxes came."""
-        if looks := batch.pop("looks", None):
-            boxes = batch["video"].split([shape.numel() for shape, _ in looks])
-            pairs = zip(boxes, looks, strict=True)
-            clips = [self.transform.finish(box.view(shape), look) for box, (shape, look) in pairs]
+        if all_params := batch.pop("params", None):
+            boxes = batch["video"].split([shape.numel() for shape, _ in all_params])
+            pairs = zip(boxes, all_params, strict=True)
+            clips = [self.transform.finish(box.view(shape), params) for box, (shape, params) in pairs]
             batch["video"] = torch.stack(clips)
         return batch
 

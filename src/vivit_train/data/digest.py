@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivit_train.data.annotations.table import Manifest, Splits
+from vivit_train.data.annotations.table import ClipTable, Splits
 from vivit_train.data.video import storage, urls
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, VideoError
@@ -33,13 +33,13 @@ def digest(splits: Splits) -> Tensor:
     return torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
 
 
-def named(splits: Splits) -> Iterator[tuple[str, Manifest]]:
+def named(splits: Splits) -> Iterator[tuple[str, ClipTable]]:
     for name, manifest in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if manifest is not None:
             yield name, manifest
 
 
-def rows_of(name: str, manifest: Manifest, splits: Splits, states: dict[str, list[int]]) -> Iterator[list[Any]]:
+def rows_of(name: str, manifest: ClipTable, splits: Splits, states: dict[str, list[int]]) -> Iterator[list[Any]]:
     classes = list(splits.classes.values())
     for row in range(len(manifest)):
         path = str(manifest.paths[row])

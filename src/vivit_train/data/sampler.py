@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifest
 
 
-class TrainBatches(Sampler[list[Key]]):
+class GlobalBatchSampler(Sampler[list[Key]]):
     """One process's micro-batches of an epoch, a pure function of (seed, epoch).
 
     Each optimizer step takes the next `global_batch` clips of the epoch's order, whatever the number of
@@ -42,7 +42,7 @@ class TrainBatches(Sampler[list[Key]]):
         self.first, self.epoch = first, first[0]
 
     @property
-    def sampler(self) -> "TrainBatches":
+    def sampler(self) -> "GlobalBatchSampler":
         return self  # Lightning calls `set_epoch` of a batch sampler's `sampler`
 
     def set_epoch(self, epoch: int) -> None:

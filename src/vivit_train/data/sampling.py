@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
-BLACK = -1  # the number of a frame that no video has
+PAD_INDEX = -1  # the number of a frame that no video has
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,29 @@ class Sampling:
     short: Literal["loop", "edge", "pad"] = "loop"
 
     @property
-    def draws(self) -> int:
+    def num_random(self) -> int:
         """Random numbers that a training clip needs."""
         return 1 if self.kind == "window" else self.frames
 
-    def random(self, num_frames: int, video_fps: float, u: Sequence[float]) -> Indices:
-        """A training clip; `u` are `draws` numbers in [0, 1)."""
+    def random(self, num_frames: int, video_fps: float, rand: Sequence[float]) -> Indices:
+        """A training clip; `rand` are `num_random` numbers in [0, 1)."""
         if self.kind == "segments":
-            return segment_clip(num_frames, self.frames, np.array(u))
+            return segment_clip(num_frames, self.frames, np.array(rand))
         step = frame_step(self.stride, self.fps, video_fps)
-        return random_clip(num_frames, self.frames, step, u[0], self.short)
+        return random_clip(num_frames, self.frames, step, rand[0], self.short)
 
-    def spread(self, num_frames: int, video_fps: float, clips: int) -> Indices:
+    def uniform(self, num_frames: int, video_fps: float, clips: int) -> Indices:
         """The clips of a test, [clips, frames]."""
         if self.kind == "segments":
             places = (np.arange(clips) + 0.5) / clips
             return np.stack([segment_clip(num_frames, self.frames, place) for place in places])
         step = frame_step(self.stride, self.fps, video_fps)
-        return np.stack(spread_clips(num_frames, self.frames, step, clips, self.short))
+        return np.stack(uniform_clips(num_frames, self.frames, step, clips, self.short))
 
 
-def segment_clip(num_frames: int, frames: int, u: float | NDArray[np.float64]) -> Indices:
-    """One frame from each of `frames` equal segments, at the share `u` in [0, 1) of each."""
-    return np.floor((np.arange(frames) + u) * num_frames / frames).astype(np.int64)
+def segment_clip(num_frames: int, frames: int, rand: float | NDArray[np.float64]) -> Indices:
+    """One frame from each of `frames` equal segments, at the share `rand` in [0, 1) of each."""
+    return np.floor((np.arange(frames) + rand) * num_frames / frames).astype(np.int64)
 
 
 def frame_step(stride: int, fps: float | None, video_fps: float) -> float:
@@ -76,28 +76,28 @@ def clip_at(start: float, num_frames: int, frames: int, step: float, short: str 
     """The frame numbers from `start` on, past the end as `short` says: int64 [frames], < num_frames."""
     positions = np.floor(start + step * np.arange(frames) + 1e-6).astype(np.int64)
     if short == "pad":
-        return np.where(positions < num_frames, positions, BLACK)
+        return np.where(positions < num_frames, positions, PAD_INDEX)
     return positions % num_frames if short == "loop" else np.minimum(positions, num_frames - 1)
 
 
-def random_clip(num_frames: int, frames: int, step: float, u: float, short: str = "loop") -> Indices:
-    """A training window; `u` in [0, 1) chooses its start uniformly among the possible ones."""
+def random_clip(num_frames: int, frames: int, step: float, rand: float, short: str = "loop") -> Indices:
+    """A training window; `rand` in [0, 1) chooses its start uniformly among the possible ones."""
     last_start = max(0, int(num_frames - frames * step))
-    return clip_at(int(u * (last_start + 1)), num_frames, frames, step, short)
+    return clip_at(int(rand * (last_start + 1)), num_frames, frames, step, short)
 
 
-def centre_clip(num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
+def center_clip(num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
     """The one clip of validation: the window in the middle."""
     return clip_at(max(0, int(num_frames - frames * step)) // 2, num_frames, frames, step, short)
 
 
-def spread_clips(num_frames: int, frames: int, step: float, clips: int, short: str = "loop") -> list[Indices]:
+def uniform_clips(num_frames: int, frames: int, step: float, clips: int, short: str = "loop") -> list[Indices]:
     """`clips` windows spread evenly over the video, as the authors test.
 
     Starts are `int(linspace(0, max(0, L - n*s), k))` (scenic's test sampling); one clip is the centre one.
     """
     if clips == 1:
-        return [centre_clip(num_frames, frames, step, short)]
+        return [center_clip(num_frames, frames, step, short)]
     last_start = max(0, int(num_frames - frames * step))
     starts = np.linspace(0, last_start, clips).astype(int)
     return [clip_at(int(start), num_frames, frames, step, short) for start in starts]

@@ -40,7 +40,7 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-class Look(NamedTuple):
+class ClipParams(NamedTuple):
     """What is drawn for a clip: the box that is cut from its frames, the flip, and a seed for everything after."""
 
     top: int
@@ -55,10 +55,13 @@ class Look(NamedTuple):
         return TF.crop(video_TCHW, self.top - top, self.left - left, self.height, self.width)
 
 
-def around(looks: Sequence[Look]) -> tuple[int, int, int, int]:
+def union_box(all_params: Sequence[ClipParams]) -> tuple[int, int, int, int]:
     """Top, left, height and width of the box that holds all of theirs."""
-    top, left = min(look.top for look in looks), min(look.left for look in looks)
-    bottom, right = max(look.top + look.height for look in looks), max(look.left + look.width for look in looks)
+    top, left = min(params.top for params in all_params), min(params.left for params in all_params)
+    bottom, right = (
+        max(params.top + params.height for params in all_params),
+        max(params.left + params.width for params in all_params),
+    )
     return top, left, bottom - top, right - left
 
 
@@ -99,7 +102,7 @@ class TrainTransform:
         self.randaugment = v2.RandAugment(*randaugment) if randaugment else None
         self.erase = v2.RandomErasing(random_erasing) if random_erasing else None
 
-    def draw(self, height: int, width: int) -> Look:
+    def draw(self, height: int, width: int) -> ClipParams:
         """For frames of this size. The box lies in them: resizing everything and cropping then gives the same but
         for its border."""
         full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.squash)
@@ -108,14 +111,14 @@ class TrainTransform:
         top = int(torch.randint(height - box_h + 1, ()))
         left = int(torch.randint(width - box_w + 1, ()))
         flipped = bool(torch.rand(()) < self.flip)
-        return Look(top, left, box_h, box_w, flipped, seed=int(torch.randint(2**62, ())))
+        return ClipParams(top, left, box_h, box_w, flipped, seed=int(torch.randint(2**62, ())))
 
-    def finish(self, box_TCHW: Tensor, look: Look) -> Tensor:
+    def finish(self, box_TCHW: Tensor, params: ClipParams) -> Tensor:
         """uint8 [T, C, crop, crop], on the box's device."""
         video = TF.resize(box_TCHW, [self.crop, self.crop], antialias=True)
-        if look.flipped:
+        if params.flipped:
             video = TF.horizontal_flip(video)
-        with seeded(look.seed):
+        with seeded(params.seed):
             if torch.rand(()) < self.color_jitter:
                 video = self.jitter_colors(video)
             if self.randaugment is not None:

@@ -27,7 +27,7 @@ NO_SHARED_MEMORY = (
 )
 
 
-class Note(ctypes.Structure):
+class WorkerStatus(ctypes.Structure):
     """The video that a loader process has open.
 
     Attributes:
@@ -67,11 +67,11 @@ def deadline(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def explain(error: Exception, notes: Sequence[Note], timeout_s: float) -> str | None:
+def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float) -> str | None:
     """What an error of a DataLoader means for a person: which video, what happened, what to do.
 
     Args:
-        notes: of all loader processes.
+        statuses: of all loader processes.
         timeout_s: the time limit of a video.
 
     Returns:
@@ -87,12 +87,12 @@ def explain(error: Exception, notes: Sequence[Note], timeout_s: float) -> str | 
     ):  # the process died over a batch that it was handing over
         time.sleep(1)  # until it is seen to be dead
         alive = {0, *(child.pid for child in multiprocessing.active_children())}
-        dead = {note.pid for note in notes} - alive
+        dead = {status.pid for status in statuses} - alive
     if not dead:
         return None
     signal = match[1] if (match := re.search(r"killed by signal: ([^.]+)", said)) else ""
-    held = [note for note in notes if note.pid in dead and note.path]
-    late = [note for note in held if time.monotonic() - note.since_s >= timeout_s > 0]
+    held = [status for status in statuses if status.pid in dead and status.path]
+    late = [status for status in held if time.monotonic() - status.since_s >= timeout_s > 0]
     if late and not signal:
         hangs = VideoError(os.fsdecode(late[0].path), f"its decoder has not come back after {timeout_s:g} s")
         return f"{hangs} (data.timeout_s): {LEAVE_OUT}, or raise data.timeout_s where the disk or network is slow"
@@ -103,15 +103,15 @@ def explain(error: Exception, notes: Sequence[Note], timeout_s: float) -> str | 
     else:
         advice = f"where memory ran out, {LESS_MEMORY}"
         advice += f"; where it is this video every time, {LEAVE_OUT}" if held else ""
-    reading = " and ".join(os.fsdecode(note.path) for note in held) or "no video"
-    pids = ", ".join(map(str, sorted({note.pid for note in held} or dead)))
-    return f"loader process {pids} died reading {reading} ({signal or 'it is not known why'}): {advice}"
+    video_reader = " and ".join(os.fsdecode(status.path) for status in held) or "no video"
+    pids = ", ".join(map(str, sorted({status.pid for status in held} or dead)))
+    return f"loader process {pids} died reading {video_reader} ({signal or 'it is not known why'}): {advice}"
 
 
 LAST_S = 20  # for which a loader process outlives a signal to end
 
 
-def start_worker(notes: Array[Note], worker: int) -> None:
+def start_worker(statuses: Array[WorkerStatus], worker: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid != os.getppid():  # killed meanwhile: torch would take init for the parent
         os._exit(1)
@@ -122,4 +122,4 @@ def start_worker(notes: Array[Note], worker: int) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's own
-    dataset.reading = replace(dataset.reading, note=notes[worker])
+    dataset.video_reader = replace(dataset.video_reader, status=statuses[worker])

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from vivit_train.models.attention import fused_attention
 
 ModelName = Literal["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"]
-Recomputed = Literal["none", "mlp", "block"]
+ActivationCheckpointing = Literal["none", "mlp", "block"]
 MODELS: tuple[ModelName, ...] = ("vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp")
 SIZES: dict[str, dict[str, int]] = {
     "Ti": {"dim": 192, "depth": 12, "heads": 3},
@@ -84,17 +84,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.probabilities = nn.Identity()
 
-    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, read: int | None = None) -> Tensor:
+    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, num_queries: int | None = None) -> Tensor:
         if not self.eager:
-            return fused_attention(q_BhNd[:, :, :read], k_BhNd, v_BhNd)
+            return fused_attention(q_BhNd[:, :, :num_queries], k_BhNd, v_BhNd)
         scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
-        return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :read]
+        return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :num_queries]
 
-    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """Of the first `read` tokens, which may attend to all; None: of all."""
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """Of the first `num_queries` tokens, which may attend to all; None: of all."""
         qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x_BND = self.attend(q, k, v, read).transpose(1, 2).flatten(2)
+        x_BND = self.attend(q, k, v, num_queries).transpose(1, 2).flatten(2)
         return self.out(x_BND).unflatten(0, x.shape[:-2])
 
 
@@ -104,7 +104,7 @@ class FactorisedDotProductAttention(Attention):
     There is no cls token, and all tokens are read.
     """
 
-    def forward(self, x_BtnD: Tensor, read: int | None = None) -> Tensor:
+    def forward(self, x_BtnD: Tensor, num_queries: int | None = None) -> Tensor:
         B, t, n, _ = x_BtnD.shape
         qkv = self.qkv(x_BtnD).unflatten(-1, (3, 2, self.heads // 2, -1))  # [B, t, n, 3, 2, h/2, d]
         over_time, over_space = qkv.unbind(4)
@@ -129,7 +129,7 @@ class Block(nn.Module):
     """Pre-norm transformer block of models 1, 2 and, with its own attention, 4."""
 
     attention_class: type[Attention] = Attention
-    recomputed: Recomputed = "none"  # of its activations, in the backward pass
+    activation_checkpointing: ActivationCheckpointing = "none"  # of its activations, in the backward pass
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> None:
         super().__init__()
@@ -139,20 +139,20 @@ class Block(nn.Module):
         self.mlp = MLP(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """All of its tokens, or the first `read` along the second-last axis, where no others are looked at."""
-        return self.kept(self.compute, "block", x, read)
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `num_queries` along the second-last axis."""
+        return self.maybe_checkpoint(self.compute, "block", x, num_queries)
 
-    def compute(self, x: Tensor, read: int | None) -> Tensor:
-        x = x[..., :read, :] + self.drop_path(self.attention(self.norm1(x), read))
+    def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
+        x = x[..., :num_queries, :] + self.drop_path(self.attention(self.norm1(x), num_queries))
         return self.feed_forward(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.kept(self.mlp, "mlp", self.norm2(x)))
+        return x + self.drop_path(self.maybe_checkpoint(self.mlp, "mlp", self.norm2(x)))
 
-    def kept(self, part: Callable[..., Tensor], name: Recomputed, *inputs: Any) -> Tensor:
+    def maybe_checkpoint(self, part: Callable[..., Tensor], name: ActivationCheckpointing, *inputs: Any) -> Tensor:
         """What a part returns; its activations are kept for the backward pass, or it is computed again there."""
-        if self.recomputed == name and torch.is_grad_enabled():
+        if self.activation_checkpointing == name and torch.is_grad_enabled():
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
 
@@ -179,7 +179,9 @@ class FactorisedSelfAttentionBlock(Block):
         y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
         return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
 
-    def compute(self, x_BtnD: Tensor, read: int | None) -> Tensor:  # of all tokens, as there is no cls token
+    def compute(
+        self, x_BtnD: Tensor, num_queries: int | None
+    ) -> Tensor:  # of all tokens, as there is no cls token
         if self.order == "space_time":
             x_BtnD = self.over_time(self.over_space(x_BtnD))
         else:
@@ -211,7 +213,7 @@ class Encoder(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x)
         # after the last block nobody looks at any other token than the cls token: a twelfth less work in ViViT-B
-        x = self.norm(self.blocks[-1](x, read=None if self.cls_token is None else 1))
+        x = self.norm(self.blocks[-1](x, num_queries=None if self.cls_token is None else 1))
         return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
 
 
@@ -255,7 +257,7 @@ class ViViT(nn.Module):
         order: Literal["space_time", "time_space"] = "space_time",
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
-        checkpoint_activations: Recomputed = "none",
+        checkpoint_activations: ActivationCheckpointing = "none",
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -293,7 +295,7 @@ class ViViT(nn.Module):
         self.apply(init_weights)
         for module in self.modules():
             if isinstance(module, Block):
-                module.recomputed = checkpoint_activations
+                module.activation_checkpointing = checkpoint_activations
         if compile:
             from torch.fx.experimental import _config as shapes
 

@@ -28,7 +28,7 @@ def compose(overrides: list[str] | None, run_dir: Path) -> DictConfig:
     """The configuration that train.py would have with these overrides."""
     import hydra
 
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     folder = next((f for f in (package / "conf", package.parents[1] / "conf") if f.is_dir()), None)
     if folder is None:
         raise UserError("the configuration's folder conf/ is neither in the package nor beside src/")

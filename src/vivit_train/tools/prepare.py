@@ -19,10 +19,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vivit_train.data.annotations.files import below, fail, find_videos, list_videos, shown_endings, some, walk
+from vivit_train.data.annotations.files import (
+    below,
+    find_videos,
+    list_videos,
+    raise_listed,
+    shorten,
+    shown_endings,
+    walk,
+)
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.process_pool import Failure, in_children, usable_cores
+from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
 from vivit_train.utils.text import csv_cell, printable, tell
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
@@ -94,7 +102,9 @@ def plan(source: Path, target: Path, listed: Path | None, shard: tuple[int, int]
         sources.setdefault(_target_name(below(source, path)), []).append(below(source, path))
     targets = [_target_name(below(source, path)) for path in paths]
     if clashes := [f"{', '.join(sources[name])} -> {name}" for name in targets if len(sources[name]) > 1]:
-        fail("videos that would get one name", sorted(set(clashes)), "Nothing was written. Rename all but one.")
+        raise_listed(
+            "videos that would get one name", sorted(set(clashes)), "Nothing was written. Rename all but one."
+        )
     return [Job.of(path, source, target) for path in paths[shard[0] :: shard[1]]]
 
 
@@ -111,7 +121,7 @@ def _read_list(file: Path, source: Path) -> list[str]:
     lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]  # other separators may be part of a name
     paths = sorted({os.path.normpath(os.path.join(source, line)) for line in lines if line})
     if wrong := [path for path in paths if not (Path(path).is_relative_to(source) and os.path.isfile(path))]:
-        fail(f"{file} lists what is no file below {source}", wrong, "Expected one path a line.")
+        raise_listed(f"{file} lists what is no file below {source}", wrong, "Expected one path a line.")
     return paths
 
 
@@ -184,7 +194,7 @@ def prepare(
     try:
         with (
             manifest.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file,
-            closing(in_children(partial(make, settings=settings), limits, workers or usable_cores())) as results,
+            closing(run_isolated(partial(make, settings=settings), limits, workers or usable_cores())) as results,
         ):
             writer = csv.DictWriter(file, FIELDS)
             for job, result in results:
@@ -214,7 +224,7 @@ def prepare(
     if listed is not None:
         say(f"Of the videos, only those that {listed} lists were looked at.")
     if failed:
-        first = some((f"{row['source']}: {row['reason']}" for row in failed), 3)
+        first = shorten((f"{row['source']}: {row['reason']}" for row in failed), 3)
         text = f"{len(failed)} of {len(jobs)} videos could not be made, listed in {failures}: {first}"
         if len(failed) == len(jobs):
             raise UserError(text)

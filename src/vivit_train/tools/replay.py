@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vivit_train.training.callbacks import caption
 from vivit_train.training.checkpoint import load_checkpoint, read_checkpoint, restore_net
-from vivit_train.training.module import Batch, VideoClassification
+from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.nonfinite import REPLAY, clip_text, is_finite
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.plots import contact_sheet
@@ -112,11 +112,11 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[
         raise UserError(f"{file} does not hold what a step is made of: {reason(error)}") from error
 
 
-def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassification:
+def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     """The model of a saved step, in training mode, on the device that is there."""
     metadata, weights = load_checkpoint(file)
     settings = metadata.config["task"]
-    task = VideoClassification(
+    task = VideoClassifier(
         restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
@@ -129,7 +129,7 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassification:
     return task.to("cuda" if torch.cuda.is_available() else "cpu").train()
 
 
-def repeat(task: VideoClassification, batch: Batch, say: Callable[[str], object]) -> tuple[bool, list[int]]:
+def repeat(task: VideoClassifier, batch: Batch, say: Callable[[str], object]) -> tuple[bool, list[int]]:
     """One micro-batch's forward and backward pass, with the random numbers that it had.
 
     Returns:
@@ -156,7 +156,7 @@ def repeat(task: VideoClassification, batch: Batch, say: Callable[[str], object]
     return is_finite(loss.item()) and not watch.output and not watch.gradient, clips
 
 
-def draw(sheet: Path, task: VideoClassification, suspects: list[tuple[Batch, int]]) -> None:
+def draw(sheet: Path, task: VideoClassifier, suspects: list[tuple[Batch, int]]) -> None:
     """The clips after augmentation, before mixing."""
     captions = []
     for batch, b in suspects:

@@ -22,9 +22,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.utils.distributed import is_first_rank
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
 from vivit_train.utils.lock import lock_folder
+from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.text import csv_cell, printable, printable_lines, tell
 
 OUTCOME = "outcome.json"
@@ -333,7 +333,7 @@ def open_storage(file: str) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with explaining_damage(file):
+    with translate_storage_errors(file):
         return JournalStorage(JournalFileBackend(file))
 
 
@@ -342,14 +342,14 @@ def open_study(file: str, pruner: Any = None) -> Any:
     storage = open_storage(file)
     import optuna
 
-    with explaining_damage(file):
+    with translate_storage_errors(file):
         return optuna.create_study(
             storage=storage, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )
 
 
 @contextmanager
-def explaining_damage(file: str) -> Iterator[None]:
+def translate_storage_errors(file: str) -> Iterator[None]:
     """Optuna has no errors of its own for a file that holds something else."""
     try:
         yield

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vivit_train.training.module import Batch, VideoClassification
+from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.profiling import (
     FORWARD_AND_BACKWARD,
     matmul_peak,
@@ -55,7 +55,7 @@ class Report(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         self.device = trainer.strategy.root_device
         # now, as the loader's processes have not yet begun to take their share of a CPU
         peak = matmul_peak(self.device, step_dtype(str(trainer.precision)))
@@ -65,7 +65,7 @@ class Report(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started_s = self.last_line_s = time.monotonic()
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         self.first_step = trainer.global_step
         self.total_steps = planned_steps(pl_module.total_steps + pl_module.schedule_offset, trainer)
         self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
@@ -187,7 +187,7 @@ class Overfit(Callback):
         trainer.should_stop = self.last_loss < self.loss
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         targets = zip(*pl_module.by_head(self.batch["label"].cpu()), strict=True)
         names = {tuple(map(caption, row, pl_module.classes.values())) for row in targets}
         found = "learned" if self.last_loss < self.loss else "NOT learned"
@@ -216,7 +216,7 @@ class ContactSheet(Callback):
     ) -> None:
         if trainer.global_step > 0 or batch_idx > 0 or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         with torch.random.fork_rng():  # the same draws as the step that follows, without using them up
             torch.manual_seed(pl_module.step_seed(batch_idx))
             video_BCTHW, target = pl_module.training_input(batch)

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from vivit_train.data.annotations.table import SEPARATOR
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.training.metrics import Rows, average_precisions
-from vivit_train.training.module import VideoClassification
-from vivit_train.utils.distributed import explaining_lost_processes
+from vivit_train.training.module import VideoClassifier
+from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.plots import Ids, average_precision_bars, confusion
 from vivit_train.utils.text import csv_cell, file_stem, printable, tell
@@ -25,7 +25,7 @@ say = rank_zero_only(tell)
 
 
 def score_task(
-    task: VideoClassification,
+    task: VideoClassifier,
     ckpt_path: str,
     data: VideoDataModule,
     trainer: L.Trainer,
@@ -37,10 +37,10 @@ def score_task(
 
     Args:
         out: folder of metrics.json, predictions.csv and the pictures.
-        views: the protocol, temporal clips x spatial crops, such as "4x3"; order: see `TestVideos`.
+        views: the protocol, temporal clips x spatial crops, such as "4x3"; order: see `EvalDataset`.
     """
     data.views, data.order = parse_views(views), order
-    with data.explaining_lost_workers(), explaining_lost_processes():
+    with data.translate_worker_errors(), translate_rank_errors():
         trainer.test(task, datamodule=data, verbose=False)
         data.count_bad_videos()
 
@@ -75,16 +75,14 @@ def score_task(
     return results
 
 
-def pictures(task: VideoClassification) -> list[str]:
+def pictures(task: VideoClassifier) -> list[str]:
     """The names of a result's pictures."""
     if task.multi_label:
         return ["average_precision.png"]
     return [f"confusion_{file_stem(head)}.png" if head else "confusion.png" for head in task.heads]
 
 
-def draw_result(
-    out: Path, rows: Rows, task: VideoClassification, scores: Mapping[str, float], protocol: str
-) -> None:
+def draw_result(out: Path, rows: Rows, task: VideoClassifier, scores: Mapping[str, float], protocol: str) -> None:
     if task.multi_label:
         title = f"{protocol}: mAP {scores['map']:.3f} of {scores['n']} videos, {scores['map_classes']} classes"
         has_NK = rows["label"]

@@ -9,10 +9,10 @@ import lightning as L
 import torch
 
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.utils.errors import LackOfMemoryError, UserError, reason
+from vivit_train.utils.errors import OutOfMemoryError, UserError, reason
 
 
-def unwritten(trainer: L.Trainer, best: str) -> str:
+def missing_checkpoint(trainer: L.Trainer, best: str) -> str:
     """What a run says at its end, where its best checkpoint is not there to be scored."""
     why = getattr(trainer.strategy.checkpoint_io, "failure", "") or f"{best} is gone"
     folder = Path(best).parent
@@ -28,11 +28,11 @@ FIRST_STEPS = 10  # of an attempt, that are not missed where it begins anew
 
 
 @contextmanager
-def explaining_lack_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterator[None]:
+def translate_out_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterator[None]:
     """Says which micro-batch did not fit into memory, and what to set.
 
     Raises:
-        LackOfMemoryError: with half the micro-batch where one process has taken its first steps.
+        OutOfMemoryError: with half the micro-batch where one process has taken its first steps.
     """
     try:
         yield
@@ -49,14 +49,14 @@ def explaining_lack_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iter
         )
         if not half:
             advice = "it cannot be halved: lower data.frames, data.crop or model.size, or trainer.precision"
-            raise LackOfMemoryError(text + advice, None) from error
+            raise OutOfMemoryError(text + advice, None) from error
         text += f"data.micro_batch={half} takes half; recipe.global_batch={data.global_batch} stays as it is"
         early = done < FIRST_STEPS and trainer.world_size == 1
-        raise LackOfMemoryError(text, half if early else None) from error
+        raise OutOfMemoryError(text, half if early else None) from error
 
 
 @contextmanager
-def explaining_failed_compilation() -> Iterator[None]:
+def translate_compile_errors() -> Iterator[None]:
     logging.getLogger("torch._functorch").setLevel(logging.ERROR)  # a page of traceback, and the error after it
     try:
         yield

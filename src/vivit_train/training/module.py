@@ -18,15 +18,15 @@ from vivit_train.models.vivit import Block, ViViT
 from vivit_train.training.checkpoint import KEY
 from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.training.optim import parameter_groups, warmup_cosine
-from vivit_train.training.profiling import forward_flops, whole
-from vivit_train.training.resume import keep_paths_inside, number_as_fsdp, place_in_epoch, shift_in_epoch
+from vivit_train.training.profiling import forward_flops, full_tensor
+from vivit_train.training.resume import align_loop_progress, keep_paths_inside, shift_loop_progress, to_fqn_order
 from vivit_train.utils.errors import UserError
 
 Batch = dict[str, Any]
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
 
 
-class VideoClassification(L.LightningModule):
+class VideoClassifier(L.LightningModule):
     """Trains and scores a ViViT.
 
     Args:
@@ -204,7 +204,7 @@ class VideoClassification(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        self.log("train/grad_norm", whole(torch.nn.utils.clip_grad_norm_(self.parameters(), limit)))
+        self.log("train/grad_norm", full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters(), limit)))
 
     def configure_optimizers(self) -> Any:
         try:
@@ -221,7 +221,7 @@ class VideoClassification(L.LightningModule):
         if self.device_mesh is None:
             states = checkpoint.get("optimizer_states", [])  # of weights alone there are none
             for state, optimizer in zip(states, self.trainer.optimizers, strict=False):
-                number_as_fsdp(state, optimizer, self)
+                to_fqn_order(state, optimizer, self)
         with self.epoch_loss.sync_context():  # of all processes
             checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
 
@@ -241,8 +241,8 @@ class VideoClassification(L.LightningModule):
                     group["fused"] = fused
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
-        place_in_epoch(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)
+        align_loop_progress(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         before = checkpoint.get(type(data).__qualname__, {}).get("steps_per_epoch")
         if before not in (None, data.steps_per_epoch):
-            shift_in_epoch(progress, before * now, data.steps_per_epoch * now, now)
+            shift_loop_progress(progress, before * now, data.steps_per_epoch * now, now)

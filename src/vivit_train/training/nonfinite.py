@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.training.checkpoint import KEY
-from vivit_train.training.module import Batch, VideoClassification
-from vivit_train.training.profiling import total_norm, whole
-from vivit_train.training.resume import WholeFiles
+from vivit_train.training.module import Batch, VideoClassifier
+from vivit_train.training.profiling import full_tensor, total_norm
+from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable, tell
@@ -24,7 +24,7 @@ IN_A_ROW = 20  # steps that are not finite, then it is not the clips; a loss sca
 FILES = 5  # steps of a run that skips; each file holds the model's weights
 
 
-class Health(Callback):
+class NonFiniteGuard(Callback):
     """Looks at each optimizer step's loss and gradient before it is taken, and at the weights.
 
     A step whose loss or gradient is not finite is not taken: weights and optimizer stay as they were. What it was
@@ -61,7 +61,7 @@ class Health(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         self.inputs.append((batch, pl_module.step_seed(batch_idx)))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -75,7 +75,7 @@ class Health(Callback):
         norm = total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
         *values, norm_value = torch.stack([*losses, norm.float()]).tolist()
         bad = [i for i, value in enumerate(values) if not is_finite(value)]
-        bad_loss, bad_norm = distributed.any_of(bool(bad), not is_finite(norm_value))
+        bad_loss, bad_norm = distributed.any_rank(bool(bad), not is_finite(norm_value))
         if not (bad_loss or bad_norm):
             self.in_a_row = 0
             return
@@ -87,7 +87,7 @@ class Health(Callback):
         # what is sent backward is the mean's share, and scaled
         unit = trainer.accumulate_grad_batches / (1.0 if scaler is None else float(scaler.get_scale()))
         values = [value * unit for value in values]
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         # `global_step` counts the steps that are done
         step = f"step {trainer.global_step + 1}"
         what = f"the gradient of {step} is not finite (its norm is {norm_value}), though the losses are"
@@ -102,7 +102,9 @@ class Health(Callback):
         file = self.folder / f"step_{trainer.global_step + 1}_rank_{trainer.global_rank}.pt"
         self.found += 1
         if self.found <= FILES:
-            weights = {f"net.{name}": whole(value).cpu() for name, value in pl_module.net.state_dict().items()}
+            weights = {
+                f"net.{name}": full_tensor(value).cpu() for name, value in pl_module.net.state_dict().items()
+            }
             if mine:
                 self.save(file, trainer, pl_module, weights, inputs, values, norm_value)
                 lines += [f"`vivit replay {file}` says where it arose"] if file.exists() else []
@@ -120,13 +122,13 @@ class Health(Callback):
         )
         if self.on_nonfinite == "stop":
             advice += "; callbacks.health.on_nonfinite=skip leaves such steps out"
-        distributed.end_together(UserError("\n".join([f"{what}{again}", *lines, advice])))
+        distributed.abort_all_ranks(UserError("\n".join([f"{what}{again}", *lines, advice])))
 
     def save(
         self,
         file: Path,
         trainer: L.Trainer,
-        task: VideoClassification,
+        task: VideoClassifier,
         weights: dict[str, Tensor],
         inputs: list[tuple[Batch, int]],
         losses: list[float],
@@ -149,12 +151,12 @@ class Health(Callback):
             "gradient_norm": gradient_norm,
             "micro_batches": micro_batches,
         }
-        WholeFiles().save_checkpoint({KEY: task.metadata, "state_dict": weights, REPLAY: step}, file)
+        AtomicCheckpointIO().save_checkpoint({KEY: task.metadata, "state_dict": weights, REPLAY: step}, file)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, VideoClassification)
+        assert isinstance(pl_module, VideoClassifier)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # the loggers write as seldom
         if not self.inputs and trainer.global_step % every == 0:
             pl_module.log("train/weight_norm", total_norm(pl_module.net.parameters()))
@@ -165,7 +167,7 @@ class Health(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         named = dict(pl_module.named_parameters())
-        finite = torch.stack([whole(weight.detach().isfinite().all()) for weight in named.values()])
+        finite = torch.stack([full_tensor(weight.detach().isfinite().all()) for weight in named.values()])
         if not finite.all():
             first = list(named)[finite.tolist().index(False)]
             raise UserError(
@@ -178,17 +180,17 @@ def is_finite(value: float) -> bool:
     return abs(value) < float("inf")  # which a nan is not
 
 
-def manifest(trainer: L.Trainer) -> Manifest:
+def manifest(trainer: L.Trainer) -> ClipTable:
     data: Any = trainer
     assert isinstance(data.datamodule, VideoDataModule)
     return data.datamodule.splits.train
 
 
-def paths(batch: Batch, rows: Manifest) -> list[str]:
+def paths(batch: Batch, rows: ClipTable) -> list[str]:
     return [str(rows.paths[row]) for row in batch["index"].tolist()]
 
 
-def clips(batch: Batch, rows: Manifest) -> list[str]:
+def clips(batch: Batch, rows: ClipTable) -> list[str]:
     """Of each clip its file and the frames of it."""
     pairs = zip(paths(batch, rows), batch["frame_numbers"], strict=True)
     return [clip_text(path, frames) for path, frames in pairs]

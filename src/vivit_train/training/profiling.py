@@ -41,7 +41,7 @@ def step_dtype(precision: str) -> torch.dtype:
 
 
 @cache
-def gain_of_half(dtype: torch.dtype) -> float:
+def half_precision_speedup(dtype: torch.dtype) -> float:
     """How many times as fast as in float32 this processor trains one block of ViViT-S on one picture's tokens by
     autocast to `dtype`. Measured once per process, in a tenth of a second, as no list of instructions tells it:
     with AVX-512's bf16 one processor was faster, another slower (docs/benchmarks.md)."""
@@ -83,14 +83,14 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return products * 2 * n**3 / best_s
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Itself; of a tensor that trainer=fsdp shares out among processes all of it, for which all ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Of all of them as one vector, in every process."""
-    return whole(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
+    return full_tensor(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
 
 
 def peak_memory_gb(device: torch.device) -> float:

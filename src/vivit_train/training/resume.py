@@ -26,7 +26,7 @@ from vivit_train.utils.text import tell
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints bear another name until they are whole and on the disk.
 
     One that cannot be written, for want of space say, is a message; the one before it stays, and training goes on.
@@ -59,7 +59,7 @@ class WholeFiles(TorchCheckpointIO):
             tell(f"checkpoint {path} was not written ({reason(cause)}); training goes on")
 
 
-class Latest(Checkpoint):
+class LastCheckpoint(Checkpoint):
     """Writes the latest checkpoint: at the end of each epoch, every `minutes` in between, and at a signal to end.
 
     After whole steps only: gradients that are still being accumulated are no part of a checkpoint.
@@ -92,7 +92,7 @@ class Latest(Checkpoint):
         """Whether a checkpoint is due by the first process's clock, and whether any process was told to stop."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, VideoDataModule)
-        due, stops, bad_videos = distributed.any_of(
+        due, stops, bad_videos = distributed.any_rank(
             due and trainer.is_global_zero, self.received is not None, bool(data.new_bad_videos)
         )
         if bad_videos:
@@ -104,7 +104,7 @@ class Latest(Checkpoint):
             f"stopped after step {trainer.global_step}; `ckpt_path=last` in this run's folder goes on after step "
         )
         received = self.received or signal.SIGTERM
-        distributed.end_together(StoppedError(received, f"{text}{self.saved_step}"))
+        distributed.abort_all_ranks(StoppedError(received, f"{text}{self.saved_step}"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_s, self.step = time.monotonic(), trainer.global_step
@@ -172,7 +172,7 @@ def check_resumable(path: Path) -> tuple[int, Any]:
 
 
 @contextmanager
-def explaining_failed_resume(trainer: L.Trainer, path: str | None) -> Iterator[None]:
+def translate_resume_errors(trainer: L.Trainer, path: str | None) -> Iterator[None]:
     """Says that a checkpoint's state of the loops, the optimizer or the callbacks is not this run's.
 
     Raises:
@@ -211,7 +211,7 @@ def keep_paths_inside(callbacks: dict[str, Any], folder: Path) -> None:
             callbacks[key] = {"dirpath": None, "best_model_path": ""}
 
 
-def number_as_fsdp(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:
+def to_fqn_order(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:
     """Numbers the parameters of an optimizer's state as they come in the module: trainer=fsdp reads nothing else.
 
     torch numbers them as they come in the optimizer's groups; it reads any numbers, by their places in the groups.
@@ -223,13 +223,13 @@ def number_as_fsdp(state: dict[str, Any], optimizer: torch.optim.Optimizer, modu
         group["params"] = [theirs[i] for i in group["params"]]
 
 
-def place_in_epoch(
+def align_loop_progress(
     epoch_loop: dict[str, Any], progress: dict[str, Any], accumulated: int, accumulation: int
 ) -> None:
     """Turns Lightning's state of a checkpoint into what it expects of one that is written behind a whole step.
 
-    One that `Latest` writes has begun with the next micro-batch. And one of another number of processes counts
-    `accumulated` micro-batches to a step, where there are now `accumulation`.
+    A checkpoint that `LastCheckpoint` writes has begun the next micro-batch. One of another number of processes
+    counts `accumulated` micro-batches to a step, where there are now `accumulation`.
     """
     ahead = progress["current"]["ready"] - progress["current"]["processed"]
     epoch_loop["_batches_that_stepped"] -= ahead
@@ -241,7 +241,7 @@ def place_in_epoch(
         progress["is_last_batch"] = False
 
 
-def shift_in_epoch(progress: dict[str, Any], before: int, now: int, accumulation: int) -> None:
+def shift_loop_progress(progress: dict[str, Any], before: int, now: int, accumulation: int) -> None:
     """Moves Lightning's progress in an epoch of `before` micro-batches into one of `now`: behind its end where it
     was, else at the same place, with one step at least still to come."""
     current = progress["current"]

@@ -39,12 +39,12 @@ def group() -> Any:
     return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-def any_of(*flags: bool) -> list[bool]:
+def any_rank(*flags: bool) -> list[bool]:
     """Of each flag, whether any process has raised it. All processes ask together."""
     if count() == 1:
         return list(flags)
     raised = torch.tensor(flags, dtype=torch.uint8)
-    with leaving_the_gpu():
+    with exit_on_lost_rank():
         dist.all_reduce(raised, dist.ReduceOp.MAX, group())
     return [bool(flag) for flag in raised.tolist()]
 
@@ -54,13 +54,13 @@ def gather(value: T) -> list[T]:
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
-    with leaving_the_gpu():
+    with exit_on_lost_rank():
         dist.all_gather_object(values, value, group())
     return values
 
 
 @contextmanager
-def leaving_the_gpu() -> Iterator[None]:
+def exit_on_lost_rank() -> Iterator[None]:
     """Ends this process at once where another has gone and a GPU waits for it: for half an hour, and whoever
     cleans up waits for the GPU."""
     try:
@@ -84,7 +84,7 @@ def loss() -> str:
 
 
 @contextmanager
-def explaining_lost_processes() -> Iterator[None]:
+def translate_rank_errors() -> Iterator[None]:
     """Says so where another process of the job is gone."""
     try:
         yield
@@ -94,7 +94,7 @@ def explaining_lost_processes() -> Iterator[None]:
         raise
 
 
-def end_together(error: UserError) -> NoReturn:
+def abort_all_ranks(error: UserError) -> NoReturn:
     """Ends all processes, which have all found the same. All of them call it.
 
     Raises:
@@ -108,7 +108,7 @@ def end_together(error: UserError) -> NoReturn:
     sys.exit(getattr(error, "code", 1))
 
 
-class SameEverywhere(Callback):
+class CheckRankConsistency(Callback):
     """Ends a job whose processes have different configurations or data, before they wait for each other for ever.
 
     Folders that hold the time of the start may differ: the first process alone writes.
@@ -135,7 +135,7 @@ class SameEverywhere(Callback):
         if lines := differences(gather(self.facts)):
             more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
             text = "the processes of this job do not agree; start all of them with the same command and data:"
-            end_together(UserError("\n".join([text, *lines[:SHOWN], *more])))
+            abort_all_ranks(UserError("\n".join([text, *lines[:SHOWN], *more])))
 
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -156,10 +156,3 @@ def differences(facts: list[dict[str, Any]]) -> list[str]:
         if other is not None:
             lines.append(f"  {key}: {values[0]} in process 0, {values[other]} in process {other}")
     return lines
-
-
-RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID")
-
-
-def is_first_rank() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)

@@ -63,7 +63,7 @@ def end_on_signals() -> None:
         signal.signal(name, end)
 
 
-class LackOfMemoryError(UserError):
+class OutOfMemoryError(UserError):
     """A micro-batch that does not fit into memory.
 
     Attributes:

@@ -40,7 +40,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_children(
+def run_isolated(
     work: Callable[[J], R], jobs: Mapping[J, float], workers: int
 ) -> Generator[tuple[J, R | Failure], None, None]:
     """`work` of each job, as it is done.

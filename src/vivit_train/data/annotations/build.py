@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from vivit_train.data.annotations.files import (
     IS_VIDEO,
     ending_of,
-    fail,
     find_file,
     list_videos,
     picture_folders,
+    raise_listed,
     read_classes,
+    shorten,
     shown_endings,
-    some,
     subfolders,
 )
-from vivit_train.data.annotations.table import SEPARATOR, Classes, LabelSets, Manifest, Splits, StrPath
+from vivit_train.data.annotations.table import SEPARATOR, Classes, ClipTable, LabelSets, Splits, StrPath
 from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
@@ -50,7 +50,7 @@ def make_splits(
     classes: Classes,
     ids: Mapping[str, Mapping[str, int]],
     source: str,
-    tree: str,
+    expected_layout: str,
     max_missing: float = 0,
     may_lack_clips: bool = False,
     may_differ: bool = False,
@@ -62,7 +62,7 @@ def make_splits(
     Args:
         tables: the rows of each split; files: where they came from.
         ids: head -> label as written -> class id.
-        source, tree: of the data, in one line, and the layout that was expected, for messages.
+        source, expected_layout: of the data, in one line, and the layout that was expected, for messages.
         max_missing: share of a split's rows that may lack their video.
         may_lack_clips: classes without training clips are fine.
         may_differ: a clip that is listed under two labels is worth a notice, not an error.
@@ -71,7 +71,7 @@ def make_splits(
     notices = list(notices)
     bare = [str(files[split]) for split, rows in tables.items() if not rows]
     if bare:
-        fail("no clips", bare, f"A split needs at least one.\n{tree}")
+        raise_listed("no clips", bare, f"A split needs at least one.\n{expected_layout}")
 
     problems: list[str] = []
     missing: dict[str, list[str]] = {}
@@ -101,26 +101,27 @@ def make_splits(
             clips_are = "segments have their video" if rows[0].span_s else "videos found"
             text = (
                 f"{files[split]}: {len(rows) - rows_lost:,} of {len(rows):,} {clips_are}; "
-                f"first missing: {some(lost, 2)}"
+                f"first missing: {shorten(lost, 2)}"
             )
             (too_many if rows_lost > min(max_missing * len(rows), len(rows) - 1) else notices).append(text)
     if problems:
         numbered = all(map(NUMERIC_ID.fullmatch, next(iter(ids.values()))))
         known = [
-            f"ids from 0 to {len(names) - 1}" if numbered else f"one of {some(names)}"
+            f"ids from 0 to {len(names) - 1}" if numbered else f"one of {shorten(names)}"
             for names in classes.values()
         ]
         once = "all labels of a video in one row" if multi_label else "one label per video"
         advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(source)}."
-        fail("wrong labels", problems, advice)
+        raise_listed("wrong labels", problems, advice)
     for names in classes.values():
         if len(names) < 2 and not multi_label:
             raise UserError(
-                f"only one class, {names[0]!r}, in {printable(source)}; a classifier needs at least two.\n{tree}"
+                f"only one class, {names[0]!r}, in {printable(source)}; a classifier needs at least two.\n"
+                f"{expected_layout}"
             )
     if too_many:
         advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
-        fail("too many missing videos", too_many, f"{advice}\n{tree}")
+        raise_listed("too many missing videos", too_many, f"{advice}\n{expected_layout}")
 
     manifests = {split: make_manifest(rows, classes, ids, multi_label) for split, rows in tables.items()}
     manifests.setdefault("train", make_manifest([], classes, ids, multi_label))
@@ -133,16 +134,16 @@ def make_splits(
                 listed = Counter(ids[name][label] for row in rows for label in row.labels[own])
                 lines = [f"class {i} ({names[i]}): {listed[i]} rows, 0 videos found" for i in empty]
                 advice = "Ids run from 0 without gaps. Empty on purpose: data.reader.classes=<file of names>."
-                fail(f"classes without clips in {files[split]}", lines, advice)
+                raise_listed(f"classes without clips in {files[split]}", lines, advice)
             if empty:
-                listed_names = some([names[i] for i in empty])
+                listed_names = shorten([names[i] for i in empty])
                 kind = f"{name} classes" if name else "classes"
                 notices.append(f"{split} has no clips of {len(empty)} of {len(names)} {kind}: {listed_names}")
     clips = {split: set(manifest.ids.tolist()) for split, manifest in manifests.items()}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(clips[one] & clips.get(other, set()))
         if both:
-            notices.append(f"{one} and {other} share {len(both)} clips: {some(both)}")
+            notices.append(f"{one} and {other} share {len(both)} clips: {shorten(both)}")
     test = manifests.get("test")
     return Splits(classes, manifests["train"], manifests["val"], test, source, tuple(notices), missing)
 
@@ -153,11 +154,11 @@ def label_text(row: Row) -> str:
 
 def make_manifest(
     rows: list[Row], classes: Classes, ids: Mapping[str, Mapping[str, int]], multi_label: bool = False
-) -> Manifest:
+) -> ClipTable:
     rows = [row for row in rows if row.found]
     foreign = [ascii(row.path) for row in rows if _FOREIGN.search(row.path)]
     if foreign:
-        fail("file names that are not UTF-8", foreign, "Rename them.")
+        raise_listed("file names that are not UTF-8", foreign, "Rename them.")
     labels: NDArray[np.int64] | LabelSets
     if multi_label:
         labels = LabelSets.of([{ids[""][label] for label in row.labels} for row in rows], len(classes[""]))
@@ -165,7 +166,7 @@ def make_manifest(
         found = [[known[label] for label, known in zip(row.labels, ids.values(), strict=True)] for row in rows]
         labels = np.array(found, np.int64).reshape(-1, len(ids))
     has_spans = any(row.span_s for row in rows)
-    return Manifest(
+    return ClipTable(
         paths=np.array([row.path for row in rows], np.dtypes.StringDType()),
         labels=labels,
         ids=np.array([row.id for row in rows], np.dtypes.StringDType()),
@@ -177,17 +178,17 @@ def split_labels(labels: str) -> tuple[str, ...]:
     return tuple(label.strip() for label in labels.split(SEPARATOR)) if labels else ()
 
 
-def class_names(root: Path, tree: str, classes: StrPath | Sequence[str]) -> tuple[tuple[str, ...], str]:
+def class_names(root: Path, expected_layout: str, classes: StrPath | Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The names, and words for `source` that say which file they are from."""
     if isinstance(classes, Mapping):
-        raise UserError(f"the model has the heads {some(classes)}, but this data has one label per video")
+        raise UserError(f"the model has the heads {shorten(classes)}, but this data has one label per video")
     if not isinstance(classes, str | os.PathLike):
         return tuple(classes), ""
-    file = find_file(root, tree, "classes", classes)
+    file = find_file(root, expected_layout, "classes", classes)
     return read_classes(file), f", classes {file}"
 
 
-def clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, list[str]]:
+def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
     for name in subfolders(folder):
@@ -206,10 +207,10 @@ def clips_by_class(folder: Path, tree: str, notices: list[str]) -> dict[str, lis
     classes = {name: classes[name] for name in sorted(classes)}
     loose = [name for name in sorted(os.listdir(folder)) if IS_VIDEO.fullmatch(name)]
     if not classes:
-        found = f"only loose videos: {some(loose)}" if loose else "the folder is empty or has no videos"
-        raise UserError(f"no class folders in {printable(folder)}; {found}\n{tree}")
+        found = f"only loose videos: {shorten(loose)}" if loose else "the folder is empty or has no videos"
+        raise UserError(f"no class folders in {printable(folder)}; {found}\n{expected_layout}")
     if loose:
-        notices.append(f"{len(loose)} videos in {folder} are in no class folder and are ignored: {some(loose)}")
+        notices.append(f"{len(loose)} videos in {folder} are in no class folder and are ignored: {shorten(loose)}")
     if others:
         notices.append(f"no videos by their names, so left out of {folder}: {shown_endings(others)}")
     return classes

@@ -10,11 +10,11 @@ from vivit_train.data.annotations.files import (
     VIDEO_PATTERN,
     Listings,
     below,
-    fail,
     find_files,
     open_root,
+    raise_listed,
     read_lines,
-    some,
+    shorten,
     unquote,
 )
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
@@ -62,8 +62,8 @@ def read_csv(
         UserError: a file is missing or malformed, a label is unknown, a video is listed under different labels, a
             class has no training clips, or too many videos are missing.
     """
-    top, tree = open_root(root, CSV_TREE)
-    files = find_files(top, tree, train, val, test, classes)
+    top, expected_layout = open_root(root, CSV_TREE)
+    files = find_files(top, expected_layout, train, val, test, classes)
     problems: list[str] = []
     listings = Listings()
     tables = {split: _read_rows(file, top, listings, problems, multi_label) for split, file in files.items()}
@@ -77,19 +77,21 @@ def read_csv(
             if multi_label
             else "one label, in quotes where it has a comma"
         )
-        fail("malformed rows", problems, f"{advice} {labels}.")
+        raise_listed("malformed rows", problems, f"{advice} {labels}.")
 
     beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
-    names, named_by = class_names(top, tree, classes or next(filter(Path.is_file, beside), ()))
+    names, named_by = class_names(top, expected_layout, classes or next(filter(Path.is_file, beside), ()))
     written = {split: {label for row in table for label in row.labels} for split, table in tables.items()}
     reference = written["train" if train else "val"]
     bare = [str(files[split]) for split, labels in written.items() if tables[split] and not labels]
     if bare:
-        fail("no row has a label", bare, f"Nothing could be learned from it, nor scored.\n{tree}")
+        raise_listed(
+            "no row has a label", bare, f"Nothing could be learned from it, nor scored.\n{expected_layout}"
+        )
     notices = []
     if several := [label for label in sorted(set().union(*written.values())) if SEPARATOR in label]:
         advice = f"data.reader.multi_label=true has a class on each side of the {SEPARATOR!r}"
-        notices.append(f"{len(several)} labels are taken as one class each: {some(several, 2)}; {advice}")
+        notices.append(f"{len(several)} labels are taken as one class each: {shorten(several, 2)}; {advice}")
     if all(map(NUMERIC_ID.fullmatch, reference)):
         numeric = filter(NUMERIC_ID.fullmatch, set().union(*written.values()))
         # of thousands of digits Python reads none; 19 are no class either
@@ -105,8 +107,8 @@ def read_csv(
         files,
         {"": names},
         {"": ids},
-        f"csv {some(files.values())}{named_by}",
-        tree,
+        f"csv {shorten(files.values())}{named_by}",
+        expected_layout,
         max_missing,
         may_lack_clips=classes is not None,
         notices=[*listings.notices, *notices],

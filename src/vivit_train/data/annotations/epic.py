@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row
-from vivit_train.data.annotations.files import PLACES, find_file, find_files, open_root, read_classes, some
+from vivit_train.data.annotations.files import PLACES, find_file, find_files, open_root, read_classes, shorten
 from vivit_train.data.annotations.lookup import Problems, Videos, official_splits, read_columns, seconds
 from vivit_train.data.annotations.table import Classes, Splits, StrPath
 from vivit_train.utils.errors import UserError
@@ -41,15 +41,15 @@ def read_epic(
     Raises:
         UserError: a file is missing or malformed or has no labels, or too many videos are missing.
     """
-    top, tree = open_root(root, EPIC_TREE)
+    top, expected_layout = open_root(root, EPIC_TREE)
     if classes is not None and not (isinstance(classes, Mapping) and {"verb", "noun"} <= set(classes)):
         raise UserError(
-            f"epic_kitchens100 needs a model with the heads verb and noun; this one has {some(classes)}"
+            f"epic_kitchens100 needs a model with the heads verb and noun; this one has {shorten(classes)}"
         )
-    files = find_files(top, tree, train, val, test, "both class files", EPIC_PLACES)
+    files = find_files(top, expected_layout, train, val, test, "both class files", EPIC_PLACES)
     places = (f"{files['val'].parent}/{{}}", *EPIC_PLACES)
     class_files = {
-        head: find_file(top, tree, f"{head} class", f"EPIC_100_{head}_classes.csv", places)
+        head: find_file(top, expected_layout, f"{head} class", f"EPIC_100_{head}_classes.csv", places)
         for head in ("verb", "noun")
     }
     published = {head: read_classes(file) for head, file in class_files.items()}
@@ -57,8 +57,8 @@ def read_epic(
     tables = {split: list(_epic_rows(file, published, videos, problems)) for split, file in files.items()}
     problems.check()
     names = {head: tuple(classes[head] if classes else published[head]) for head in published}
-    source = f"epic_kitchens100 {some([*files.values(), *class_files.values()])}"
-    return official_splits(tables, files, names, source, tree, max_missing)
+    source = f"epic_kitchens100 {shorten([*files.values(), *class_files.values()])}"
+    return official_splits(tables, files, names, source, expected_layout, max_missing)
 
 
 def _epic_rows(file: Path, names: Classes, videos: "Videos", problems: "Problems") -> Iterator[Row]:

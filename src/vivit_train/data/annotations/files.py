@@ -83,7 +83,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     count = Counter(names)
     wrong = [f"class {i}: {name!r}" for i, name in enumerate(names) if not name or count[name] > 1]
     if wrong:
-        fail(f"wrong class names in {file}", wrong, f"Expected {expected}.")
+        raise_listed(f"wrong class names in {file}", wrong, f"Expected {expected}.")
     return tuple(names)
 
 
@@ -118,22 +118,22 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def open_root(root: StrPath, tree: str) -> tuple[Path, str]:
+def open_root(root: StrPath, expected_layout: str) -> tuple[Path, str]:
     if is_url(os.fspath(root)):
         raise UserError(
             f"data.root={root} is a URL, and annotation files are read from the disk only: "
             "data=csv data.root=FOLDER, with the URLs of the videos in them"
         )
     path = Path(os.path.abspath(os.path.expanduser(root)))
-    tree = tree.format(root=printable(path))
+    expected_layout = expected_layout.format(root=printable(path))
     if not path.is_dir():
-        raise UserError(f"no folder {printable(path)}: set the data set's root.\n{tree}")
-    return path, tree
+        raise UserError(f"no folder {printable(path)}: set the data set's root.\n{expected_layout}")
+    return path, expected_layout
 
 
 def find_files(
     root: Path,
-    tree: str,
+    expected_layout: str,
     train: StrPath | None,
     val: StrPath,
     test: StrPath | None,
@@ -141,16 +141,16 @@ def find_files(
     places: Sequence[str] = PLACES,
 ) -> dict[str, Path]:
     if not val:
-        raise UserError(f"no validation annotations: data.val=<file> is needed.\n{tree}")
+        raise UserError(f"no validation annotations: data.val=<file> is needed.\n{expected_layout}")
     if not train and not classes:
         raise UserError(
             "without training annotations (data.train=null) the classes must come from data.reader.classes=<file>"
         )
     wanted = {"train": train, "val": val, "test": test}
-    return {split: find_file(root, tree, split, file, places) for split, file in wanted.items() if file}
+    return {split: find_file(root, expected_layout, split, file, places) for split, file in wanted.items() if file}
 
 
-def find_file(root: Path, tree: str, what: str, file: StrPath, places: Sequence[str] = PLACES) -> Path:
+def find_file(root: Path, expected_layout: str, what: str, file: StrPath, places: Sequence[str] = PLACES) -> Path:
     """The first there of `places`, names below root with {} for the file, and of the file as given."""
     # root first: a train.csv in the working folder may be another data set's
     below_root = () if os.path.isabs(file) else [root / place.replace("{}", os.fspath(file)) for place in places]
@@ -162,8 +162,8 @@ def find_file(root: Path, tree: str, what: str, file: StrPath, places: Sequence[
     patterns = [f"{folder}*.{ending}" for folder in ("", "annotations/") for ending in endings]
     there = [path.relative_to(root) for pattern in patterns for path in sorted(root.glob(pattern))]
     raise UserError(
-        f"no {what} file {printable(file)}; looked for {some(candidates)}\n"
-        f"Annotation files in {printable(root)}: {some(there) or 'none'}.\n{tree}"
+        f"no {what} file {printable(file)}; looked for {shorten(candidates)}\n"
+        f"Annotation files in {printable(root)}: {shorten(there) or 'none'}.\n{expected_layout}"
     )
 
 
@@ -194,7 +194,7 @@ def ending_of(name: str) -> str:
 
 def shown_endings(counts: Counter[str]) -> str:
     most_first = sorted((-n, ending) for ending, n in counts.items())
-    return some(f"{-n:,} {ending or 'without an ending'}" for n, ending in most_first)
+    return shorten(f"{-n:,} {ending or 'without an ending'}" for n, ending in most_first)
 
 
 def picture_folders(folder: Path) -> list[str]:
@@ -227,14 +227,14 @@ def unquote(text: str) -> str:
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
-def some(things: Iterable[object], shown: int = SHOWN) -> str:
+def shorten(things: Iterable[object], shown: int = SHOWN) -> str:
     """The first of them, for a message."""
     items = list(map(excerpt, things))
     more = f", ... ({len(items)} in all)" if len(items) > shown else ""
     return ", ".join(items[:shown]) + more
 
 
-def fail(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
+def raise_listed(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
     """Raises a UserError with the first of the problems, a line each."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     shown = map(excerpt, problems[:SHOWN])

@@ -4,7 +4,14 @@ import hashlib
 from collections.abc import Sequence
 
 from vivit_train.data.annotations.build import Row, clips_by_class, make_splits
-from vivit_train.data.annotations.files import VIDEO_EXTENSIONS, below, fail, open_root, some, subfolders
+from vivit_train.data.annotations.files import (
+    VIDEO_EXTENSIONS,
+    below,
+    open_root,
+    raise_listed,
+    shorten,
+    subfolders,
+)
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
@@ -45,7 +52,7 @@ def read_folder(
     Raises:
         UserError: a folder is missing or has no videos, a class has no training clips, or there is only one.
     """
-    top, tree = open_root(root, FOLDER_TREE)
+    top, expected_layout = open_root(root, FOLDER_TREE)
     notices: list[str] = []
     has_splits = (top / "train").is_dir() and ((top / "val").is_dir() or bool(subfolders(top / "train")))
     if train or val or test or has_splits:
@@ -58,17 +65,23 @@ def read_folder(
         if absent:
             there = printable(", ".join(subfolders(top))) or "none"
             advice = "Name the split folders with data.train=, data.val= and data.test= (data.val=test is fine)."
-            fail("missing folders", absent, f"Folders in {printable(top)}: {there}. {advice}\n{tree}")
-        clips = {split: clips_by_class(folder, tree, notices) for split, folder in folders.items()}
-        source = f"folders {some(folders.values())}"
+            raise_listed(
+                "missing folders", absent, f"Folders in {printable(top)}: {there}. {advice}\n{expected_layout}"
+            )
+        clips = {split: clips_by_class(folder, expected_layout, notices) for split, folder in folders.items()}
+        source = f"folders {shorten(folders.values())}"
     elif classes:
-        folders, clips, source = {"val": top}, {"val": clips_by_class(top, tree, notices)}, f"folder {top}"
+        folders, clips, source = (
+            {"val": top},
+            {"val": clips_by_class(top, expected_layout, notices)},
+            f"folder {top}",
+        )
     else:
         if not 0 < val_percent < 100:
             raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
         folders = {"train": top, "val": top}
         clips = {"train": {}, "val": {}}
-        for name, paths in clips_by_class(top, tree, notices).items():
+        for name, paths in clips_by_class(top, expected_layout, notices).items():
             # by hash, not by a generator: the same on every machine and version, whatever clips come later
             paths.sort(
                 key=lambda path: hashlib.sha256(
@@ -81,7 +94,7 @@ def read_folder(
 
     empty = [str(folders["train"] / name) for name, paths in clips.get("train", {}).items() if not paths]
     if empty:
-        fail(
+        raise_listed(
             "class folders without videos",
             empty,
             f"Fill or delete them. Looked for {', '.join(VIDEO_EXTENSIONS)}.",
@@ -94,5 +107,5 @@ def read_folder(
     ids = {name: i for i, name in enumerate(names)}
     lacking = classes is not None
     return make_splits(
-        tables, folders, {"": names}, {"": ids}, source, tree, may_lack_clips=lacking, notices=notices
+        tables, folders, {"": names}, {"": ids}, source, expected_layout, may_lack_clips=lacking, notices=notices
     )

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names, make_splits
-from vivit_train.data.annotations.files import find_files, open_root, some
+from vivit_train.data.annotations.files import find_files, open_root, shorten
 from vivit_train.data.annotations.lookup import Problems, Videos, bare, read_columns, unusual_number
 from vivit_train.data.annotations.table import Splits, StrPath
 
@@ -45,7 +45,7 @@ def read_kinetics(
         UserError: a file is missing or malformed, a label is unknown, a class has no training clips, or too many
             videos are missing.
     """
-    top, tree = open_root(root, KINETICS_TREE)
+    top, expected_layout = open_root(root, KINETICS_TREE)
     prefixes, folders = [""], ["", "annotations/"]
     if num_classes:  # as the archives have them
         prefixes += [f"kinetics-{num_classes}_", f"kinetics_{num_classes}_"]
@@ -53,14 +53,14 @@ def read_kinetics(
     places = [f"{folder}{prefix}{{}}" for prefix in prefixes for folder in folders]
     if val == "val.csv" and not any((top / place.format(val)).is_file() for place in places):
         val = "validate.csv" if any((top / place.format("validate.csv")).is_file() for place in places) else val
-    files = find_files(top, tree, train, val, test, classes, places)
+    files = find_files(top, expected_layout, train, val, test, classes, places)
     videos, problems = Videos(top), Problems("the columns of the header, and times in whole seconds")
     tables = {split: list(_kinetics_rows(file, split, videos, problems)) for split, file in files.items()}
     problems.check()
 
-    source, notices = f"kinetics {some(files.values())}", []
+    source, notices = f"kinetics {shorten(files.values())}", []
     if classes:
-        names, named_by = class_names(top, tree, classes)
+        names, named_by = class_names(top, expected_layout, classes)
         source += named_by
     else:
         names = tuple(sorted({row.labels[0] for row in tables["train"]}))
@@ -70,7 +70,16 @@ def read_kinetics(
     ids = {label: known[bare(label)] for label in labels if bare(label) in known}
     lacking = classes is not None
     return make_splits(
-        tables, files, {"": names}, {"": ids}, source, tree, max_missing, lacking, may_differ=True, notices=notices
+        tables,
+        files,
+        {"": names},
+        {"": ids},
+        source,
+        expected_layout,
+        max_missing,
+        lacking,
+        may_differ=True,
+        notices=notices,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, make_splits
-from vivit_train.data.annotations.files import below, cells, fail, find_videos, read_lines, some
+from vivit_train.data.annotations.files import below, cells, find_videos, raise_listed, read_lines, shorten
 from vivit_train.data.annotations.table import Classes, Splits
 from vivit_train.utils.errors import UserError
 
@@ -29,7 +29,7 @@ def official_lists(name: str, train: str | None, val: str, test: str | None, fol
     lists = {split: part for split, part in (("train", train), ("val", val), ("test", test)) if part}
     wrong = [f"data.{split}={part}" for split, part in lists.items() if part not in ("train", "test")]
     if wrong:
-        raise UserError(f"{some(wrong)}: the official lists of {name} are `train` and `test`")
+        raise UserError(f"{shorten(wrong)}: the official lists of {name} are `train` and `test`")
     if fold not in (1, 2, 3):
         raise UserError(f"data.reader.fold={fold}: {name} has the splits 1, 2 and 3")
     return lists
@@ -92,7 +92,7 @@ class Problems:
 
     def check(self) -> None:
         if self.rows:
-            fail("malformed rows", self.rows, f"Expected {self.expected}.")
+            raise_listed("malformed rows", self.rows, f"Expected {self.expected}.")
 
 
 def read_columns(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
@@ -118,11 +118,11 @@ def official_splits(
     files: Mapping[str, Path],
     names: Classes,
     source: str,
-    tree: str,
+    expected_layout: str,
     max_missing: float,
     notices: Sequence[str] = (),
 ) -> Splits:
     """`make_splits` where classes are published: some may lack clips, and two labels are the publisher's."""
     ids = {head: {name: i for i, name in enumerate(by_id)} for head, by_id in names.items()}
-    described = (tables, files, names, ids, source, tree, max_missing)
+    described = (tables, files, names, ids, source, expected_layout, max_missing)
     return make_splits(*described, may_lack_clips=True, may_differ=True, notices=notices)

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names
-from vivit_train.data.annotations.files import VIDEO_EXTENSIONS, cells, find_files, open_root, read_lines, some
+from vivit_train.data.annotations.files import VIDEO_EXTENSIONS, cells, find_files, open_root, read_lines, shorten
 from vivit_train.data.annotations.lookup import Problems, Videos, official_splits
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
@@ -43,22 +43,26 @@ def read_moments(
     Raises:
         UserError: a file is missing or malformed, a label is unknown, or too many videos are missing.
     """
-    top, tree = open_root(root, MOMENTS_TREE)
+    top, expected_layout = open_root(root, MOMENTS_TREE)
     notices = []
-    files = find_files(top, tree, train, val, test, classes or "a class file")
+    files = find_files(top, expected_layout, train, val, test, classes or "a class file")
     places = (top, top / "annotations", files["val"].parent)
     there = [place / name for name in MOMENTS_CLASSES for place in places if (place / name).is_file()]
     chosen = classes or next(iter(there), None)
     if not classes and len({file.name for file in there}) > 1:
         notices.append(f"class ids are those of {there[0]}; data.reader.classes=<file> takes others")
     if not chosen and not train:
-        raise UserError(f"no {MOMENTS_CLASSES[0]} in {top}: data.reader.classes=<file> names another\n{tree}")
+        raise UserError(
+            f"no {MOMENTS_CLASSES[0]} in {top}: data.reader.classes=<file> names another\n{expected_layout}"
+        )
     if not chosen:
         notices.append(f"no {MOMENTS_CLASSES[0]}: class ids are alphabetical, not the published ones")
     problems = Problems("`path,label,positive votes,negative votes`, the path with a video's extension")
     entries = {split: list(_moments_entries(file, problems)) for split, file in files.items()}
     problems.check()
-    names, named_by = class_names(top, tree, chosen or sorted({label for *_, label in entries["train"]}))
+    names, named_by = class_names(
+        top, expected_layout, chosen or sorted({label for *_, label in entries["train"]})
+    )
 
     videos, known = Videos(top), {*chain(*MOMENTS_FOLDERS.values()), *names}
     tables: dict[str, list[Row]] = {}
@@ -70,8 +74,8 @@ def read_moments(
             parent, name = os.path.split(path)
             found = videos.find(os.path.splitext(name)[0], (*folders, os.path.basename(parent) or label), known)
             tables[split].append(videos.row(found, (folders[0], path), f"{folders[0]}/{path}", (label,), where))
-    source = f"moments_in_time {some(files.values())}{named_by}"
-    return official_splits(tables, files, {"": names}, source, tree, max_missing, notices)
+    source = f"moments_in_time {shorten(files.values())}{named_by}"
+    return official_splits(tables, files, {"": names}, source, expected_layout, max_missing, notices)
 
 
 def _moments_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names
-from vivit_train.data.annotations.files import find_file, find_files, open_root, read_json, read_lines, some
+from vivit_train.data.annotations.files import find_file, find_files, open_root, read_json, read_lines, shorten
 from vivit_train.data.annotations.lookup import Problems, Videos, official_splits
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
@@ -40,10 +40,12 @@ def read_something(
     Raises:
         UserError: a file is missing or malformed, a template is unknown, or too many videos are missing.
     """
-    top, tree = open_root(root, SOMETHING_TREE)
-    files = find_files(top, tree, train, val, test, classes or "labels.json", SOMETHING_PLACES)
+    top, expected_layout = open_root(root, SOMETHING_TREE)
+    files = find_files(top, expected_layout, train, val, test, classes or "labels.json", SOMETHING_PLACES)
     labels = [f"{files['val'].parent}/{name}{{}}" for name in ("", SOMETHING_PREFIX)] + SOMETHING_PLACES
-    names, named_by = class_names(top, tree, classes or find_file(top, tree, "labels", "labels.json", labels))
+    names, named_by = class_names(
+        top, expected_layout, classes or find_file(top, expected_layout, "labels", "labels.json", labels)
+    )
     videos, problems = Videos(top), Problems('{"id": "74225", "template": "..."}, or in a csv file `id;template`')
     tables: dict[str, list[Row]] = {}
     for split, file in files.items():
@@ -54,8 +56,8 @@ def read_something(
             expected = ("20bn-something-something-v2", f"{video_id}.webm")
             tables[split].append(videos.row(videos.find(video_id), expected, video_id, (label,), where))
     problems.check()
-    source = f"something_something_v2 {some(files.values())}{named_by}"
-    return official_splits(tables, files, {"": names}, source, tree, max_missing)
+    source = f"something_something_v2 {shorten(files.values())}{named_by}"
+    return official_splits(tables, files, {"": names}, source, expected_layout, max_missing)
 
 
 def _something_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:

@@ -54,7 +54,7 @@ class LabelSets:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Manifest:
+class ClipTable:
     """The clips of one split. Columns, not objects, so that 500,000 rows stay small and workers share them.
 
     Attributes:
@@ -73,11 +73,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64]) -> "Manifest":
+    def take(self, rows: NDArray[np.int64]) -> "ClipTable":
         """These rows, in this order."""
         spans_s = None if self.spans_s is None else self.spans_s[rows]
         labels = self.labels.take(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
-        return Manifest(self.paths[rows], labels, self.ids[rows], spans_s)
+        return ClipTable(self.paths[rows], labels, self.ids[rows], spans_s)
 
     @property
     def multi_label(self) -> bool:
@@ -137,9 +137,9 @@ class Splits:
     """
 
     classes: Classes
-    train: Manifest
-    val: Manifest
-    test: Manifest | None
+    train: ClipTable
+    val: ClipTable
+    test: ClipTable | None
     source: str
     notices: tuple[str, ...] = ()
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names
-from vivit_train.data.annotations.files import find_file, open_root, read_lines, some
+from vivit_train.data.annotations.files import find_file, open_root, read_lines, shorten
 from vivit_train.data.annotations.lookup import Problems, Videos, official_lists, official_splits, unusual_number
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
@@ -51,13 +51,13 @@ def read_ucf101(
     Raises:
         UserError: a file is missing or malformed, or too many videos are missing.
     """
-    top, tree = open_root(root, UCF_TREE)
+    top, expected_layout = open_root(root, UCF_TREE)
     lists = official_lists("ucf101", train, val, test, fold)
     files = {
-        split: find_file(top, tree, split, f"{part}list{fold:02d}.txt", UCF_PLACES)
+        split: find_file(top, expected_layout, split, f"{part}list{fold:02d}.txt", UCF_PLACES)
         for split, part in lists.items()
     }
-    index = find_file(top, tree, "class", "classInd.txt", UCF_PLACES)
+    index = find_file(top, expected_layout, "class", "classInd.txt", UCF_PLACES)
     published = _ucf_classes(index)
     videos, problems = Videos(top), Problems(f"`<class>/<video>.avi [id]`, with a class and an id of {index}")
     numbers = {name: i for i, name in enumerate(published, 1)}
@@ -76,9 +76,9 @@ def read_ucf101(
             elif line:
                 problems.add(f"{file}:{number}", line)
     problems.check()
-    names, named_by = class_names(top, tree, classes or published)
-    source = f"ucf101 split {fold}: {some(files.values())}{named_by}"
-    return official_splits(tables, files, {"": names}, source, tree, max_missing)
+    names, named_by = class_names(top, expected_layout, classes or published)
+    source = f"ucf101 split {fold}: {shorten(files.values())}{named_by}"
+    return official_splits(tables, files, {"": names}, source, expected_layout, max_missing)
 
 
 def _ucf_classes(file: Path) -> tuple[str, ...]:
@@ -107,12 +107,14 @@ def read_hmdb51(
     1 is a training video, 2 a test video, 0 neither. Class ids are alphabetical. What it takes and raises is as
     for `read_ucf101`.
     """
-    top, tree = open_root(root, HMDB_TREE)
+    top, expected_layout = open_root(root, HMDB_TREE)
     lists = official_lists("hmdb51", train, val, test, fold)
     ending = f"_test_split{fold}.txt"
     folder = next((top / name for name in HMDB_FOLDERS if any((top / name).glob(f"*{ending}"))), None)
     if folder is None:
-        raise UserError(f"no files *{ending}; looked in {some([top / name for name in HMDB_FOLDERS])}\n{tree}")
+        raise UserError(
+            f"no files *{ending}; looked in {shorten([top / name for name in HMDB_FOLDERS])}\n{expected_layout}"
+        )
     by_class = {file.name.removesuffix(ending): file for file in folder.glob(f"*{ending}")}
     by_class = {name: by_class[name] for name in sorted(by_class)}  # not in the order of the files' names
     videos, problems = Videos(top), Problems("`<video>.avi` and 0, 1 or 2")
@@ -128,8 +130,8 @@ def read_hmdb51(
             elif line:
                 problems.add(f"{file}:{number}", line)
     problems.check()
-    names, named_by = class_names(top, tree, classes or tuple(by_class))
+    names, named_by = class_names(top, expected_layout, classes or tuple(by_class))
     files = {split: folder / f"*{ending}" for split in lists}
     notices = [] if classes else unusual_number(tuple(by_class), 51, files["val"])
     source = f"hmdb51 split {fold}: {files['val']}{named_by}"
-    return official_splits(tables, files, {"": names}, source, tree, max_missing, notices)
+    return official_splits(tables, files, {"": names}, source, expected_layout, max_missing, notices)

@@ -34,17 +34,17 @@ class _Opened(NamedTuple):
     stream: VideoStream
 
 
-_left_open: list[_Opened] = []  # the file that was scanned last, unless another was opened since
+_last_container: list[_Opened] = []  # the file that was scanned last, unless another was opened since
 
 
-def _take_left_open() -> _Opened | None:
+def _take_last_container() -> _Opened | None:
     with suppress(IndexError):  # of several threads one gets it
-        return _left_open.pop()
+        return _last_container.pop()
     return None
 
 
-def close_left_open() -> None:
-    if opened := _take_left_open():
+def close_last_container() -> None:
+    if opened := _take_last_container():
         opened.stack.close()
 
 
@@ -58,7 +58,7 @@ def open_video(
         leave_open: for what is opened next: after a scan that is mostly the same file, to be read.
         reuse: a file that was left open will do, wherever in it that was.
     """
-    state, opened = storage.state(path), _take_left_open()
+    state, opened = storage.state(path), _take_last_container()
     if opened and not (reuse and opened[:2] == (path, state)):
         opened.stack.close()
         opened = None
@@ -69,7 +69,7 @@ def open_video(
         except av.FFmpegError as error:
             raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
         if leave_open:
-            _left_open.append(opened._replace(stack=stack.pop_all()))
+            _last_container.append(opened._replace(stack=stack.pop_all()))
 
 
 def _open_anew(path: str, state: storage.State) -> _Opened:

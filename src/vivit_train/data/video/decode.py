@@ -23,16 +23,16 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vivit_train.data.video import storage
-from vivit_train.data.video.container import close_left_open, open_video
+from vivit_train.data.video.container import close_last_container, open_video
 from vivit_train.data.video.index import Scan, Timeline
 from vivit_train.data.video.scan import StreamShape, StrPath, probe, read_picture, scan_file, stream_shape
 from vivit_train.utils.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 RGB: Any = VideoFormat("rgb24")  # looked up by name for each frame, it takes a tenth of the conversion
-Box = tuple[int, int, int, int]  # top, left, height, width
-Cut = Callable[[int, int], Box]  # of the frames' height and width
-_Reader = Callable[[str, Scan, NDArray[np.int64], int | None, Cut | None], NDArray[np.uint8]]
+BBox = tuple[int, int, int, int]  # top, left, height, width
+CropFn = Callable[[int, int], BBox]  # of the frames' height and width
+_Reader = Callable[[str, Scan, NDArray[np.int64], int | None, CropFn | None], NDArray[np.uint8]]
 
 
 def read_frames(
@@ -41,7 +41,7 @@ def read_frames(
     *,
     short_side: int | None = None,
     decoder: str = "auto",
-    cut: Cut | None = None,
+    cut: CropFn | None = None,
 ) -> NDArray[np.uint8]:
     """The frames asked for, upright, in the order asked for: uint8 RGB [T, H, W, 3].
 
@@ -86,11 +86,11 @@ def _reader(decoder: str) -> _Reader:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=close_left_open)  # parent and child would share its position
+    os.register_at_fork(before=close_last_container)  # parent and child would share its position
 
 
 def _read_pictures(
-    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
     """As `_read_pyav`, of a folder."""
     paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, stream_shape(folder)
@@ -109,7 +109,7 @@ def _read_pictures(
 class _Shown:
     """The frames of one reading, uint8 [n, H, W, 3], all of the size and the turn of the first that is put in."""
 
-    def __init__(self, n: int, short_side: int | None, cut: Cut | None) -> None:
+    def __init__(self, n: int, short_side: int | None, cut: CropFn | None) -> None:
         self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
         self.frames = np.empty((0, 0, 0, 3), np.uint8)
         self.reformat = VideoReformatter().reformat
@@ -129,7 +129,7 @@ class _Shown:
 
 
 def _read_pyav(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
     """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
     if scan.is_folder:
@@ -202,7 +202,7 @@ def _decord() -> Any:
 
 
 def _read_decord(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
     """The same by decord."""
     decord = _decord()
@@ -239,13 +239,15 @@ def _torchcodec() -> Any:
 
 
 def _read_torchcodec(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: Cut | None
+    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
     """The same by torchcodec."""
     torchcodec = _torchcodec()
     _check_file(path, scan, "torchcodec")
     if scan.start is None:
-        raise VideoError(path, f"torchcodec may return wrong frames ({scan.fault}); data.decoder=auto reads it")
+        raise VideoError(
+            path, f"torchcodec may return wrong frames ({scan.decord_unsafe}); data.decoder=auto reads it"
+        )
     shape = stream_shape(path)
     size = shape.scaled(short_side)
     scale = [] if size == (shape.width, shape.height) else [torchcodec.transforms.Resize(size[::-1])]
@@ -261,7 +263,7 @@ def _read_torchcodec(
     return _box_of(batch.data.numpy(), cut)
 
 
-def _box_of(frames: NDArray[np.uint8], cut: Cut | None) -> NDArray[np.uint8]:
+def _box_of(frames: NDArray[np.uint8], cut: CropFn | None) -> NDArray[np.uint8]:
     top, left, height, width = cut(*frames.shape[1:3]) if cut else (0, 0, *frames.shape[1:3])
     return frames[:, top : top + height, left : left + width]
 
@@ -275,7 +277,7 @@ def _compare(
     path: str, decoder: str, found_s: NDArray[np.floating[Any]], times: Timeline, numbers: NDArray[np.int64]
 ) -> None:
     """Whether a decoder's times are those of these frames: nearer to them than to the next."""
-    tolerance_s = times.unit_s * float(times.steps.min() if times.steps.size else 1) / 2
+    tolerance_s = times.time_base * float(times.pts_deltas.min() if times.pts_deltas.size else 1) / 2
     if not (found_s.shape == numbers.shape and (np.abs(found_s - times.times_s[numbers]) < tolerance_s).all()):
         raise VideoError(
             path, f"{decoder} finds other frames in it than its packets hold; data.decoder=auto reads it"

@@ -26,8 +26,8 @@ MAX_FPS = 1000.0  # a header that claims more is damaged: a high-speed camera's 
 MAX_BYTES = 1 << 26  # of a scan once it is unpacked: a video of a week
 DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # of a packed scan
 STORED: dict[str, Any] = {
-    **{"num_frames": int, "fps": float, "unit_s": float, "start": int | None, "fault": str},
-    **{"promised_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
+    **{"num_frames": int, "fps": float, "time_base": float, "start": int | None, "decord_unsafe": str},
+    **{"header_num_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
 }
 # What may change the outcome of a scan. The first number is ours: raise it with any change to decode.py's `_scan`.
 SCANNED_BY = "scan 1, " + ", ".join(
@@ -42,23 +42,24 @@ class Timeline:
     Attributes:
         num_frames: frames shown; an edit list may hide some that are stored.
         fps: frames per second: the header's, or the mean where the frames contradict it.
-        steps: from each frame to the next one, in units: unsigned integers [num_frames - 1], as small as will do.
-        unit_s: seconds.
+        pts_deltas: from each frame to the next, in units of `time_base`: [num_frames - 1], the smallest unsigned
+            integers that hold them.
+        time_base: of a unit, in seconds.
     """
 
     num_frames: int
     fps: float
-    steps: NDArray[np.unsignedinteger[Any]]
-    unit_s: float
+    pts_deltas: NDArray[np.unsignedinteger[Any]]
+    time_base: float
 
     @property
     def times(self) -> NDArray[np.int64]:
         """When each frame is shown, in units from the first: [num_frames]."""
-        return np.concatenate(([0], np.cumsum(self.steps, dtype=np.int64)))
+        return np.concatenate(([0], np.cumsum(self.pts_deltas, dtype=np.int64)))
 
     @property
     def times_s(self) -> NDArray[np.float64]:
-        return np.multiply(self.times, self.unit_s, dtype=np.float64)
+        return np.multiply(self.times, self.time_base, dtype=np.float64)
 
 
 class Scan(NamedTuple):
@@ -67,24 +68,29 @@ class Scan(NamedTuple):
     timeline: Timeline
     start: int | None  # when the first frame is shown; None: frames must be counted from the file's start
     keys: NDArray[np.int64]  # times of the key frames, ascending, hidden ones too
-    fault: str  # why decord would return other frames, as far as packets tell
-    promised_frames: int
+    decord_unsafe: str  # why decord would return other frames, as far as packets tell
+    header_num_frames: int
     promised_s: float
     gop: float
     is_folder: bool = False  # of pictures
 
     @property
     def num_bytes(self) -> int:
-        return 1500 + self.timeline.steps.nbytes + self.keys.nbytes  # what a short video takes, and its tables
+        return (
+            1500 + self.timeline.pts_deltas.nbytes + self.keys.nbytes
+        )  # what a short video takes, and its tables
 
 
 def pack(scan: Scan) -> bytes:
     """All of a scan, in about 100 bytes where its frames are evenly spaced."""
     times, keys = scan.timeline, scan.keys
-    numbers = [times.num_frames, times.fps, times.unit_s, times.steps.itemsize]
+    numbers = [times.num_frames, times.fps, times.time_base, times.pts_deltas.itemsize]
     head = json.dumps([*numbers, *scan._replace(timeline=None, keys=None)], separators=(",", ":"))  # type: ignore[arg-type]
-    steps, key_steps = times.steps.astype(f"<u{times.steps.itemsize}"), np.diff(keys, prepend=0).astype("<i8")
-    return zlib.compress(head.encode() + b"\n" + steps.tobytes() + key_steps.tobytes())
+    pts_deltas, key_steps = (
+        times.pts_deltas.astype(f"<u{times.pts_deltas.itemsize}"),
+        np.diff(keys, prepend=0).astype("<i8"),
+    )
+    return zlib.compress(head.encode() + b"\n" + pts_deltas.tobytes() + key_steps.tobytes())
 
 
 def unpack(packed: bytes) -> Scan:
@@ -97,8 +103,8 @@ def unpack(packed: bytes) -> Scan:
     head, _, tables = stream.decompress(packed, MAX_BYTES).partition(b"\n")
     if stream.unconsumed_tail:
         raise ValueError("it unpacks to more than any scan")
-    num_frames, fps, unit_s, itemsize, timeline, start, keys, *others = json.loads(head)
-    numbers = {"num_frames": num_frames, "fps": fps, "unit_s": unit_s, "start": start}
+    num_frames, fps, time_base, itemsize, timeline, start, keys, *others = json.loads(head)
+    numbers = {"num_frames": num_frames, "fps": fps, "time_base": time_base, "start": start}
     names = [name for name in Scan._fields if name not in ("timeline", "start", "keys")]
     numbers |= dict(zip(names, others, strict=False))
     if timeline is not None or keys is not None or itemsize not in (1, 2, 4, 8):
@@ -107,11 +113,13 @@ def unpack(packed: bytes) -> Scan:
         if name in numbers and not conforms(numbers[name], hint):
             raise ValueError(f"its {name} is none")
     end = itemsize * (num_frames - 1)
-    if num_frames < 1 or len(tables) < end or not (fps > 0 and unit_s > 0):
+    if num_frames < 1 or len(tables) < end or not (fps > 0 and time_base > 0):
         raise ValueError("its numbers contradict each other")
-    steps = np.frombuffer(tables[:end], f"<u{itemsize}").astype(f"u{itemsize}")
+    pts_deltas = np.frombuffer(tables[:end], f"<u{itemsize}").astype(f"u{itemsize}")
     times = np.cumsum(np.frombuffer(tables[end:], "<i8"), dtype=np.int64)
-    return Scan(Timeline(num_frames=num_frames, fps=fps, steps=steps, unit_s=unit_s), start, times, *others)
+    return Scan(
+        Timeline(num_frames=num_frames, fps=fps, pts_deltas=pts_deltas, time_base=time_base), start, times, *others
+    )
 
 
 def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
@@ -160,10 +168,10 @@ def read(file: Path, path: str, version: int, size: int) -> Scan | None:
 
 def is_possible(scan: Scan) -> bool:
     """Whether a scan contradicts itself: one that a stranger stored would give other frames than asked for."""
-    steps, start, keys = scan.timeline.steps, scan.start, scan.keys
-    if not 0 < scan.timeline.fps <= MAX_FPS or not 1e-12 < scan.timeline.unit_s < 1e6:
+    pts_deltas, start, keys = scan.timeline.pts_deltas, scan.start, scan.keys
+    if not 0 < scan.timeline.fps <= MAX_FPS or not 1e-12 < scan.timeline.time_base < 1e6:
         return False
-    if len(steps) and (int(steps.min()) < 1 or float(steps.max()) * len(steps) >= 2**62):
+    if len(pts_deltas) and (int(pts_deltas.min()) < 1 or float(pts_deltas.max()) * len(pts_deltas) >= 2**62):
         return False
     if start is None:  # frames are counted
         return True

@@ -33,8 +33,8 @@ class VideoInfo(Timeline):
         codec: FFmpeg's name, such as "h264".
         seek_safe: whether decord finds the right frames.
         reason: why not; "" where it does.
-        in_order: whether each reading starts at the first frame and counts, which is slow; `reason` says why.
-        promised_frames: according to the header; 0 where it says nothing.
+        sequential_only: each reading starts at the first frame and counts, which is slow; `reason` says why.
+        header_num_frames: according to the header; 0 where it says nothing.
         promised_s: seconds, likewise.
         gop: mean number of stored frames per key frame.
     """
@@ -45,8 +45,8 @@ class VideoInfo(Timeline):
     codec: str
     seek_safe: bool
     reason: str
-    in_order: bool
-    promised_frames: int
+    sequential_only: bool
+    header_num_frames: int
     promised_s: float
     gop: float
 
@@ -107,20 +107,22 @@ def probe(path: StrPath) -> VideoInfo:
         VideoError: the file is missing, damaged or no video.
     """
     scan, (shape, codec) = scan_file(path), _first_frame(os.fspath(path), storage.state(os.fspath(path)))
-    fault = scan.fault or ("rotated: decord misplaces the rows of scaled frames" if shape.rotation else "")
+    decord_unsafe = scan.decord_unsafe or (
+        "rotated: decord misplaces the rows of scaled frames" if shape.rotation else ""
+    )
     return VideoInfo(
         num_frames=scan.timeline.num_frames,
         fps=scan.timeline.fps,
-        steps=scan.timeline.steps,
-        unit_s=scan.timeline.unit_s,
+        pts_deltas=scan.timeline.pts_deltas,
+        time_base=scan.timeline.time_base,
         width=shape.width,
         height=shape.height,
         rotation=shape.rotation,
         codec=codec,
-        seek_safe=not fault,
-        reason=fault,
-        in_order=scan.start is None and not scan.is_folder,
-        promised_frames=scan.promised_frames,
+        seek_safe=not decord_unsafe,
+        reason=decord_unsafe,
+        sequential_only=scan.start is None and not scan.is_folder,
+        header_num_frames=scan.header_num_frames,
         promised_s=scan.promised_s,
         gop=scan.gop,
     )
@@ -172,13 +174,13 @@ def _scan(path: str, why_count: str = "") -> Scan:
                 is_key.append(packet.is_keyframe)
                 is_hidden.append(packet.is_discard)  # to be decoded and not shown: outside the edit list
                 if packet.is_keyframe:
-                    is_open = is_open or not _is_clean(codec, memoryview(packet))
+                    is_open = is_open or not _is_idr(codec, memoryview(packet))
             if why_count:
                 decoded += (frame.pts for frame in context.decode(packet))
             elif codec == "mpeg4" and not began:  # which tells once it decodes whether it has B-frames
                 began = bool(context.decode(packet))
-        unit_s, promised, duration = float(stream.time_base or 0), stream.frames, stream.duration or 0
-        promised_s = duration * unit_s
+        time_base, promised, duration = float(stream.time_base or 0), stream.frames, stream.duration or 0
+        promised_s = duration * time_base
         if not promised_s and not container.streams.audio:  # the file's length is that of its longest stream
             promised_s = (container.duration or 0) / av.time_base
         rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
@@ -205,23 +207,23 @@ def _scan(path: str, why_count: str = "") -> Scan:
         num_frames = len(shown)
     if num_frames == 0:
         raise VideoError(path, "no frame of it can be decoded")
-    if len(shown) < num_frames or not unit_s:
-        shown, unit_s = np.arange(num_frames), 1 / rate
-    steps = np.diff(shown)
-    mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * unit_s) if num_frames > 1 else rate
+    if len(shown) < num_frames or not time_base:
+        shown, time_base = np.arange(num_frames), 1 / rate
+    pts_deltas = np.diff(shown)
+    mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * time_base) if num_frames > 1 else rate
     # in decoding order, a key frame of an open GOP comes before frames that are shown before it
     is_open = is_open or bool((np.searchsorted(stored, time[key]) != np.flatnonzero(key)).any())
-    fault = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
+    decord_unsafe = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     if not 0 < fps <= MAX_FPS:
         raise VideoError(path, f"claims {fps:,.6g} frames per second: its header is damaged", kind="damaged")
-    compact = steps.astype(np.min_scalar_type(int(steps.max(initial=0))))
+    compact = pts_deltas.astype(np.min_scalar_type(int(pts_deltas.max(initial=0))))
     return Scan(
-        Timeline(num_frames=num_frames, fps=fps, steps=compact, unit_s=unit_s),
+        Timeline(num_frames=num_frames, fps=fps, pts_deltas=compact, time_base=time_base),
         start=None if why_count else int(shown[0]),
         keys=keys,
-        fault=fault,
-        promised_frames=promised,
+        decord_unsafe=decord_unsafe,
+        header_num_frames=promised,
         promised_s=promised_s,
         gop=len(time) / max(int(key.sum()), 1),
     )
@@ -257,7 +259,7 @@ def _why_count(container: str, codec: str, has_b_frames: bool = False) -> str:
     return ""
 
 
-def _is_clean(codec: str, key_packet: memoryview) -> bool:
+def _is_idr(codec: str, key_packet: memoryview) -> bool:
     """Whether a key frame is an IDR, across which nothing may refer. Codecs that have no IDR pass.
 
     Reads the types of its NAL units (H.264 and H.265, section 7.3.1), each of which follows 4 bytes of length.
@@ -292,8 +294,10 @@ def _scan_pictures(folder: str) -> Scan:
     paths = storage.pictures(folder)
     if not paths:
         raise VideoError(folder, "is a directory, and there are no pictures in it")
-    steps = np.ones(len(paths) - 1, np.uint8)
-    times = Timeline(num_frames=len(paths), fps=PICTURES_PER_SECOND, steps=steps, unit_s=1 / PICTURES_PER_SECOND)
+    pts_deltas = np.ones(len(paths) - 1, np.uint8)
+    times = Timeline(
+        num_frames=len(paths), fps=PICTURES_PER_SECOND, pts_deltas=pts_deltas, time_base=1 / PICTURES_PER_SECOND
+    )
     return Scan(times, None, np.empty(0, np.int64), "", 0, 0, gop=1, is_folder=True)
 
 

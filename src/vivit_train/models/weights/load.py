@@ -24,10 +24,10 @@ from vivit_train.models.weights.files import (
 )
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file, read_parameters
 from vivit_train.models.weights.huggingface import load_huggingface
-from vivit_train.models.weights.report import Receipt
+from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.scenic import load_scenic, scenic_state
 from vivit_train.models.weights.timm_vit import (
-    fill,
+    copy_params,
     image_key,
     init_from_vit,
     normalisation,
@@ -43,7 +43,7 @@ HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)
 
 
 @dataclass
-class Found:
+class SourceWeights:
     """The weights of a ViViT in our names; what is not known of it is None or left out.
 
     Attributes:
@@ -70,7 +70,7 @@ def initialise(
     classes: Mapping[str, Sequence[str]] | None = None,
     frames: int | None = None,
     multi_label: bool = False,
-) -> tuple[Receipt, Statistics | None]:
+) -> tuple[LoadReport, Statistics | None]:
     """Fills `net` in place; returns the receipt, and the normalisation's mean and std where the source tells.
 
     From an image ViT as `init_from_vit` does. From a ViViT of the same model and size everything is copied;
@@ -89,9 +89,9 @@ def initialise(
         UserError: no such source, not readable, no ViT, or it does not fit. `net` is as it was then.
     """
     try:
-        found = find(net, source)
-        if isinstance(found, Found):
-            return transplant(net, found, classes, frames, multi_label), found.statistics
+        found = detect_source(net, source)
+        if isinstance(found, SourceWeights):
+            return load_from_vivit(net, found, classes, frames, multi_label), found.statistics
         weights, statistics = found
         receipt = init_from_vit(net, weights, tubelet=tubelet, min_coverage=min_coverage)
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
@@ -101,26 +101,26 @@ def initialise(
     return receipt, statistics
 
 
-def find(net: ViViT, source: str) -> Found | ImageWeights:
+def detect_source(net: ViViT, source: str) -> SourceWeights | ImageWeights:
     """A ViViT's weights, or where an image ViT's are and what they were normalised with."""
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         if not any(path.glob("checkpoint_*")):
             raise UserError(f"{source} holds neither config.json (Hugging Face) nor checkpoint_<step> (scenic)")
-        return found_scenic(net, source)
+        return detect_scenic(net, source)
     if path.is_file():
-        return found_scenic(net, source) if kind_of(path) == "flax" else found_in_file(source, read_file(path))
+        return detect_scenic(net, source) if kind_of(path) == "flax" else detect_in_file(source, read_file(path))
     if path.is_dir() or ("/" in source and not path.parent.is_dir() and path.suffix not in WEIGHT_FILES):
         folder = hub_folder(source)
-        return found_in_folder(source, folder, read_json(folder / "config.json"))
+        return detect_in_folder(source, folder, read_json(folder / "config.json"))
     return source, normalisation(source)
 
 
-def found_in_folder(source: str, folder: Path, config: Mapping[str, Any]) -> Found | ImageWeights:
+def detect_in_folder(source: str, folder: Path, config: Mapping[str, Any]) -> SourceWeights | ImageWeights:
     if config.get("model_type") == "vivit":
         theirs = load_huggingface(folder)
         named = named_classes(config, source)
-        return Found(
+        return SourceWeights(
             source,
             dict(theirs.named_parameters()),
             settings_of(theirs),
@@ -161,16 +161,16 @@ def as_number(text: str) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else -1
 
 
-def found_in_file(source: str, content: Any) -> Found | ImageWeights:
+def detect_in_file(source: str, content: Any) -> SourceWeights | ImageWeights:
     """A checkpoint or state dict of ours; the rest is left to `init_from_vit`, which says what it is not."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if "embedding.projection.weight" in tensors:
-        return Found(source, tensors)
+        return SourceWeights(source, tensors)
     if "net.embedding.projection.weight" in tensors:
         net = {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")}
         try:
-            return Found(source, net, **told_by(content["vivit_train"], source))
+            return SourceWeights(source, net, **read_metadata(content["vivit_train"], source))
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{source} was written by another version of vivit-train: {reason(error)}") from error
     if any(str(key).startswith("vivit.") for key in tensors):
@@ -178,7 +178,7 @@ def found_in_file(source: str, content: Any) -> Found | ImageWeights:
     return source, normalisation(source)
 
 
-def told_by(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
+def read_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What a checkpoint of ours says of its weights. It may be a stranger's: plain data, which is only compared.
 
     Raises:
@@ -206,7 +206,7 @@ def told_by(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-def found_scenic(net: ViViT, source: str) -> Found | ImageWeights:
+def detect_scenic(net: ViViT, source: str) -> SourceWeights | ImageWeights:
     """A ViViT, or an image ViT, of the authors' code. Both were trained in [-1, 1]."""
     file = checkpoint_file(source)
     params = read_parameters(file)
@@ -225,7 +225,7 @@ def found_scenic(net: ViViT, source: str) -> Found | ImageWeights:
             return image_vit(params), HALF
         if net.model not in kinds:
             check_settings(net, "it", {"model": kinds[0]})
-        return Found(str(file), scenic_state(params, net), statistics=HALF)
+        return SourceWeights(str(file), scenic_state(params, net), statistics=HALF)
     except UserError as error:
         raise UserError(f"{file} does not fit the model: {error}") from error
 
@@ -261,18 +261,18 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None
             )
 
 
-def transplant(
+def load_from_vivit(
     net: ViViT,
-    found: Found,
+    found: SourceWeights,
     classes: Mapping[str, Sequence[str]] | None,
     frames: int | None,
     multi_label: bool,
-) -> Receipt:
+) -> LoadReport:
     """Fills `net` from another ViViT of the same model and size."""
     check_settings(net, found.source, found.settings)
     check_shapes(net, found)
-    grid, slots = found.grid or guess_grid(net, found, frames), int(net.encoder.cls_token is not None)
-    receipt, values = Receipt(found.source, coverage=1.0, kind="a ViViT"), {}
+    grid, num_cls = found.grid or guess_grid(net, found, frames), int(net.encoder.cls_token is not None)
+    receipt, values = LoadReport(found.source, coverage=1.0, kind="a ViViT"), {}
     for name, _ in net.named_parameters():
         value, action = found.state[name].detach().float(), "copied"
         if name.startswith("head."):
@@ -284,17 +284,17 @@ def transplant(
                 value, action = fit_head(net, found, value, classes)
         elif name.endswith("pos_embed"):
             old, new = axes(net, name, grid), axes(net, name, net.grid)
-            if value.shape[1] != slots + math.prod(old):
+            if value.shape[1] != num_cls + math.prod(old):
                 raise UserError(f"'{name}' of {found.source} is {list(value.shape)}, which no grid of {old} is")
             if old != new:
-                moved, action = resize_positions(value[:, slots:], old, new), "interpolated"
-                value = torch.cat([value[:, :slots], moved], dim=1)
+                moved, action = resize_positions(value[:, num_cls:], old, new), "interpolated"
+                value = torch.cat([value[:, :num_cls], moved], dim=1)
         values[name], receipt.rows[name] = value, action
-    fill(net, values, found.source)
+    copy_params(net, values, found.source)
     return receipt
 
 
-def check_shapes(net: ViViT, found: Found) -> None:
+def check_shapes(net: ViViT, found: SourceWeights) -> None:
     """Everything but the number of positions and of classes must be the same."""
     parameters = dict(net.named_parameters())
     problems = [f"it has no '{name}'" for name in parameters if name not in found.state][:1]
@@ -314,14 +314,14 @@ def check_shapes(net: ViViT, found: Found) -> None:
             )
 
 
-def guess_grid(net: ViViT, found: Found, frames: int | None) -> Grid:
+def guess_grid(net: ViViT, found: SourceWeights, frames: int | None) -> Grid:
     """The grid of positions of which only the number is known: images of another size are taken as square."""
-    slots = int("encoder.cls_token" in found.state)
-    tokens = found.state["encoder.pos_embed"].shape[1] - slots
+    num_cls = int("encoder.cls_token" in found.state)
+    tokens = found.state["encoder.pos_embed"].shape[1] - num_cls
     t, rows, columns = net.grid
     if net.model == "vivit_fe":
         temporal = found.state.get("temporal_encoder.pos_embed")
-        steps = t if temporal is None else temporal.shape[1] - slots
+        steps = t if temporal is None else temporal.shape[1] - num_cls
         places = [(rows, columns)] * (tokens == rows * columns) or [(square(tokens),) * 2] * (square(tokens) > 0)
         if places:
             return steps, *places[0]
@@ -357,7 +357,7 @@ def axes(net: ViViT, name: str, grid: Grid) -> Grid:
 
 
 def fit_head(
-    net: ViViT, found: Found, value: Tensor, classes: Mapping[str, Sequence[str]] | None
+    net: ViViT, found: SourceWeights, value: Tensor, classes: Mapping[str, Sequence[str]] | None
 ) -> tuple[Tensor, str]:
     """The classifier's rows, head by head: those of the same classes, whatever their order, or zero."""
     theirs = found.classes

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Receipt:
+class LoadReport:
     """What happened to each parameter of the model.
 
     Attributes:

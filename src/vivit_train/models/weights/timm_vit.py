@@ -16,7 +16,7 @@ from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_finite
 from vivit_train.models.weights.files import WEIGHT_FILES, Statistics, folder_weights, read_file, tensors_of
 from vivit_train.models.weights.huggingface import HUGGINGFACE_LAYER
-from vivit_train.models.weights.report import Receipt
+from vivit_train.models.weights.report import LoadReport
 from vivit_train.utils.errors import UserError, reason
 
 # ImageNet-21k ViTs of timm, the paper's starting point, for each of our sizes
@@ -42,7 +42,7 @@ def init_from_vit(
     *,
     tubelet: Literal["central_frame", "inflation"] = "central_frame",
     min_coverage: float = 0.9,
-) -> Receipt:
+) -> LoadReport:
     """Fills `model` in place from an image ViT.
 
     Tubelets: the 2-D kernel at frame t // 2 and zeros elsewhere ("central_frame"), or repeated and divided by t
@@ -64,7 +64,7 @@ def init_from_vit(
     image = {key: value.float() for key, value in from_huggingface_vit(given).items()}
     scaled = fold_layer_scale(image)
     check_plain_vit(image, model, source)
-    receipt = Receipt(source)
+    receipt = LoadReport(source)
     used: set[str] = set()
     filled = fillable = 0
     values: dict[str, Tensor] = {}
@@ -101,11 +101,11 @@ def init_from_vit(
             f"{source} fills {receipt.coverage:.1%} of the model, less than init.min_coverage={min_coverage:.0%}: "
             f"is it an image ViT of depth {len(model.encoder.blocks)}?\n{receipt}"
         )
-    fill(model, values, source)
+    copy_params(model, values, source)
     return receipt
 
 
-def fill(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:
+def copy_params(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:
     """Copies values into parameters; the last step, so that whatever fails leaves the model as it was.
 
     Raises:
@@ -181,9 +181,9 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
         return "inflated", kernel
     if name != "encoder.pos_embed":
         return "copied", value
-    slots = int(has_cls and square(value.shape[1] - 1) > 0)  # timm's no_embed_class: none for the cls token
-    side, actions = square(value.shape[1] - slots), []
-    cls_slot, grid = value[:, :slots], value[:, slots:]
+    num_cls = int(has_cls and square(value.shape[1] - 1) > 0)  # timm's no_embed_class: none for the cls token
+    side, actions = square(value.shape[1] - num_cls), []
+    cls_slot, grid = value[:, :num_cls], value[:, num_cls:]
     t, rows, columns = model.grid
     if (side, side) != (rows, columns):
         actions.append("resized")
@@ -192,7 +192,7 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
         actions.append("repeated")
         grid = grid.repeat(1, t, 1)
     if model.encoder.cls_token is not None:
-        slot = cls_slot if slots else torch.zeros_like(grid[:, :1])
+        slot = cls_slot if num_cls else torch.zeros_like(grid[:, :1])
         grid = torch.cat([slot, grid], dim=1)
     return ", ".join(actions) or "copied", grid
 

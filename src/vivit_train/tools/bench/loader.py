@@ -16,14 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import Sample, collate
 from vivit_train.data.sampler import Key
 from vivit_train.data.transforms import seeded
 from vivit_train.data.video.scan import probe
 from vivit_train.data.video.storage import is_plain, state
-from vivit_train.tools.bench.stages import STAGES, Stages, again, dataset, is_readable, respell
+from vivit_train.tools.bench.stages import STAGES, Stages, again, dataset, is_readable, uncached_paths
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import usable_cores
@@ -122,7 +122,7 @@ def bench_loader(
         stage_ms=stage_ms,
         total_ms=total_ms,
         raw_ms=float(stages.per_clip(stages.raw_s) * 1e3),
-        beside_ms=beside(data, manifest, device, rounds) if device or data.augments_on_device else {},
+        beside_ms=device_stages(data, manifest, device, rounds) if device or data.augments_on_device else {},
         clips_per_s=rates,
         predicted={n: n * per_core for n in CORES},
         prepared_gain=gain,
@@ -147,7 +147,7 @@ def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[st
 class _Workers:
     """Seconds that loaders with so many worker processes take for all clips."""
 
-    def __init__(self, data: VideoDataModule, manifest: Manifest, workers: Sequence[int], rounds: int) -> None:
+    def __init__(self, data: VideoDataModule, manifest: ClipTable, workers: Sequence[int], rounds: int) -> None:
         self.data, self.n = data, len(manifest)
         self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # several batches for each
         self.clips = dataset(data, again(data, manifest, rounds + 1))
@@ -165,7 +165,7 @@ class _Workers:
         for number, (loader, batches) in self.loaders.items():
             batches[:] = [keys[i : i + self.size] for i in range(0, self.n, self.size)]
             start = time.perf_counter()
-            with self.data.explaining_lost_workers():
+            with self.data.translate_worker_errors():
                 for _ in loader:
                     pass
             self.seconds[number].append(time.perf_counter() - start)
@@ -175,8 +175,8 @@ class _Workers:
         return {number: clips / statistics.median(seconds) for number, seconds in self.seconds.items()}
 
 
-def beside(
-    data: VideoDataModule, manifest: Manifest, device: torch.device | None, rounds: int
+def device_stages(
+    data: VideoDataModule, manifest: ClipTable, device: torch.device | None, rounds: int
 ) -> dict[str, float]:
     """Milliseconds per clip of what comes after the loader: the transfer of a batch, and finishing its clips where
     that is done there. Without a device the main process finishes them."""
@@ -206,7 +206,7 @@ def _finish_work(device: torch.device | None) -> None:
 
 
 def _prepared_gain(
-    data: VideoDataModule, manifest: Manifest, settings: Settings, rounds: int, folder: Path
+    data: VideoDataModule, manifest: ClipTable, settings: Settings, rounds: int, folder: Path
 ) -> float | None:
     """Time per clip of a few of the videos as they are, over that of what `vivit prepare` makes of them."""
     before: list[str] = []
@@ -227,7 +227,7 @@ def _prepared_gain(
         return None
     chosen = manifest.take(np.array(rows))
     made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
-    both = [dataset(data, respell(one, rounds)) for one in (chosen, made)]
+    both = [dataset(data, uncached_paths(one, rounds)) for one in (chosen, made)]
     seconds = np.zeros((2, rounds, len(rows)))
     for turn in range(rounds):
         for i in range(len(rows)):

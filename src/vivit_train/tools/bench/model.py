@@ -23,7 +23,7 @@ from vivit_train.models.vivit import ViViT
 from vivit_train.training.checkpoint import build_net
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.process_pool import Failure, in_children
+from vivit_train.utils.process_pool import Failure, run_isolated
 
 MODES = ("train", "infer")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -166,7 +166,7 @@ def bench(cells: Sequence[Cell]) -> Iterator[Row]:
     jobs = dict.fromkeys(cells, LIMIT_S)
     os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler's own words
     start_s = time.monotonic()
-    with closing(in_children(measure_cell, jobs, workers=1)) as results:
+    with closing(run_isolated(measure_cell, jobs, workers=1)) as results:
         for number, (cell, row) in enumerate(results, 1):
             left_s = (time.monotonic() - start_s) / number * (len(jobs) - number)
             what = f"{json.loads(cell.model)['model']} {cell.mode} {cell.dtype}, clips: {cell.batch}"

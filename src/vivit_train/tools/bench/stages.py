@@ -15,13 +15,13 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import Reading, Sample, TrainClips, collate
-from vivit_train.data.sampling import BLACK, Indices
+from vivit_train.data.dataset import Sample, TrainDataset, VideoReader, collate
+from vivit_train.data.sampling import PAD_INDEX, Indices
 from vivit_train.data.transforms import seeded
 from vivit_train.data.video.container import OPENING
-from vivit_train.data.video.decode import Cut
+from vivit_train.data.video.decode import CropFn
 from vivit_train.data.video.scan import probe, timeline
 from vivit_train.data.video.storage import opened, state
 from vivit_train.data.video.urls import is_url
@@ -31,17 +31,17 @@ STAGES = ("open/probe", "seek", "decode", "convert/scale", "augment", "other", "
 _spellings = count(1)
 
 
-def again(data: VideoDataModule, manifest: Manifest, times: int) -> Manifest:
+def again(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipTable:
     """The rows `times` times over, as if for the first time: on the doctor's clean lists, which training need not
     scan, as they are."""
-    return repeated(manifest, times) if data.reading.stored else respell(manifest, times)
+    return repeat_table(manifest, times) if data.video_reader.index_db else uncached_paths(manifest, times)
 
 
-def repeated(manifest: Manifest, times: int) -> Manifest:
+def repeat_table(manifest: ClipTable, times: int) -> ClipTable:
     return manifest.take(np.tile(np.arange(len(manifest)), times))
 
 
-def respell(manifest: Manifest, times: int) -> Manifest:
+def uncached_paths(manifest: ClipTable, times: int) -> ClipTable:
     """The rows `times` times over, the paths spelled as never before: what is kept of a file under one name is not
     known under another, so that it is opened as for the first time, as in a large data set."""
     spelled = [
@@ -49,23 +49,23 @@ def respell(manifest: Manifest, times: int) -> Manifest:
         for number in islice(_spellings, times)
         for path in manifest.paths.tolist()
     ]
-    return replace(repeated(manifest, times), paths=np.array(spelled, np.dtypes.StringDType()))
+    return replace(repeat_table(manifest, times), paths=np.array(spelled, np.dtypes.StringDType()))
 
 
-def dataset(data: VideoDataModule, manifest: Manifest) -> TrainClips:
+def dataset(data: VideoDataModule, manifest: ClipTable) -> TrainDataset:
     """The training clips of a manifest, as this configuration makes them."""
     clips = copy(data.train_dataloader().dataset)
-    assert isinstance(clips, TrainClips)
+    assert isinstance(clips, TrainDataset)
     clips.manifest = manifest
     return clips
 
 
-def is_readable(data: VideoDataModule, manifest: Manifest, row: int, number: int) -> bool:
+def is_readable(data: VideoDataModule, manifest: ClipTable, row: int, number: int) -> bool:
     """Whether the clip can be, that is drawn of a row as that of this number, also by libavcodec alone."""
     try:
         with seeded(data.seed, number):
             loaded = dataset(data, manifest).load(row)
-        with data.reading.limit(str(manifest.paths[row])):
+        with data.video_reader.watchdog(str(manifest.paths[row])):
             decode_alone(str(manifest.paths[row]), loaded, data.short_side)
     except (VideoError, av.FFmpegError):
         return False
@@ -73,12 +73,14 @@ def is_readable(data: VideoDataModule, manifest: Manifest, row: int, number: int
 
 
 @dataclass(frozen=True)
-class TimedReading(Reading):
+class TimedReading(VideoReader):
     """Notes the seconds that its frames take."""
 
     seconds: list[float] = field(default_factory=list)
 
-    def frames(self, path: str, clips: Indices, short_side: int, cut: Cut | None = None) -> tuple[Tensor, Indices]:
+    def frames(
+        self, path: str, clips: Indices, short_side: int, cut: CropFn | None = None
+    ) -> tuple[Tensor, Indices]:
         start = time.perf_counter()
         found = super().frames(path, clips, short_side, cut)
         self.seconds.append(time.perf_counter() - start)
@@ -88,10 +90,10 @@ class TimedReading(Reading):
 class Stages:
     """Where the time of a clip goes: seconds by round, video and stage, and those of libavcodec alone."""
 
-    def __init__(self, data: VideoDataModule, manifest: Manifest, rounds: int) -> None:
+    def __init__(self, data: VideoDataModule, manifest: ClipTable, rounds: int) -> None:
         self.data, self.clips, self.n = data, dataset(data, again(data, manifest, rounds)), len(manifest)
         self.clips.finish = False  # that comes by itself
-        self.clips.reading = self.reading = TimedReading(**vars(self.clips.reading))
+        self.clips.video_reader = self.video_reader = TimedReading(**vars(self.clips.video_reader))
         self.seconds = np.zeros((rounds, self.n, len(STAGES)))
         self.raw_s, self.decoded = np.zeros((rounds, self.n)), np.zeros(self.n)
 
@@ -108,13 +110,13 @@ class Stages:
                 read = time.perf_counter()
             if not self.data.augments_on_device:
                 for sample in loaded:
-                    sample["video"] = self.data.transform.finish(sample["video"], sample.pop("look"))
+                    sample["video"] = self.data.transform.finish(sample["video"], sample.pop("params"))
             finished = time.perf_counter()
             samples += (sample | {"errors": []} for sample in loaded)
-            with self.reading.limit(path):
+            with self.video_reader.watchdog(path):
                 alone = decode_alone(path, loaded, self.data.short_side)
             self.raw_s[turn, row], self.decoded[row] = alone.seek_s + alone.decode_s, alone.frames
-            frames_s = self.reading.seconds.pop()
+            frames_s = self.video_reader.seconds.pop()
             convert_s = min(alone.convert_s, frames_s)
             seek_s = (frames_s - convert_s) * alone.seek_s / (alone.seek_s + alone.decode_s or 1)
             self.seconds[turn, row, :6] = (
@@ -148,7 +150,7 @@ class Alone(NamedTuple):
 def decode_alone(path: str, loaded: Sequence[Sample], short_side: int) -> Alone:
     """The clips of one video again. Of a folder of pictures, no seconds."""
     indices = np.unique([sample["frame_numbers"].numpy() for sample in loaded])
-    indices, info = indices[indices != BLACK], probe(path)
+    indices, info = indices[indices != PAD_INDEX], probe(path)
     if state(path).is_folder:
         return Alone(0, 0, 0, len(indices))
     shrink = min(1.0, short_side / min(info.width, info.height))

@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, IterableDataset
 
-from vivit_train.config import check, unfuse_optimizer
+from vivit_train.config import check, disable_fused_optimizer
 from vivit_train.run import build_trainer, quiet_lightning
 from vivit_train.tools.bench.model import device_name, finish
 from vivit_train.training.checkpoint import build_net
-from vivit_train.training.failures import explaining_failed_compilation
-from vivit_train.training.module import Batch, VideoClassification
+from vivit_train.training.failures import translate_compile_errors
+from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, matmul_peak, peak_memory_gb, step_dtype
 
 CLASSES = 400
@@ -56,7 +56,7 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
         UserError: the configuration cannot run.
     """
     check(cfg)
-    unfuse_optimizer(cfg)
+    disable_fused_optimizer(cfg)
     quiet_lightning()
     L.seed_everything(cfg.seed, verbose=False)
     total = UNTIMED + 2 * steps
@@ -65,7 +65,7 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
     merged = OmegaConf.merge(cfg, {"callbacks": None, "logger": None, "trainer": one_process | quiet})
     cfg = cast(DictConfig, merged)
     classes = {"": [str(number) for number in range(CLASSES)]}
-    task = VideoClassification(
+    task = VideoClassifier(
         build_net(cfg.model, classes),
         classes,
         [0.5] * 3,
@@ -77,7 +77,7 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
     trainer, clock = build_trainer(cfg), Clock(steps)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     batches = DataLoader(SameBatch(micro_batch, cfg.data.frames, cfg.data.crop), batch_size=None)
-    with explaining_failed_compilation():
+    with translate_compile_errors():
         trainer.fit(task, batches)
     device = trainer.strategy.root_device
     clips_per_s = steps * micro_batch / clock.all_s

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_train.data.sampling import centre_clip, frame_step
+from vivit_train.data.sampling import center_clip, frame_step
 from vivit_train.data.video import storage, urls
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.index import SCANNED_BY
 from vivit_train.data.video.scan import packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
-from vivit_train.utils.process_pool import Failure, in_children
+from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.text import tell
 
 S_PER_BYTE = 1e-7  # that a file may take besides its time limit
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FileReport:
     """What one state of a file tells: a line of files.jsonl.
 
     Attributes:
@@ -55,7 +55,7 @@ class Look:
         kind: one of `problems.BAD`, "" where it can be read; detail: why.
         promised, promised_s: frames and seconds according to the header; 0 where it says nothing.
         uneven: how its frames' times vary, "" where they do not; unsafe: why decord is not to read it, likewise.
-        in_order: whether all readings start at its first frame.
+        sequential_only: whether all readings start at its first frame.
         gop: mean number of frames per key frame.
         decode_ms: for the clip of validation.
         fingerprint: of its pictures and motion, see `fingerprint`.
@@ -80,50 +80,50 @@ class Look:
     promised_s: float = 0
     uneven: str = ""
     unsafe: str = ""
-    in_order: bool = False
+    sequential_only: bool = False
     gop: float = 0
     decode_ms: float = 0
     fingerprint: str = ""
     scan: str = ""
 
 
-def look_at(path: str, settings: Settings) -> Look:
+def inspect_file(path: str, settings: Settings) -> FileReport:
     """All that a file by itself can tell, but for its state."""
     with urls.private_urls(settings.allow_private_urls):
-        return _look(path, settings)
+        return _inspect(path, settings)
 
 
-def _look(path: str, settings: Settings) -> Look:
+def _inspect(path: str, settings: Settings) -> FileReport:
     try:
         info = probe(path)
     except VideoError as error:
         if error.kind == "unreadable" and _lacks_index(path):
-            return Look(path, kind="truncated", detail=f"its index (moov) is missing; {error.reason}")
-        return Look(path, kind=error.kind, detail=error.reason)
+            return FileReport(path, kind="truncated", detail=f"its index (moov) is missing; {error.reason}")
+        return FileReport(path, kind=error.kind, detail=error.reason)
     n, step = info.num_frames, frame_step(settings.stride, settings.fps, info.fps)
-    look = Look(
+    entry = FileReport(
         path,
         sha256=_digest(path),
         **{name: getattr(info, name) for name in ("num_frames", "fps", "width", "height", "rotation", "codec")},
         seconds=round(float(info.times_s[-1]) + 1 / info.fps, 3),
-        promised=info.promised_frames,
+        promised=info.header_num_frames,
         promised_s=round(info.promised_s, 3),
         uneven=_uneven(info.times_s),
         unsafe=info.reason,
-        in_order=info.in_order,
+        sequential_only=info.sequential_only,
         gop=round(info.gop, 1),
         scan=base64.b64encode(packed_scan(path)).decode(),
     )
     try:
         frames = read_frames(path, [*(n * np.arange(1, 8, 2) // 8), 0, n - 1], short_side=64)
         start = time.perf_counter()
-        read_frames(path, centre_clip(n, settings.frames, step), short_side=settings.short_side)
-        look = replace(look, decode_ms=round(1000 * (time.perf_counter() - start), 1))
+        read_frames(path, center_clip(n, settings.frames, step), short_side=settings.short_side)
+        entry = replace(entry, decode_ms=round(1000 * (time.perf_counter() - start), 1))
         for first in range(0, n if settings.every_frame else 0, 64):
             read_frames(path, range(first, min(first + 64, n)), short_side=64)
     except VideoError as error:
-        return replace(look, kind="damaged", detail=error.reason)
-    return replace(look, fingerprint=fingerprint(frames[:4]))
+        return replace(entry, kind="damaged", detail=error.reason)
+    return replace(entry, fingerprint=fingerprint(frames[:4]))
 
 
 def strip(path: str) -> NDArray[np.uint8]:
@@ -187,14 +187,14 @@ def fingerprint(frames_THWC: NDArray[np.uint8]) -> str:
     return np.packbits(bits).tobytes().hex() if bits.sum() >= 1.5 * SAME_BITS else ""
 
 
-def look_at_all(
+def inspect_files(
     paths: Sequence[str],
     file: Path,
     settings: Settings,
     workers: int,
     timeout_s: float,
-    look: Callable[..., Look] = look_at,
-) -> dict[str, Look]:
+    entry: Callable[..., FileReport] = inspect_file,
+) -> dict[str, FileReport]:
     """A look at each file, from `file` where it is there already; what is new is appended to it as it comes.
 
     Args:
@@ -210,58 +210,62 @@ def look_at_all(
     with ThreadPool(32) as threads:  # servers and network disks answer many at a time
         described = f"{settings}, {SCANNED_BY}"
         unseen = threads.map(partial(_unseen, described, settings.allow_private_urls), paths)
-    known, looks, todo = _read(file), {}, {}
+    known, entries, todo = _read(file), {}, {}
     for path, now in zip(paths, unseen, strict=True):
         before = known.get(path)
         if before and (before.settings, before.size, before.version) == (now.settings, now.size, now.version):
-            looks[path] = before
+            entries[path] = before
         else:
-            looks[path], todo[path] = now, timeout_s + S_PER_BYTE * now.size
+            entries[path], todo[path] = now, timeout_s + S_PER_BYTE * now.size
     if known:
         tell(f"{len(paths) - len(todo):,} of {len(paths):,} files are known from {file}")
     done = 0
     with (
         open(file, "a", encoding="ascii") as lines,
-        closing(in_children(partial(look, settings=settings), todo, workers)) as results,
+        closing(run_isolated(partial(entry, settings=settings), todo, workers)) as results,
     ):
         try:
             for path, found in track(results, "looking", len(todo), disable=not todo):
-                seen = Look(path, kind=found.kind, detail=found.detail) if isinstance(found, Failure) else found
-                now = looks[path]
-                looks[path] = replace(seen, size=now.size, version=now.version, settings=now.settings)
-                lines.write(json.dumps(asdict(looks[path])) + "\n")
+                seen = (
+                    FileReport(path, kind=found.kind, detail=found.detail) if isinstance(found, Failure) else found
+                )
+                now = entries[path]
+                entries[path] = replace(seen, size=now.size, version=now.version, settings=now.settings)
+                lines.write(json.dumps(asdict(entries[path])) + "\n")
                 lines.flush()
                 done += 1
         except KeyboardInterrupt:
             raise UserError(
                 f"interrupted; {done:,} of {len(todo):,} looks are kept in {file}: the same command goes on"
             ) from None
-    return looks
+    return entries
 
 
-def _unseen(settings: str, allow_private_urls: bool, path: str) -> Look:
+def _unseen(settings: str, allow_private_urls: bool, path: str) -> FileReport:
     """Of the file, only its state."""
     try:
         with urls.private_urls(allow_private_urls):
             state = storage.state(path)
     except VideoError:  # a look will say why
-        return Look(path, settings=settings)
-    return Look(path, state.size, state.version, settings)
+        return FileReport(path, settings=settings)
+    return FileReport(path, state.size, state.version, settings)
 
 
-def _read(file: Path) -> dict[str, Look]:
+def _read(file: Path) -> dict[str, FileReport]:
     """The last look at each file. A line that was cut off is ended; neither it nor one of other types counts."""
-    looks = {}
+    entries = {}
     text = file.read_text("ascii") if file.exists() else ""
     if text and not text.endswith("\n"):
         file.write_text(text[: text.rfind("\n") + 1], "ascii")
     for line in text.splitlines():
         try:
             stored = json.loads(line)
-            look = Look(**stored)
-            base64.b64decode(look.scan, validate=True)
-            if all(conforms(getattr(look, field.name), field.type) for field in fields(Look)):
-                looks[look.path] = look
+            if "in_order" in stored:  # the name of before 2026-11-28
+                stored["sequential_only"] = stored.pop("in_order")
+            entry = FileReport(**stored)
+            base64.b64decode(entry.scan, validate=True)
+            if all(conforms(getattr(entry, field.name), field.type) for field in fields(FileReport)):
+                entries[entry.path] = entry
         except (ValueError, TypeError, AttributeError, RecursionError):  # cut off, or another version's
             continue
-    return looks
+    return entries

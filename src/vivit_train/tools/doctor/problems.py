@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vivit_train.data.annotations.table import Manifest
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.sampling import frame_step
-from vivit_train.tools.doctor.inspect_files import SAME_BITS, Look, Settings
+from vivit_train.tools.doctor.inspect_files import SAME_BITS, FileReport, Settings
 from vivit_train.utils.text import printable
 
 # kind -> what it means. Clips of these are left out of the clean lists:
@@ -55,7 +55,10 @@ class Problem(NamedTuple):
 
 
 def find_problems(
-    manifests: Mapping[str, Manifest], classes: Sequence[str], looks: Mapping[str, Look], settings: Settings
+    manifests: Mapping[str, ClipTable],
+    classes: Sequence[str],
+    entries: Mapping[str, FileReport],
+    settings: Settings,
 ) -> tuple[list[Problem], dict[str, set[int]]]:
     """All problems, by kind, and the rows of each split that its clean list leaves out."""
     found: dict[Problem, None] = {}  # a file with many segments has its problems once
@@ -64,15 +67,15 @@ def find_problems(
     for split in sorted(manifests, key=("val", "test", "train").index):  # of copies, the training clip goes
         manifest = manifests[split]
         for row, path in enumerate(manifest.paths.tolist()):
-            look = looks[path]
+            entry = entries[path]
             span = None if manifest.spans_s is None else tuple(manifest.spans_s[row].tolist())
-            remarks = _remarks(look, span, settings)
+            remarks = _remarks(entry, span, settings)
             found |= dict.fromkeys(Problem(path, split, *remark) for remark in remarks)
             if any(kind in BAD for kind, _ in remarks):
                 left_out[split].add(row)
-            if not look.sha256 or look.kind == "empty":
+            if not entry.sha256 or entry.kind == "empty":
                 continue
-            before, at = first.setdefault((look.sha256, span), (split, row))
+            before, at = first.setdefault((entry.sha256, span), (split, row))
             if (before, at) != (split, row):
                 other = str(manifests[before].paths[at])
                 labels = [m.written(i, classes) for m, i in ((manifest, row), (manifests[before], at))]
@@ -82,18 +85,18 @@ def find_problems(
                 kind = "duplicate" if before == split else "shared"
                 found[Problem(path, split, kind, printable(f"also {before}'s {other}{differ}"), other)] = None
                 left_out[split] |= {row} if split == "train" else set()
-    found |= dict.fromkeys(_alike(manifests, looks))
+    found |= dict.fromkeys(_alike(manifests, entries))
     return sorted(found, key=lambda problem: list(KINDS).index(problem.kind)), left_out
 
 
-def _alike(manifests: Mapping[str, Manifest], looks: Mapping[str, Look]) -> Iterator[Problem]:
+def _alike(manifests: Mapping[str, ClipTable], entries: Mapping[str, FileReport]) -> Iterator[Problem]:
     """Videos that look like another one. Of a thousand that look alike not all pairs, but each of them."""
     splits_of: dict[str, list[str]] = {}
     for split, manifest in manifests.items():
         for path in dict.fromkeys(manifest.paths.tolist()):
             splits_of.setdefault(path, []).append(split)
     named: set[tuple[str, str]] = set()
-    for one, other, bits in similar(looks):
+    for one, other, bits in similar(entries):
         kind = "similar, shared" if set(splits_of[one]) != set(splits_of[other]) else "similar"
         pair = {(one, kind), (other, kind)}
         if not pair <= named:
@@ -102,39 +105,42 @@ def _alike(manifests: Mapping[str, Manifest], looks: Mapping[str, Look]) -> Iter
             yield Problem(one, splits_of[one][0], kind, printable(detail), other)
 
 
-def _remarks(look: Look, span: tuple[float, float] | None, settings: Settings) -> list[tuple[str, str]]:
+def _remarks(entry: FileReport, span: tuple[float, float] | None, settings: Settings) -> list[tuple[str, str]]:
     """Kind and detail of what is wrong with one clip."""
-    if look.kind:
-        return [(look.kind, look.detail)]
-    if NOT_LISTED.search(look.path):
+    if entry.kind:
+        return [(entry.kind, entry.detail)]
+    if NOT_LISTED.search(entry.path):
         return [("unreadable", "a line break in its name, which no list can hold: rename it")]
     remarks = []
-    start, end = span or (0.0, look.seconds)
-    frames = round((min(end, look.seconds) - start) * look.fps) if span else look.num_frames
-    needed = math.floor((settings.frames - 1) * frame_step(settings.stride, settings.fps, look.fps)) + 1
+    start, end = span or (0.0, entry.seconds)
+    frames = round((min(end, entry.seconds) - start) * entry.fps) if span else entry.num_frames
+    needed = math.floor((settings.frames - 1) * frame_step(settings.stride, settings.fps, entry.fps)) + 1
     if frames <= 0:
-        remarks.append(("truncated", f"ends at {look.seconds} s; a segment starts at {start} s"))
+        remarks.append(("truncated", f"ends at {entry.seconds} s; a segment starts at {start} s"))
     elif frames < needed:
         remarks.append(("short", f"{frames} frames; a clip takes {needed}"))
-    n, seconds = look.promised, look.promised_s  # how long the last frame stays is a guess
-    if n and abs(n - look.num_frames) > max(2, 0.02 * n):
-        remarks.append(("length", f"the header says {n} frames, {look.num_frames} are shown"))
-    elif seconds and abs(seconds - look.seconds) > max(0.5, 0.05 * seconds) + 1 / look.fps:
-        remarks.append(("length", f"the header says {seconds} s, the frames take {look.seconds} s"))
-    by_kind = {"variable rate": look.uneven, "slow seek" if look.in_order else "not for decord": look.unsafe}
-    if look.rotation:
-        by_kind["rotated"] = f"by {look.rotation} degrees"
+    n, seconds = entry.promised, entry.promised_s  # how long the last frame stays is a guess
+    if n and abs(n - entry.num_frames) > max(2, 0.02 * n):
+        remarks.append(("length", f"the header says {n} frames, {entry.num_frames} are shown"))
+    elif seconds and abs(seconds - entry.seconds) > max(0.5, 0.05 * seconds) + 1 / entry.fps:
+        remarks.append(("length", f"the header says {seconds} s, the frames take {entry.seconds} s"))
+    by_kind = {
+        "variable rate": entry.uneven,
+        "slow seek" if entry.sequential_only else "not for decord": entry.unsafe,
+    }
+    if entry.rotation:
+        by_kind["rotated"] = f"by {entry.rotation} degrees"
     return remarks + [(kind, detail) for kind, detail in by_kind.items() if detail]
 
 
-def similar(looks: Mapping[str, Look]) -> Iterator[tuple[str, str, int]]:
+def similar(entries: Mapping[str, FileReport]) -> Iterator[tuple[str, str, int]]:
     """Pairs of files, of other bytes but of the same length within a tenth, that look alike; bits that differ."""
     from rich.progress import track
 
-    one_each = list({look.sha256: look for look in looks.values() if look.fingerprint}.values())
+    one_each = list({entry.sha256: entry for entry in entries.values() if entry.fingerprint}.values())
     if not one_each:
         return
-    bits = np.unpackbits([np.frombuffer(bytes.fromhex(look.fingerprint), np.uint8) for look in one_each], axis=1)
+    bits = np.unpackbits([np.frombuffer(bytes.fromhex(entry.fingerprint), np.uint8) for entry in one_each], axis=1)
     ones = bits.sum(1, dtype=np.int64)
     order = np.argsort(ones, kind="stable")  # prints that differ by few bits have nearly as many ones
     signs, ends = (

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from vivit_train.data.annotations.table import Manifest, Splits
-from vivit_train.tools.doctor.inspect_files import Look, strip
+from vivit_train.data.annotations.table import ClipTable, Splits
+from vivit_train.tools.doctor.inspect_files import FileReport, strip
 from vivit_train.tools.doctor.problems import BAD, KINDS, Problem
 from vivit_train.utils.plots import drawn, save
-from vivit_train.utils.process_pool import Failure, in_children
+from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.text import printable, printable_lines
 
 SHOWN = 8  # videos of each kind
@@ -25,23 +25,23 @@ def strips_of(problems: Sequence[Problem], workers: int, timeout_s: float) -> di
     """Pictures from the files that the report shows, uint8 RGB [H, W, 3], of those that can be read."""
     shown = [problem for kind in KINDS for problem in [p for p in problems if p.kind == kind][:SHOWN]]
     paths = dict.fromkeys((path for p in shown for path in (p.path, p.other) if path), timeout_s)
-    with closing(in_children(strip, paths, workers)) as results:
+    with closing(run_isolated(strip, paths, workers)) as results:
         return {path: result for path, result in results if not isinstance(result, Failure)}
 
 
 def report(
     title: str,
     splits: Splits,
-    manifests: Mapping[str, Manifest],
-    looks: Mapping[str, Look],
+    manifests: Mapping[str, ClipTable],
+    entries: Mapping[str, FileReport],
     problems: Sequence[Problem],
     strips: Mapping[str, NDArray[np.uint8]],
     notes: Sequence[str],
 ) -> str:
     """The page: notes, histograms, and a table with a contact sheet per kind of problem."""
-    parts = [f"<h1>{escape(title)}: {len(looks):,} files</h1>", f"<p>{escape(splits.source)}</p>"]
+    parts = [f"<h1>{escape(title)}: {len(entries):,} files</h1>", f"<p>{escape(splits.source)}</p>"]
     parts += [f"<li>{escape(note)}</li>" for note in notes]
-    parts.append(f"<h2>Histograms</h2><img src='{_histograms(looks, splits, manifests)}'>")
+    parts.append(f"<h2>Histograms</h2><img src='{_histograms(entries, splits, manifests)}'>")
     for kind, meaning in KINDS.items():
         rows = [problem for problem in problems if problem.kind == kind]
         if rows:
@@ -66,18 +66,18 @@ def escape(text: str) -> str:
     return escape_html(printable_lines(text))
 
 
-def _histograms(looks: Mapping[str, Look], splits: Splits, manifests: Mapping[str, Manifest]) -> str:
-    good = [look for look in looks.values() if look.kind not in BAD]
+def _histograms(entries: Mapping[str, FileReport], splits: Splits, manifests: Mapping[str, ClipTable]) -> str:
+    good = [entry for entry in entries.values() if entry.kind not in BAD]
     figure = Figure(figsize=(12, 9), dpi=80, layout="constrained")
     panels = figure.subplots(3, 3).ravel()
     columns: dict[str, list[float]] = {
-        "short side, pixels": [min(look.width, look.height) for look in good],
-        "width / height": [look.width / look.height for look in good],
-        "frames per second": [look.fps for look in good],
-        "seconds": [look.seconds for look in good],
-        "frames": [look.num_frames for look in good],
-        "frames per key frame": [look.gop for look in good],
-        "ms to decode a clip": [look.decode_ms for look in good],
+        "short side, pixels": [min(entry.width, entry.height) for entry in good],
+        "width / height": [entry.width / entry.height for entry in good],
+        "frames per second": [entry.fps for entry in good],
+        "seconds": [entry.seconds for entry in good],
+        "frames": [entry.num_frames for entry in good],
+        "frames per key frame": [entry.gop for entry in good],
+        "ms to decode a clip": [entry.decode_ms for entry in good],
     }
     for axis, (name, values) in zip(panels, columns.items(), strict=False):
         axis.hist(values, bins=40)

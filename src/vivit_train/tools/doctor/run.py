@@ -12,12 +12,12 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vivit_train.data.annotations.files import some
-from vivit_train.data.annotations.table import Classes, Manifest, Splits
+from vivit_train.data.annotations.files import shorten
+from vivit_train.data.annotations.table import Classes, ClipTable, Splits
 from vivit_train.data.video import index
 from vivit_train.data.video.storage import is_plain
 from vivit_train.data.video.urls import private_urls
-from vivit_train.tools.doctor.inspect_files import Settings, look_at_all
+from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
 from vivit_train.utils.text import csv_cell, printable, tell
@@ -68,10 +68,10 @@ def examine(
     tell(splits.summary(), flush=True)
     paths = list(dict.fromkeys(str(path) for manifest in manifests.values() for path in manifest.paths))
     limit_s = float(data.timeout_s if timeout_s is None else timeout_s)
-    looks = look_at_all(paths, out / "files.jsonl", settings, workers, limit_s)
+    entries = inspect_files(paths, out / "files.jsonl", settings, workers, limit_s)
 
     (names, *_) = splits.classes.values()
-    problems, left_out = find_problems(manifests, names, looks, settings)
+    problems, left_out = find_problems(manifests, names, entries, settings)
     listed = [(path, split) for split, paths in splits.missing.items() for path in paths]
     problems += [Problem(path, split, "missing", "listed, and not on the disk") for path, split in listed]
     with open(out / "problems.csv", "w", newline="", encoding="utf-8") as file:
@@ -80,22 +80,22 @@ def examine(
     _write(out / "re-encode.txt", to_encode)
     clean = write_clean(out / "clean", splits, manifests, left_out, str(data.name))
     if clean:
-        seen = [look for look in looks.values() if look.scan]
-        scans = ((look.path, look.version, look.size, base64.b64decode(look.scan)) for look in seen)
+        seen = [entry for entry in entries.values() if entry.scan]
+        scans = ((entry.path, entry.version, entry.size, base64.b64decode(entry.scan)) for entry in seen)
         index.write(out / "clean" / index.NAME, scans)
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
     command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
     advice = f"train on the clean lists:\n  {command}" if clean else "no clean lists: segments or several heads"
     if bad := unlisted(splits.classes):
-        advice = f"no clean lists, which have a class a line: rename {some(bad)}"
+        advice = f"no clean lists, which have a class a line: rename {shorten(bad)}"
     notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", f"to re-encode: {len(to_encode):,} files"]
     strips = strips_of(problems, workers, limit_s)
-    page = report(str(data.name), splits, manifests, looks, problems, strips, [*splits.notices, *notes, advice])
+    page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes, advice])
     (out / "report.html").write_text(page, encoding="utf-8")
 
     count = Counter(problem.kind for problem in problems)
     for kind in filter(count.get, KINDS):
-        examples = some([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
+        examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
         tell(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
     tell("\n".join(f"note     {note}" for note in notes))
     tell(f"report   {out / 'report.html'}, and beside it problems.csv, re-encode.txt, clean/")
@@ -119,7 +119,7 @@ def read_splits(cfg: DictConfig) -> Splits:
         return reader(cfg.data.root, **lists, **allow)
 
 
-def counts_notes(cfg: DictConfig, splits: Splits, manifests: Mapping[str, Manifest]) -> list[str]:
+def counts_notes(cfg: DictConfig, splits: Splits, manifests: Mapping[str, ClipTable]) -> list[str]:
     """How many clips there are of those published, and how evenly they fall to the classes."""
     name, notes = str(cfg.data.name), []
     published = PUBLISHED.get(name, {})
@@ -148,7 +148,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_clean(
-    out: Path, splits: Splits, manifests: Mapping[str, Manifest], left_out: Mapping[str, set[int]], name: str
+    out: Path, splits: Splits, manifests: Mapping[str, ClipTable], left_out: Mapping[str, set[int]], name: str
 ) -> str:
     """Lists that data=csv reads, with the classes' ids as they were; returns the overrides that read them."""
     if unlisted(splits.classes):
