@@ -106,7 +106,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
     (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "several.ckpt")
 
     train(config(*folder, f"init.path={tmp_path}/several.ckpt", "recipe.optimizer.lr=0"))
-    text = " ".join((tmp_path / "run/init_receipt.txt").read_text().split())
+    text = " ".join((tmp_path / "run/weight_report.txt").read_text().split())
     assert "zero (it names any number of classes per video) head.weight" in text
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert load_checkpoint(last)[1]["head.weight"].count_nonzero() == 0
@@ -120,8 +120,8 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
         ("run/checkpoints/last.ckpt", "zero (it names one class per video) head.weight"),
     ):
         net = restore_net(*load_checkpoint(last), last)
-        receipt, _ = initialise(net, str(tmp_path / ckpt), classes={"": CLASSES}, multi_label=True)
-        assert head in " ".join(receipt.full().split())
+        report, _ = initialise(net, str(tmp_path / ckpt), classes={"": CLASSES}, multi_label=True)
+        assert head in " ".join(report.full().split())
         assert bool(net.head.weight.count_nonzero()) == (ckpt == "several.ckpt")
 
 

@@ -1,6 +1,7 @@
 """Hostile names of classes, files and videos: in terminals, tables, pages, pictures, lists and folders."""
 
 import csv
+import logging
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.annotations.kinetics import read_kinetics
 from vivit_train.data.synthetic import make_demo
 from vivit_train.run import train
-from vivit_train.tools.doctor.inspect_files import Look
+from vivit_train.tools.doctor.inspect_files import FileReport
 from vivit_train.tools.doctor.problems import Problem
 from vivit_train.tools.doctor.report import report
 from vivit_train.tools.doctor.run import write_clean
@@ -28,7 +29,7 @@ from vivit_train.tools.encode import Settings
 from vivit_train.tools.prepare import prepare
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.plots import confusion, contact_sheet, sweep_panels
-from vivit_train.utils.text import csv_cell, file_stem, printable, tell
+from vivit_train.utils.text import csv_cell, file_stem, printable
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m",
@@ -68,7 +69,7 @@ def test_a_cell_that_a_spreadsheet_would_compute_begins_with_an_apostrophe(text:
 
 
 def test_messages_keep_their_own_lines_and_escape_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
-    tell("one\ntwo \x1b[31m")
+    logging.getLogger("vivit_train").info("one\ntwo \x1b[31m")
     assert capsys.readouterr().out == "one\ntwo \\x1b[31m\n"
     assert str(UserError("one\ntwo \u202e")) == "one\ntwo \\u202e"
     assert str(VideoError("a\n\x1b.mp4", "bad \x1b")) == r"cannot read video a\n\x1b.mp4: bad \x1b"
@@ -118,7 +119,7 @@ def test_the_doctor_s_page_has_no_element_that_a_name_made(tmp_path: Path, happe
         (tmp_path / "val" / name / "0.mp4").touch()
     splits = read_folder(tmp_path)
     problems = [Problem(f"/x/{name}.mp4", "train", "damaged", name, name) for name in names]
-    look = Look("a", width=4, height=4, num_frames=3, fps=1, seconds=3)
+    look = FileReport("a", width=4, height=4, num_frames=3, fps=1, seconds=3)
     page = report(names[-2], splits, {"train": splits.train}, {"a": look}, problems, {}, names)
     seen = Page()
     seen.feed(page)
@@ -309,17 +310,18 @@ def test_a_script_starts_anew_once_where_names_are_not_utf_8(tmp_path: Path) -> 
     assert result.stdout.split() == [b"started", b"started", b"utf-8", rb"'\xfc'", rb"\u8d70"], result.stderr
 
 
-def test_prepare_knows_videos_of_hostile_names_again(videos: Path, tmp_path: Path) -> None:
+def test_prepare_knows_videos_of_hostile_names_again(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source, target = tmp_path / "src", tmp_path / "dst"
     source.mkdir()
     film = next(videos.rglob("*.mp4"))
     for name in ("=cmd()", 'a "b", c', " two\nlines\r ", "\x1b[31m", "\u2028"):
         (source / f"{name}.mp4").symlink_to(film)
     (source / "\x1b[2J.mp4").write_text("no video")
-    said: list[str] = []
     for _ in range(2):
-        prepare(source, target, Settings(), workers=2, say=said.append)
-    assert f"6 videos: 5 are done, 1 to make, {Settings()}" in said
+        prepare(source, target, Settings(), workers=2)
+    assert f"6 videos: 5 are done, 1 to make, {Settings()}" in caplog.messages
     assert sorted(path.name for path in target.glob("*.mp4")) == sorted(
         path.name for path in source.iterdir() if path.is_symlink()
     )

@@ -51,10 +51,6 @@ def is_whole(path: Path, numbers: Sequence[int]) -> bool:
     return [read_number(frame) for frame in frames] == list(numbers)
 
 
-def silent(_: str) -> None:
-    pass
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """Two classes of two videos, 12 frames each, and an annotation file."""
@@ -115,15 +111,16 @@ def test_colours_are_kept(pix_fmt: str, tmp_path: Path) -> None:
     assert abs(before - after)[:, [20, 140]].max() <= 6
 
 
-def test_a_tree_is_mirrored_and_a_second_run_does_nothing(source: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
+def test_a_tree_is_mirrored_and_a_second_run_does_nothing(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     target = tmp_path / "out"
     (source / "a/0.srt").touch()
-    prepare(source, target, SETTINGS, workers=2, say=lines.append)
-    assert f"no videos by their names, so left out of {source}: 1 .srt" in lines
+    prepare(source, target, SETTINGS, workers=2)
+    assert f"no videos by their names, so left out of {source}: 1 .srt" in caplog.messages
     videos = ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
     assert made(target) == [*videos, "manifest.csv", "train.csv"]
-    (advice,) = [line for line in lines if "sed" in line]  # what to do about annotation files
+    (advice,) = [line for line in caplog.messages if "sed" in line]  # what to do about annotation files
     script = advice.split("'")[1]
     done = subprocess.run(
         ["sed", "-E", script], input='a/x.mkv_.avi 3\n"b, c/y.mkv",4\n', capture_output=True, text=True
@@ -142,7 +139,7 @@ def test_a_tree_is_mirrored_and_a_second_run_does_nothing(source: Path, tmp_path
         """What another run makes."""
         before = {name: (target / name).stat().st_mtime_ns for name in videos if (target / name).exists()}
         settings = changes.pop("settings", SETTINGS)
-        prepare(source, target, settings, workers=2, say=silent, **changes)
+        prepare(source, target, settings, workers=2, **changes)
         return [name for name in videos if before.get(name) != (target / name).stat().st_mtime_ns]
 
     assert again() == []
@@ -162,49 +159,53 @@ def test_a_tree_is_mirrored_and_a_second_run_does_nothing(source: Path, tmp_path
     assert rows(target / "manifest.csv")[1]["source"] == "a/1.avi"
 
 
-def test_shards_partition_the_videos_and_a_last_run_gathers_their_tables(source: Path, tmp_path: Path) -> None:
+def test_shards_partition_the_videos_and_a_last_run_gathers_their_tables(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     target = tmp_path / "out"
     for i in range(3):
-        prepare(source, target, SETTINGS, workers=1, shard=f"{i}/3", say=silent)
+        prepare(source, target, SETTINGS, workers=1, shard=f"{i}/3")
     parts = [[row["target"] for row in rows(target / f"manifest-{i}of3.csv")] for i in range(3)]
     assert sorted(chain(*parts)) == ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
-    lines: list[str] = []
-    prepare(source, target, SETTINGS, say=lines.append)
-    assert lines[1] == "4 videos: 4 are done, 0 to make, short_side=64 gop=16 crf=23"
+    caplog.clear()
+    prepare(source, target, SETTINGS)
+    assert caplog.messages[1] == "4 videos: 4 are done, 0 to make, short_side=64 gop=16 crf=23"
     assert len(rows(target / "manifest.csv")) == 4
 
 
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "1/0"])
 def test_a_wrong_shard_is_refused(shard: str, source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--shard"):
-        prepare(source, tmp_path / "out", SETTINGS, shard=shard, say=silent)
+        prepare(source, tmp_path / "out", SETTINGS, shard=shard)
 
 
 def test_a_list_chooses(source: Path, tmp_path: Path) -> None:
     target, listed = tmp_path / "out", tmp_path / "re-encode.txt"
     listed.write_text(f"a/1.avi\n\n{source}/b/deep/2.mkv\n")
-    prepare(source, target, SETTINGS, listed=listed, say=silent)
+    prepare(source, target, SETTINGS, listed=listed)
     assert made(target) == ["a/1.mp4", "b/deep/2.mp4", "manifest.csv", "train.csv"]
     listed.write_text("a/7.avi\n/etc/passwd\n")
     with pytest.raises(UserError, match=r"lists what is no file below(.|\n)*7.avi"):
-        prepare(source, target, SETTINGS, listed=listed, say=silent)
+        prepare(source, target, SETTINGS, listed=listed)
 
 
-def test_what_cannot_be_read_is_listed_with_its_reason(source: Path, tmp_path: Path) -> None:
-    target, lines = tmp_path / "out", []
+def test_what_cannot_be_read_is_listed_with_its_reason(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "out"
     (source / "a/bad.mp4").write_text("this is text")
     (source / "a/empty.mp4").touch()
     (source / "b/gone.mp4").symlink_to("nowhere")
-    prepare(source, target, SETTINGS, workers=2, say=lines.append)
+    prepare(source, target, SETTINGS, workers=2)
     reasons = {row["source"]: row["reason"] for row in rows(target / "failed.csv")}
     assert list(reasons) == ["a/bad.mp4", "a/empty.mp4", "b/gone.mp4"]
     assert "not a video" in reasons["a/bad.mp4"]
     assert "empty" in reasons["a/empty.mp4"]
-    assert "3 of 7 videos could not be made" in lines[-1]
+    assert "3 of 7 videos could not be made" in caplog.messages[-1]
     for name in ("a/bad.mp4", "a/empty.mp4", "b/gone.mp4"):
         assert not (target / name).exists()
         (source / name).unlink()
-    prepare(source, target, SETTINGS, say=silent)
+    prepare(source, target, SETTINGS)
     assert not (target / "failed.csv").exists()
 
 
@@ -222,7 +223,7 @@ def test_a_process_that_dies_is_named_and_the_others_go_on(
             process.kill()
 
     Thread(target=kill, daemon=True).start()
-    prepare(source, tmp_path / "out", SETTINGS, workers=1, say=silent)
+    prepare(source, tmp_path / "out", SETTINGS, workers=1)
     assert rows(tmp_path / "out/failed.csv") == [{"source": "a/long.mp4", "reason": "its process died (SIGKILL)"}]
     videos = ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
     assert made(tmp_path / "out") == [*videos, "failed.csv", "manifest.csv", "train.csv"]
@@ -237,7 +238,7 @@ def test_names_may_be_as_long_as_any(source: Path, tmp_path: Path) -> None:
     encode(source / f"{name}.mp4", frames=2)
     encode(source / f"{longer}.ts", frames=12)  # in .mp4 one letter more than there can be
     encode(source / "last.mp4", frames=2)
-    prepare(source, tmp_path / "out", SETTINGS, say=silent)
+    prepare(source, tmp_path / "out", SETTINGS)
     assert {f"{name}.mp4", "last.mp4"} <= set(made(tmp_path / "out"))
     (row,) = rows(tmp_path / "out/failed.csv")
     assert row["source"] == f"{longer}.ts"
@@ -248,7 +249,7 @@ def test_a_video_that_takes_too_long_fails(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     encode(tmp_path / "in/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
     with pytest.raises(UserError, match=r"1 of 1 videos could not be made(.|\n)*long.mp4: no answer within"):
-        prepare(tmp_path / "in", tmp_path / "out", SETTINGS, timeout_s=-1, say=silent)
+        prepare(tmp_path / "in", tmp_path / "out", SETTINGS, timeout_s=-1)
     assert made(tmp_path / "out") == ["failed.csv", "manifest.csv"]
 
 
@@ -257,14 +258,14 @@ def test_two_videos_of_one_name_are_refused(source: Path, tmp_path: Path) -> Non
     (tmp_path / "one.txt").write_text("b/0.mkv\n")
     for listed in (None, tmp_path / "one.txt"):
         with pytest.raises(UserError, match=r"b/0.mkv, b/0.mp4 -> b/0.mp4"):
-            prepare(source, tmp_path / "out", SETTINGS, listed=listed, say=silent)
+            prepare(source, tmp_path / "out", SETTINGS, listed=listed)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("target", [".", "out", ".."])
 def test_one_folder_within_the_other_is_refused(target: str, source: Path) -> None:
     with pytest.raises(UserError, match="neither may be within the other"):
-        prepare(source, source / target, SETTINGS, say=silent)
+        prepare(source, source / target, SETTINGS)
 
 
 @pytest.mark.fault("vivit prepare and vivit doctor")

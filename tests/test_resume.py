@@ -209,20 +209,22 @@ def test_a_full_disk_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.fault("Disks and checkpoints")
-def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, happened: Happened) -> None:
+def test_the_newest_whole_checkpoint_is_found(
+    tmp_path: Path, happened: Happened, caplog: pytest.LogCaptureFixture
+) -> None:
     def write(name: str, step: int) -> None:
         torch.save({"vivit_train": {}, "global_step": step, "state_dict": {"w": torch.ones(9)}}, tmp_path / name)
 
-    said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) is None
+    assert newest_checkpoint(tmp_path) is None
     for name, step in (("best.ckpt", 5), ("last.ckpt", 5), ("older.ckpt", 4), ("newer.ckpt", 9)):
         write(name, step)
     data = (tmp_path / "newer.ckpt").read_bytes()
     (tmp_path / "newer.ckpt").write_bytes(data[: len(data) // 2])
     torch.save({"state_dict": {}, "global_step": 10}, tmp_path / "foreign.ckpt")
-    newest = newest_checkpoint(tmp_path, said.append)
+    newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.name == "last.ckpt"
+    said = caplog.messages
     assert len(said) == 2
     assert "newer.ckpt is passed over" in said[1]
     happened("The newest checkpoint is cut in half", said[1])

@@ -393,8 +393,8 @@ def test_init_path_fills_the_model_and_writes_a_receipt(
     weights = shared / "weights/deit_tiny_patch16_224.fp16.safetensors"
     size = ["model.dim=null", "model.depth=null", "model.heads=null"]
     train(config(*folder(videos), *size, f"init.path={weights}", "recipe.optimizer.lr=0"))
-    receipt = (tmp_path / "run/init_receipt.txt").read_text()
-    assert "copied             encoder.blocks.11.mlp.fc2.weight" in receipt
+    report = (tmp_path / "run/weight_report.txt").read_text()
+    assert "copied             encoder.blocks.11.mlp.fc2.weight" in report
     metadata, state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
     assert metadata.mean == pytest.approx([0.485, 0.456, 0.406])
     assert state["encoder.cls_token"].abs().sum() > 0
@@ -412,10 +412,10 @@ def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
     larger = ["data.frames=8", "data.stride=1", "data.short_side=52", "data.crop=48"]
     start = [f"init.path={tmp_path}/before.ckpt", "recipe.optimizer.lr=0"]
     train(config("data=folder", f"data.root={other}", *larger, *start))
-    receipt = (tmp_path / "run/init_receipt.txt").read_text()
-    assert re.search(r"interpolated +encoder.pos_embed", receipt)
-    assert re.search(r"interpolated +temporal_encoder.pos_embed", receipt)
-    assert re.search(r"zero \(other classes\) +head.weight", receipt)
+    report = (tmp_path / "run/weight_report.txt").read_text()
+    assert re.search(r"interpolated +encoder.pos_embed", report)
+    assert re.search(r"interpolated .*temporal_encoder.pos_embed", report)
+    assert re.search(r"zero \(other classes\) .*head.weight", report)
     (_, before), (metadata, after) = (
         load_checkpoint(tmp_path / name) for name in ("before.ckpt", "run/checkpoints/last.ckpt")
     )

@@ -28,7 +28,7 @@ from vivit_train.models.weights.load import initialise
 from vivit_train.models.weights.timm_vit import IMAGENET
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
-from vivit_train.training.evaluation import say, score_task
+from vivit_train.training.evaluation import score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import (
@@ -43,6 +43,8 @@ from vivit_train.utils.distributed import CheckRankConsistency, translate_rank_e
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
+
+log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float:
@@ -67,7 +69,7 @@ def train(cfg: DictConfig) -> float:
         except OutOfMemoryError as error:
             if error.micro_batch is None or not cfg.trainer.auto_micro_batch:
                 raise
-            say(f"{error}\ntrainer.auto_micro_batch: once more so\n")
+            log.info(f"{error}\ntrainer.auto_micro_batch: once more so\n")
             cfg.data.micro_batch = error.micro_batch
         gc.collect()  # here the error is gone, and what its traceback held
         torch.cuda.empty_cache()
@@ -79,11 +81,11 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     quiet_lightning()
     run_dir = Path(cfg.run_dir)
     data: VideoDataModule = instantiate(cfg.data, _convert_="all")
-    say(data.splits.summary())
+    log.info(data.splits.summary())
     if notice := data.flip_notice():
-        say(f"note     {notice}")
+        log.info(f"note     {notice}")
     differences = recipe.table(cfg, page)
-    say(differences)
+    log.info(differences)
     rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n", encoding="utf-8")
     classes = {head: list(names) for head, names in data.splits.classes.items()}
     net = build_net(cfg.model, classes)
@@ -94,7 +96,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     if cfg.ckpt_path:
         step, state = check_resumable(Path(cfg.ckpt_path))
         if notice := check_unchanged(data, state, cfg.ckpt_path, run_dir / "data_changes.txt", step):
-            say(notice)
+            log.info(notice)
         if cfg.logger and "first_step" in cfg.logger:
             cfg.logger.first_step = step
     trainer = build_trainer(cfg)
@@ -121,7 +123,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # whole steps, as the authors'
         metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
-    say(plan(cfg, task, data, trainer))
+    log.info(plan(cfg, task, data, trainer))
     try:
         with (
             data.translate_worker_errors(),
@@ -133,14 +135,16 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
                 trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
             data.count_bad_videos()
         if bad := data.bad_videos["train"]:
-            say(f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}")
+            log.info(
+                f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}"
+            )
         kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         # without validation there is no best, nor with callbacks.checkpoint=null
         best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
         best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
         if not Path(best).is_file():
             raise UserError(missing_checkpoint(trainer, best))
-        say(f"\nbest checkpoint: {best}")
+        log.info(f"\nbest checkpoint: {best}")
         data.test_split = "test" if data.splits.test is not None else "val"
         kept_net = build_net({**config["model"], "compile": False}, classes)
         load_weights(kept_net, load_checkpoint(best)[1], best)
@@ -185,7 +189,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             f"{cfg.ckpt_path} was trained to name {theirs}, and data={data.name} has {here}: only data=csv can "
             "have either, as data.reader.multi_label says"
         )
-    say(data.splits.summary())
+    log.info(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
@@ -197,12 +201,12 @@ def checkpoint_to_resume(cfg: DictConfig) -> str | None:
     if cfg.ckpt_path != "last" and cfg.resume != "auto":
         return cfg.ckpt_path
     folder = Path(cfg.run_dir) / "checkpoints"
-    newest = newest_checkpoint(folder, say)
+    newest = newest_checkpoint(folder)
     if newest is None and cfg.resume != "auto":
         raise UserError(
             f"ckpt_path=last: no checkpoint in {folder}; hydra.run.dir=DIR names the run to go on with"
         )
-    say(f"going on from {newest}" if newest else f"no checkpoint in {folder} yet: training starts")
+    log.info(f"going on from {newest}" if newest else f"no checkpoint in {folder} yet: training starts")
     return str(newest) if newest else None
 
 
@@ -282,14 +286,14 @@ def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> 
 def init_weights(
     net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
 ) -> tuple[list[float], list[float]]:
-    """Fills the net as the `init` node says, prints the receipt, and returns the normalisation's mean and std."""
+    """Fills the net as the `init` node says, prints the report, and returns the normalisation's mean and std."""
     init = cfg.init
     source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
-        say("model starts from random weights (init=imagenet or init.path=FILE start it from others)")
+        log.info("model starts from random weights (init=imagenet or init.path=FILE start it from others)")
     else:
-        receipt, statistics = initialise(
+        report, statistics = initialise(
             net,
             str(source),
             tubelet=init.tubelet,
@@ -298,14 +302,16 @@ def init_weights(
             frames=init.frames,
             multi_label=multi_label,
         )
-        say(receipt)
-        rank_zero_only((run_dir / "init_receipt.txt").write_text)(receipt.full() + "\n", encoding="utf-8")
+        log.info(report)
+        rank_zero_only((run_dir / "weight_report.txt").write_text)(report.full() + "\n", encoding="utf-8")
         if statistics is None and init.mean is None:
-            say(f"what {source} was normalised with is not known: set init.mean and init.std if it was not 0.5")
+            log.info(
+                f"what {source} was normalised with is not known: set init.mean and init.std if it was not 0.5"
+            )
     if init.mean is not None and init.std is not None:
         statistics = (tuple(init.mean), tuple(init.std))
     mean, std = statistics or ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    say(f"pixels are normalised with mean {list(mean)}, std {list(std)}")
+    log.info(f"pixels are normalised with mean {list(mean)}, std {list(std)}")
     return list(mean), list(std)
 
 

@@ -274,7 +274,7 @@ def test_what_no_clip_shows_need_not_be_read(
 
     boxes = clips()
     height, width = read_frames(wide_video, [0], short_side=SIDE).shape[1:3]
-    monkeypatch.setattr(dataset, "around", lambda all_params: (0, 0, height, width))
+    monkeypatch.setattr(dataset, "union_box", lambda all_params: (0, 0, height, width))
     assert all(map(torch.equal, boxes, clips()))
 
 

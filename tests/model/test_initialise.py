@@ -75,13 +75,13 @@ KNOWN = {"checkpoint": IMAGENET, "huggingface": IMAGENET, "scenic file": HALF, "
 )
 def test_the_same_model_comes_back_exactly(model: ModelName, form: str, tmp_path: Path) -> None:
     theirs, net = randomise(tiny(model)), tiny(model)
-    receipt, statistics = initialise(net, saved(theirs, form, tmp_path), classes={"": NAMES})
+    report, statistics = initialise(net, saved(theirs, form, tmp_path), classes={"": NAMES})
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
-    assert list(receipt.rows) == [name for name, _ in net.named_parameters()]
-    assert set(receipt.rows.values()) == {"copied"}
+    assert list(report.rows) == [name for name, _ in net.named_parameters()]
+    assert set(report.rows.values()) == {"copied"}
     assert statistics == KNOWN.get(form)
-    assert "of what a ViViT can give" in str(receipt)
-    assert receipt.source == (str(tmp_path / "checkpoint_7") if "scenic" in form else saved_as(form, tmp_path))
+    assert "of what a ViViT can give" in str(report)
+    assert report.source == (str(tmp_path / "checkpoint_7") if "scenic" in form else saved_as(form, tmp_path))
 
 
 def saved_as(form: str, folder: Path) -> str:
@@ -129,12 +129,12 @@ def test_positions_of_another_grid_are_interpolated(
         with pytest.raises(UserError, match="positions"):
             initialise(net, path, frames=theirs["frames"])
         return
-    receipt, _ = initialise(net, path, frames=None if told else theirs.get("frames", 8))
+    report, _ = initialise(net, path, frames=None if told else theirs.get("frames", 8))
     for name, parameter in net.named_parameters():
         old = source.get_parameter(name)
         if not name.endswith("pos_embed"):
             assert torch.equal(parameter, old), name
-            assert receipt.rows[name] == "copied"
+            assert report.rows[name] == "copied"
             continue
         want = plane(net, name)
         slots = parameter.shape[1] - len(want)
@@ -142,7 +142,7 @@ def test_positions_of_another_grid_are_interpolated(
         assert torch.equal(parameter[0, :slots], old[0, :slots])
         changed = {"t": net.grid[:1] != source.grid[:1], "e": net.grid[1:] != source.grid[1:]}
         moved = changed[name[0]] if model == "vivit_fe" else net.grid != source.grid
-        assert receipt.rows[name] == ("interpolated" if moved else "copied"), name
+        assert report.rows[name] == ("interpolated" if moved else "copied"), name
     assert net(videos(net)).isfinite().all()
 
 
@@ -162,8 +162,8 @@ def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_pat
     path = saved(theirs, form, tmp_path)
     same_space, same_time = tiny("vivit_st", frames=6, image_size=16), tiny("vivit_st", frames=8, image_size=24)
     for net in (same_space, same_time):  # one reading alone fits
-        receipt, _ = initialise(net, path)
-        assert receipt.rows["encoder.pos_embed"] == "interpolated"
+        report, _ = initialise(net, path)
+        assert report.rows["encoder.pos_embed"] == "interpolated"
     both = tiny("vivit_st", frames=8, image_size=8)  # 4 x 2 x 2: 64 are 16 x 2 x 2, or 4 x 4 x 4
     before = both.encoder.pos_embed.clone()
     with pytest.raises(UserError, match=r"has 64 positions, the model 4x2x2: .*set init\.frames"):
@@ -175,8 +175,8 @@ def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_pat
     with pytest.raises(UserError, match=r"with init\.frames=6: set init\.frames"):
         initialise(neither, path, frames=6)
     for net in (both, neither):
-        receipt, _ = initialise(net, path, frames=8)
-        assert receipt.rows["encoder.pos_embed"] == "interpolated"
+        report, _ = initialise(net, path, frames=8)
+        assert report.rows["encoder.pos_embed"] == "interpolated"
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,13 @@ def test_the_head_is_kept_for_the_same_classes(
     path = saved(source, form, tmp_path)
     if form == "checkpoint":
         save_checkpoint(source, Path(path), theirs)
-    receipt, _ = initialise(net, path, classes={"": ours} if ours else None)
-    assert receipt.rows["head.weight"] == receipt.rows["head.bias"] == action
+    report, _ = initialise(net, path, classes={"": ours} if ours else None)
+    assert report.rows["head.weight"] == report.rows["head.bias"] == action
     rows = [NAMES.index(name) for name in ours or NAMES] if action == "copied" else None
     for kind in ("weight", "bias"):
         before, after = (x.get_parameter(f"head.{kind}") for x in (source, net))
         assert torch.equal(after, before[rows] if rows else torch.zeros_like(after))
-    assert action in str(receipt)
+    assert action in str(report)
 
 
 @pytest.mark.parametrize("form", ["state dict", "scenic file"])
@@ -212,8 +212,8 @@ def test_the_head_is_kept_for_the_same_classes(
 def test_without_names_the_number_of_classes_decides(form: str, classes: int, tmp_path: Path) -> None:
     net = tiny("vivit_fe", num_classes=classes)
     path = saved(randomise(tiny("vivit_fe")), form, tmp_path)
-    receipt, _ = initialise(net, path, classes={"": [str(i) for i in range(classes)]})
-    assert receipt.rows["head.weight"] == ("copied" if classes == CLASSES else "zero (other classes)")
+    report, _ = initialise(net, path, classes={"": [str(i) for i in range(classes)]})
+    assert report.rows["head.weight"] == ("copied" if classes == CLASSES else "zero (other classes)")
     assert bool(net.head.weight.any()) == (classes == CLASSES)
 
 
@@ -231,8 +231,8 @@ def test_heads_are_kept_one_by_one(ours: Mapping[str, Sequence[str]], action: st
     source = randomise(tiny("vivit_fe", num_classes={name: len(labels) for name, labels in theirs.items()}))
     net = tiny("vivit_fe", num_classes={name: len(labels) for name, labels in ours.items()})
     path = save_checkpoint(source, tmp_path / "best.ckpt", theirs)
-    receipt, _ = initialise(net, path, classes=ours)
-    assert receipt.rows["head.bias"] == action
+    report, _ = initialise(net, path, classes=ours)
+    assert report.rows["head.bias"] == action
     of = {label: i for i, label in enumerate(["a", "b", "x", "y", "z"])}
     kept = {name for name in ours if action == "copied" or f"for {name}," in action}
     want = [source.head.bias[of[x]].item() if name in kept else 0 for name in ours for x in ours[name]]
@@ -389,9 +389,9 @@ def test_a_name_on_the_hub_is_looked_up_there(monkeypatch: pytest.MonkeyPatch, t
     net = tiny(
         "vivit_st", dim=48, depth=3, heads=3, mlp_dim=192, image_size=32, tubelet=(2, 16, 16), num_classes=10
     )
-    receipt, statistics = initialise(net, "someone/vivit", classes={"": [str(i) for i in range(10)]})
+    report, statistics = initialise(net, "someone/vivit", classes={"": [str(i) for i in range(10)]})
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
-    assert (receipt.source, statistics, asked) == ("someone/vivit", HALF, [("someone/vivit", False)])
+    assert (report.source, statistics, asked) == ("someone/vivit", HALF, [("someone/vivit", False)])
     refused(net, "someone/else", "no weights at someone/else, and by that name the Hugging Face hub gives none")
     (tmp_path / "weights").mkdir()
     refused(net, "weights/vivit", "no weights at weights/vivit$")
@@ -407,9 +407,9 @@ def test_image_vits_go_on_to_init_from_vit(tmp_path: Path) -> None:
     path = tmp_path / "vit_tiny_patch16_224.augreg_in21k.safetensors"
     save_file(state, path)
     net = ViViT.from_size("vivit_fe", "Ti", num_classes=5, depth=1, frames=4, image_size=32)
-    receipt, statistics = initialise(net, str(path), tubelet="inflation")
-    assert (receipt.source, statistics) == (str(path), HALF)
-    assert receipt.rows["embedding.projection.weight"] == "inflated"
+    report, statistics = initialise(net, str(path), tubelet="inflation")
+    assert (report.source, statistics) == (str(path), HALF)
+    assert report.rows["embedding.projection.weight"] == "inflated"
     assert net.embedding.projection.weight[:, :, 0].any()
 
     folder = tmp_path / "timm"  # as timm's models lie on the hub
@@ -417,8 +417,8 @@ def test_image_vits_go_on_to_init_from_vit(tmp_path: Path) -> None:
     shutil.copyfile(path, folder / "model.safetensors")
     about = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": IMAGENET[0], "std": IMAGENET[1]}}
     (folder / "config.json").write_text(json.dumps(about))
-    receipt, statistics = initialise(net, str(folder))
-    assert (receipt.source, statistics) == (str(folder), IMAGENET)
+    report, statistics = initialise(net, str(folder))
+    assert (report.source, statistics) == (str(folder), IMAGENET)
     refused(net, "vit_tiny_patch16_225", "'vit_tiny_patch16_225' is neither a file nor a model of timm")
 
 
@@ -432,9 +432,9 @@ def test_image_vits_of_the_authors_are_read_too(case: str, tmp_path: Path) -> No
     direct, net = (tiny(model, **settings) for _ in range(2))
     net.load_state_dict(direct.state_dict())
     init_from_vit(direct, timm_layout(src), tubelet=tubelet)
-    receipt, statistics = initialise(net, str(tmp_path), tubelet=tubelet)
+    report, statistics = initialise(net, str(tmp_path), tubelet=tubelet)
     assert all(torch.equal(value, direct.state_dict()[name]) for name, value in net.state_dict().items())
-    assert (receipt.source, statistics) == (str(tmp_path), HALF)
+    assert (report.source, statistics) == (str(tmp_path), HALF)
 
     uniform = tiny("vivit_st", image_size=12, tubelet=(1, 4, 4), sampled_frames=3)  # the tree could be a ViViT's
     initialise(uniform, str(tmp_path), frames=1)
@@ -446,9 +446,9 @@ def test_image_vits_of_the_authors_are_read_too(case: str, tmp_path: Path) -> No
 
 def test_a_checkpoint_written_by_flax_starts_a_model() -> None:
     net = tiny("vivit_fe", dim=4, depth=1, heads=2, mlp_dim=4, temporal_depth=1, num_classes=3, frames=16)
-    receipt, statistics = initialise(net, str(WRITTEN_BY_FLAX))
+    report, statistics = initialise(net, str(WRITTEN_BY_FLAX))
     assert statistics == HALF
     assert torch.equal(net.encoder.blocks[0].mlp.fc1.weight, counted().encoder.blocks[0].mlp.fc1.weight)
-    assert receipt.rows["temporal_encoder.pos_embed"] == "interpolated"
-    assert receipt.rows["encoder.pos_embed"] == "copied"
-    assert receipt.rows["head.weight"] == "zero (other classes)"
+    assert report.rows["temporal_encoder.pos_embed"] == "interpolated"
+    assert report.rows["encoder.pos_embed"] == "copied"
+    assert report.rows["head.weight"] == "zero (other classes)"

@@ -1,4 +1,4 @@
-"""From an image ViT to a ViViT: the same numbers where the paper says so, and a receipt that hides nothing."""
+"""From an image ViT to a ViViT: the same numbers where the paper says so, and a report that hides nothing."""
 
 import pickle
 import zipfile
@@ -77,7 +77,7 @@ def test_any_plain_vit_of_timm_gives_its_tokens(variant: str) -> None:
     size = VARIANTS[variant].get("img_size", 64)
     pool = "cls" if vit.cls_token is not None else "mean"
     net = vivit("vivit_fe", tubelet=(2, patch, patch), image_size=size, frames=4, pool=pool)
-    receipt = init_from_vit(net, vit.state_dict(), min_coverage=0.99)
+    report = init_from_vit(net, vit.state_dict(), min_coverage=0.99)
     theirs, ours = [], []
     vit.blocks.register_forward_hook(lambda _module, _inputs, output: theirs.append(output))
     net.encoder.blocks[-1].register_forward_hook(lambda _module, _inputs, output: ours.append(output))
@@ -89,16 +89,16 @@ def test_any_plain_vit_of_timm_gives_its_tokens(variant: str) -> None:
     read = ours[0].shape[-2]  # the last block's cls token, which sees all of the block before; without one, all
     assert read == (1 if pool == "cls" else net.grid[1] * net.grid[2])
     torch.testing.assert_close(ours[0], torch.stack(theirs, dim=1)[..., :read, :], atol=1e-4, rtol=1e-4)
-    scaled = {name for name, action in receipt.rows.items() if action == "copied, scaled"}
+    scaled = {name for name, action in report.rows.items() if action == "copied, scaled"}
     assert scaled == {
         name
-        for name in receipt.rows
+        for name in report.rows
         if "layer scale" in variant and name.startswith("encoder.") and (".out." in name or ".fc2." in name)
     }
-    assert not [key for key in receipt.unused if key.startswith(("blocks.", "patch_embed", "pos_embed"))]
+    assert not [key for key in report.unused if key.startswith(("blocks.", "patch_embed", "pos_embed"))]
     if variant == "norm after pooling":
-        assert receipt.rows["encoder.norm.weight"] == "random"
-        assert {"fc_norm.weight", "fc_norm.bias"} <= set(receipt.unused)
+        assert report.rows["encoder.norm.weight"] == "random"
+        assert {"fc_norm.weight", "fc_norm.bias"} <= set(report.unused)
 
 
 @pytest.mark.parametrize("model", ["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"])
@@ -155,10 +155,10 @@ def test_image_vits_of_hugging_face_are_read(prefix: str, layout: int, tmp_path:
     save_file(huggingface_layout(image, prefix, layout), tmp_path / "model.safetensors")
     expected, net = vivit("vivit_st"), vivit("vivit_st")
     init_from_vit(expected, image)
-    receipt = init_from_vit(net, str(tmp_path))
+    report = init_from_vit(net, str(tmp_path))
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in net.state_dict().items())
-    assert receipt.coverage == 1
-    assert all(key.startswith("head.") for key in receipt.unused)
+    assert report.coverage == 1
+    assert all(key.startswith("head.") for key in report.unused)
 
 
 @pytest.mark.parametrize("key", ["embeddings.distillation_token", "encoder.layer.0.layer_scale1.lambda1"])
@@ -221,9 +221,9 @@ def test_receipt_says_what_happened_to_every_parameter(
 ) -> None:
     net = randomise(vivit(model, **kwargs))
     before = {name: value.clone() for name, value in net.named_parameters()}
-    receipt = init_from_vit(net, image_vit().state_dict())
-    assert list(receipt.rows) == [name for name, _ in net.named_parameters()]
-    for name, action in receipt.rows.items():
+    report = init_from_vit(net, image_vit().state_dict())
+    assert list(report.rows) == [name for name, _ in net.named_parameters()]
+    for name, action in report.rows.items():
         value = net.get_parameter(name)
         assert (action == "random") == torch.equal(value, before[name]), name
         assert (action == "zero") == (not value.any()), name
@@ -237,12 +237,12 @@ def test_receipt_says_what_happened_to_every_parameter(
             assert action == "random", name
         else:
             assert action == "copied", name
-    assert receipt.coverage == 1
+    assert report.coverage == 1
     without_cls = ["cls_token"] if model in ("vivit_fsa", "vivit_fdp") else []
-    assert sorted(receipt.unused) == sorted([*without_cls, "head.weight", "head.bias"])
-    assert all(name in receipt.full() for name in receipt.rows)
-    assert "100.0%" in str(receipt)
-    assert "not used: " in str(receipt)
+    assert sorted(report.unused) == sorted([*without_cls, "head.weight", "head.bias"])
+    assert all(name in report.full() for name in report.rows)
+    assert "100.0%" in str(report)
+    assert "not used: " in str(report)
 
 
 def test_positions_are_the_images_at_every_time() -> None:
@@ -268,9 +268,9 @@ def test_too_little_coverage_is_an_error_unless_allowed() -> None:
     shallow = image_vit(depth=1).state_dict()
     with pytest.raises(UserError, match=r"fills 62\.9% of the model, less than init.min_coverage=90%.*depth 2"):
         init_from_vit(vivit("vivit_st"), shallow)
-    receipt = init_from_vit(vivit("vivit_st"), shallow, min_coverage=0.5)
-    assert {action for name, action in receipt.rows.items() if "blocks.1." in name} == {"random"}
-    assert {action for name, action in receipt.rows.items() if "blocks.0." in name} == {"copied"}
+    report = init_from_vit(vivit("vivit_st"), shallow, min_coverage=0.5)
+    assert {action for name, action in report.rows.items() if "blocks.1." in name} == {"random"}
+    assert {action for name, action in report.rows.items() if "blocks.0." in name} == {"copied"}
 
 
 @pytest.mark.parametrize(

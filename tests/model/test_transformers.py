@@ -70,8 +70,8 @@ def test_an_image_vit_of_theirs_gives_its_features(tmp_path: Path) -> None:
     vit = transformers.ViTForImageClassification(config).eval()
     vit.save_pretrained(tmp_path)
     net: ViViT = tiny("vivit_fe", image_size=16)
-    receipt, _ = initialise(net, str(tmp_path))
-    assert receipt.coverage == 1
+    report, _ = initialise(net, str(tmp_path))
+    assert report.coverage == 1
     video_BCTHW = videos(net)
     with torch.no_grad():
         cls_BtD = net.encoder(net.embedding(video_BCTHW))

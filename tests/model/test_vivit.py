@@ -8,7 +8,15 @@ from nets import CLASSES, randomise, tiny, videos
 from parity import PAPER, cost
 from torch import Tensor, nn
 
-from vivit_train.models.vivit import MODELS, SIZES, Attention, ModelName, Recomputed, ViViT, uniform_frames
+from vivit_train.models.vivit import (
+    MODELS,
+    SIZES,
+    ActivationCheckpointing,
+    Attention,
+    ModelName,
+    ViViT,
+    uniform_frames,
+)
 
 every_model = pytest.mark.parametrize("model", MODELS)
 
@@ -89,7 +97,7 @@ def test_the_last_block_computes_the_cls_token_alone(model: ModelName) -> None:
     for encoder in (whole.encoder, whole.temporal_encoder):
         if encoder is not None:
             last = encoder.blocks[-1]
-            last.forward = lambda x, read, last=last: type(last).forward(last, x)  # type: ignore[method-assign]
+            last.forward = lambda x, num_queries, last=last: type(last).forward(last, x)  # type: ignore[method-assign]
     seen = [outputs_of(one.encoder.blocks[-1]) for one in (net, whole)]
     for one in (net, whole):
         one(videos(one)).square().sum().backward()
@@ -101,7 +109,9 @@ def test_the_last_block_computes_the_cls_token_alone(model: ModelName) -> None:
 
 @every_model
 @pytest.mark.parametrize("recomputed", ["mlp", "block"])
-def test_checkpointed_activations_change_nothing_but_memory(model: ModelName, recomputed: Recomputed) -> None:
+def test_checkpointed_activations_change_nothing_but_memory(
+    model: ModelName, recomputed: ActivationCheckpointing
+) -> None:
     results, kept = [], []
     for which in ("none", recomputed):
         net = randomise(tiny(model, drop_path=0.5, checkpoint_activations=which)).train()

@@ -301,13 +301,8 @@ class VideoDataModule(L.LightningDataModule):
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
         done = current.processed == self.trainer.num_training_batches
-        state = {
-            "epoch": epoch + done,
-            "step": 0 if done else step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "schedule_offset": self.schedule_offset,
-            "bad_videos": self.bad_videos["train"],
-        }
+        state = {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
+        state |= {"steps_per_epoch": self.steps_per_epoch, "schedule_offset": self.schedule_offset}
         return state | ({"clips": self.digest} if self.trainer.is_global_zero else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

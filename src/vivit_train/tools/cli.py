@@ -1,5 +1,6 @@
 """`vivit ...`: the tools beside train.py and eval.py. Each is a module, imported when it is called."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +9,10 @@ import typer
 from omegaconf import DictConfig
 
 from vivit_train.utils.errors import UserError, exit_with_message
-from vivit_train.utils.text import file_stem, tell
+from vivit_train.utils.text import file_stem
 from vivit_train.utils.utf8 import in_utf_8
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Overrides = Annotated[
@@ -116,7 +119,7 @@ def loader(
     with TemporaryDirectory() as folder:
         cfg = compose(overrides, Path(folder))
         result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, gpu_clips_per_s=gpu, gop=gop)
-    tell(table(result))
+    log.info(table(result))
     if json:
         save(result, json)
 
@@ -157,7 +160,7 @@ def model(
         rows.append(row)
         if json:
             model.save(rows, json)
-    tell(model.about(rows), "", model.table(rows), "", model.limits(rows), sep="\n")
+    log.info("\n".join([model.about(rows), "", model.table(rows), "", model.limits(rows)]))
 
 
 @bench.command()
@@ -197,7 +200,7 @@ def growth(
     ):
         points.append(point)
         growth_curves(picture, growth.curves(points), growth.ORDERS, growth.title(points))
-    tell(growth.title(points), "", growth.table(points), "", f"picture: {picture}", sep="\n")
+    log.info("\n".join([growth.title(points), "", growth.table(points), "", f"picture: {picture}"]))
 
 
 @bench.command()
@@ -213,7 +216,7 @@ def train(
 
     with TemporaryDirectory() as folder:
         result = bench_train(compose(overrides, Path(folder)), steps=steps)
-    tell(table(result, overrides or []))
+    log.info(table(result, overrides or []))
     if json:
         save(result, json)
 

@@ -8,6 +8,7 @@ neither.
 """
 
 import csv
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from matplotlib.figure import Figure
 from vivit_train.data.synthetic import CLASSES, PARTNER
 from vivit_train.data.video.decode import read_frames
 from vivit_train.utils.plots import confusion_axis, drawn, save
-from vivit_train.utils.text import tell
 from vivit_train.utils.utf8 import in_utf_8
+
+log = logging.getLogger(__name__)
 
 ORDERS = {"forward": ".", "reversed": "reversed", "shuffled": "shuffled"}
 
@@ -53,11 +55,19 @@ def main(run: Path) -> None:
     predictions = {order: read_predictions(run / folder) for order, folder in ORDERS.items()}
     right = {order: np.mean([label == guess for _, label, guess in rows]) for order, rows in predictions.items()}
     partner = np.mean([PARTNER[label] == guess for _, label, guess in predictions["reversed"]])
-    tell(f"frames as they are:  {right['forward']:.1%} of {len(predictions['forward'])} test videos right")
-    tell(f"frames reversed:     {partner:.1%} taken for the partner class (left for right, approach for recede)")
-    tell(f"frames shuffled:     {right['shuffled']:.1%} right")
+    log.info(f"frames as they are:  {right['forward']:.1%} of {len(predictions['forward'])} test videos right")
+    log.info(
+        f"frames reversed:     {partner:.1%} taken for the partner class (left for right, approach for recede)"
+    )
+    log.info(f"frames shuffled:     {right['shuffled']:.1%} right")
     draw(run / "demo.png", predictions, Path("data/demo"))
-    tell(f"Look at {run}/demo.png (result), {run}/curves.png (training), {run}/contact_sheet.png (what it saw).")
+    log.info(
+        f"Look at {run}/demo.png (result), {run}/curves.png (training), {run}/contact_sheet.png (what it saw).\n"
+        "Try next:\n"
+        f"  python eval.py ckpt_path={run}/checkpoints/best.ckpt eval.views=4x1   # more clips of each video\n"
+        "  python train.py model=vivit_st                                        # another of the four models\n"
+        "  python train.py data=folder data.root=DIR init=imagenet               # your videos, in class folders"
+    )
 
 
 if __name__ == "__main__":

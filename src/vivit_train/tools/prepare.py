@@ -7,17 +7,20 @@ made in child processes, so that one that crashes or hangs takes no other along.
 import csv
 import hashlib
 import io
+import logging
 import os
 import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from rich.progress import Progress
 
 from vivit_train.data.annotations.files import (
     below,
@@ -31,7 +34,9 @@ from vivit_train.data.annotations.files import (
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
-from vivit_train.utils.text import csv_cell, printable, tell
+from vivit_train.utils.text import csv_cell, printable
+
+log = logging.getLogger(__name__)
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
 FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")  # last: what shows a torn row
@@ -40,7 +45,6 @@ OWN_TABLE = re.compile(r"(manifest|failed)(-\d+of\d+)?\.csv")
 S_PER_BYTE = 1e-5  # that a video may take besides its time limit: this ends what hangs, not what is long
 LINE_EVERY_S = 30.0  # progress where the output is no terminal
 Row = dict[str, str]
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,6 @@ def prepare(
     shard: str | None = None,
     listed: Path | None = None,
     timeout_s: float = 3600,
-    say: Say = tell,
 ) -> None:
     """Make every video below `source` again below `target`, and copy the annotation files beside them.
 
@@ -167,10 +170,10 @@ def prepare(
     ending = f"-{part}of{parts}.csv" if parts > 1 else ".csv"
     manifest, failures = target / f"manifest{ending}", target / f"failed{ending}"
     if part == 0:
-        _copy_annotations(source, target, say)
+        _copy_annotations(source, target)
         others = list_videos(source)[1]
         if left_out := Counter({ending: n for ending, n in others.items() if ending not in ANNOTATIONS}):
-            say(f"no videos by their names, so left out of {printable(source)}: {shown_endings(left_out)}")
+            log.info(f"no videos by their names, so left out of {printable(source)}: {shown_endings(left_out)}")
     _clear(target, {job.target_name for job in jobs})
 
     tables = [path for path in sorted(target.iterdir()) if path.name.startswith("manifest") and _is_own(path)]
@@ -184,17 +187,17 @@ def prepare(
         elif job is None and parts == 1 and (target / row["target"]).is_file():
             rows.setdefault(row["target"], row)
     todo = [job for job in jobs if job.target_name not in rows]
-    say(f"{len(jobs)} videos: {len(jobs) - len(todo)} are done, {len(todo)} to make, {settings}")
+    log.info(f"{len(jobs)} videos: {len(jobs) - len(todo)} are done, {len(todo)} to make, {settings}")
 
     failed: list[Row] = []
     made: list[Row] = []
     _write_rows(manifest, FIELDS, rows.values())
-    step = _progress(len(todo), sum(job.num_bytes for job in todo), say)
     limits = {job: timeout_s + S_PER_BYTE * job.num_bytes for job in todo}
     try:
         with (
             manifest.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file,
             closing(run_isolated(partial(make, settings=settings), limits, workers or usable_cores())) as results,
+            _progress(len(todo), sum(job.num_bytes for job in todo)) as step,
         ):
             writer = csv.DictWriter(file, FIELDS)
             for job, result in results:
@@ -219,16 +222,16 @@ def prepare(
             cells = [{key: csv_cell(text) for key, text in row.items()} for row in failed]  # nothing reads it back
             _write_rows(failures, ("source", "reason"), sorted(cells, key=lambda row: row["source"]))
     before, after = (sum(int(row[key]) for row in made) / 1e6 for key in ("bytes_before", "bytes_after"))
-    say(f"{len(made)} made: {before:.1f} MB became {after:.1f} MB")
-    _renamed(jobs, say)
+    log.info(f"{len(made)} made: {before:.1f} MB became {after:.1f} MB")
+    _renamed(jobs)
     if listed is not None:
-        say(f"Of the videos, only those that {listed} lists were looked at.")
+        log.info(f"Of the videos, only those that {listed} lists were looked at.")
     if failed:
         first = shorten((f"{row['source']}: {row['reason']}" for row in failed), 3)
         text = f"{len(failed)} of {len(jobs)} videos could not be made, listed in {failures}: {first}"
         if len(failed) == len(jobs):
             raise UserError(text)
-        say(text)
+        log.info(text)
 
 
 def make(job: Job, settings: Settings) -> Row:
@@ -277,7 +280,7 @@ def _clear(target: Path, names: set[str]) -> None:
                 _discard(os.path.join(folder, file))
 
 
-def _copy_annotations(source: Path, target: Path, say: Say) -> None:
+def _copy_annotations(source: Path, target: Path) -> None:
     copied = 0
     for folder, _, files in walk(source):
         for name in files:
@@ -285,7 +288,7 @@ def _copy_annotations(source: Path, target: Path, say: Say) -> None:
             if path.suffix.lower() not in ANNOTATIONS or name.startswith("."):
                 continue
             if folder == str(source) and OWN_TABLE.fullmatch(name):
-                say(f"{printable(path)} is not copied: a table of this command has its name")
+                log.info(f"{printable(path)} is not copied: a table of this command has its name")
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             made = Path(_partial(str(place.parent), below(source, str(path))))
@@ -294,11 +297,11 @@ def _copy_annotations(source: Path, target: Path, say: Say) -> None:
                 made.replace(place)
                 copied += 1
             except OSError as error:
-                say(f"{printable(path)} is not copied: {error.strerror or error}")
+                log.info(f"{printable(path)} is not copied: {error.strerror or error}")
             finally:
                 _discard(str(made))
     if copied:
-        say(f"{copied} annotation files ({', '.join(sorted(ANNOTATIONS))}) copied")
+        log.info(f"{copied} annotation files ({', '.join(sorted(ANNOTATIONS))}) copied")
 
 
 def _is_own(path: Path) -> bool:
@@ -321,31 +324,33 @@ def _write_rows(table: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> No
     partial.replace(table)
 
 
-def _progress(count: int, num_bytes: int, say: Say) -> Callable[[int, int], None]:
-    """A function to call after each video with its bytes and the failures so far; says how long the rest takes."""
-    start = said = time.monotonic()
-    done, bytes_done, live = 0, 0, sys.stdout.isatty()
+@contextmanager
+def _progress(count: int, num_bytes: int) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call after each video with its bytes and the failures so far. Shows a bar with the time
+    left; where the output is no terminal, a line every half minute."""
+    live = sys.stdout.isatty()
+    start = logged = time.monotonic()
+    done = bytes_done = 0
 
     def step(more_bytes: int, failed: int) -> None:
-        nonlocal done, bytes_done, said
+        nonlocal done, bytes_done, logged
         done, bytes_done, now = done + 1, bytes_done + more_bytes, time.monotonic()
-        if live or done == count or now - said > LINE_EVERY_S:
-            said, minutes = now, (now - start) / 60
+        bar.update(task, advance=more_bytes, description=f"{done}/{count}, {failed} failed")
+        if not live and (done == count or now - logged > LINE_EVERY_S):
+            logged, minutes = now, (now - start) / 60
             left = minutes * (num_bytes - bytes_done) / max(bytes_done, 1)
-            line = f"{done}/{count}, {failed} failed, {minutes:.1f} min, {left:.0f} min left"
-            if live:
-                print(f"\r\033[K{line}", end="\n" if done == count else "", flush=True)
-            else:
-                say(line)
+            log.info(f"{done}/{count}, {failed} failed, {minutes:.1f} min, {left:.0f} min left")
 
-    return step
+    with Progress(disable=not live) as bar:
+        task = bar.add_task(f"0/{count}", total=num_bytes)
+        yield step
 
 
-def _renamed(jobs: list[Job], say: Say) -> None:
+def _renamed(jobs: list[Job]) -> None:
     endings = sorted({os.path.splitext(job.source_name)[1] for job in jobs} - {".mp4"})
     if endings:
         pattern = "|".join(map(re.escape, endings))
-        say(
+        log.info(
             f"Videos that ended in {', '.join(endings)} end in .mp4 now. data=folder and the published data sets "
             f"find them as they are. In the files of data=csv, write .mp4: sed -i -E "
             rf"""'s/({pattern})([[:space:],"])/.mp4\2/' FILE"""

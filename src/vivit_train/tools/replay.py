@@ -1,6 +1,7 @@
 """`vivit replay FILE`: a step that was not finite, once more, to see where that began."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.nonfinite import REPLAY, clip_text, is_finite
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.plots import contact_sheet
-from vivit_train.utils.text import tell
+
+log = logging.getLogger(__name__)
+
 
 MOST_CLIPS = 16  # in the picture
 
@@ -64,12 +67,12 @@ class Watch:
             self.gradient = name
 
 
-def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[str], object] = tell) -> None:
+def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
     """Repeats the forward and backward pass of a saved step in float32, a micro-batch at a time; says what is not
     finite, where that begins, and in which clips; draws these.
 
     Args:
-        file: as `health.Health` saves it. Nothing in it is executed.
+        file: as `nonfinite.NonFiniteGuard` saves it. Nothing in it is executed.
         sheet: where the picture goes.
         trusted: see `stored.build`.
 
@@ -84,30 +87,30 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = (), say: Callable[[
     try:
         task = rebuilt(file, trusted)
         micro_batches = step["micro_batches"]
-        say(f"step {step['step']}, epoch {step['epoch']}, process {step['rank'] + 1} of {step['processes']}")
-        say(f"the run: {step['precision']} on {step['device']}, gradient norm {step['gradient_norm']:g}")
+        log.info(f"step {step['step']}, epoch {step['epoch']}, process {step['rank'] + 1} of {step['processes']}")
+        log.info(f"the run: {step['precision']} on {step['device']}, gradient norm {step['gradient_norm']:g}")
         other = (
             ", where mixing and stochastic depth draw other numbers" if task.device.type != step["device"] else ""
         )
-        say(f"here: float32 on {task.device.type}{other}")
+        log.info(f"here: float32 on {task.device.type}{other}")
         bad = [name for name, weight in task.net.named_parameters() if not weight.isfinite().all()]
         if bad:
-            say(f"{len(bad)} weights were not finite before the step, such as {bad[0]}")
+            log.info(f"{len(bad)} weights were not finite before the step, such as {bad[0]}")
         suspects: list[tuple[Batch, int]] = []  # a micro-batch, and which of its clips
         finite = not bad
         for i, batch in enumerate(micro_batches):
-            say(f"micro-batch {i + 1} of {len(micro_batches)}, {len(batch['video'])} clips:")
-            fine, clips = repeat(task, batch, say)
+            log.info(f"micro-batch {i + 1} of {len(micro_batches)}, {len(batch['video'])} clips:")
+            fine, clips = repeat(task, batch)
             finite &= fine
             suspects += [(batch, b) for b in clips]
         if finite:
-            say(
+            log.info(
                 "all is finite here. The precision of the run may not hold what float32 holds (float16 ends at "
                 "65504), or only the sum over micro-batches or processes is too large"
             )
         suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["video"]))]
         draw(sheet, task, suspects[:MOST_CLIPS])
-        say(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
+        log.info(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{file} does not hold what a step is made of: {reason(error)}") from error
 
@@ -129,7 +132,7 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     return task.to("cuda" if torch.cuda.is_available() else "cpu").train()
 
 
-def repeat(task: VideoClassifier, batch: Batch, say: Callable[[str], object]) -> tuple[bool, list[int]]:
+def repeat(task: VideoClassifier, batch: Batch) -> tuple[bool, list[int]]:
     """One micro-batch's forward and backward pass, with the random numbers that it had.
 
     Returns:
@@ -145,14 +148,18 @@ def repeat(task: VideoClassifier, batch: Batch, say: Callable[[str], object]) ->
         loss = task.loss(logits_BK, target)
         loss.backward()
     if watch.output:
-        say(f"  forward: {watch.output}; the largest value before: {watch.largest[0]:.3g} in {watch.largest[1]}")
+        log.info(
+            f"  forward: {watch.output}; the largest value before: {watch.largest[0]:.3g} in {watch.largest[1]}"
+        )
     else:
-        say(f"  forward: finite; the largest value: {watch.largest[0]:.3g} in {watch.largest[1]}")
-    say(f"  loss: {loss.item():g}; in the run {batch['loss']:g}")
-    say(f"  backward: {f'not finite, first for {watch.gradient}' if watch.gradient else 'finite'}")
+        log.info(f"  forward: finite; the largest value: {watch.largest[0]:.3g} in {watch.largest[1]}")
+    log.info(f"  loss: {loss.item():g}; in the run {batch['loss']:g}")
+    log.info(f"  backward: {f'not finite, first for {watch.gradient}' if watch.gradient else 'finite'}")
     clips = [b for b, logits_K in enumerate(logits_BK) if not logits_K.isfinite().all()]
     for b, (path, frames) in enumerate(zip(batch["paths"], batch["frame_numbers"], strict=True)):
-        say(f"  clip {b + 1}: {clip_text(path, frames)}{' <- its logits are not finite' if b in clips else ''}")
+        log.info(
+            f"  clip {b + 1}: {clip_text(path, frames)}{' <- its logits are not finite' if b in clips else ''}"
+        )
     return is_finite(loss.item()) and not watch.output and not watch.gradient, clips
 
 

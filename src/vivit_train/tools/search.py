@@ -1,5 +1,6 @@
 """Ends a search's hopeless trials early."""
 
+import logging
 from pathlib import Path
 
 import lightning as L
@@ -9,7 +10,8 @@ from optuna.trial import Trial
 
 from vivit_train.tools.sweep import NOTE, PRUNED, STUDY, open_storage, open_study
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import tell
+
+log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
@@ -49,7 +51,7 @@ class Pruning(Callback):
             self.trial().set_user_attr(PRUNED, epoch + 1)
             note = f"pruned after epoch {epoch + 1} of {trainer.max_epochs}"
             (Path(self.run_dir) / NOTE).write_text(f"{note}\n", encoding="utf-8")
-            tell(f"{note}: val/score {score:.4f} is below that of other trials", flush=True)
+            log.info(f"{note}: val/score {score:.4f} is below that of other trials")
 
     def report(self, epoch: int, score: float) -> bool:
         """Whether the trial is to be ended."""

@@ -5,6 +5,7 @@ Imported by hydra at start-up: nothing heavy here.
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -25,7 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
-from vivit_train.utils.text import csv_cell, printable, printable_lines, tell
+from vivit_train.utils.text import csv_cell, printable, printable_lines
+
+log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
 NOTE = "note.txt"  # a line for the table, which a run may leave in its folder
@@ -132,7 +135,7 @@ class Summary(Callback):
         jobs = write_summary(folder)
         if not jobs:
             return
-        tell(f"\n{table(jobs)}")
+        log.info(f"\n{table(jobs)}")
         written, names = ["summary.csv"], swept(jobs)
         if scored := [job for job in jobs if job.score is not None]:
             from vivit_train.utils.plots import sweep_panels
@@ -141,7 +144,7 @@ class Summary(Callback):
             scores = [job.score for job in scored if job.score is not None]
             sweep_panels(folder / "summary.png", list(zip(chosen, scores, strict=True)))
             written.append("summary.png")
-        tell(f"written: {folder}/{', '.join(written)}", flush=True)
+        log.info(f"written: {folder}/{', '.join(written)}")
         if failed := sum(job.failed for job in jobs):
             refuse(f"{failed} of {len(jobs)} jobs failed: the last column of {folder}/summary.csv says why")
 
@@ -184,7 +187,7 @@ def write_summary(folder: Path) -> list[Outcome]:
         try:
             jobs.append(read_outcome(outcome))
         except UserError as error:
-            tell(error)
+            log.info(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
     part = folder / f"summary.csv.{os.getpid()}"  # jobs on several machines may end at once

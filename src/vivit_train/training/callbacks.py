@@ -1,5 +1,6 @@
 """What a run shows while it trains: speed, memory, a line per epoch, learning curves, and what the model sees."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,9 @@ from vivit_train.training.profiling import (
     step_dtype,
 )
 from vivit_train.utils.plots import contact_sheet, learning_curves
-from vivit_train.utils.text import printable, shortened, tell
+from vivit_train.utils.text import printable, shortened
+
+log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0
 SHARES = 4  # of a mixed clip, that its caption has room for
@@ -122,10 +125,9 @@ class Report(Callback):
             step_s = self.timed_s / (MEASURED_STEPS - 1)
             steps = self.total_steps - self.first_step
             mfu = self.mfu(self.timed_clips / self.timed_s, trainer)
-            tell(
+            log.info(
                 f"measured: {step_s:.3g} s a step, {clock(step_s * steps)} for {steps} steps without validation; "
-                f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}",
-                flush=True,
+                f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}"
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,7 +139,7 @@ class Report(Callback):
         val = {f"val_{name}": row.get(f"val/{name}") for name in (self.main_score, "loss")}
         self.line(trainer, loss=row["train/loss"], **val)
         if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
-            tell(
+            log.info(
                 f"the model waited for its clips {self.data_wait:.0%} of the time: smaller videos with more key "
                 "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
             )
@@ -155,7 +157,7 @@ class Report(Callback):
         ]
         shown += [f"{self.clips_per_s:.1f} clips/s", f"data wait {self.data_wait:.0%}", f"ETA {clock(eta_s)}"]
         if trainer.is_global_zero:
-            tell("  ".join(shown), flush=True)
+            log.info("  ".join(shown))
 
 
 def planned_steps(steps: int, trainer: L.Trainer) -> int:
@@ -192,10 +194,9 @@ class Overfit(Callback):
         names = {tuple(map(caption, row, pl_module.classes.values())) for row in targets}
         found = "learned" if self.last_loss < self.loss else "NOT learned"
         alike = "; they are of one class: another seed says more" if len(names) == 1 else ""
-        tell(
+        log.info(
             f"overfit: {len(self.batch['label'])} clips {found}: loss {self.last_loss:.4f} after "
-            f"{trainer.global_step} steps (wanted: below {self.loss:g}){alike}",
-            flush=True,
+            f"{trainer.global_step} steps (wanted: below {self.loss:g}){alike}"
         )
 
 

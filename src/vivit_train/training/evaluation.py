@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
@@ -10,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 
 from vivit_train.data.annotations.table import SEPARATOR
 from vivit_train.data.datamodule import VideoDataModule
@@ -19,9 +19,9 @@ from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.plots import Ids, average_precision_bars, confusion
-from vivit_train.utils.text import csv_cell, file_stem, printable, tell
+from vivit_train.utils.text import csv_cell, file_stem, printable
 
-say = rank_zero_only(tell)
+log = logging.getLogger(__name__)
 
 
 def score_task(
@@ -68,10 +68,10 @@ def score_task(
     numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
     if task.multi_label:
         numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
-    say("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
+    log.info("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
     if scores["failed"]:
-        say(f"{scores['failed']} videos could not be read and count as wrong answers: {data.bad_videos_file}")
-    say(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
+        log.info(f"{scores['failed']} videos could not be read and count as wrong answers: {data.bad_videos_file}")
+    log.info(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
     return results
 
 

@@ -5,6 +5,7 @@ of the checkpoint which a run goes on from; None for one that starts.
 """
 
 import csv
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from vivit_train.utils.text import tell
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(CSVLogger):
@@ -77,5 +78,5 @@ def wandb_logger(project: str, save_dir: str, first_step: int | None = None) -> 
 
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     if mode == "offline":
-        tell(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` sends this run later")
+        log.info(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` sends this run later")
     return WandbRun(save_dir, first_step, project=project, mode=mode)

@@ -1,5 +1,6 @@
 """A step whose loss or gradient is not finite is never taken, and can be looked at afterwards."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from vivit_train.training.profiling import full_tensor, total_norm
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import printable, tell
+from vivit_train.utils.text import printable
+
+log = logging.getLogger(__name__)
 
 REPLAY = "replay"  # in a saved step
 IN_A_ROW = 20  # steps that are not finite, then it is not the clips; a loss scale needs up to 17 to find its place
@@ -112,7 +115,7 @@ class NonFiniteGuard(Callback):
         if self.on_nonfinite == "skip" and self.in_a_row < IN_A_ROW:
             self.skipped += 1
             if trainer.is_global_zero:
-                tell("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines]))
+                log.info("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines]))
             optimizer.zero_grad(set_to_none=True)  # what has no gradient keeps its weights and moments
             return
         again = f", the {ordinal(self.in_a_row)} in a row: it is not the clips" if self.in_a_row > 1 else ""

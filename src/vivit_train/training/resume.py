@@ -1,9 +1,10 @@
 """Checkpoints from which a run goes on exactly: whole files, every few minutes, between two optimizer steps."""
 
+import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,9 @@ from vivit_train.training.checkpoint import KEY, Metadata, read_checkpoint
 from vivit_train.utils import distributed
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import StoppedError, UserError, reason
-from vivit_train.utils.text import tell
+
+log = logging.getLogger(__name__)
+
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -56,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with suppress(OSError):
                 os.remove(part)
             self.failure = f"{path}: {reason(cause)}"
-            tell(f"checkpoint {path} was not written ({reason(cause)}); training goes on")
+            log.warning(f"checkpoint {path} was not written ({reason(cause)}); training goes on")
 
 
 class LastCheckpoint(Checkpoint):
@@ -141,14 +144,14 @@ class LastCheckpoint(Checkpoint):
         self.saved_s, self.saved_step = time.monotonic(), trainer.global_step
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], object] = tell) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that is furthest in its training; those that cannot be read are named and passed over."""
     steps: dict[Path, int] = {}
     for path in sorted(folder.glob("*.ckpt")):
         try:
             steps[path] = read_checkpoint(path, mmap=True)["global_step"]
         except (UserError, KeyError) as error:
-            say(f"checkpoint {path} is passed over: {error}")
+            log.warning(f"checkpoint {path} is passed over: {error}")
     # "last" rather than "best" where they are equally far: it knows that the epoch is over
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
 

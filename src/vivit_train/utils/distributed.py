@@ -1,6 +1,7 @@
 """What the processes of a job tell each other. Alone, a process sends nothing and waits for nobody."""
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PATIENCE = timedelta(seconds=10)  # with the first process, which says what ends all of them
@@ -68,7 +71,7 @@ def exit_on_lost_rank() -> Iterator[None]:
     except RuntimeError as error:
         if dist.get_backend() == "gloo" or not is_loss(error):
             raise
-        print(f"error: {loss()}", file=sys.stderr, flush=True)
+        log.error(f"error: {loss()}")
         os._exit(1)
 
 

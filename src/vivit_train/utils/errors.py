@@ -1,12 +1,15 @@
 """Errors a person can act on. Everything else keeps its traceback, because it is a bug."""
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 
-from vivit_train.utils.text import printable, printable_lines, tell
+from vivit_train.utils.text import printable, printable_lines
+
+log = logging.getLogger(__name__)
 
 
 class UserError(Exception):
@@ -53,7 +56,7 @@ class StoppedError(UserError):
 
 def end_on_signals() -> None:
     """Has a scheduler's signals end this process with the code to try again: while it starts, and while it scores
-    the result, there is nothing to save. In training resume.Latest takes the signals over."""
+    the result, there is nothing to save. In training LastCheckpoint takes the signals over."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os.write(2, f"\n{signal.Signals(number).name}: the run ends here\n".encode())
@@ -89,8 +92,9 @@ def exit_with_message(main: Callable[[], object]) -> None:
     try:
         main()
     except StoppedError as stopped:
-        tell(stopped, file=sys.stderr)
+        log.error(stopped)
         sys.exit(stopped.code)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        sys.exit(printable_lines(f"error: {error}{cause}"))
+        log.error(f"error: {error}{cause}")
+        sys.exit(1)

@@ -4,12 +4,15 @@ Imported by hydra at start-up: nothing heavy here.
 """
 
 import errno
+import logging
 import os
 import socket
 import time
 from pathlib import Path
 
 from vivit_train.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -40,7 +43,7 @@ def lock_folder(folder: str | Path) -> None:
         holder = os.pread(file, 200, 0).decode(errors="replace").strip()
         os.close(file)
         if error.errno in NO_LOCKS:
-            print(f"{folder}: this disk has no locks; see to it that no other run writes there", flush=True)
+            log.warning(f"{folder}: this disk has no locks; make sure that no other run writes there")
             return
         raise UserError(
             f"{folder} is in use by another run ({holder or 'which has only started'}): wait for it, or give this "

@@ -42,21 +42,31 @@ def contact_sheet(
     """
     rows, frames = len(video_BTCHW), video_BTCHW.shape[1]
     columns = np.linspace(0, frames - 1, min(8, frames)).astype(int)
-    figure = Figure(figsize=(1.5 * len(columns) + 0.3, 1.85 * rows + 0.2), dpi=100, layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    height, width = video_BTCHW.shape[-2:]
+    wide, high = 1.5, 1.45 * height / width  # inches of a frame, without the margins around it
+    figure = Figure(figsize=(wide * len(columns) + 0.2, (high + 0.45) * rows + 0.1), dpi=100)
+    # one axis, in inches from the top left: an axis for each frame would take seconds to draw
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
     for b in range(rows):
-        for axis, t in zip(axes[b], columns, strict=True):
-            axis.imshow(video_BTCHW[b, t].permute(1, 2, 0).clamp(0, 1).numpy())
+        top = 0.1 + b * (high + 0.45)
+        axis.text(0.1, top + 0.12, drawn(captions[b], CAPTION), fontsize=8, va="center")
+        for column, t in enumerate(columns):
+            left, pixels_HWC = 0.1 + wide * column, video_BTCHW[b, t].permute(1, 2, 0).clamp(0, 1).numpy()
+            axis.imshow(
+                pixels_HWC, extent=(left, left + wide - 0.05, top + 0.22 + high, top + 0.22), aspect="auto"
+            )
             number, time_s = int(frame_numbers_BT[b, t]), float(times_BT[b, t])
-            axis.set_xlabel("padding" if number < 0 else f"{number} · {time_s:.2f} s", fontsize=7, labelpad=2)
-            axis.set(xticks=[], yticks=[])
-        axes[b, 0].set_title(drawn(captions[b], CAPTION), fontsize=8, loc="left", pad=3)
+            text = "padding" if number < 0 else f"{number} · {time_s:.2f} s"
+            axis.text(left + (wide - 0.05) / 2, top + high + 0.31, text, fontsize=7, ha="center", va="center")
+    axis.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))  # imshow changes them
     save(figure, path)
 
 
 def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Losses and validation accuracy by epoch; `history` has a row per epoch with the names that were logged."""
-    figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 3.4), dpi=100)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.15, top=0.91, wspace=0.18)
     accuracy = ("val/top1", "val/top5", "val/action_top1", "val/action_top5", "val/map")
     panels = (("loss", ("train/loss", "val/loss")), ("accuracy", accuracy))
     for axis, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):

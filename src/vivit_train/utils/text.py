@@ -5,7 +5,6 @@ Imported by hydra at start-up: nothing heavy here.
 
 import hashlib
 import re
-from typing import Any
 
 # What a terminal obeys, or no eye can see: controls, the order of writing, separators of lines, what is invisible,
 # and halves of characters, which no file can hold. Joiners stay, as emoji and scripts are written with them.
@@ -32,6 +31,11 @@ def printable(text: object) -> str:
     return _CONTROL.sub(_escape, str(text))
 
 
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: "1 device", "1,200 devices"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def excerpt(text: object, longest: int = 500) -> str:
     """`printable`, and no longer than a message bears."""
     line = printable(text)
@@ -41,11 +45,6 @@ def excerpt(text: object, longest: int = 500) -> str:
 def printable_lines(text: object) -> str:
     """A message of several lines, likewise."""
     return _CONTROL_WITHIN_LINES.sub(_escape, str(text))
-
-
-def tell(*texts: object, **options: Any) -> None:
-    """`print` for what may have a name in it. A name with line breaks is made `printable` where it is put in."""
-    print(*map(printable_lines, texts), **options)
 
 
 def csv_cell(text: object) -> str:

@@ -46,11 +46,7 @@ def read_kinetics(
             videos are missing.
     """
     top, expected_layout = open_root(root, KINETICS_TREE)
-    prefixes, folders = [""], ["", "annotations/"]
-    if num_classes:  # as the archives have them
-        prefixes += [f"kinetics-{num_classes}_", f"kinetics_{num_classes}_"]
-        folders += [f"kinetics{num_classes}/", f"kinetics{num_classes}_2020/"]
-    places = [f"{folder}{prefix}{{}}" for prefix in prefixes for folder in folders]
+    places = _places(num_classes)
     if val == "val.csv" and not any((top / place.format(val)).is_file() for place in places):
         val = "validate.csv" if any((top / place.format("validate.csv")).is_file() for place in places) else val
     files = find_files(top, expected_layout, train, val, test, classes, places)
@@ -81,6 +77,15 @@ def read_kinetics(
         may_differ=True,
         notices=notices,
     )
+
+
+def _places(num_classes: int | None) -> list[str]:
+    """Where annotation files are looked for: as people and as the archives name them."""
+    prefixes, folders = [""], ["", "annotations/"]
+    if num_classes:
+        prefixes += [f"kinetics-{num_classes}_", f"kinetics_{num_classes}_"]
+        folders += [f"kinetics{num_classes}/", f"kinetics{num_classes}_2020/"]
+    return [f"{folder}{prefix}{{}}" for prefix in prefixes for folder in folders]
 
 
 def _kinetics_rows(file: Path, split: str, videos: "Videos", problems: "Problems") -> Iterator[Row]:

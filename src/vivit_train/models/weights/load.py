@@ -71,7 +71,7 @@ def initialise(
     frames: int | None = None,
     multi_label: bool = False,
 ) -> tuple[LoadReport, Statistics | None]:
-    """Fills `net` in place; returns the receipt, and the normalisation's mean and std where the source tells.
+    """Fills `net` in place; returns the report, and the normalisation's mean and std where the source tells.
 
     From an image ViT as `init_from_vit` does. From a ViViT of the same model and size everything is copied;
     position embeddings of another grid are interpolated, and the head starts at zero for other classes, and where
@@ -93,12 +93,12 @@ def initialise(
         if isinstance(found, SourceWeights):
             return load_from_vivit(net, found, classes, frames, multi_label), found.statistics
         weights, statistics = found
-        receipt = init_from_vit(net, weights, tubelet=tubelet, min_coverage=min_coverage)
+        report = init_from_vit(net, weights, tubelet=tubelet, min_coverage=min_coverage)
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # tensors of other shapes and maps of other forms than any ViT's: what a file holds has no limits
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
-    receipt.source = source
-    return receipt, statistics
+    report.source = source
+    return report, statistics
 
 
 def detect_source(net: ViViT, source: str) -> SourceWeights | ImageWeights:
@@ -272,7 +272,7 @@ def load_from_vivit(
     check_settings(net, found.source, found.settings)
     check_shapes(net, found)
     grid, num_cls = found.grid or guess_grid(net, found, frames), int(net.encoder.cls_token is not None)
-    receipt, values = LoadReport(found.source, coverage=1.0, kind="a ViViT"), {}
+    report, values = LoadReport(found.source, coverage=1.0, kind="a ViViT"), {}
     for name, _ in net.named_parameters():
         value, action = found.state[name].detach().float(), "copied"
         if name.startswith("head."):
@@ -289,9 +289,9 @@ def load_from_vivit(
             if old != new:
                 moved, action = resize_positions(value[:, num_cls:], old, new), "interpolated"
                 value = torch.cat([value[:, :num_cls], moved], dim=1)
-        values[name], receipt.rows[name] = value, action
+        values[name], report.rows[name] = value, action
     copy_params(net, values, found.source)
-    return receipt
+    return report
 
 
 def check_shapes(net: ViViT, found: SourceWeights) -> None:

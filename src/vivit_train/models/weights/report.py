@@ -1,7 +1,12 @@
 """What loading weights did to each parameter of a model."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
+
+from vivit_train.utils.text import plural
+
+MOST_ACTIONS = 7  # so that a terminal shows ten lines at most
 
 
 @dataclass
@@ -30,16 +35,17 @@ class LoadReport:
         )
 
     def __str__(self) -> str:
-        """A line for each kind of parameter, the blocks of an encoder taken together."""
-        grouped: dict[tuple[str, str], list[int]] = {}
+        """A line for each action, with the first of its parameters; at most ten lines."""
+        actions: dict[str, dict[str, None]] = {}
         for name, action in self.rows.items():
-            number = re.search(r"blocks\.(\d+)\.", name)
-            key = re.sub(r"blocks\.\d+\.", "blocks.*.", name)
-            grouped.setdefault((key, action), []).append(int(number[1]) if number else -1)
+            actions.setdefault(action, {})[re.sub(r"blocks\.\d+\.", "blocks.*.", name)] = None
+        counts = Counter(self.rows.values())
         lines = [f"weights from {self.source}: {self.coverage:.1%} of what {self.kind} can give"]
-        for (name, action), numbers in grouped.items():
-            span = f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else str(numbers[0])
-            lines.append(f"  {action:<18} {name.replace('*', span)}")
+        for action, names in list(actions.items())[:MOST_ACTIONS]:
+            shown = ", ".join([*list(names)[:2], *(["..."] if len(names) > 2 else [])])
+            lines.append(f"  {action:<18} {plural(counts[action], 'parameter')}: {shown}")
+        if len(actions) > MOST_ACTIONS:
+            lines.append(f"  and {len(actions) - MOST_ACTIONS} other actions")
         if self.unused:
-            lines.append(f"  not used: {', '.join(self.unused[:8])}{', ...' if len(self.unused) > 8 else ''}")
+            lines.append(f"  not used: {', '.join(self.unused[:4])}{', ...' if len(self.unused) > 4 else ''}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""From an image ViT (timm's keys) to a ViViT (paper, section 3.4), with a receipt of every parameter."""
+"""From an image ViT (timm's keys) to a ViViT (paper, section 3.4), with a report of every parameter."""
 
 import math
 import re
@@ -64,7 +64,7 @@ def init_from_vit(
     image = {key: value.float() for key, value in from_huggingface_vit(given).items()}
     scaled = fold_layer_scale(image)
     check_plain_vit(image, model, source)
-    receipt = LoadReport(source)
+    report = LoadReport(source)
     used: set[str] = set()
     filled = fillable = 0
     values: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ def init_from_vit(
             elif key.removesuffix("bias") + "weight" in image:  # a layer without bias
                 action, value = "zero", torch.zeros_like(parameter)
                 filled += parameter.numel()
-        receipt.rows[name] = action
+        report.rows[name] = action
         if value is None:
             continue
         if value.shape != parameter.shape:
@@ -94,15 +94,15 @@ def init_from_vit(
                 f"{list(parameter.shape)}: choose model.size and model.tubelet to match the weights"
             )
         values[name] = value
-    receipt.unused = [key for key in image if key not in used]
-    receipt.coverage = filled / fillable
-    if receipt.coverage < min_coverage:
+    report.unused = [key for key in image if key not in used]
+    report.coverage = filled / fillable
+    if report.coverage < min_coverage:
         raise UserError(
-            f"{source} fills {receipt.coverage:.1%} of the model, less than init.min_coverage={min_coverage:.0%}: "
-            f"is it an image ViT of depth {len(model.encoder.blocks)}?\n{receipt}"
+            f"{source} fills {report.coverage:.1%} of the model, less than init.min_coverage={min_coverage:.0%}: "
+            f"is it an image ViT of depth {len(model.encoder.blocks)}?\n{report}"
         )
     copy_params(model, values, source)
-    return receipt
+    return report
 
 
 def copy_params(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:

@@ -1,9 +1,9 @@
 """`vivit bench model`: how fast a model trains and answers, what memory that takes, and what limits it."""
 
 import json
+import logging
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,6 +24,8 @@ from vivit_train.training.checkpoint import build_net
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated
+
+log = logging.getLogger(__name__)
 
 MODES = ("train", "infer")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -170,7 +172,7 @@ def bench(cells: Sequence[Cell]) -> Iterator[Row]:
         for number, (cell, row) in enumerate(results, 1):
             left_s = (time.monotonic() - start_s) / number * (len(jobs) - number)
             what = f"{json.loads(cell.model)['model']} {cell.mode} {cell.dtype}, clips: {cell.batch}"
-            print(f"{number} of {len(jobs)}: {what}; {left_s:.0f} s left", file=sys.stderr, flush=True)
+            log.info(f"{number} of {len(jobs)}: {what}; {left_s:.0f} s left")
             yield Row(cell, failure=why(row)) if isinstance(row, Failure) else row
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import mmap
 import os
 import time
@@ -26,7 +27,9 @@ from vivit_train.data.video.scan import packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import Failure, run_isolated
-from vivit_train.utils.text import tell
+
+log = logging.getLogger(__name__)
+
 
 S_PER_BYTE = 1e-7  # that a file may take besides its time limit
 # Of a fingerprint's 448 bits. Measured on 120 clips of two static cameras: a clip and its re-encoding at CRF 28
@@ -218,7 +221,7 @@ def inspect_files(
         else:
             entries[path], todo[path] = now, timeout_s + S_PER_BYTE * now.size
     if known:
-        tell(f"{len(paths) - len(todo):,} of {len(paths):,} files are known from {file}")
+        log.info(f"{len(paths) - len(todo):,} of {len(paths):,} files are known from {file}")
     done = 0
     with (
         open(file, "a", encoding="ascii") as lines,

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import logging
 import os
 import shlex
 from collections import Counter
@@ -20,7 +21,9 @@ from vivit_train.data.video.urls import private_urls
 from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
-from vivit_train.utils.text import csv_cell, printable, tell
+from vivit_train.utils.text import csv_cell, printable
+
+log = logging.getLogger(__name__)
 
 # Clips per split, as in data/README.md.
 PUBLISHED = {
@@ -65,7 +68,7 @@ def examine(
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
     out.mkdir(parents=True, exist_ok=True)
-    tell(splits.summary(), flush=True)
+    log.info(splits.summary())
     paths = list(dict.fromkeys(str(path) for manifest in manifests.values() for path in manifest.paths))
     limit_s = float(data.timeout_s if timeout_s is None else timeout_s)
     entries = inspect_files(paths, out / "files.jsonl", settings, workers, limit_s)
@@ -96,10 +99,10 @@ def examine(
     count = Counter(problem.kind for problem in problems)
     for kind in filter(count.get, KINDS):
         examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
-        tell(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
-    tell("\n".join(f"note     {note}" for note in notes))
-    tell(f"report   {out / 'report.html'}, and beside it problems.csv, re-encode.txt, clean/")
-    tell(advice)
+        log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
+    log.info("\n".join(f"note     {note}" for note in notes))
+    log.info(f"report   {out / 'report.html'}, and beside it problems.csv, re-encode.txt, clean/")
+    log.info(advice)
     return problems
 
 
