@@ -1,5 +1,5 @@
-# make demo: train ViViT on eight motions and look at the result; make test: lint, types and tests.
-# Each makes .venv first. Another Python: make PYTHON=python3.12 demo
+# make demo trains ViViT on eight motions and plots the result. make test runs lint, type checks and tests.
+# Each target creates .venv first. To use another Python: make PYTHON=python3.12 demo
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -24,17 +24,17 @@ test-all: lint
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
-fidelity: install # docs/fidelity.md: our numbers beside the paper's and the reference code's
+fidelity: install # writes docs/fidelity.md: our numbers compared with the paper's and the reference code's
 	$(BIN)/python tests/fidelity.py
 
-bench: install # docs/benchmarks.md, "Decoding": how fast clips are read; 10 minutes. PYTHONPATH may add pytorchvideo
+bench: install # docs/benchmarks.md, "Decoding": the speed of reading clips; 10 minutes. PYTHONPATH may add pytorchvideo
 	OMP_NUM_THREADS=1 $(BIN)/python tests/speed.py
 
-bench-model: install # docs/benchmarks.md, "The model": beside Hugging Face's, and its parts; half an hour on two cores
+bench-model: install # docs/benchmarks.md, "The model": compared with Hugging Face's, and its parts; half an hour on two cores
 	$(BIN)/python tests/speed_model.py
 
 GPU_PYTHON ?= 3.12
-gpu-wheels: install # wheels/: what a bare machine with a GPU lacks, as locked, for scripts/gpu.sh to install without network
+gpu-wheels: install # wheels/: the locked packages that a bare GPU machine lacks, so that scripts/gpu.sh can install them offline
 	mkdir -p wheels
 	awk '/^[a-z]/ { wanted = /^(av|hydra-core|msgpack|omegaconf)==/ } wanted' requirements.lock > wheels/binary.txt
 	awk '/^[a-z]/ { wanted = /^antlr4-python3-runtime==/ } wanted' requirements.lock > wheels/source.txt
@@ -42,21 +42,21 @@ gpu-wheels: install # wheels/: what a bare machine with a GPU lacks, as locked, 
 	$(BIN)/python -m pip wheel --quiet --no-deps --require-hashes --wheel-dir wheels -r wheels/source.txt
 	du -sh wheels
 
-bench-guard: install # part of `make test`: what a step costs, in counts, beside what it did
+bench-guard: install # part of `make test`: compares the cost of a step, in counts, with the recorded cost
 	PYTHONPATH=tests/data $(BIN)/python tests/guard.py
 
-fuzz: install # mutated files for each parser of ours, 20,000 of each; a target: tests/fuzz.py csv --cases 1000 --seed 5
+fuzz: install # 20,000 mutated files for each of our parsers; one parser: tests/fuzz.py csv --cases 1000 --seed 5
 	$(BIN)/python tests/fuzz.py
 
-audit: install # the locked packages beside the published advisories; where these cannot be had, the age of the lock
+audit: install # checks the locked packages against published advisories, or, if these are unavailable, the age of the lock
 	$(BIN)/python tests/audit.py
 
-reliability: install # docs/reliability.md: every fault that the tests cause, and what happened
+reliability: install # writes docs/reliability.md: every fault that the tests cause, and its outcome
 	$(BIN)/python tests/reliability.py
 
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/ruff check --preview --select PLW1514 src train.py eval.py # text files are UTF-8, whatever the locale
+	$(BIN)/ruff check --preview --select PLW1514 src train.py eval.py # text files are UTF-8 in every locale
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
@@ -70,7 +70,7 @@ install: .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-lock: # after changing dependencies in pyproject.toml
+lock: # run after changing dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra optuna --extra submitit --extra tensorboard --group dev pyproject.toml -o requirements.lock
 
 clean:
