@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-all lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit reliability lock clean
+.PHONY: install demo test tests test-fast test-all gate lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit reliability lock clean
 
 demo: install
 	@echo "Makes 1,400 small videos of eight motions (data/demo, 1 minute, once), trains a small ViViT on them and scores it"
@@ -19,6 +19,12 @@ test: install
 
 tests: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: install # under a minute: without the tests that train, start processes or decode many videos
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not heavy"
+
+gate: install # same losses before and after: 20 steps of the demo beside those of a commit; REF=main make gate
+	$(BIN)/python benchmarks/gate.py $(or $(REF),HEAD)
 
 test-all: lint
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group slow
