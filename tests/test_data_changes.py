@@ -53,9 +53,9 @@ def touch(root: Path) -> None:
     ("change", "words"),
     [
         (delete, "gone: 1 (train/train/approach/0000.mp4)"),
-        (overwrite, "files overwritten (size or time): 1 (train/"),
+        pytest.param(overwrite, "files overwritten (size or time): 1 (train/", marks=pytest.mark.slow),
         (relabel, "gone: 2 ("),
-        (add, "new: 1 (train/train/approach/new\\x1b[31m.mp4)"),
+        pytest.param(add, "new: 1 (train/train/approach/new\\x1b[31m.mp4)", marks=pytest.mark.slow),
         (touch, "files overwritten (size or time): 1 (test/"),
     ],
 )
@@ -137,7 +137,10 @@ def stop_after(cfg: DictConfig, steps: int) -> None:
         train(cfg)
 
 
-@pytest.mark.parametrize(("clips", "done"), [(24, 5), (16, 5), (16, 6), (48, 5), (48, 6)])
+@pytest.mark.parametrize(
+    ("clips", "done"),
+    [(24, 5), (16, 5), (48, 6), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((16, 6), (48, 5)))],
+)
 def test_a_run_goes_on_with_epochs_of_any_length(
     clips: int, done: int, videos: Path, config: Config, tmp_path: Path
 ) -> None:
