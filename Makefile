@@ -31,13 +31,13 @@ test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 fidelity: install # writes docs/fidelity.md: our numbers compared with the paper's and the reference code's
-	$(BIN)/python tests/fidelity.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/fidelity.py
 
 bench: install # docs/benchmarks.md, "Decoding": the speed of reading clips; 10 minutes. PYTHONPATH may add pytorchvideo
-	OMP_NUM_THREADS=1 $(BIN)/python tests/speed.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/data:$(PYTHONPATH) $(BIN)/python benchmarks/speed.py
 
 bench-model: install # docs/benchmarks.md, "The model": compared with Hugging Face's, and its parts; half an hour on two cores
-	$(BIN)/python tests/speed_model.py
+	$(BIN)/python benchmarks/speed_model.py
 
 GPU_PYTHON ?= 3.12
 gpu-wheels: install # wheels/: the locked packages that a bare GPU machine lacks, so that scripts/gpu.sh can install them offline
@@ -49,16 +49,16 @@ gpu-wheels: install # wheels/: the locked packages that a bare GPU machine lacks
 	du -sh wheels
 
 bench-guard: install # part of `make test`: compares the cost of a step, in counts, with the recorded cost
-	PYTHONPATH=tests/data $(BIN)/python tests/guard.py
+	PYTHONPATH=tests/data $(BIN)/python benchmarks/guard.py
 
-fuzz: install # 20,000 mutated files for each of our parsers; one parser: tests/fuzz.py csv --cases 1000 --seed 5
-	$(BIN)/python tests/fuzz.py
+fuzz: install # 20,000 mutated files for each of our parsers; one parser: benchmarks/fuzz.py csv --cases 1000 --seed 5
+	$(BIN)/python benchmarks/fuzz.py
 
 audit: install # checks the locked packages against published advisories, or, if these are unavailable, the age of the lock
-	$(BIN)/python tests/audit.py
+	$(BIN)/python benchmarks/audit.py
 
 reliability: install # writes docs/reliability.md: every fault that the tests cause, and its outcome
-	$(BIN)/python tests/reliability.py
+	$(BIN)/python benchmarks/reliability.py
 
 lint: install
 	$(BIN)/ruff check .

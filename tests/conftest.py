@@ -19,6 +19,28 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+HEAVY = {  # they start processes, decode many files or measure
+    *("test_audit.py", "test_bench.py", "test_bench_model.py", "test_children.py", "test_commands.py"),
+    *(
+        "test_decode.py",
+        "test_demo.py",
+        "test_doctor.py",
+        "test_faults.py",
+        "test_faulty_training.py",
+        "test_fuzz.py",
+    ),
+    *("test_gpu_script.py", "test_guard.py", "test_lock.py", "test_logs.py", "test_nets.py", "test_prepare.py"),
+    *("test_processes.py", "test_scale.py", "test_sweep.py", "test_transformers.py", "test_untrusted_videos.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `make test-fast` leaves out: whole runs too."""
+    for item in items:
+        if item.path.name in HEAVY or {"config", "videos"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("heavy")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference data that only the project's own machines have; tests that use it skip in a user's clone."""

@@ -9,6 +9,6 @@ from helpers import ROOT
 
 
 def test_without_a_network_the_age_of_the_lock_is_said() -> None:
-    command, offline = [sys.executable, str(ROOT / "tests/audit.py")], {"UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
+    command, offline = [sys.executable, str(ROOT / "benchmarks/audit.py")], {"UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
     done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, check=True)
     assert re.search(r"the advisories cannot be had here\. The lock is \d+ days old", done.stdout)

@@ -1,4 +1,4 @@
-"""No cost grows unnoticed: tests/guard.py, whose numbers are those of the locked torch."""
+"""No cost grows unnoticed: benchmarks/guard.py, whose numbers are those of the locked torch."""
 
 import copy
 import json

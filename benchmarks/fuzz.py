@@ -1,4 +1,4 @@
-"""Mutated files for each parser of ours: python tests/fuzz.py [TARGET ...] [--cases N] [--seed S]
+"""Mutated files for each parser of ours: python benchmarks/fuzz.py [TARGET ...] [--cases N] [--seed S]
 
 Each case ends in a value or in an error in our words, in time and in bounded memory. A case that does not is kept
 under its seed, from which it can be made again.

@@ -1,7 +1,7 @@
 """What a step costs in numbers that are the same on every machine: tests/goldens/costs.json holds what they were.
 
-make bench-guard, or: python tests/guard.py        compares, and fails where one has grown
-python tests/guard.py --write                      takes today's numbers for the next comparison
+make bench-guard, or: python benchmarks/guard.py        compares, and fails where one has grown
+python benchmarks/guard.py --write                      takes today's numbers for the next comparison
 """
 
 import json
@@ -21,7 +21,7 @@ from vivit_train.models.vivit import MODELS, ModelName, ViViT
 from vivit_train.tools.bench.model import in_precision
 from vivit_train.training.profiling import bytes_kept, forward_flops
 
-FILE = Path(__file__).parent / "goldens" / "costs.json"
+FILE = Path(__file__).parents[1] / "tests/goldens/costs.json"
 COPIES = {"clone", "copy_", "_to_copy", "cat", "stack"}
 Costs = dict[str, dict[str, int]]
 
@@ -150,7 +150,7 @@ def main() -> None:
             print(f"{where}: {what}: {number}, was {then[where][what]}")
     if lines := grown(now, then):
         sys.exit(
-            "\n".join(["", "These have grown:", *lines, "Where that is meant: python tests/guard.py --write"])
+            "\n".join(["", "These have grown:", *lines, "Where that is meant: python benchmarks/guard.py --write"])
         )
 
 

@@ -1,6 +1,6 @@
 """Measures how fast clips are read, beside what libavcodec, decord and pytorchvideo can do: docs/benchmarks.md.
 
-make bench, or: python tests/speed.py [--rounds 5] [--clips 4]
+make bench, or: python benchmarks/speed.py [--rounds 5] [--clips 4]
 
 Makes videos of ten seconds, 300 frames of moving textures, two of each kind. A clip is 32 frames at stride 2 as
 training draws them, RGB, short side 256. One thread; what is compared takes turns within each round, and of each

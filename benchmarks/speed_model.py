@@ -1,6 +1,6 @@
 """Measures the model beside Hugging Face's, and its parts beside what they could be instead: docs/benchmarks.md.
 
-make bench-model, or: python tests/speed_model.py [peers] [ratio] [parts] [--sizes Ti,S,B] [--rounds 5] ...
+make bench-model, or: python benchmarks/speed_model.py [peers] [ratio] [parts] [--sizes Ti,S,B] [--rounds 5] ...
 
 What is compared takes turns in one process, with the same weights and clips; of the ratios of the rounds the
 median counts. "peak": all products of our step, those that attention's backward pass repeats included, as fast

@@ -1,4 +1,4 @@
-"""The packages of requirements.lock beside the published advisories: python tests/audit.py
+"""The packages of requirements.lock beside the published advisories: python benchmarks/audit.py
 
 Where the advisories cannot be had, the age of the lock is said, which is no fault of the lock's.
 """
