@@ -67,7 +67,7 @@ def test_data_that_changed_is_named_and_stops_a_resumed_run(
     data = ("data=folder", f"data.root={root}", "recipe.epochs=2", "resume=auto", "recipe.global_batch=16")
     train(config(*data))
     change(root)
-    with pytest.raises(UserError, match="the data is not what") as error:
+    with pytest.raises(UserError, match="the data differs from what") as error:
         train(config(*data, "recipe.epochs=3"))
     assert words in str(error.value).replace("val/train", "train/train")
     assert "data.changed=accept" in str(error.value)
@@ -88,10 +88,10 @@ def test_a_digest_of_a_stranger_is_bounded() -> None:
         zlib.compress(b"[[1]]"),
     ):
         tensor: Any = torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
-        with pytest.raises(UserError, match="its table of clips is damaged"):
+        with pytest.raises(UserError, match="the table of clips is damaged"):
             unpacked(tensor, "x.ckpt")
     for other in (None, 3, torch.zeros(3), torch.zeros(2, 2, dtype=torch.uint8)):
-        with pytest.raises(UserError, match="its table of clips is damaged"):
+        with pytest.raises(UserError, match="the table of clips is damaged"):
             unpacked(other, "x.ckpt")
 
 

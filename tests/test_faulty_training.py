@@ -161,7 +161,7 @@ def test_a_video_whose_process_is_killed_in_training_is_named(
     victim = sorted(videos.glob("train/*/*.mp4"))[5]
     monkeypatch.setattr(dataset, "read_frames", dies_reading(victim, "killed"))
     words = (
-        rf"process \d+ died reading {victim} \((Killed|it is not known why)\): where memory .*num_workers.*doctor"
+        rf"process \d+ died reading {victim} \((Killed|cause unknown)\): if .*memory, lower.*num_workers.*doctor"
     )
     with pytest.raises(UserError, match=words) as error:
         train(config(*by_class(videos)))
@@ -211,8 +211,8 @@ def test_who_died_and_how(how: str, start: str, videos: Path, happened: Happened
     child = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
-    victim = sorted(videos.glob("train/*/*.mp4"))[5] if how == "kill" else "no video"
-    assert re.search(rf"process \d+ died reading {victim} \(Killed\): where memory ran out", child.stdout), child
+    activity = f"reading {sorted(videos.glob('train/*/*.mp4'))[5]}" if how == "kill" else "between two videos"
+    assert re.search(rf"process \d+ died {activity} \(Killed\): if the job ran out of memory", child.stdout), child
     doing = "over a video" if how == "kill" else "between two videos"
     happened(f"SIGKILL to a loader process (of {start}) {doing}", child.stdout)
 
@@ -247,5 +247,5 @@ with data.translate_worker_errors():
     if "mount:" in child.stderr:
         pytest.skip("no mounts here")
     said = child.stderr.partition("UserError: ")[2]
-    assert said.startswith("there is no room left in the shared memory (/dev/shm)")
+    assert said.startswith("the shared memory (/dev/shm) through which loader processes pass clips is full")
     happened(f"/dev/shm has 100 kB, data.augment_on={augment_on}", said.splitlines()[0])

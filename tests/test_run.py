@@ -257,7 +257,7 @@ def test_a_video_that_hangs_the_decoder_is_named(
 
     monkeypatch.setattr(dataset, "read_frames", read)
     with pytest.raises(
-        UserError, match=rf"{victim}: its decoder has not come back after 2 s .*data\.timeout_s"
+        UserError, match=rf"{victim}: the decoder has not returned after 2 s .*data\.timeout_s"
     ) as error:
         train(config(*folder(videos), "data.num_workers=1", "data.timeout_s=2"))
     happened("A video's decoder hangs in training", error.value)

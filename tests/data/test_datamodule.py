@@ -532,7 +532,7 @@ def test_flips_that_would_turn_left_into_right_are_pointed_out(folder: Path) -> 
 
     notice = data().flip_notice()
     assert notice is not None
-    assert "'go left' look like 'go right': data.mirror_labels=true" in notice
+    assert "'go left' look like 'go right'; set data.mirror_labels=true" in notice
     assert data(flip=0.0).flip_notice() is None
     assert data(mirror_labels=True).flip_notice() is None
     mirrored = data(mirror_labels=True).mirrored

@@ -163,7 +163,7 @@ def test_a_half_made_demo_is_not_taken_for_whole(tmp_path, monkeypatch):
     assert len(list(root.rglob("*.mp4"))) == 16
 
     (root / synthetic.MARKER).unlink()
-    with pytest.raises(UserError, match=r"no whole demo .*Delete that folder or choose another data\.root"):
+    with pytest.raises(UserError, match=r"no complete demo .*Delete that folder or choose another data\.root"):
         make_demo(root, **SMALL)
 
 

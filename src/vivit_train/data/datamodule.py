@@ -1,4 +1,4 @@
-"""From manifests to batches: what one training sample is, which samples make a step, and how bad videos count."""
+"""Defines the Lightning data module, which turns manifests into batches and counts unreadable videos."""
 
 import csv
 from collections import Counter
@@ -34,33 +34,33 @@ from vivit_train.utils.text import csv_cell, printable
 
 
 class VideoDataModule(L.LightningDataModule):
-    """Reads the annotations, makes the loaders, and keeps count of bad videos.
+    """A data module that reads the annotations, builds the data loaders and counts unreadable videos.
 
     Args:
-        name: of the data set, for messages.
-        root: folder of the videos, or of the doctor's clean lists and what it has stored of their videos.
-        train, val, test: annotation files or folders, as `reader` understands them.
-        reader: (root, train, val, test) -> Splits.
-        frames, stride, fps, sampling, short: see `Sampling` in clip.py.
-        clips_per_video: clips from one opening of a video (repeated augmentation); an epoch has so many more.
-        balance: training videos are drawn with replacement, each class as often as the others ("class"), or by
-            the square root of its size ("sqrt"); a class is the labels of all heads together. A video of several
-            classes is drawn as one of its rarest.
-        limit_per_class: train on so many videos of each class; where a video may have several classes, a class
-            that comes along with rarer ones gets more.
-        short_side, crop: a video's short side is taken as `short_side` pixels; the model sees `crop` x `crop`.
-        squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: see `TrainTransform`.
-        mirror_labels: a flipped clip of a class that has "left" or "right" in its name is one of the other class.
-        augment_on: where clips are resized, flipped and recoloured: in the loader's workers, on the device after
-            the transfer, or ("auto") there if it is a GPU. The draws are the same.
-        global_batch: clips per optimizer step of the whole job; micro_batch: the most one device takes at once.
-        num_workers: loader processes per device; "auto": as many as there are processors for.
-        decoder: see `read_frames`.
-        timeout_s: a video that takes longer to read is taken to hang: training stops and names it.
-        allow_private_urls: http and https URLs may lead to this machine and to local networks.
-        changed: what a resumed run does where clips are no longer those of its checkpoint: "stop" or "accept".
-        max_bad_fraction: share of the training videos that may be unreadable before training stops.
-        bad_videos_file: where unreadable videos are listed.
+        name: The name of the data set, for messages.
+        root: The folder of the videos, or the folder of the doctor's clean lists and stored scans.
+        train, val, test: The annotation files or folders, as `reader` interprets them.
+        reader: A function (root, train, val, test) -> Splits.
+        frames, stride, fps, sampling, short: See `Sampling`.
+        clips_per_video: The number of clips per decoded video (repeated augmentation), which lengthens an epoch.
+        balance: "class" draws training videos with replacement so that all classes are equally frequent; "sqrt"
+            draws each class in proportion to the square root of its size. A class is one combination of the
+            labels of all heads. A multi-label video counts as its rarest class.
+        limit_per_class: The number of training videos per class; multi-label data may exceed it.
+        short_side, crop: The video's short side is resized to `short_side` pixels; the model sees `crop` x `crop`.
+        squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: See `TrainTransform`.
+        mirror_labels: Whether flipping a clip exchanges "left" and "right" in its class.
+        augment_on: Where clips are augmented, with the same random draws: in the loader's workers ("worker") or
+            after the transfer ("device"). "auto" means the device if it is a GPU.
+        global_batch: The number of clips per optimizer step, over all devices.
+        micro_batch: The largest number of clips that one device processes at once.
+        num_workers: The number of loader processes per device; "auto" divides the CPU cores among the devices.
+        decoder: See `read_frames`.
+        timeout_s: The time limit for reading one video, in seconds. Training stops and names a video that hangs.
+        allow_private_urls: Whether http and https URLs may resolve to this machine and to local networks.
+        changed: What a resumed run does if the clips differ from its checkpoint's: "stop" or "accept".
+        max_bad_fraction: The share of the training videos that may be unreadable before training stops.
+        bad_videos_file: The CSV file that lists unreadable videos.
     """
 
     def __init__(
@@ -124,19 +124,19 @@ class VideoDataModule(L.LightningDataModule):
         )
         self.statuses: list[WorkerStatus] = []
         self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
-        self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # of which other processes do not know
+        self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # other ranks do not know these yet
         self.views, self.order, self.test_split = (1, 1), "forward", "test"
         self.first, self.changed = (0, 0), changed
-        self.schedule_offset = 0  # optimizer steps made beyond the place in the schedule: see load_state_dict
+        self.schedule_offset = 0  # completed optimizer steps minus the schedule position; see load_state_dict
 
     @cached_property
     def splits(self) -> Splits:
-        """The annotations, read on first use."""
+        """The annotations, which are read on first use."""
         with urls.private_urls(self.video_reader.allow_private_urls):
             splits = self.reader(self.root, **self.annotations)
         if self.video_reader.index_db and (why := index.why_unused(self.video_reader.index_db)):
             notice = (
-                f"{self.video_reader.index_db} is not used ({why}): videos are scanned; vivit doctor makes it anew"
+                f"{self.video_reader.index_db} is ignored ({why}), so videos are scanned; vivit doctor rebuilds it"
             )
             splits = replace(splits, notices=(*splits.notices, notice))
         if self.limit_per_class is None:
@@ -155,7 +155,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @cached_property
     def digest(self) -> Tensor:
-        """Which clips there are, for a run that is resumed."""
+        """The digest of all clips, which tells a resumed run whether the data has changed."""
         return digest(self.splits)
 
     @property
@@ -163,32 +163,30 @@ class VideoDataModule(L.LightningDataModule):
         return steps_per_epoch(len(self.splits.train) * self.clips_per_video, self.global_batch)
 
     def divide_batch(self, devices: int) -> int:
-        """Chooses the micro-batch: the largest that divides the global batch evenly; returns the accumulation."""
+        """Chooses the largest micro-batch that divides the global batch; returns the gradient accumulation."""
         per_device, clips = self.global_batch // devices, self.clips_per_video
         if per_device % clips or clips > self.max_micro_batch:
             raise UserError(
                 f"data.clips_per_video={clips} must divide the {per_device} clips of a step on each device "
-                f"(recipe.global_batch) and not be larger than data.micro_batch={self.max_micro_batch}"
+                f"(recipe.global_batch) and must not exceed data.micro_batch={self.max_micro_batch}"
             )
         self.micro_batch = max(m for m in range(clips, self.max_micro_batch + 1, clips) if per_device % m == 0)
         return per_device // self.micro_batch
 
     @property
     def mirrored(self) -> list[NDArray[np.int64]] | None:
-        """What each class becomes in a flipped clip, by head."""
+        """The class of a flipped clip for each class id, [classes] per head; None if labels are not mirrored."""
         return [mirrored_classes(names) for names in self.splits.classes.values()] if self.mirror_labels else None
 
     def flip_notice(self) -> str | None:
-        """A warning where flips would teach the model that left is right."""
+        """Returns a warning if flips would teach the model to confuse left and right."""
         if not self.transform.flip or self.mirror_labels:
             return None
         for names in self.splits.classes.values():
             for i, other in enumerate(mirrored_classes(names).tolist()):
                 if i != other:
-                    advice = (
-                        "data.mirror_labels=true exchanges the labels with the flip, data.flip=0 flips nothing"
-                    )
-                    return printable(f"flipped clips of '{names[i]}' look like '{names[other]}': {advice}")
+                    advice = "set data.mirror_labels=true to swap their labels, or data.flip=0 to disable flipping"
+                    return printable(f"flipped clips of '{names[i]}' look like '{names[other]}'; {advice}")
         return None
 
     def loader(self, dataset: TrainDataset | EvalDataset, **kwargs: Any) -> DataLoader[Sample]:
@@ -211,13 +209,13 @@ class VideoDataModule(L.LightningDataModule):
 
     @contextmanager
     def translate_worker_errors(self) -> Iterator[None]:
-        """Says which video it was where a loader process dies, or hangs."""
+        """Raises a UserError that names the video if a loader process dies or hangs inside this context."""
         try:
             yield
         except (RuntimeError, EOFError, OSError) as error:
             try:
                 message = explain(error, self.statuses, self.timeout_s)
-            except RuntimeError as news:  # torch's, from the handler of the signal that a process is gone
+            except RuntimeError as news:  # torch's SIGCHLD handler raises this when a worker has died
                 message = explain(news, self.statuses, self.timeout_s)
             if message:
                 raise UserError(message) from error
@@ -256,7 +254,7 @@ class VideoDataModule(L.LightningDataModule):
         return self.loader(clips, batch_sampler=batches)
 
     def weights(self) -> NDArray[np.float64] | None:
-        """How often each training video is drawn, by the size of its class, or of the rarest of them."""
+        """Returns the sampling weight of each training video, [n], from the size of its rarest class."""
         if self.balance is None:
             return None
         counts = self.splits.train.label_counts().astype(np.float64)
@@ -287,16 +285,16 @@ class VideoDataModule(L.LightningDataModule):
             seed=self.seed,
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        # as many in each process, which may wait for each other: some read the first ones too, which are the same
-        # rows of the table
+        # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
+        # rows; the row number identifies the repeats.
         rows = range(rank, -(-len(videos) // world_size) * world_size, world_size)
         most = max(1, self.micro_batch // (views[0] * views[1]))
-        # of about the same size: a last batch of one clip would be compiled anew, if the model is
+        # Batches have similar sizes, because a compiled model would recompile for a small last batch.
         batches = np.array_split(np.array(rows) % len(videos), -(-len(rows) // most))
         return self.loader(videos, batch_sampler=[batch.tolist() for batch in batches])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands, in steps, which mean the same on any number of devices; and the bad videos."""
+        """Returns the unreadable videos and the position in steps, which any number of devices can resume."""
         assert self.trainer is not None
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
@@ -306,11 +304,11 @@ class VideoDataModule(L.LightningDataModule):
         return state | ({"clips": self.digest} if self.trainer.is_global_zero else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a checkpoint's place in the epochs.
+        """Resumes from the checkpoint's position.
 
-        Where other data makes epochs of another length (data.changed=accept), training goes on at the same step of
-        the same epoch, or at the epoch's last. The learning rate goes on from that place in the new schedule, from
-        which the count of steps differs by `schedule_offset`.
+        If changed data gives epochs another length (data.changed=accept), training resumes at the same step of the
+        same epoch, or at the last step of a shorter epoch. The learning rate resumes from that position in the new
+        schedule. `schedule_offset` is the difference between the completed steps and that position.
         """
         epoch, step, now = state_dict["epoch"], state_dict["step"], self.steps_per_epoch
         before = state_dict.get("steps_per_epoch", now)
@@ -318,13 +316,13 @@ class VideoDataModule(L.LightningDataModule):
         self.first = (epoch, place)
         self.schedule_offset = state_dict.get("schedule_offset", 0) + epoch * (before - now) + step - place
         bad_videos, clips = state_dict["bad_videos"], state_dict.get("clips", self.digest)
-        if not torch.equal(clips, self.digest):  # a row may be another clip's by now
+        if not torch.equal(clips, self.digest):  # a row number may belong to another clip now
             rows = {str(path): row for row, path in enumerate(self.splits.train.paths)}
             bad_videos = {rows[bad[0]]: bad for bad in bad_videos.values() if bad[0] in rows}
         self.bad_videos["train"] = bad_videos
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Takes the bad videos out of the batch and into the books; stops training that goes over its budget."""
+        """Records the unreadable videos of the batch, and stops training if there are too many."""
         training = self.trainer is not None and self.trainer.training
         split = "train" if training else self.test_split if self.trainer and self.trainer.testing else "val"
         for row, path, reason in batch.pop("errors"):
@@ -337,10 +335,10 @@ class VideoDataModule(L.LightningDataModule):
         return batch
 
     def count_bad_videos(self) -> None:
-        """Enters the bad videos that any process has met since into the books of all. All call it together.
+        """Shares newly found unreadable videos among all ranks. Every rank must call it at the same time.
 
         Raises:
-            UserError: training goes over its budget.
+            UserError: More training videos are unreadable than `max_bad_fraction` allows.
         """
         found = [bad for news in distributed.gather(self.new_bad_videos) for bad in news.items()]
         self.new_bad_videos.clear()
@@ -360,12 +358,12 @@ class VideoDataModule(L.LightningDataModule):
         path, reason = next(iter(known.values()))
         return UserError(
             f"{len(known)} of {len(self.splits.train)} training videos cannot be read, and "
-            f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first: {printable(path)}: {reason}. "
-            f"All of them so far: {self.bad_videos_file}"
+            f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first is {printable(path)}: {reason}. "
+            f"{self.bad_videos_file} lists all of them so far"
         )
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Finishes the clips of which only boxes came."""
+        """Augments the clips on the device if the workers only cropped them."""
         if all_params := batch.pop("params", None):
             boxes = batch["video"].split([shape.numel() for shape, _ in all_params])
             pairs = zip(boxes, all_params, strict=True)
@@ -374,10 +372,11 @@ class VideoDataModule(L.LightningDataModule):
         return batch
 
     def write_bad_videos(self, split: str, reasons: dict[str, str]) -> None:
-        """Names each file once, though many clips may be of it.
+        """Appends unreadable videos to `bad_videos_file`, each file once even if it has many clips.
 
         Args:
-            reasons: by path.
+            split: The split that contains the videos.
+            reasons: A mapping from the path of each video to the reason why it cannot be read.
         """
         with self.bad_videos_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -390,7 +389,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @cached_property
     def listed(self) -> set[tuple[str, ...]]:
-        """Split and path, as written, of what `bad_videos_file` names, from before a run was resumed too."""
+        """The (split, path) pairs in `bad_videos_file`, including those from before the run was resumed."""
         if not self.bad_videos_file.exists():
             return set()
         with self.bad_videos_file.open(newline="", encoding="utf-8") as file:

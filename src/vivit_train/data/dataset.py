@@ -1,4 +1,4 @@
-"""Training and evaluation clips, from a row of the table to a tensor."""
+"""The PyTorch data sets that turn rows of the clip table into tensors, for training and for evaluation."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,19 +24,20 @@ from vivit_train.data.watchdog import WorkerStatus, deadline
 from vivit_train.utils.errors import VideoError
 
 Sample = dict[str, Any]
-MAX_REPLACEMENTS = 20  # bad videos in a row before a training sample gives up
+MAX_REPLACEMENTS = 20  # A training sample gives up after this many consecutive unreadable videos.
 
 
 @dataclass(frozen=True)
 class VideoReader:
-    """How videos are opened.
+    """Reads frames with a given decoder and, in a loader process, under a time limit.
 
     Attributes:
-        decoder: see `read_frames`.
-        timeout_s: a loader process ends where reading a video takes longer.
-        status: where a loader process notes what it has open; None in the main process, which is not to be ended.
-        index_db: see `timeline`.
-        allow_private_urls: see `VideoDataModule`.
+        decoder: The name of the decoder; see `read_frames`.
+        timeout_s: The time limit for reading one video, in seconds. A loader process that exceeds it exits.
+        status: The shared record of the video that the loader process is reading. It is None in the main process,
+            which has no time limit.
+        index_db: The database of stored scans; see `timeline`.
+        allow_private_urls: See `VideoDataModule`.
     """
 
     decoder: str = "auto"
@@ -47,7 +48,7 @@ class VideoReader:
 
     @contextmanager
     def watchdog(self, path: str) -> Iterator[None]:
-        """While the video is read."""
+        """Reports `path` as the video being read and enforces the time limit inside this context."""
         with urls.private_urls(self.allow_private_urls), ExitStack() as stack:
             if self.status is not None:
                 stack.enter_context(self.status.on(path))
@@ -57,27 +58,43 @@ class VideoReader:
     def frames(
         self, path: str, clips: Indices, short_side: int, cut: CropFn | None = None
     ) -> tuple[Tensor, Indices]:
-        """Each frame of the clips once, uint8 [T, C, H, W]; and which of these each clip's frames are."""
+        """Decodes each distinct frame of the clips once.
+
+        Args:
+            path: The path of the video.
+            clips: The frame numbers of each clip, int64 [clips, frames]; `PAD_INDEX` is a black frame.
+            short_side: The largest length of the short side, in pixels.
+            cut: A function that chooses the crop box of the frames; None keeps the whole frames.
+
+        Returns:
+            The distinct frames, uint8 [T, C, H, W], and the positions of each clip's frames among them, int64
+            [clips, frames].
+        """
         needed, places = np.unique(clips, return_inverse=True)
         shown = needed[needed != PAD_INDEX]
         frames_THWC = read_frames(path, shown, short_side=short_side, decoder=self.decoder, cut=cut)
-        if len(shown) < len(needed):  # the smallest number, so the first
+        if len(shown) < len(needed):  # PAD_INDEX is the smallest number, so the black frame is the first one
             frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
         return to_torch(frames_THWC), places.reshape(clips.shape)
 
 
 class TrainDataset(Dataset[Sample]):
-    """The augmented clips of a key, a function of (seed, key) alone, whichever worker makes them.
+    """A data set of augmented training clips, which depend only on (seed, key) and not on the worker.
 
-    A video that cannot be read is replaced by another, drawn at random, and named in "errors" as (row, path,
-    reason); after MAX_REPLACEMENTS of them nothing but the errors comes back.
+    A video that cannot be read is replaced by a random one and reported in "errors" as (row, path, reason). After
+    MAX_REPLACEMENTS unreadable videos, the sample contains nothing but "errors".
 
     Args:
-        transform: of each clip.
-        finish: do all of it here; else a clip is its box, and "params" says what is left to do.
-        mirrored: by head, what each class becomes in a flipped clip; None: what it was.
-        clips_per_video: so many clips from one opening of a video, each with draws of its own.
-        video_reader: see `VideoReader`.
+        manifest: The table of training clips.
+        transform: The augmentation of each clip.
+        sampling: The way clips are sampled from a video.
+        finish: Whether the worker does the whole augmentation. Otherwise, the worker only crops, and "params"
+            holds the transform params of the remaining steps.
+        mirrored: The class of a flipped clip for each class id, [classes] per head; None keeps the labels.
+        clips_per_video: The number of clips per decoded video, each with its own random draws.
+        short_side: The largest length of the decoded frames' short side, in pixels.
+        video_reader: The reader that decodes the frames.
+        seed: The seed of all random draws.
     """
 
     def __init__(
@@ -101,10 +118,11 @@ class TrainDataset(Dataset[Sample]):
         return self.clips(key)[0]
 
     def __getitems__(self, keys: list[Key]) -> list[Sample]:
-        """What the loader asks for a batch."""
+        """Returns the samples of a batch; the data loader calls this instead of `__getitem__`."""
         return [sample for key in keys for sample in self.clips(key)]
 
     def clips(self, key: Key) -> list[Sample]:
+        """Returns the clips of a key, taking another video for each one that cannot be read."""
         epoch, repeat, row = key
         errors: list[tuple[int, str, str]] = []
         with seeded(self.seed, epoch, repeat, row):
@@ -118,6 +136,7 @@ class TrainDataset(Dataset[Sample]):
         return [{"errors": errors}]
 
     def load(self, row: int) -> list[Sample]:
+        """Reads the video of a row and returns its clips."""
         path = str(self.manifest.paths[row])
         with self.video_reader.watchdog(path):
             times = timeline(path, self.video_reader.index_db)
@@ -141,7 +160,8 @@ class TrainDataset(Dataset[Sample]):
     def augmented(
         self, row: int, params: ClipParams, box_TCHW: Tensor, place: Indices, indices: Indices, times: Timeline
     ) -> Sample:
-        if not np.array_equal(place, np.arange(len(box_TCHW))):  # else a copy of what is there
+        """Returns the sample of one clip from the frames of its video, cropped to the clip's box."""
+        if not np.array_equal(place, np.arange(len(box_TCHW))):  # avoids a copy if the order is the same
             box_TCHW = box_TCHW[place]
         label = self.manifest.target(row)
         if params.flipped and self.mirrored is not None:
@@ -156,21 +176,31 @@ class TrainDataset(Dataset[Sample]):
 
 
 def mirror(label: Target, mirrored: list[NDArray[np.int64]]) -> Target:
-    """What a flipped clip's target is, see `TrainDataset`."""
-    if label.dtype == np.bool:  # the class on the right has what the one on the left had, and the reverse
+    """Returns the target of a flipped clip; see `TrainDataset` for `mirrored`."""
+    if label.dtype == np.bool:  # A multi-label target swaps the entries of the left class and the right class.
         return label[mirrored[0]]
     return np.array([ids[i] for ids, i in zip(mirrored, label, strict=True)])
 
 
 class EvalDataset(Dataset[Sample]):
-    """Every view of one video, [V, T, C, H, W], decoded once; or, where it cannot be read, zeros and the reason.
+    """A data set of videos with all their views, uint8 [V, T, C, H, W].
+
+    Each video is decoded once. A video that cannot be read gives zeros and the reason.
 
     Args:
-        views: temporal clips x spatial crops.
-        order: of the frames in a clip: "forward", "reversed" or "shuffled", to see what a model makes of time.
+        manifest: The table of clips.
+        sampling: The way clips are sampled from a video.
+        short_side: The length of the resized short side, in pixels.
+        crop: The side of the square crops, in pixels.
+        squash: Whether to resize both sides to `short_side`.
+        views: The number of temporal clips and the number of spatial crops per clip.
+        order: The order of the frames in a clip: "forward", "reversed" or "shuffled". The last two measure how
+            much a model uses time.
+        video_reader: The reader that decodes the frames.
+        seed: The seed of the shuffled order.
     """
 
-    __test__ = False  # not a test class, whatever pytest thinks of its name
+    __test__ = False  # keeps pytest from collecting the class
 
     def __init__(
         self,
@@ -209,6 +239,7 @@ class EvalDataset(Dataset[Sample]):
         }
 
     def load(self, path: str, row: int) -> Tensor:
+        """Reads a video and returns its views, uint8 [V, T, C, crop, crop]."""
         with self.video_reader.watchdog(path):
             times = timeline(path, self.video_reader.index_db)
             first, num_frames = frames_of(self.manifest, row, times)
@@ -219,6 +250,7 @@ class EvalDataset(Dataset[Sample]):
         return torch.stack([crop[place] for place in places for crop in crops])
 
     def reorder(self, clips: Indices, row: int) -> Indices:
+        """Returns the frame numbers of the clips in the order that `order` asks for."""
         if self.order == "reversed":
             return clips[:, ::-1]
         if self.order == "shuffled":
@@ -227,7 +259,11 @@ class EvalDataset(Dataset[Sample]):
 
 
 def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]:
-    """The first frame of a manifest's clip within its video, and how many it has."""
+    """Returns the number of a clip's first frame within its video, and the number of frames in the clip.
+
+    Raises:
+        VideoError: If the video shows no frame between the start and the end of the clip.
+    """
     if manifest.spans_s is None:
         return 0, times.num_frames
     start_s, end_s = manifest.spans_s[row]
@@ -240,18 +276,20 @@ def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]
 
 
 def in_video(first: int, clips: Indices) -> Indices:
-    """Frame numbers of the whole video, of those counted from frame `first`."""
+    """Converts frame numbers that are relative to frame `first` into frame numbers of the whole video."""
     return np.where(clips == PAD_INDEX, PAD_INDEX, first + clips)
 
 
 def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
+    """Returns the frames as a tensor [T, C, H, W]."""
     return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """A batch; without "video" where a sample gave up, so that the main process can say so in its own words.
+    """Collates samples into a batch.
 
-    Boxes that differ in size come one behind the other in one row of pixels, so that one transfer takes them all.
+    If a sample gave up, the batch contains only "errors", and the main process reports them. Crops for the device
+    differ in size, so they are flattened and concatenated, and one transfer moves all of them.
     """
     batch: Sample = {"errors": [error for sample in samples for error in sample.pop("errors")]}
     if not all(samples):
@@ -260,6 +298,7 @@ def collate(samples: list[Sample]) -> Sample:
         boxes = [sample.pop("video") for sample in samples]
         batch["params"] = [(box.shape, sample.pop("params")) for box, sample in zip(boxes, samples, strict=True)]
         row = torch.cat([box.flatten() for box in boxes])
-        # shared here, as `default_collate` does: a queue that finds no room later drops the batch without a word
+        # The tensor moves to shared memory here, as in `default_collate`. If shared memory is full, the error is
+        # raised here; the queue would drop the batch silently.
         batch["video"] = row.share_memory_() if get_worker_info() else row
     return batch | default_collate(samples)

@@ -1,4 +1,4 @@
-"""Which clips each process takes in each step."""
+"""The batch sampler, which assigns clips to ranks and optimizer steps."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,16 +11,23 @@ Key = tuple[int, int, int]  # epoch, repeat within the epoch, row of the manifes
 
 
 class GlobalBatchSampler(Sampler[list[Key]]):
-    """One process's micro-batches of an epoch, a pure function of (seed, epoch).
+    """A sampler of one rank's micro-batches; the clips of an optimizer step depend only on (seed, epoch).
 
-    Each optimizer step takes the next `global_batch` clips of the epoch's order, whatever the number of
-    processes: its micro-batches, in turn, go to rank 0, 1, .... An epoch has floor(clips / global_batch) steps; a
-    set smaller than the global batch fills its one step by coming round again, with other draws.
+    Each optimizer step takes the next `global_batch` clips of the epoch's order, for any number of ranks. The
+    micro-batches of a step go to rank 0, 1, ... in turn. An epoch has floor(clips / global_batch) steps. A data
+    set smaller than the global batch has one step, in which its clips repeat with other random draws.
 
     Args:
-        first: the epoch and the step in it to start from, in a run that goes on from a checkpoint.
-        weights: of each video, for an order drawn with replacement; None: each once, shuffled.
-        clips_per_video: how many clips a key stands for.
+        n: The number of videos.
+        global_batch: The number of clips per optimizer step, over all ranks.
+        micro_batch: The number of clips per micro-batch.
+        rank: The rank of this process.
+        world_size: The number of ranks.
+        seed: The seed of the order.
+        weights: The sampling weight of each video, [n], for an order drawn with replacement. None shuffles the
+            videos and takes each once.
+        clips_per_video: The number of clips per key.
+        first: The epoch, and the step within it, at which a resumed run starts.
     """
 
     def __init__(
@@ -38,12 +45,13 @@ class GlobalBatchSampler(Sampler[list[Key]]):
         self.n, self.rank, self.world_size, self.seed, self.weights = n, rank, world_size, seed, weights
         self.step_videos, self.micro_videos = global_batch // clips_per_video, micro_batch // clips_per_video
         self.steps = steps_per_epoch(n, self.step_videos)
-        # Lightning sets the epoch after the workers of a resumed run have asked for their first batches
+        # The epoch must be right from the start: Lightning sets it only after the workers of a resumed run have
+        # fetched their first batches.
         self.first, self.epoch = first, first[0]
 
     @property
     def sampler(self) -> "GlobalBatchSampler":
-        return self  # Lightning calls `set_epoch` of a batch sampler's `sampler`
+        return self  # Lightning calls `set_epoch` on a batch sampler's `sampler`
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -53,11 +61,11 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of this process in a step."""
+        """The number of micro-batches per optimizer step on this rank."""
         return self.step_videos // (self.micro_videos * self.world_size)
 
     def order(self) -> NDArray[np.int64]:
-        """The videos of the epoch."""
+        """Returns the rows of the epoch's videos in order, int64 [steps * videos per step]."""
         needed = self.steps * self.step_videos
         if self.weights is not None:
             share = self.weights / self.weights.sum()
@@ -70,7 +78,7 @@ class GlobalBatchSampler(Sampler[list[Key]]):
         seen: Counter[int] = Counter()
         keys = []
         for row in self.order().tolist():
-            keys.append((self.epoch, seen[row], row))  # a video that comes again has other draws
+            keys.append((self.epoch, seen[row], row))  # the repeat count gives a repeated video other random draws
             seen[row] += 1
         done = self.first[1] * self.accumulation if self.epoch == self.first[0] else 0
         for micro in range(done, len(self)):
@@ -79,4 +87,5 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 
 
 def steps_per_epoch(n: int, global_batch: int) -> int:
+    """Returns the number of optimizer steps for `n` clips; an incomplete last batch is dropped."""
     return max(1, n // global_batch)

@@ -1,8 +1,9 @@
-"""Which frames make a clip: pure index arithmetic, no I/O.
+"""Chooses the frames of a clip with index arithmetic, without I/O.
 
-A clip is `frames` positions `step` source frames apart. `step` is the stride itself, or, for a stride in
-time, `video_fps / fps` (not necessarily whole). Videos shorter than the clip's extent loop, stand still at their
-last frame, or go black. Or a clip is one frame from each of `frames` equal segments of the whole video.
+A clip has `frames` frames that are `step` source frames apart. `step` is the stride, or `video_fps / fps` for a
+stride in time, which need not be an integer. If a video is shorter than the clip, the clip loops, repeats the last
+frame or is padded with black frames. Alternatively, a clip has one frame from each of `frames` equal segments of
+the whole video.
 """
 
 from collections.abc import Sequence
@@ -13,20 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
-PAD_INDEX = -1  # the number of a frame that no video has
+PAD_INDEX = -1  # the frame number of a black padding frame
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are taken from a video.
+    """Samples clips from a video.
 
     Attributes:
-        frames, stride: of a clip, in source frames.
-        fps: a stride in time instead: frames of the clip per second of video.
-        kind: "window", frames at that stride; or "segments", one frame from each of `frames` equal parts of the
-            video (TSN): random in training, in the middle in a test.
-        short: a video shorter than its window starts again ("loop"), repeats its last frame ("edge"), or is
-            followed by black ones ("pad").
+        frames: The number of frames per clip.
+        stride: The distance between two frames of a clip, in source frames.
+        fps: The number of clip frames per second of video, which replaces `stride`; None uses `stride`.
+        kind: "window" takes frames at the stride. "segments" takes one frame from each of `frames` equal segments
+            of the video (TSN), at random in training and from the middle in evaluation.
+        short: The padding of a video that is shorter than its window: "loop" starts again, "edge" repeats the last
+            frame, and "pad" appends black frames.
     """
 
     frames: int = 32
@@ -37,18 +39,24 @@ class Sampling:
 
     @property
     def num_random(self) -> int:
-        """Random numbers that a training clip needs."""
+        """The number of random numbers that a training clip needs."""
         return 1 if self.kind == "window" else self.frames
 
     def random(self, num_frames: int, video_fps: float, rand: Sequence[float]) -> Indices:
-        """A training clip; `rand` are `num_random` numbers in [0, 1)."""
+        """Returns the frame numbers of a training clip, int64 [frames].
+
+        Args:
+            num_frames: The number of frames of the video.
+            video_fps: The frame rate of the video.
+            rand: `num_random` random numbers in [0, 1).
+        """
         if self.kind == "segments":
             return segment_clip(num_frames, self.frames, np.array(rand))
         step = frame_step(self.stride, self.fps, video_fps)
         return random_clip(num_frames, self.frames, step, rand[0], self.short)
 
     def uniform(self, num_frames: int, video_fps: float, clips: int) -> Indices:
-        """The clips of a test, [clips, frames]."""
+        """Returns the frame numbers of the evaluation clips, int64 [clips, frames]."""
         if self.kind == "segments":
             places = (np.arange(clips) + 0.5) / clips
             return np.stack([segment_clip(num_frames, self.frames, place) for place in places])
@@ -57,23 +65,26 @@ class Sampling:
 
 
 def segment_clip(num_frames: int, frames: int, rand: float | NDArray[np.float64]) -> Indices:
-    """One frame from each of `frames` equal segments, at the share `rand` in [0, 1) of each."""
+    """Returns one frame number from each of `frames` equal segments, at the fraction `rand` in [0, 1) of each."""
     return np.floor((np.arange(frames) + rand) * num_frames / frames).astype(np.int64)
 
 
 def frame_step(stride: int, fps: float | None, video_fps: float) -> float:
-    """Source frames between two frames of a clip.
+    """Returns the distance between two frames of a clip, in source frames.
 
     Args:
-        stride: step in frames, used where `fps` is None.
-        fps: frames of the clip per second of video, or None.
-        video_fps: frames per second of the source.
+        stride: The distance in source frames, used if `fps` is None.
+        fps: The number of clip frames per second of video, or None.
+        video_fps: The frame rate of the source.
     """
     return float(stride) if fps is None else video_fps / fps
 
 
 def clip_at(start: float, num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
-    """The frame numbers from `start` on, past the end as `short` says: int64 [frames], < num_frames."""
+    """Returns the frame numbers of the clip that starts at `start`, int64 [frames].
+
+    All numbers are less than `num_frames`; `short` defines the numbers after the end of the video.
+    """
     positions = np.floor(start + step * np.arange(frames) + 1e-6).astype(np.int64)
     if short == "pad":
         return np.where(positions < num_frames, positions, PAD_INDEX)
@@ -81,20 +92,21 @@ def clip_at(start: float, num_frames: int, frames: int, step: float, short: str 
 
 
 def random_clip(num_frames: int, frames: int, step: float, rand: float, short: str = "loop") -> Indices:
-    """A training window; `rand` in [0, 1) chooses its start uniformly among the possible ones."""
+    """Returns a training window; `rand` in [0, 1) chooses its start uniformly among the valid ones."""
     last_start = max(0, int(num_frames - frames * step))
     return clip_at(int(rand * (last_start + 1)), num_frames, frames, step, short)
 
 
 def center_clip(num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
-    """The one clip of validation: the window in the middle."""
+    """Returns the window in the middle of the video, which validation uses."""
     return clip_at(max(0, int(num_frames - frames * step)) // 2, num_frames, frames, step, short)
 
 
 def uniform_clips(num_frames: int, frames: int, step: float, clips: int, short: str = "loop") -> list[Indices]:
-    """`clips` windows spread evenly over the video, as the authors test.
+    """Returns `clips` windows spread evenly over the video, as in the authors' evaluation.
 
-    Starts are `int(linspace(0, max(0, L - n*s), k))` (scenic's test sampling); one clip is the centre one.
+    The starts are `int(linspace(0, max(0, L - n*s), k))` (scenic's test sampling) for L frames of video and k
+    clips of n frames at step s. A single clip is the center clip.
     """
     if clips == 1:
         return [center_clip(num_frames, frames, step, short)]

@@ -1,11 +1,11 @@
-"""The demo data set: real H.264 videos of motion that only the order of the frames shows.
+"""The demo data set: H.264 videos of motion that a model can classify only from the order of the frames.
 
-A textured shape moves over a textured background in one of eight ways, which are four pairs. Within a pair
-each class is the other played backwards, exactly: the same draws give the same frames in reverse order. So
-a video's frames, shuffled, say nothing about which of the two it is. Opposite borders touch and a shape may be
-anywhere at any time: where it is in one frame does not tell a move from its partner. (With a frame's number, its
-size says something of approach and recede, its slant of the turns, which all pass over the top.) Mirroring turns
-one class into another: train without flips.
+A textured shape moves over a textured background. The eight classes form four pairs, and each class of a pair is
+exactly the other one played backward: the same random draws give the same frames in reverse order. Shuffled frames
+therefore do not reveal which class of a pair a video belongs to. The frame wraps around and the shape may be
+anywhere at any time, so its position in a single frame does not reveal the direction of motion. (A frame's number
+together with the size of the shape is a hint for approach and recede, and with its angle for the rotations.) A
+mirrored video belongs to another class, so train without flips.
 """
 
 import json
@@ -27,25 +27,26 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.utils.errors import UserError
 
 Array = NDArray[np.floating]
-Path_T4 = Array  # per frame: the shape's x, y (frame widths, y down), angle, log of its diameter
+Path_T4 = Array  # per frame: x and y of the shape (in frame widths, y down), its angle, the log of its diameter
 Video = NDArray[np.uint8]  # [T, H, W, 3], RGB
-# Change over a whole clip, smallest and largest; in 24 frames of 56 pixels this is per frame:
-TRAVEL = (0.5, 0.7)  # frame widths: 1.2 to 1.7 pixels
-TURN = (math.radians(190), math.radians(340))  # 8 to 15 degrees
-ARM = 0.2  # frame widths from the point that a shape turns about to its centre
-TILT = (math.radians(-150), math.radians(-30))  # of the arm halfway through: around the top
-GROWTH = (math.log(1.7), math.log(2.3))  # 2.3 to 3.7 %
-CENTRE = (0.0, 1.0)  # where the shape is halfway through, in frame widths
-DIAMETER = (0.32, 0.48)  # and its size there
-BRIGHTNESS = (140, 230)  # mean of each colour channel of the shape: lighter than
+# Each pair is the smallest and the largest value. TRAVEL, TURN and GROWTH are the changes over a whole clip; their
+# comments give the change per frame for 24 frames of 56 pixels.
+TRAVEL = (0.5, 0.7)  # frame widths; 1.2 to 1.7 pixels per frame
+TURN = (math.radians(190), math.radians(340))  # radians; 8 to 15 degrees per frame
+ARM = 0.2  # the distance between the center of rotation and the center of the shape, in frame widths
+TILT = (math.radians(-150), math.radians(-30))  # the arm's angle in the middle of the clip, near the top
+GROWTH = (math.log(1.7), math.log(2.3))  # log of the scale factor; 2.3 to 3.7 % per frame
+CENTRE = (0.0, 1.0)  # the center of rotation in the middle of the clip, in frame widths
+DIAMETER = (0.32, 0.48)  # the shape's diameter in the middle of the clip, in frame widths
+BRIGHTNESS = (140, 230)  # the mean of each color channel of the shape, which is lighter than the background
 BACKGROUND_BRIGHTNESS = (30, 110)
-CONTRAST = (0.3, 0.6)  # of the shape's texture
+CONTRAST = (0.3, 0.6)  # the contrast of the shape's texture
 BACKGROUND_CONTRAST = (0.1, 0.25)
-WAVES = 4  # in a texture
-WAVELENGTHS = (0.8, 2.0)  # of the shape's texture, in its radii
-BACKGROUND_WAVELENGTHS = (0.2, 0.8)  # in frame widths
-REACH = 1.3  # no point of a shape is further from its centre, in radii
-FORWARD = {  # class -> the column of the path that grows, and by how much
+WAVES = 4  # the number of plane waves in a texture
+WAVELENGTHS = (0.8, 2.0)  # the wavelengths of the shape's texture, in radii of the shape
+BACKGROUND_WAVELENGTHS = (0.2, 0.8)  # the wavelengths of the background's texture, in frame widths
+REACH = 1.3  # the largest distance of a point of a shape from the shape's center, in radii
+FORWARD = {  # class -> the column of the path that changes, and the range of the change
     "move_right": (0, TRAVEL),
     "move_down": (1, TRAVEL),
     "rotate_clockwise": (2, TURN),  # with y down, angles grow clockwise
@@ -59,12 +60,12 @@ BACKWARD = {
 }
 PARTNER: dict[str, str] = BACKWARD | {forward: backward for backward, forward in BACKWARD.items()}
 CLASSES: tuple[str, ...] = tuple(sorted(PARTNER))
-VERSION = 1  # raise it when the pictures change, so that older folders are not taken for these
+VERSION = 1  # Increase it when the rendering changes, so that older folders are not accepted.
 MARKER = "demo.json"
 
 
 def draw_path(label: str, num_frames: int, rng: np.random.Generator) -> Path_T4:
-    """Where the shape is in each frame of a clip of class `label`: [T, 4]."""
+    """Draws the path of the shape in a clip of class `label`, [T, 4]."""
     column, change = FORWARD[BACKWARD.get(label, label)]
     middle = [*rng.uniform(*CENTRE, size=2), rng.uniform(*TILT), rng.uniform(*np.log(DIAMETER))]
     path = np.tile(middle, (num_frames, 1))
@@ -75,7 +76,7 @@ def draw_path(label: str, num_frames: int, rng: np.random.Generator) -> Path_T4:
 
 
 class Texture:
-    """A random colour with a few random plane waves on it: smooth, so that it has no pixel grid of its own."""
+    """A smooth texture, a random color plus a few random plane waves, that has no pixel grid of its own."""
 
     def __init__(
         self,
@@ -93,12 +94,15 @@ class Texture:
         self.mean_3 = rng.uniform(*brightness, 3).astype(np.float32)
 
     def __call__(self, points: Array) -> Array:
-        """Colours [..., 3] at points [..., 2]."""
+        """Returns the colors [..., 3] at the points [..., 2]."""
         return self.mean_3 + np.cos(points @ self.wave_2K + self.phase_K) @ self.colour_K3
 
 
 def outline(angle: Array, rng: np.random.Generator) -> Array:
-    """The radius, towards each angle, of a random shape: ellipse, rectangle, polygon or star; at most REACH."""
+    """Returns the radius of a random shape at each angle; it is at most REACH.
+
+    The shape is an ellipse, a rectangle, a polygon or a star.
+    """
     kind, corners, flat = rng.integers(4), rng.integers(3, 6), rng.uniform(0.6, 0.9)
     if kind == 0:
         return 1.1 / np.hypot(np.cos(angle), np.sin(angle) / flat)
@@ -111,7 +115,10 @@ def outline(angle: Array, rng: np.random.Generator) -> Array:
 
 
 def render(path: Path_T4, size: int, rng: np.random.Generator) -> Video:
-    """Draw a random shape on a random background along `path`. The draws do not depend on the path."""
+    """Renders a random shape that moves along `path` over a random background.
+
+    The random draws do not depend on the path.
+    """
     background = Texture(BACKGROUND_BRIGHTNESS, BACKGROUND_CONTRAST, BACKGROUND_WAVELENGTHS, rng)
     texture = Texture(BRIGHTNESS, CONTRAST, WAVELENGTHS, rng)
     pixel = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -121,32 +128,32 @@ def render(path: Path_T4, size: int, rng: np.random.Generator) -> Video:
     x, y, angle, log_size = path.astype(np.float32).T[:, :, None, None]
     radius = np.exp(log_size) / 2
     dx, dy = (wrap(pixel - x) / radius, wrap(pixel[:, None] - y) / radius)
-    near = dx * dx + dy * dy < REACH * REACH  # the shape is on few of the pixels: twice as fast
+    near = dx * dx + dy * dy < REACH * REACH  # The shape covers few pixels, so this halves the time.
     t, row, column = np.nonzero(near)
-    # each pixel in the shape's own polar coordinates, where it has radius 1 and stands still
+    # r and phi are the polar coordinates of each pixel relative to the shape, which has radius 1 there.
     r = np.hypot(dx[t, 0, column], dy[t, row, 0])
     phi = np.arctan2(dy[t, row, 0], dx[t, 0, column]) - angle[t, 0, 0]
     edge_pixels = (outline(phi, rng) - r) * radius[t, 0, 0] * size
-    cover = np.clip(edge_pixels + 0.5, 0, 1)[:, None]  # an edge one pixel wide
+    cover = np.clip(edge_pixels + 0.5, 0, 1)[:, None]  # the edge is one pixel wide
     colours = texture(np.stack([r * np.cos(phi), r * np.sin(phi)], axis=-1))
     video[near] = (cover * colours + (1 - cover) * still[row, column]).clip(0, 255).astype(np.uint8)
     return video
 
 
 def wrap(distance: Array) -> Array:
-    """The shortest way, round a frame whose opposite borders touch."""
+    """Returns the shortest distance in a frame that wraps around."""
     return (distance + 0.5) % 1 - 0.5
 
 
 def write_video(path: Path, video: Video, fps: float) -> None:
-    """Encode `video` as H.264."""
+    """Encodes `video` as H.264."""
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # fastdecode: decoding is about half of the work of training on these; it saves a quarter of that.
-        # slower presets use x264's macroblock tree, which reads uninitialised memory on frames as small as
-        # these: the same clip would not always be the same file
+        # "fastdecode" saves a quarter of the decoding time, which is about half of the training time on the demo.
+        # Slower presets use x264's macroblock tree. It reads uninitialized memory if frames are this small, so the
+        # same clip would not always give the same file.
         stream.options = {"crf": "18", "preset": "superfast", "tune": "fastdecode", "threads": "1"}
         for picture in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -164,21 +171,21 @@ def make_demo(
     test_per_class: int = 32,
     seed: int = 0,
 ) -> None:
-    """Make `root`/{train,val,test}/<class>/<number>.mp4, unless it is there already.
+    """Creates `root`/{train,val,test}/<class>/<number>.mp4 unless they exist already.
 
-    Each video is a function of (seed, split, class, number) alone. The folder appears under its name only
-    when it is whole, so a killed run leaves none and several processes may ask for it at once.
+    Each video depends only on (seed, split, class, number). The folder is renamed to `root` when it is complete,
+    so a killed run leaves no partial data set, and several processes may create it at the same time.
 
     Args:
-        root: folder to make.
-        size: height and width of the videos in pixels; even, for H.264.
-        num_frames: frames in each video.
-        fps: frames per second.
-        train_per_class, val_per_class, test_per_class: videos of each class in each split.
-        seed: of all random draws.
+        root: The folder to create.
+        size: The height and width of the videos in pixels, an even number for H.264.
+        num_frames: The number of frames per video.
+        fps: The number of frames per second.
+        train_per_class, val_per_class, test_per_class: The number of videos per class in each split.
+        seed: The seed of all random draws.
 
     Raises:
-        UserError: `root` holds something else, or `size` is odd.
+        UserError: If `root` contains something else, or if `size` is odd.
     """
     if size % 2:
         raise UserError(f"the demo's size is {size}, but H.264 needs an even number of pixels")
@@ -210,13 +217,14 @@ def make_demo(
         try:
             unfinished.rename(root)
         except OSError:
-            if not _is_made(root, marker):  # another process was faster, or else this is a real failure
+            if not _is_made(root, marker):  # another process may have created the folder first
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_made(root: Path, marker: str) -> bool:
+    """Checks whether `root` is a complete demo; raises a UserError if it contains something else."""
     if not root.exists():
         return False
     found = root / MARKER
@@ -225,14 +233,14 @@ def _is_made(root: Path, marker: str) -> bool:
     what = (
         f"a demo made with {found.read_text(encoding='utf-8')}"
         if found.is_file()
-        else f"no whole demo ({MARKER} is missing)"
+        else f"no complete demo ({MARKER} is missing)"
     )
     raise UserError(
-        f"{root} holds {what}, but this run asks for {marker}. Delete that folder or choose another data.root."
+        f"{root} contains {what}, but this run needs {marker}. Delete that folder or choose another data.root."
     )
 
 
 def read_demo(root: str | Path, **annotations: Any) -> Splits:
-    """The demo's splits, made first where they are not there yet."""
+    """Returns the splits of the demo, and creates its videos first if they do not exist."""
     make_demo(Path(root))
     return read_folder(root, **annotations)

@@ -1,7 +1,7 @@
-"""Clip-consistent transforms on uint8 [T, C, H, W], in the order they are applied; mixing on the device.
+"""Clip-consistent transforms on uint8 [T, C, H, W] in the order of application, and batch mixing on the device.
 
-One draw of each random thing per clip, from torch's CPU generator, which the caller seeds per clip: wherever the
-pixels are, the draws are the same.
+Each random parameter is drawn once per clip from torch's CPU generator, which the caller seeds for each clip.
+Therefore the draws are the same on every device.
 """
 
 import re
@@ -21,9 +21,9 @@ from torchvision.transforms import v2
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Inside, torch's CPU draws are a function of `key` alone; outside, nothing has happened."""
+    """Seeds torch's CPU generator with `key` inside this context, and restores its state afterwards."""
     state = torch.default_generator.get_state()
-    # the generator alone: torch.manual_seed would reach for CUDA, which forked workers must not touch
+    # Only the CPU generator is seeded: torch.manual_seed would use CUDA, which forked workers must not touch.
     torch.default_generator.manual_seed(mix_seed(*key))
     try:
         yield
@@ -32,16 +32,23 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def mix_seed(*key: int) -> int:
-    """One well-mixed 63-bit seed from several small numbers."""
+    """Returns a well-mixed 63-bit seed from several small numbers."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def uniform(low: float, high: float) -> float:
+    """Draws a number from [low, high) with torch's CPU generator."""
     return low + (high - low) * torch.rand(()).item()
 
 
 class ClipParams(NamedTuple):
-    """What is drawn for a clip: the box that is cut from its frames, the flip, and a seed for everything after."""
+    """The transform params drawn for a clip.
+
+    Attributes:
+        top, left, height, width: The crop box in the frames, in pixels.
+        flipped: Whether the clip is flipped horizontally.
+        seed: The seed of the transforms after the flip.
+    """
 
     top: int
     left: int
@@ -51,12 +58,12 @@ class ClipParams(NamedTuple):
     seed: int
 
     def cut(self, video_TCHW: Tensor, top: int = 0, left: int = 0) -> Tensor:
-        """From frames, or from what of them is below `top` and right of `left`."""
+        """Crops the box from frames of which the first `top` rows and `left` columns are already cut off."""
         return TF.crop(video_TCHW, self.top - top, self.left - left, self.height, self.width)
 
 
 def union_box(all_params: Sequence[ClipParams]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the box that holds all of theirs."""
+    """Returns the top, left, height and width of the smallest box that contains all crop boxes."""
     top, left = min(params.top for params in all_params), min(params.left for params in all_params)
     bottom, right = (
         max(params.top + params.height for params in all_params),
@@ -66,21 +73,22 @@ def union_box(all_params: Sequence[ClipParams]) -> tuple[int, int, int, int]:
 
 
 class TrainTransform:
-    """Scale jitter and random crop, flip, colour jitter, RandAugment, random erasing.
+    """Applies scale jitter, a random crop, a flip, color jitter, RandAugment and random erasing.
 
-    In two parts: `draw` needs no more than the size of a clip's frames; `finish` makes the clip of the box that
-    `Look.cut` leaves of them, in a loader's worker or, after the transfer, on a GPU.
+    The transform has two parts. `draw` needs only the size of the frames. `finish` applies the transform to the
+    crop box from `ClipParams.cut`, either in a loader's worker or, after the transfer, on a GPU.
 
     Args:
-        crop: side of the output in pixels.
-        short_side: the video's short side is taken as this many pixels before jitter and crop.
-        squash: take both sides as `short_side` instead: nothing to the left and right is cut off for good.
-        scale_jitter: range of the factors of height and width, drawn each for itself (paper, Table 7).
-        flip: probability of a horizontal flip.
-        color_jitter: probability of colour jitter, as strong as the authors'.
-        strong_color: a stronger one instead.
-        randaugment: number of operations and their magnitude (0 .. 30), or None.
-        random_erasing: probability that a rectangle is black, the same in all frames.
+        crop: The side of the output, in pixels.
+        short_side: The length of the resized short side before jitter and crop, in pixels.
+        squash: Whether to resize both sides to `short_side`, so that the left and right margins are not lost.
+        scale_jitter: The range of the scale factors of height and width, which are drawn independently (paper,
+            Table 7).
+        flip: The probability of a horizontal flip.
+        color_jitter: The probability of color jitter.
+        strong_color: Whether color jitter is stronger than in the authors' code.
+        randaugment: The number of operations and their magnitude (0 to 30), or None.
+        random_erasing: The probability that a rectangle, the same in all frames, is set to black.
     """
 
     def __init__(
@@ -103,8 +111,10 @@ class TrainTransform:
         self.erase = v2.RandomErasing(random_erasing) if random_erasing else None
 
     def draw(self, height: int, width: int) -> ClipParams:
-        """For frames of this size. The box lies in them: resizing everything and cropping then gives the same but
-        for its border."""
+        """Draws the transform params for frames of this size, in pixels.
+
+        The box lies inside the frames. Cropping before the resize changes only the pixels at the border.
+        """
         full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.squash)
         box_h = min(height, round(full_h / uniform(*self.scale_jitter)))
         box_w = min(width, round(full_w / uniform(*self.scale_jitter)))
@@ -114,7 +124,7 @@ class TrainTransform:
         return ClipParams(top, left, box_h, box_w, flipped, seed=int(torch.randint(2**62, ())))
 
     def finish(self, box_TCHW: Tensor, params: ClipParams) -> Tensor:
-        """uint8 [T, C, crop, crop], on the box's device."""
+        """Returns the augmented clip, uint8 [T, C, crop, crop], on the device of `box_TCHW`."""
         video = TF.resize(box_TCHW, [self.crop, self.crop], antialias=True)
         if params.flipped:
             video = TF.horizontal_flip(video)
@@ -129,8 +139,11 @@ class TrainTransform:
 
 
 def jitter_colors(video_TCHW: Tensor) -> Tensor:
-    """The authors' colour jitter: brightness +-32/255 (added), saturation and contrast 0.6 .. 1.4, hue +-0.2,
-    in this order, then grey with probability 0.1."""
+    """Applies the authors' color jitter.
+
+    It adds up to +-32/255 to the brightness, scales saturation and contrast by 0.6 to 1.4 and shifts the hue by up
+    to +-0.2, in this order. Then it converts the clip to gray with probability 0.1.
+    """
     video = (video_TCHW.to(torch.int16) + round(uniform(-32, 32))).clamp(0, 255).to(torch.uint8)
     video = TF.adjust_saturation(video, uniform(0.6, 1.4))
     video = TF.adjust_contrast(video, uniform(0.6, 1.4))
@@ -139,16 +152,22 @@ def jitter_colors(video_TCHW: Tensor) -> Tensor:
 
 
 def jitter_colors_more(video_TCHW: Tensor) -> Tensor:
-    """Brightness, contrast and saturation 0.5 .. 1.5, hue +-0.25, in a random order, after grey with probability
-    0.3 (the recipe=modern_* pages)."""
+    """Applies the stronger color jitter of the recipe=modern_* configurations.
+
+    It converts the clip to gray with probability 0.3. Then it scales brightness, contrast and saturation by 0.5 to
+    1.5 and shifts the hue by up to +-0.25, in a random order.
+    """
     if torch.rand(()) < 0.3:
         video_TCHW = TF.rgb_to_grayscale(video_TCHW, num_output_channels=3)
     return v2.ColorJitter(0.5, 0.5, 0.5, 0.25)(tv_tensors.Video(video_TCHW))
 
 
 def mirrored_classes(names: Sequence[str]) -> NDArray[np.int64]:
-    """What each class is called in a mirror: the class with "left" and "right" exchanged where there is one, else
-    itself. Not part of another word: "upright" has no mirror image."""
+    """Returns the id of each class's mirror image, int64 [classes].
+
+    The mirror image is the class whose name has "left" and "right" exchanged, or the class itself if there is
+    none. Only whole words count: "upright" has no mirror image.
+    """
     ids = {name: i for i, name in enumerate(names)}
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
     side = re.compile("(?<![a-zA-Z])(?:left|right)(?![a-zA-Z])|(?:Left|Right)(?![a-z])")
@@ -157,18 +176,21 @@ def mirrored_classes(names: Sequence[str]) -> NDArray[np.int64]:
 
 
 def crop_box(height: int, width: int, crop: int, short_side: int, squash: bool) -> tuple[float, float]:
-    """Height and width, in a source's pixels, of what becomes `crop` x `crop` pixels."""
+    """Returns the height and width, in source pixels, of the region that is resized to `crop` x `crop` pixels."""
     base_h, base_w = (height, width) if squash else (min(height, width),) * 2
     return base_h * crop / short_side, base_w * crop / short_side
 
 
 def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, crops: int) -> list[Tensor]:
-    """The test's spatial views, `crops` (1 or 3) squares along the long side: centre, or left/centre/right
-    (top/centre/bottom); each uint8 [T, C, crop, crop]. The short side is resized, then cropped."""
+    """Returns the spatial views for evaluation, each uint8 [T, C, crop, crop].
+
+    The short side is resized to `short_side` pixels. Then `crops` squares are cropped along the long side: 1 is
+    the center crop; 3 are left, center and right, or top, center and bottom.
+    """
     height, width = video_TCHW.shape[-2:]
     video = TF.resize(
         video_TCHW, [short_side] * (2 if squash else 1), antialias=True
-    )  # one number: the short side
+    )  # with one number, torchvision resizes the short side
     room_y, room_x = video.shape[-2] - crop, video.shape[-1] - crop
     views = []
     for fraction in [0.5] if crops == 1 else [0.0, 0.5, 1.0]:
@@ -180,15 +202,17 @@ def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, cro
 def mix_batch(
     video_BTCHW: Tensor, label: Tensor, heads: Sequence[int], mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix (one of the two by a fair coin where both are on), the same for all heads.
+    """Applies Mixup or CutMix to a batch, the same for all heads. If both are on, each has probability 0.5.
 
     Args:
-        label: a class of each head, int64 [B, heads]; or of each class whether the clip has it, bool [B, K].
-        heads: their numbers of classes.
-        mixup, cutmix: alpha of the Beta distribution of the one lambda per batch; 0 switches it off.
+        video_BTCHW: The batch of clips.
+        label: The class ids of each clip, int64 [B, heads], or the multi-label targets, bool [B, K].
+        heads: The number of classes of each head.
+        mixup, cutmix: The alpha of the Beta distribution of lambda, which is drawn once per batch; 0 turns the
+            method off.
 
     Returns:
-        the mixed batch, and soft targets [B, K], the heads' side by side.
+        The mixed batch, and the soft targets [B, K], which concatenate the classes of all heads.
     """
     choices: list[v2.Transform] = []
     if mixup:

@@ -1,4 +1,4 @@
-"""What each loader process is reading, noted where the process's death does not take it along."""
+"""Shared records of what each loader process is reading, which outlive the process and explain its death."""
 
 import ctypes
 import faulthandler
@@ -22,18 +22,18 @@ from vivit_train.utils.errors import VideoError
 LESS_MEMORY = "lower data.num_workers or data.micro_batch, or give the job more memory"
 LEAVE_OUT = "leave it out of the data set, with any others that `vivit doctor` finds"
 NO_SHARED_MEMORY = (
-    "there is no room left in the shared memory (/dev/shm) through which loader processes hand over their clips: "
+    "the shared memory (/dev/shm) through which loader processes pass clips is full: "
     "lower data.num_workers or data.micro_batch, or enlarge it (docker run --ipc=host, or --shm-size=16g)"
 )
 
 
 class WorkerStatus(ctypes.Structure):
-    """The video that a loader process has open.
+    """A record in shared memory of the video that a loader process is reading.
 
     Attributes:
-        pid: the process.
-        path: the video, as the system spells it; b"" between two videos.
-        since_s: when it was opened, by the monotonic clock.
+        pid: The id of the process.
+        path: The path of the video, in the encoding of the file system; b"" between two videos.
+        since_s: The time at which the process opened the video, in seconds of the monotonic clock.
     """
 
     pid: int
@@ -43,7 +43,7 @@ class WorkerStatus(ctypes.Structure):
 
     @contextmanager
     def on(self, path: str) -> Iterator[None]:
-        """While the video is open."""
+        """Records `path` as the video being read inside this context."""
         self.pid, self.path, self.since_s = os.getpid(), os.fsencode(path)[:4095], time.monotonic()
         try:
             yield
@@ -53,9 +53,9 @@ class WorkerStatus(ctypes.Structure):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Ends this process where something takes longer, and shows on stderr where it hung; 0 for no limit.
+    """Exits the process with a traceback on stderr if the context takes longer than `seconds`; 0 means no limit.
 
-    A decoder that hangs lets no signal through, and may let no Python thread run either.
+    A timer in C does this, because a decoder that hangs may block signal handlers and all Python threads.
     """
     if not seconds:
         yield
@@ -68,24 +68,25 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float) -> str | None:
-    """What an error of a DataLoader means for a person: which video, what happened, what to do.
+    """Explains an error of a DataLoader: which video it was, what happened and what to do.
 
     Args:
-        statuses: of all loader processes.
-        timeout_s: the time limit of a video.
+        error: The error that the DataLoader raised.
+        statuses: The records of all loader processes.
+        timeout_s: The time limit for reading one video, in seconds.
 
     Returns:
-        None where no loader process was lost.
+        The message, or None if no loader process has died.
     """
-    said = f"{error.__cause__} {error}"  # how a process ended, and which
+    said = f"{error.__cause__} {error}"  # together they name the process and the signal
     if re.search(r"</torch_.*No space left on device", said):
         return NO_SHARED_MEMORY
     lists = re.findall(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", said)
     dead = {int(pid) for pids in lists for pid in pids.split(",")}
     if isinstance(error, EOFError | OSError) and any(
         "multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__)
-    ):  # the process died over a batch that it was handing over
-        time.sleep(1)  # until it is seen to be dead
+    ):  # the process died while it was passing a batch to the main process
+        time.sleep(1)  # the system needs a moment to report the death
         alive = {0, *(child.pid for child in multiprocessing.active_children())}
         dead = {status.pid for status in statuses} - alive
     if not dead:
@@ -94,32 +95,34 @@ def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float
     held = [status for status in statuses if status.pid in dead and status.path]
     late = [status for status in held if time.monotonic() - status.since_s >= timeout_s > 0]
     if late and not signal:
-        hangs = VideoError(os.fsdecode(late[0].path), f"its decoder has not come back after {timeout_s:g} s")
-        return f"{hangs} (data.timeout_s): {LEAVE_OUT}, or raise data.timeout_s where the disk or network is slow"
+        hangs = VideoError(os.fsdecode(late[0].path), f"the decoder has not returned after {timeout_s:g} s")
+        return f"{hangs} (data.timeout_s): {LEAVE_OUT}, or raise data.timeout_s if the disk or network is slow"
     if signal == "Bus error" and not held:
         return NO_SHARED_MEMORY
     if signal not in ("Killed", ""):
         advice = LEAVE_OUT if held else "data.num_workers=0 may show why"
     else:
-        advice = f"where memory ran out, {LESS_MEMORY}"
-        advice += f"; where it is this video every time, {LEAVE_OUT}" if held else ""
-    video_reader = " and ".join(os.fsdecode(status.path) for status in held) or "no video"
+        advice = f"if the job ran out of memory, {LESS_MEMORY}"
+        advice += f"; if it is this video every time, {LEAVE_OUT}" if held else ""
+    video = " and ".join(os.fsdecode(status.path) for status in held)
+    activity = f"reading {video}" if held else "between two videos"
     pids = ", ".join(map(str, sorted({status.pid for status in held} or dead)))
-    return f"loader process {pids} died reading {video_reader} ({signal or 'it is not known why'}): {advice}"
+    return f"loader process {pids} died {activity} ({signal or 'cause unknown'}): {advice}"
 
 
-LAST_S = 20  # for which a loader process outlives a signal to end
+LAST_S = 20  # A loader process runs for this many seconds after SIGTERM.
 
 
 def start_worker(statuses: Array[WorkerStatus], worker: int) -> None:
+    """Sets up a loader process: its threads, its signal handlers and its status record."""
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # killed meanwhile: torch would take init for the parent
-        os._exit(1)
-    torch.set_num_threads(1)  # the workers are the parallelism
-    # a terminal or a scheduler signals every process of a run: the main one is to finish its step first
+    if parent is not None and parent.pid != os.getppid():
+        os._exit(1)  # The parent was killed during startup, and torch would mistake init for the parent.
+    torch.set_num_threads(1)  # the workers provide the parallelism
+    # A terminal or a scheduler signals every process of a run, but the main process has to finish its step first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
-    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's own
+    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's copy
     dataset.video_reader = replace(dataset.video_reader, status=statuses[worker])
