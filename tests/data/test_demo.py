@@ -170,7 +170,7 @@ def test_a_half_made_demo_is_not_taken_for_whole(tmp_path, monkeypatch):
 def test_other_parameters_are_refused(tmp_path):
     make_demo(tmp_path / "demo", **SMALL)
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r'"seed": 0.* asks for .*"seed": 1.*Delete that folder'):
+    with pytest.raises(UserError, match=r'"seed": 0.* needs .*"seed": 1.*Delete that folder'):
         make_demo(tmp_path / "demo", **SMALL, seed=1)
     assert contents(tmp_path) == before
     with pytest.raises(UserError, match="even"):

@@ -204,8 +204,8 @@ def test_wrong_pictures_are_named(tmp_path: Path) -> None:
     (folder / "img_6.jpg").write_bytes(b"")
     assert probe(folder).num_frames == 6
     for frame, reason in (
-        (2, r"img_3\.jpg is 80x48, the first picture 160x96"),
-        (3, r"img_4\.jpg is no picture that is read here \(mjpeg, png, webp\)"),
+        (2, r"img_3\.jpg is 80x48, but the first picture is 160x96"),
+        (3, r"img_4\.jpg is not a supported picture \(mjpeg, png, webp\)"),
         (4, r"img_5\.jpg is damaged"),
         (5, r"img_6\.jpg is no "),
     ):
@@ -215,7 +215,7 @@ def test_wrong_pictures_are_named(tmp_path: Path) -> None:
     (folder / "img_1.jpg").unlink()
     assert probe(folder).num_frames == 5  # a folder is looked at again when its names change
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VideoError, match="is a directory, and there are no pictures in it"):
+    with pytest.raises(VideoError, match="is a directory without pictures"):
         probe(tmp_path / "empty")
 
 
@@ -250,10 +250,16 @@ def test_what_cannot_be_read_here(numbered: Make, tmp_path: Path, monkeypatch: p
     tar = make_tar(tmp_path / "a.tar.gz", {"a.mp4": numbered("h264").path}, mode="w:gz")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     for path, advice in (
-        (f"{tar}/a.mp4", f"{tar} is compressed: a video in it cannot be read without all that is before it"),
+        (
+            f"{tar}/a.mp4",
+            f"{tar} is compressed: reading a video in it means decompressing all data",
+        ),
         ("s3://bucket/shards/a.tgz/a.mp4", "s3://bucket/shards/a.tgz is compressed"),
         ("s3://bucket/a.mp4", ": Install s3fs to access S3: pip install s3fs"),
-        ("nope://bucket/a.mp4", ": only file, s3, gs, az, hf, http, https, memory are read, and simplecache::"),
+        (
+            "nope://bucket/a.mp4",
+            ": only file, s3, gs, az, hf, http, https, memory are supported, optionally",
+        ),
     ):
         with pytest.raises(UserError) as caught:
             probe(path)

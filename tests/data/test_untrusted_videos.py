@@ -113,7 +113,7 @@ def test_addresses_that_are_not_public_are_not_asked(
     port, asked = server
     encode(tmp_path / "a.mp4", frames=3)
     for cached in ("",) if "::" in host else ("", "simplecache::"):  # fsspec takes its "::" for another chain
-        with pytest.raises(VideoError, match=r"no public address: data\.allow_private_urls=true") as error:
+        with pytest.raises(VideoError, match=r"no public address; set data\.allow_private_urls=true") as error:
             probe(f"{cached}http://{host}:{port}/a.mp4")
     with pytest.raises(VideoError, match="no public address"):
         probe(f"http://{host}:{port}/a.tar/a.mp4")
@@ -196,7 +196,7 @@ def test_a_header_that_claims_an_absurd_rate_is_damaged(rate: int, tmp_path: Pat
     at = data.index(b"vids")
     data[at + 20 : at + 24], data[at + 24 : at + 28] = (1).to_bytes(4, "little"), rate.to_bytes(4, "little")
     (tmp_path / "a.avi").write_bytes(data)
-    with pytest.raises(VideoError, match=r"claims [\d.,e+]+ frames per second: its header is damaged") as error:
+    with pytest.raises(VideoError, match=r"claims [\d.,e+]+ frames per second; the header is damaged") as error:
         probe(tmp_path / "a.avi")
     happened(f"An AVI whose header claims {rate:,} frames per second", error.value)
 
@@ -226,7 +226,7 @@ def test_an_ipv6_address_is_private_and_no_chain(tmp_path: Path, happened: Happe
 @pytest.mark.fault(SECTION)
 def test_a_pipe_among_pictures_does_not_wait(tmp_path: Path, happened: Happened) -> None:
     os.mkfifo(tmp_path / "1.jpg")
-    with pytest.raises(VideoError, match="is no regular file") as error:
+    with pytest.raises(VideoError, match="is not a regular file") as error:
         probe(tmp_path)
     happened("A named pipe called 1.jpg in a folder of pictures", error.value)
 

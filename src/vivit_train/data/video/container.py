@@ -1,4 +1,4 @@
-"""Opens a video with FFmpeg: which formats it may have, and the one file that stays open between two readings."""
+"""Opens videos with FFmpeg, restricts their formats, and keeps one file open between a scan and a read."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,38 +12,41 @@ from av.video.stream import VideoStream
 from vivit_train.data.video import storage
 from vivit_train.utils.errors import VideoError, reason
 
-# Files of video, whatever they are called: no lists of other files (ffconcat, m3u8, dash, sdp, numbered pictures).
-# Those of sound alone open, too, and are refused as such.
+# The allowed formats, whatever the file extension. Formats that refer to other files (ffconcat, m3u8, dash, sdp,
+# numbered pictures) are excluded. Audio formats are included so that an audio file gets its own error message.
 FORMATS = (
     "mov,matroska,avi,flv,live_flv,kux,asf,mpegts,mpegtsraw,mpeg,mpegvideo,ogg,gif,apng,mxf,ivf,h264,hevc,vvc,obu,av1,"
     "m4v,h261,h263,vc1,dv,nut,nsv,rm,swf,gxf,lxf,cavsvideo,mjpeg,smjpeg,yuv4mpegpipe,wtv,ivr,nuv,amv,webm,wav,mp3,flac,aac"
 )
 OPENING = {
-    "codec_whitelist": "none",  # at each opening FFmpeg would decode a frame, to learn what we see anyway
+    "codec_whitelist": "none",  # keeps FFmpeg from decoding a frame on each open just to probe the stream
     "format_whitelist": FORMATS,
-    "protocol_whitelist": "file,subfile",  # what source.py gives it
+    "protocol_whitelist": "file,subfile",  # the protocols that storage.py uses
 }
-MAX_PIXELS = 16384 * 8640  # of a frame: 16k, of which one takes half a gigabyte
+MAX_PIXELS = 16384 * 8640  # the largest frame, 16k, which takes half a gigabyte
 
 
 class _Opened(NamedTuple):
+    """An open video and its video stream."""
+
     path: str
     state: storage.State
-    stack: ExitStack  # closes it
+    stack: ExitStack  # closes the container and the file
     container: InputContainer
     stream: VideoStream
 
 
-_last_container: list[_Opened] = []  # the file that was scanned last, unless another was opened since
+_last_container: list[_Opened] = []  # at most one item: the file that was left open
 
 
 def _take_last_container() -> _Opened | None:
-    with suppress(IndexError):  # of several threads one gets it
+    with suppress(IndexError):  # another thread may have taken it first
         return _last_container.pop()
     return None
 
 
 def close_last_container() -> None:
+    """Closes the file that was left open, if there is one."""
     if opened := _take_last_container():
         opened.stack.close()
 
@@ -52,11 +55,16 @@ def close_last_container() -> None:
 def open_video(
     path: str, *, leave_open: bool = False, reuse: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream for PyAV; what FFmpeg raises meanwhile becomes a `VideoError`.
+    """Opens a file and yields its container and its video stream.
 
     Args:
-        leave_open: for what is opened next: after a scan that is mostly the same file, to be read.
-        reuse: a file that was left open will do, wherever in it that was.
+        path: The path of the video.
+        leave_open: Whether to keep the file open for the next call, because a scan usually precedes a read.
+        reuse: Whether a file that was left open may be used, at whatever position it has.
+
+    Raises:
+        VideoError: If the file cannot be opened or has no video stream, or if FFmpeg raises an error inside the
+            context.
     """
     state, opened = storage.state(path), _take_last_container()
     if opened and not (reuse and opened[:2] == (path, state)):
@@ -79,11 +87,12 @@ def _open_anew(path: str, state: storage.State) -> _Opened:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             raise VideoError(path, "no video stream", kind="no video")
         if stream.codec_context is None:
-            raise VideoError(path, "FFmpeg has no decoder for its codec")
+            raise VideoError(path, "FFmpeg has no decoder for the codec")
         for other in container.streams:
             other.discard = Discard.none if other is stream else Discard.all
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        stream.codec_context.thread_count = 1  # workers are the parallelism; PyAV's threads can hang after a fork
+        # Workers provide the parallelism, and PyAV's threads can hang after a fork.
+        stream.codec_context.thread_count = 1
         return _Opened(path, state, stack.pop_all(), container, stream)
 
 
@@ -92,5 +101,5 @@ def _container(path: str, file: str | BinaryIO) -> InputContainer:
         return av.open(file, "r", options=OPENING, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise VideoError(path, f"not a video file that FFmpeg can read ({error.strerror})") from error
-    except ValueError as error:  # a name with a zero byte
+    except ValueError as error:  # the name contains a zero byte
         raise VideoError(path, f"not a video file that FFmpeg can read ({reason(error)})") from error

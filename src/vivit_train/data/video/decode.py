@@ -1,10 +1,12 @@
-"""Frames of a video file: exactly those asked for, or one `VideoError`. Nothing else knows a decoder.
+"""Reads exactly the requested frames of a video, or raises a `VideoError`. All decoder code is in this module.
 
-PyAV reads every file, and of those measured none slower than decord (docs/benchmarks.md, "Decoding"). decord and
-torchcodec read by name, and refuse the files in which they would find other frames. decord counts frames where it
-should compare time stamps (dmlc/decord, src/video/video_reader.cc: IndexKeyframes, SkipFramesImpl). So in open
-GOPs, behind edit lists and among B-frames of AVI files it returns wrong frames without an error, or never returns.
-PyAV and torchcodec are sought by time.
+PyAV reads every file, and it was at least as fast as decord on all measured files (docs/benchmarks.md,
+"Decoding"). The other decoders, decord and torchcodec, are optional. They refuse files in which they would return
+wrong frames.
+
+decord counts frames when it should compare time stamps (dmlc/decord, src/video/video_reader.cc: IndexKeyframes,
+SkipFramesImpl). With open GOPs, after edit lists and with B-frames in AVI files, it therefore returns wrong frames
+without an error, or it never returns. PyAV and torchcodec seek by time stamp.
 """
 
 import os
@@ -29,9 +31,9 @@ from vivit_train.data.video.scan import StreamShape, StrPath, probe, read_pictur
 from vivit_train.utils.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
-RGB: Any = VideoFormat("rgb24")  # looked up by name for each frame, it takes a tenth of the conversion
+RGB: Any = VideoFormat("rgb24")  # Looking it up by name for each frame would take a tenth of the conversion time.
 BBox = tuple[int, int, int, int]  # top, left, height, width
-CropFn = Callable[[int, int], BBox]  # of the frames' height and width
+CropFn = Callable[[int, int], BBox]  # (height, width) of the frames -> crop box
 _Reader = Callable[[str, Scan, NDArray[np.int64], int | None, CropFn | None], NDArray[np.uint8]]
 
 
@@ -43,35 +45,36 @@ def read_frames(
     decoder: str = "auto",
     cut: CropFn | None = None,
 ) -> NDArray[np.uint8]:
-    """The frames asked for, upright, in the order asked for: uint8 RGB [T, H, W, 3].
+    """Returns the requested frames in the given order, rotated upright, as uint8 RGB [T, H, W, 3].
 
     Args:
-        path: the video.
-        indices: T frame numbers in [0, num_frames), in any order; they may repeat.
-        short_side: a larger short side is scaled down to this, the long side in proportion.
-        decoder: one of `DECODERS`. "auto" is "pyav", which reads every video. "decord" and "torchcodec" refuse
-            those where they would return other frames. torchcodec scales bilinearly, the others bicubically.
-        cut: what is wanted of the frames, once they are scaled; None: all. The rest is not copied.
+        path: The path of the video.
+        indices: T frame numbers in [0, num_frames), in any order. They may repeat.
+        short_side: The largest length of the short side, in pixels. Larger frames are scaled down in proportion.
+        decoder: One of `DECODERS`. "auto" means "pyav", which reads every video. "decord" and "torchcodec" refuse
+            videos of which they would return wrong frames. torchcodec scales bilinearly, the others bicubically.
+        cut: A function that chooses the crop box of the scaled frames. Pixels outside the box are not copied. None
+            returns the whole frames.
 
     Raises:
-        VideoError: the file is missing, damaged before the last of these frames, no video, or refused.
-        UserError: there is no such decoder, or it is not installed.
-        ValueError: there are no indices, or the video has no such frame.
+        VideoError: If the file is missing, is damaged before the last of these frames, is no video, or is refused.
+        UserError: If the decoder does not exist or is not installed.
+        ValueError: If there are no indices, or if the video has no frame with one of these numbers.
     """
     read, scan = _reader(decoder), scan_file(path)
     asked, num_frames = np.asarray(indices, dtype=np.int64), scan.timeline.num_frames
     if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
-        raise ValueError(f"frames {asked.tolist()} asked of {path}, which has frames 0 to {num_frames - 1}")
+        raise ValueError(f"frames {asked.tolist()} requested from {path}, which has frames 0 to {num_frames - 1}")
     wanted, places = np.unique(asked, return_inverse=True)
     frames = read(os.fspath(path), scan, wanted, short_side, cut)
     return frames if np.array_equal(asked, wanted) else frames[places]
 
 
 def import_decoder(name: str) -> None:
-    """Imports a decoder: in the main process, before workers start, it costs once and says at once what is amiss.
+    """Imports a decoder in the main process, so that workers need not import it and errors appear immediately.
 
     Raises:
-        UserError: there is no such decoder, or it is not installed.
+        UserError: If the decoder does not exist or is not installed.
     """
     _reader(name)
     if name in ("decord", "torchcodec"):
@@ -86,28 +89,28 @@ def _reader(decoder: str) -> _Reader:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=close_last_container)  # parent and child would share its position
+    os.register_at_fork(before=close_last_container)  # parent and child would share the file position
 
 
 def _read_pictures(
     folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
-    """As `_read_pyav`, of a folder."""
+    """Reads the frames `wanted` from a folder of pictures; see `_read_pyav`."""
     paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, stream_shape(folder)
     if len(paths) != num_frames:
-        raise VideoError(folder, f"has {len(paths)} pictures, and had {num_frames} a moment ago")
+        raise VideoError(folder, f"the folder has {len(paths)} pictures now and had {num_frames} a moment ago")
     shown = _Shown(len(wanted), short_side, cut)
     for place, number in enumerate(wanted.tolist()):
         picture, _ = read_picture(folder, paths[number])
         if StreamShape.of(picture) != first:
-            shape = f"{picture.width}x{picture.height}, the first picture {first.width}x{first.height}"
+            shape = f"{picture.width}x{picture.height}, but the first picture is {first.width}x{first.height}"
             raise VideoError(folder, f"{os.path.basename(paths[number])} is {shape}")
         shown.put(place, picture)
     return shown.frames
 
 
 class _Shown:
-    """The frames of one reading, uint8 [n, H, W, 3], all of the size and the turn of the first that is put in."""
+    """A buffer of decoded frames, uint8 [n, H, W, 3], that scales, rotates and crops them all like the first."""
 
     def __init__(self, n: int, short_side: int | None, cut: CropFn | None) -> None:
         self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
@@ -115,6 +118,7 @@ class _Shown:
         self.reformat = VideoReformatter().reformat
 
     def put(self, place: int, frame: VideoFrame) -> None:
+        """Converts a frame to RGB and stores it at position `place`."""
         if not self.frames.size:
             shape = StreamShape.of(frame)
             width, height = shape.scaled(self.short_side)
@@ -122,7 +126,8 @@ class _Shown:
             top, left, box_height, box_width = self.cut(height, width)
             self.turns, self.box = shape.rotation // 90, np.s_[top : top + box_height, left : left + box_width]
             self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
-        rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)  # as decord
+        # Bicubic like decord.
+        rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)
         (plane,), (width, height) = rgb.planes, self.stored
         rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
         self.frames[place] = (np.rot90(rows, self.turns) if self.turns else rows)[self.box]
@@ -131,11 +136,14 @@ class _Shown:
 def _read_pyav(
     path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
-    """Frames `wanted` (ascending), uint8 [T, height, width, 3]: each from the key frame before it, by time."""
+    """Reads the frames `wanted` (ascending) as uint8 [T, height, width, 3].
+
+    It seeks to the key frame before each group of frames and identifies the frames by their pts.
+    """
     if scan.is_folder:
         return _read_pictures(path, scan, wanted, short_side, cut)
     shown = _Shown(len(wanted), short_side, cut)
-    times, keys = wanted, np.zeros_like(wanted)  # counted frames: their numbers stand for their times
+    times, keys = wanted, np.zeros_like(wanted)  # if frames are counted, their numbers replace the pts
     if scan.start is not None:
         times = scan.start + scan.timeline.times[wanted]
         keys = scan.keys[np.searchsorted(scan.keys, times, side="right") - 1]
@@ -143,7 +151,7 @@ def _read_pyav(
     def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:
         last = max(missing)
         for time, frame in decoded:
-            if frame.is_corrupt:  # what refers to it shows the damage too, unmarked
+            if frame.is_corrupt:  # frames that refer to it are damaged too, but the decoder does not mark them
                 raise VideoError(path, "damaged (the decoder marks a frame as corrupt)", kind="damaged")
             if time in missing:
                 shown.put(missing.pop(time), frame)
@@ -158,7 +166,7 @@ def _read_pyav(
                 take(enumerate(container.decode(stream)), missing)
             else:
                 take(_decode_from(container, stream, key, missing), missing)
-                if missing:  # where GOPs are shorter than B-frames reach, a seek may land behind
+                if missing:  # a seek may land after the target if B-frames refer across short GOPs
                     container.seek(int(scan.keys[0]), stream=stream)
                     stream.codec_context.skip_frame = "DEFAULT"
                     take(((frame.pts, frame) for frame in container.decode(stream)), missing)
@@ -171,10 +179,11 @@ def _read_pyav(
 def _decode_from(
     container: InputContainer, stream: VideoStream, key: int, times: Iterable[int]
 ) -> Iterator[tuple[int | None, VideoFrame]]:
-    """The frames of these times, some others, and their times, from a key frame on.
+    """Yields the frames with these pts and some others, each with its pts, starting at a key frame.
 
-    Of the others, H.264 marks those that no frame refers to: they are not decoded. HEVC marks frames to which
-    those of a higher temporal layer may refer; in the other codecs there are hardly any.
+    H.264 marks frames that no other frame refers to, and the unneeded ones of these are not decoded. HEVC also
+    marks frames to which a higher temporal layer may refer, and other codecs have hardly any marked frames, so no
+    frames are skipped for them.
     """
     context = stream.codec_context
     skipped: Literal["NONREF", "DEFAULT"] = "NONREF" if context.codec.canonical_name == "h264" else "DEFAULT"
@@ -184,7 +193,7 @@ def _decode_from(
         context.skip_frame = "DEFAULT" if packet.pts in awaited else skipped
         yield from ((frame.pts, frame) for frame in context.decode(packet))
         awaited.discard(packet.pts)
-        if not awaited:  # what the decoder holds back comes without feeding it more
+        if not awaited:  # flushing returns the frames that the decoder still buffers
             yield from ((frame.pts, frame) for frame in context.decode(None))
             return
 
@@ -195,7 +204,7 @@ def _decord() -> Any:
         import decord
     except (ImportError, OSError) as error:
         raise UserError(
-            "data.decoder=decord: pip install decord, or decord2 on ARM; or data.decoder=pyav"
+            "data.decoder=decord cannot be imported: pip install decord (decord2 on ARM), or set data.decoder=pyav"
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
     return decord
@@ -204,14 +213,15 @@ def _decord() -> Any:
 def _read_decord(
     path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
-    """The same by decord."""
+    """Reads the frames `wanted` with decord; see `_read_pyav`."""
     decord = _decord()
     _check_file(path, scan, "decord")
     info, size = probe(path), stream_shape(path).scaled(short_side)
     if not info.seek_safe:
         raise VideoError(path, f"decord would return wrong frames ({info.reason}); data.decoder=auto reads it")
     try:
-        # A new reader for each call: one that is kept decodes ahead without bound, and dies at the first error.
+        # Each call opens a new reader, because a reader that is kept decodes ahead without limit and is unusable
+        # after the first error.
         reader = decord.VideoReader(f"file:{path}", decord.cpu(0), *size, num_threads=1)
         found_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
         _compare(path, "decord", found_s - found_s[:1], info, np.arange(info.num_frames))
@@ -220,7 +230,8 @@ def _read_decord(
         why = reason(error)
     finally:
         reader = None
-    # Not from that error: its traceback would keep the reader, and a fork that inherits one hangs when freeing it.
+    # The error is not chained, because its traceback would keep the reader alive, and a fork that inherits a
+    # reader hangs when it frees it.
     raise VideoError(path, f"decord cannot read it ({why})")
 
 
@@ -231,17 +242,17 @@ def _torchcodec() -> Any:
         import torchcodec.transforms
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
-            f"data.decoder=torchcodec: pip install 'vivit-train[torchcodec]' ({reason(error)})"
+            f"data.decoder=torchcodec cannot be imported: pip install 'vivit-train[torchcodec]' ({reason(error)})"
         ) from error
     if torchcodec.ffmpeg_major_version is None:
-        raise UserError("data.decoder=torchcodec: it finds no FFmpeg 4 to 9 on this system: apt install ffmpeg")
+        raise UserError("data.decoder=torchcodec finds no FFmpeg 4 to 9 on this system: apt install ffmpeg")
     return torchcodec
 
 
 def _read_torchcodec(
     path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
 ) -> NDArray[np.uint8]:
-    """The same by torchcodec."""
+    """Reads the frames `wanted` with torchcodec; see `_read_pyav`."""
     torchcodec = _torchcodec()
     _check_file(path, scan, "torchcodec")
     if scan.start is None:
@@ -270,15 +281,26 @@ def _box_of(frames: NDArray[np.uint8], cut: CropFn | None) -> NDArray[np.uint8]:
 
 def _check_file(path: str, scan: Scan, decoder: str) -> None:
     if scan.is_folder or not storage.is_plain(path):
-        raise VideoError(path, f"{decoder} reads files on the disk only; data.decoder=auto reads it")
+        raise VideoError(path, f"{decoder} reads only files on the disk; data.decoder=auto reads it")
 
 
 def _compare(
     path: str, decoder: str, found_s: NDArray[np.floating[Any]], times: Timeline, numbers: NDArray[np.int64]
 ) -> None:
-    """Whether a decoder's times are those of these frames: nearer to them than to the next."""
+    """Checks that a decoder returned the right frames, by comparing its times with those of the scan.
+
+    Args:
+        path: The path of the video.
+        decoder: The name of the decoder.
+        found_s: The times of the frames that the decoder returned, in seconds from the first frame, [n].
+        times: The timeline of the video.
+        numbers: The frame numbers that were requested, [n].
+
+    Raises:
+        VideoError: If a time differs by half of the smallest frame distance or more.
+    """
     tolerance_s = times.time_base * float(times.pts_deltas.min() if times.pts_deltas.size else 1) / 2
     if not (found_s.shape == numbers.shape and (np.abs(found_s - times.times_s[numbers]) < tolerance_s).all()):
         raise VideoError(
-            path, f"{decoder} finds other frames in it than its packets hold; data.decoder=auto reads it"
+            path, f"{decoder} finds other frames than the packets contain; data.decoder=auto reads it"
         )

@@ -1,6 +1,6 @@
-"""When videos show their frames, as a scan of their packets finds it; and a file that keeps it for later runs.
+"""Timelines of videos, as a packet scan finds them, and the database that stores scans for later runs.
 
-The file is an SQLite database with a row per video, of which nothing is read but the row that is asked for.
+The database is an SQLite file with a row per video. Only the requested rows are read.
 """
 
 import json
@@ -22,14 +22,15 @@ from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, reason
 
 NAME = "timelines.sqlite"
-MAX_FPS = 1000.0  # a header that claims more is damaged: a high-speed camera's file plays at 1,000 at most
-MAX_BYTES = 1 << 26  # of a scan once it is unpacked: a video of a week
-DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # of a packed scan
+MAX_FPS = 1000.0  # Files of high-speed cameras play at 1,000 fps at most, so a header with more is damaged.
+MAX_BYTES = 1 << 26  # An unpacked scan has at most this size, which is enough for a video of a week.
+DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # the errors that a damaged scan causes
 STORED: dict[str, Any] = {
     **{"num_frames": int, "fps": float, "time_base": float, "start": int | None, "decord_unsafe": str},
     **{"header_num_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
 }
-# What may change the outcome of a scan. The first number is ours: raise it with any change to decode.py's `_scan`.
+# This string identifies everything that affects the result of a scan. Increase the number after "scan" with any
+# change to `_scan` in scan.py.
 SCANNED_BY = "scan 1, " + ", ".join(
     f"{library} {'.'.join(map(str, av.library_versions[library]))}" for library in ("libavformat", "libavcodec")
 )
@@ -37,14 +38,14 @@ SCANNED_BY = "scan 1, " + ", ".join(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Timeline:
-    """When a video shows its frames.
+    """The presentation times of a video's frames.
 
     Attributes:
-        num_frames: frames shown; an edit list may hide some that are stored.
-        fps: frames per second: the header's, or the mean where the frames contradict it.
-        pts_deltas: from each frame to the next, in units of `time_base`: [num_frames - 1], the smallest unsigned
-            integers that hold them.
-        time_base: of a unit, in seconds.
+        num_frames: The number of frames shown. An edit list may hide some of the stored frames.
+        fps: The number of frames per second, from the header or, if the frames contradict it, their mean rate.
+        pts_deltas: The time from each frame to the next in units of `time_base`, [num_frames - 1], in the smallest
+            unsigned integer type that fits.
+        time_base: The unit of `pts_deltas`, in seconds.
     """
 
     num_frames: int
@@ -54,35 +55,47 @@ class Timeline:
 
     @property
     def times(self) -> NDArray[np.int64]:
-        """When each frame is shown, in units from the first: [num_frames]."""
+        """The time of each frame since the first frame, in units of `time_base`, [num_frames]."""
         return np.concatenate(([0], np.cumsum(self.pts_deltas, dtype=np.int64)))
 
     @property
     def times_s(self) -> NDArray[np.float64]:
+        """The time of each frame since the first frame, in seconds, [num_frames]."""
         return np.multiply(self.times, self.time_base, dtype=np.float64)
 
 
 class Scan(NamedTuple):
-    """What one pass over a file's packets finds. Times are in the stream's own unit."""
+    """The result of one pass over a file's packets.
+
+    Attributes:
+        timeline: The presentation times of the frames.
+        start: The pts of the first frame. None means that frames must be counted from the start of the file.
+        keys: The pts of all key frames, including hidden ones, in ascending order.
+        decord_unsafe: The reason why decord would return wrong frames, as far as packets tell; "" if there is
+            none.
+        header_num_frames: The number of frames according to the header; 0 if the header has none.
+        promised_s: The duration according to the header, in seconds; 0 if the header has none.
+        gop: The mean number of stored frames per key frame.
+        is_folder: Whether the video is a folder of pictures.
+    """
 
     timeline: Timeline
-    start: int | None  # when the first frame is shown; None: frames must be counted from the file's start
-    keys: NDArray[np.int64]  # times of the key frames, ascending, hidden ones too
-    decord_unsafe: str  # why decord would return other frames, as far as packets tell
+    start: int | None
+    keys: NDArray[np.int64]
+    decord_unsafe: str
     header_num_frames: int
     promised_s: float
     gop: float
-    is_folder: bool = False  # of pictures
+    is_folder: bool = False
 
     @property
     def num_bytes(self) -> int:
-        return (
-            1500 + self.timeline.pts_deltas.nbytes + self.keys.nbytes
-        )  # what a short video takes, and its tables
+        """The approximate memory that the scan takes: a constant and its two tables."""
+        return 1500 + self.timeline.pts_deltas.nbytes + self.keys.nbytes
 
 
 def pack(scan: Scan) -> bytes:
-    """All of a scan, in about 100 bytes where its frames are evenly spaced."""
+    """Returns the compressed scan, about 100 bytes if the frames are evenly spaced."""
     times, keys = scan.timeline, scan.keys
     numbers = [times.num_frames, times.fps, times.time_base, times.pts_deltas.itemsize]
     head = json.dumps([*numbers, *scan._replace(timeline=None, keys=None)], separators=(",", ":"))  # type: ignore[arg-type]
@@ -94,27 +107,27 @@ def pack(scan: Scan) -> bytes:
 
 
 def unpack(packed: bytes) -> Scan:
-    """What was packed.
+    """Returns the scan from its compressed form.
 
     Raises:
-        zlib.error, ValueError, TypeError, RecursionError: it is damaged, or something else.
+        zlib.error, ValueError, TypeError, RecursionError: If the data is damaged or is not a scan.
     """
     stream = zlib.decompressobj()
     head, _, tables = stream.decompress(packed, MAX_BYTES).partition(b"\n")
     if stream.unconsumed_tail:
-        raise ValueError("it unpacks to more than any scan")
+        raise ValueError("the unpacked data is larger than any scan")
     num_frames, fps, time_base, itemsize, timeline, start, keys, *others = json.loads(head)
     numbers = {"num_frames": num_frames, "fps": fps, "time_base": time_base, "start": start}
     names = [name for name in Scan._fields if name not in ("timeline", "start", "keys")]
     numbers |= dict(zip(names, others, strict=False))
     if timeline is not None or keys is not None or itemsize not in (1, 2, 4, 8):
-        raise ValueError("it is no scan")
+        raise ValueError("the data is not a scan")
     for name, hint in STORED.items():
         if name in numbers and not conforms(numbers[name], hint):
-            raise ValueError(f"its {name} is none")
+            raise ValueError(f"{name} is invalid")
     end = itemsize * (num_frames - 1)
     if num_frames < 1 or len(tables) < end or not (fps > 0 and time_base > 0):
-        raise ValueError("its numbers contradict each other")
+        raise ValueError("the numbers contradict each other")
     pts_deltas = np.frombuffer(tables[:end], f"<u{itemsize}").astype(f"u{itemsize}")
     times = np.cumsum(np.frombuffer(tables[end:], "<i8"), dtype=np.int64)
     return Scan(
@@ -123,26 +136,28 @@ def unpack(packed: bytes) -> Scan:
 
 
 def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
-    """Makes the database; one that is there is replaced once it is whole, and can be read meanwhile.
+    """Writes the database. An existing one stays readable and is replaced when the new one is complete.
 
     Args:
-        rows: of each video its path, as it will be asked for, version and size as in `source.State`, and packed
-            scan. Of several with one path the last counts.
+        file: The path of the database.
+        rows: The path of each video, as it will be looked up, its version and size as in `storage.State`, and its
+            packed scan. If a path occurs several times, the last row counts.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: If the database cannot be written.
     """
     part = Path(f"{os.path.abspath(file)}.part")
     part.unlink(missing_ok=True)
     try:
-        # Nobody else has this file open, and some network disks have no locks.
+        # No other process has this file open, and some network disks do not support locks.
         with closing(sqlite3.connect(f"{part.as_uri()}?nolock=1", uri=True)) as database, database:
             database.executescript(
                 "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE made (scanned_by TEXT);"
                 "CREATE TABLE scans (path BLOB PRIMARY KEY, version INT, size INT, packed BLOB) WITHOUT ROWID"
             )
             database.execute("INSERT INTO made VALUES (?)", (SCANNED_BY,))
-            by_bytes = ((os.fsencode(path), *others) for path, *others in rows)  # not all names are text
+            # Not all file names are valid text.
+            by_bytes = ((os.fsencode(path), *others) for path, *others in rows)
             database.executemany("INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?)", by_bytes)
     except sqlite3.Error as error:
         raise UserError(f"{part} cannot be written ({reason(error)})") from error
@@ -150,9 +165,10 @@ def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
 
 
 def read(file: Path, path: str, version: int, size: int) -> Scan | None:
-    """The scan of a video in this state, None where there is none. Takes 15 µs.
+    """Returns the stored scan of a video with this version and size, or None. It takes 15 µs.
 
-    A database that is missing, damaged or made by other libraries has none: `why_unused` says so.
+    A database that is missing, damaged or made by other library versions gives None; `why_unused` returns the
+    reason.
     """
     database = _database(file, os.getpid())
     if database is None:
@@ -167,19 +183,19 @@ def read(file: Path, path: str, version: int, size: int) -> Scan | None:
 
 
 def is_possible(scan: Scan) -> bool:
-    """Whether a scan contradicts itself: one that a stranger stored would give other frames than asked for."""
+    """Returns whether a scan is consistent. An inconsistent scan from an untrusted database gives wrong frames."""
     pts_deltas, start, keys = scan.timeline.pts_deltas, scan.start, scan.keys
     if not 0 < scan.timeline.fps <= MAX_FPS or not 1e-12 < scan.timeline.time_base < 1e6:
         return False
     if len(pts_deltas) and (int(pts_deltas.min()) < 1 or float(pts_deltas.max()) * len(pts_deltas) >= 2**62):
         return False
-    if start is None:  # frames are counted
+    if start is None:  # frames are counted, so `keys` is not used
         return True
     return abs(start) < 2**62 and len(keys) > 0 and int(keys[0]) <= start and bool((np.diff(keys) > 0).all())
 
 
 def why_unused(file: Path) -> str:
-    """Why nothing is read from a database; "" where it is read."""
+    """Returns the reason why a database cannot be used, or "" if it can."""
     try:
         _opened(file).close()
     except (sqlite3.Error, ValueError) as error:
@@ -189,7 +205,7 @@ def why_unused(file: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _database(file: Path, process: int) -> sqlite3.Connection | None:
-    """Opened in this process: SQLite forbids to use what a parent had open."""
+    """Returns a connection of this process, since SQLite connections must not be used after a fork."""
     try:
         return _opened(file)
     except (sqlite3.Error, ValueError):
@@ -197,17 +213,17 @@ def _database(file: Path, process: int) -> sqlite3.Connection | None:
 
 
 def _opened(file: Path) -> sqlite3.Connection:
-    # "immutable": without locks, as it is only ever replaced
+    # "immutable" avoids locks, which are unnecessary because the file is never modified, only replaced.
     database = sqlite3.connect(f"{Path(os.path.abspath(file)).as_uri()}?mode=ro&immutable=1", uri=True)
     try:
-        database.execute("PRAGMA trusted_schema=OFF")  # a stranger's may have views and functions for tables
+        database.execute("PRAGMA trusted_schema=OFF")  # An untrusted file may define views that call functions.
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
         kinds = database.execute("SELECT type, sql FROM sqlite_schema WHERE name IN ('made', 'scans')")
         if any(kind != "table" or "VIRTUAL" in str(sql).upper() for kind, sql in kinds):
-            raise ValueError("it is no database of the doctor's")
+            raise ValueError("it was not written by vivit doctor")
         ((scanned_by,),) = database.execute("SELECT scanned_by FROM made LIMIT 2")
         if scanned_by != SCANNED_BY:
-            raise ValueError(f"made by {scanned_by}, and this is {SCANNED_BY}")
+            raise ValueError(f"made by {scanned_by}, but this is {SCANNED_BY}")
     except (sqlite3.Error, ValueError):
         database.close()
         raise

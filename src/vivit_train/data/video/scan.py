@@ -1,4 +1,4 @@
-"""When each frame of a video is shown, from its packets, without decoding it; and what a player shows of it."""
+"""Scans a video's packets for the presentation times of its frames, and probes its display properties."""
 
 import os
 from array import array
@@ -17,26 +17,26 @@ from vivit_train.data.video.index import MAX_FPS, Scan, Timeline
 from vivit_train.utils.errors import VideoError, reason
 
 CACHE_BYTES = 64 << 20
-# Containers in which a seek finds the key frame it is sent to. In FLV, WMV and MPEG-TS it may land behind it.
+# In these containers, a seek lands on the requested key frame. In FLV, WMV and MPEG-TS, it may land after it.
 INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VideoInfo(Timeline):
-    """What a player shows of a video.
+    """The display properties of a video, as a player shows it.
 
     Attributes:
-        width: in pixels, after rotation; pixels count as square.
-        height: likewise.
-        rotation: degrees by which stored frames are turned counter-clockwise to be shown: 0, 90, 180 or 270.
-        codec: FFmpeg's name, such as "h264".
-        seek_safe: whether decord finds the right frames.
-        reason: why not; "" where it does.
-        sequential_only: each reading starts at the first frame and counts, which is slow; `reason` says why.
-        header_num_frames: according to the header; 0 where it says nothing.
-        promised_s: seconds, likewise.
-        gop: mean number of stored frames per key frame.
+        width: The width in pixels after rotation. Pixels are taken as square.
+        height: The height in pixels after rotation.
+        rotation: The counterclockwise rotation of stored frames for display, in degrees: 0, 90, 180 or 270.
+        codec: The codec's name in FFmpeg, for example "h264".
+        seek_safe: Whether decord finds the right frames.
+        reason: The reason why decord does not find the right frames; "" if it does.
+        sequential_only: Whether each read must count frames from the start, which is slow; `reason` says why.
+        header_num_frames: The number of frames according to the header; 0 if the header has none.
+        promised_s: The duration according to the header, in seconds; 0 if the header has none.
+        gop: The mean number of stored frames per key frame.
     """
 
     width: int
@@ -52,7 +52,7 @@ class VideoInfo(Timeline):
 
 
 class StreamShape(NamedTuple):
-    """Of the frames as they are shown."""
+    """The width and height of displayed frames in pixels, and their counterclockwise rotation in degrees."""
 
     width: int
     height: int
@@ -60,51 +60,53 @@ class StreamShape(NamedTuple):
 
     @classmethod
     def of(cls, frame: VideoFrame) -> "StreamShape":
+        """Returns the shape of a decoded frame after rotation."""
         rotation = round(frame.rotation / 90) * 90 % 360
         size = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
         return cls(*size, rotation)
 
     def scaled(self, short_side: int | None) -> tuple[int, int]:
-        """Width and height with a short side of at most so much."""
+        """Returns the width and height after scaling the short side down to at most `short_side` pixels."""
         shrink = min(1.0, (short_side or np.inf) / min(self.width, self.height))
         return round(self.width * shrink), round(self.height * shrink)
 
 
-UNKNOWN = -(2**63)  # a packet's time
+UNKNOWN = -(2**63)  # the pts of a packet that has none
 PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
-PICTURES_PER_SECOND = 30.0  # of a folder of pictures, which cannot say it
+PICTURES_PER_SECOND = 30.0  # the assumed frame rate of a folder of pictures
 
 
 def timeline(path: StrPath, stored: Path | None = None) -> Timeline:
-    """Number and times of a video's frames, from its packets; no frame is decoded.
+    """Returns the timeline of a video from its packets, without decoding frames.
 
-    Where packets do not tell which frames are shown, all are decoded and counted. The results used last are kept,
-    up to `CACHE_BYTES`: all of EPIC-KITCHENS-100, about 2 bytes a frame, or forty thousand short videos.
+    If the packets do not show which frames are displayed, all frames are decoded and counted. A cache of
+    `CACHE_BYTES` keeps the most recently used results. It has room for all of EPIC-KITCHENS-100, at about 2 bytes
+    per frame, or for forty thousand short videos.
 
     Args:
-        path: the video.
-        stored: a database of `timelines.write`; what it has of the file as it is now need not be found again.
+        path: The path of the video.
+        stored: A database from `index.write`. Its scan is used if the file has not changed since.
 
     Raises:
-        VideoError: the file is missing, damaged or no video.
+        VideoError: If the file is missing, damaged or no video.
     """
     return scan_file(path, stored).timeline
 
 
 def packed_scan(path: StrPath) -> bytes:
-    """What `timelines.write` takes of a video.
+    """Returns the packed scan of a video, as `index.write` stores it.
 
     Raises:
-        VideoError: the file is missing, damaged or no video.
+        VideoError: If the file is missing, damaged or no video.
     """
     return index.pack(scan_file(path))
 
 
 def probe(path: StrPath) -> VideoInfo:
-    """All that is known of a video once its packets are scanned and its first frame is decoded.
+    """Scans a video's packets, decodes its first frame and returns its display properties.
 
     Raises:
-        VideoError: the file is missing, damaged or no video.
+        VideoError: If the file is missing, damaged or no video.
     """
     scan, (shape, codec) = scan_file(path), _first_frame(os.fspath(path), storage.state(os.fspath(path)))
     decord_unsafe = scan.decord_unsafe or (
@@ -129,6 +131,7 @@ def probe(path: StrPath) -> VideoInfo:
 
 
 def scan_file(path: StrPath, stored: Path | None = None) -> Scan:
+    """Returns the scan of a video from the cache, from the database `stored` or from its packets."""
     found = storage.state(os.fspath(path))
     if not (found.size or found.is_folder):
         raise VideoError(os.fspath(path), "file is empty (0 bytes)", kind="empty")
@@ -136,10 +139,10 @@ def scan_file(path: StrPath, stored: Path | None = None) -> Scan:
 
 
 class _Scans:
-    """The scans used last, by the state of their file."""
+    """A cache of the most recently used scans, by path, version and size of the file."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, int, int], Scan] = {}  # the one used last at its end
+        self.kept: dict[tuple[str, int, int], Scan] = {}  # the most recently used scan comes last
         self.num_bytes = 0
 
     def get(self, state: tuple[str, int, int], stored: Path | None) -> Scan:
@@ -157,7 +160,12 @@ _scans = _Scans()
 
 
 def _scan(path: str, why_count: str = "") -> Scan:
-    """Scan a file. `why_count`: why frames must be counted by decoding them, if that is known."""
+    """Scans a file.
+
+    Args:
+        path: The path of the video.
+        why_count: The reason why frames must be counted by decoding them; "" if none is known yet.
+    """
     if storage.state(path).is_folder:
         return _scan_pictures(path)
     pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
@@ -172,51 +180,53 @@ def _scan(path: str, why_count: str = "") -> Scan:
                 pts.append(UNKNOWN if (at := packet.pts) is None else at)
                 durations.append(packet.duration or 0)
                 is_key.append(packet.is_keyframe)
-                is_hidden.append(packet.is_discard)  # to be decoded and not shown: outside the edit list
+                # The edit list hides the frame, which is decoded but not shown.
+                is_hidden.append(packet.is_discard)
                 if packet.is_keyframe:
                     is_open = is_open or not _is_idr(codec, memoryview(packet))
             if why_count:
                 decoded += (frame.pts for frame in context.decode(packet))
-            elif codec == "mpeg4" and not began:  # which tells once it decodes whether it has B-frames
+            elif codec == "mpeg4" and not began:  # `has_b_frames` is known only after the first frame is decoded
                 began = bool(context.decode(packet))
         time_base, promised, duration = float(stream.time_base or 0), stream.frames, stream.duration or 0
         promised_s = duration * time_base
-        if not promised_s and not container.streams.audio:  # the file's length is that of its longest stream
+        # The container's duration is that of its longest stream.
+        if not promised_s and not container.streams.audio:
             promised_s = (container.duration or 0) / av.time_base
-        rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
+        rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's default is 25 fps
         why_not = _why_count(container.format.name, codec, context.has_b_frames)
     time, length = np.frombuffer(pts, np.int64), np.frombuffer(durations, np.int64)
     key, hidden = np.frombuffer(is_key, np.bool_), np.frombuffer(is_hidden, np.bool_)
     has_time = time != UNKNOWN
     stored, keys = np.sort(time[has_time]), np.sort(time[key & has_time])
     if len(stored) < len(time) or not np.diff(stored).all() or not len(keys):
-        why_not = why_not or "packets without times of their own, or without a key frame"
+        why_not = why_not or "packets without a unique pts, or no key frame"
     if why_not and not why_count:
         return _scan(path, why_not)
 
-    # A trimmed file, too, may hold fewer packets than its header promises, but not a shorter time.
+    # A trimmed file may also contain fewer packets than its header claims, but then its duration is not shorter.
     is_short = len(time) < promised
     if is_short and len(stored) and (time + length)[has_time].max() - stored[0] < duration:
         raise VideoError(path, f"ends after {len(time)} of {promised} frames", kind="truncated")
     if why_count:
         shown = np.unique(np.array([pts for pts in decoded if pts is not None], np.int64))
         num_frames = len(decoded)
-    else:  # frames before the first key frame are not shown: those they refer to were cut away
+    else:  # frames before the first key frame refer to frames that were cut away, so they are not shown
         shown = stored[stored >= keys[0]]
         shown = np.setdiff1d(shown, time[hidden]) if hidden.any() else shown
         num_frames = len(shown)
     if num_frames == 0:
-        raise VideoError(path, "no frame of it can be decoded")
+        raise VideoError(path, "no frame can be decoded")
     if len(shown) < num_frames or not time_base:
         shown, time_base = np.arange(num_frames), 1 / rate
     pts_deltas = np.diff(shown)
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * time_base) if num_frames > 1 else rate
-    # in decoding order, a key frame of an open GOP comes before frames that are shown before it
+    # In decoding order, the key frame of an open GOP precedes frames that are displayed before it.
     is_open = is_open or bool((np.searchsorted(stored, time[key]) != np.flatnonzero(key)).any())
     decord_unsafe = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     if not 0 < fps <= MAX_FPS:
-        raise VideoError(path, f"claims {fps:,.6g} frames per second: its header is damaged", kind="damaged")
+        raise VideoError(path, f"claims {fps:,.6g} frames per second; the header is damaged", kind="damaged")
     compact = pts_deltas.astype(np.min_scalar_type(int(pts_deltas.max(initial=0))))
     return Scan(
         Timeline(num_frames=num_frames, fps=fps, pts_deltas=compact, time_base=time_base),
@@ -230,12 +240,13 @@ def _scan(path: str, why_count: str = "") -> Scan:
 
 
 def stream_shape(path: str) -> StreamShape:
+    """Returns the shape of a video's first frame."""
     return _first_frame(path, storage.state(path))[0]
 
 
 @lru_cache(maxsize=10_000)
 def _first_frame(path: str, state: storage.State) -> tuple[StreamShape, str]:
-    """Its shape and codec. `state`: of the file, which may change."""
+    """Returns the shape of the first frame and the codec; `state` makes the cache notice changed files."""
     if state.is_folder:
         picture, codec = read_picture(path, storage.pictures(path)[0])
         return StreamShape.of(picture), codec
@@ -245,24 +256,24 @@ def _first_frame(path: str, state: storage.State) -> tuple[StreamShape, str]:
             container.seek(int(scan.keys[0]), stream=stream)
         for frame in container.decode(stream):
             return StreamShape.of(frame), stream.codec_context.codec.canonical_name
-    raise VideoError(path, "no frame of it can be decoded")
+    raise VideoError(path, "no frame can be decoded")
 
 
 def _why_count(container: str, codec: str, has_b_frames: bool = False) -> str:
-    """Why packets do not tell which frames are shown; "" where they do."""
+    """Returns the reason why packets do not show which frames are displayed, or "" if they do."""
     if container not in INDEXED:
-        return f"{container} files have no dependable index"
+        return f"{container} files have no reliable index"
     if container == "avi" and (has_b_frames or codec in ("h264", "hevc")):
-        return "AVI with B-frames: it stores when frames are decoded, not when they are shown"
+        return "AVI with B-frames: the file stores decoding times, not presentation times"
     if codec == "mpeg4" and has_b_frames:
-        return "MPEG-4 with B-frames, which may share packets"
+        return "MPEG-4 with B-frames: several frames may share a packet"
     return ""
 
 
 def _is_idr(codec: str, key_packet: memoryview) -> bool:
-    """Whether a key frame is an IDR, across which nothing may refer. Codecs that have no IDR pass.
+    """Returns whether a key frame is an IDR frame, across which no frame may refer; True for codecs without IDR.
 
-    Reads the types of its NAL units (H.264 and H.265, section 7.3.1), each of which follows 4 bytes of length.
+    It reads the types of the NAL units (H.264 and H.265, section 7.3.1), each of which follows a 4-byte length.
     """
     if codec not in ("h264", "hevc"):
         return True
@@ -276,24 +287,23 @@ def _is_idr(codec: str, key_packet: memoryview) -> bool:
 
 
 def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str) -> str:
-    """Why decord would return wrong frames, or none; "" where it returns the right ones."""
+    """Returns the reason why decord would return wrong frames or none, or "" if it returns the right ones."""
     if is_cut:
         return "edit list: some frames are not shown"
     if is_open:
         return "open GOP: frames refer to others across a key frame"
     if is_short:
-        return (
-            "fewer frames than its header promises: decord believes it, and may end the process for want of memory"
-        )
+        return "fewer frames than the header claims: decord trusts the header and may run out of memory"
     if codec == "av1":
-        return "AV1, for which decord has no decoder"
+        return "AV1: decord has no decoder for it"
     return ""
 
 
 def _scan_pictures(folder: str) -> Scan:
+    """Returns the scan of a folder of pictures, whose frames are evenly spaced."""
     paths = storage.pictures(folder)
     if not paths:
-        raise VideoError(folder, "is a directory, and there are no pictures in it")
+        raise VideoError(folder, "is a directory without pictures")
     pts_deltas = np.ones(len(paths) - 1, np.uint8)
     times = Timeline(
         num_frames=len(paths), fps=PICTURES_PER_SECOND, pts_deltas=pts_deltas, time_base=1 / PICTURES_PER_SECOND
@@ -302,15 +312,16 @@ def _scan_pictures(folder: str) -> Scan:
 
 
 def read_picture(folder: str, path: str) -> tuple[VideoFrame, str]:
-    """A picture of a folder, and its codec, which its first bytes tell."""
+    """Decodes a picture of a folder and returns it with its codec, which its first bytes identify."""
     name, data = os.path.basename(path), storage.read(path)
     codec = next((codec for start, codec in PICTURES.items() if data.startswith(start)), None)
     if codec is None:
-        raise VideoError(folder, f"{name} is no picture that is read here ({', '.join(PICTURES.values())})")
+        raise VideoError(folder, f"{name} is not a supported picture ({', '.join(PICTURES.values())})")
     context = VideoCodecContext.create(codec, "r")
     assert isinstance(context, VideoCodecContext)
     context.thread_count = 1
-    context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}  # half a JPEG is an error too
+    # A truncated JPEG raises an error too.
+    context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
     try:
         (frame,) = context.decode(Packet(data))
     except (av.FFmpegError, ValueError) as error:

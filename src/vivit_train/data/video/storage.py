@@ -1,11 +1,11 @@
-"""What the path of a video stands for, and how its bytes are had. Nothing here knows what a video is.
+"""Resolves the path of a video to a place and reads its bytes. This module does not interpret the bytes.
 
     videos/a.mp4               a file
-    s3://bucket/videos/a.mp4   an object on anything that fsspec reads: https, gs, hf, memory, ...
-    shards/000.tar/run/a.mp4   a member of an uncompressed tar, which may be on a URL as well
-    frames/a                   a folder of pictures in any of these places: frame i is the i-th by name
+    s3://bucket/videos/a.mp4   an object in a file system that fsspec supports: https, gs, hf, memory, ...
+    shards/000.tar/run/a.mp4   a member of an uncompressed tar, which may also be at a URL
+    frames/a                   a folder of pictures in any of these places; frame i is the i-th picture by name
 
-Nothing is kept open here, so nothing open crosses a fork: fsspec makes new connections in a new process.
+No file is kept open here, so no open file is shared by a fork. fsspec opens new connections in a new process.
 """
 
 import io
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from vivit_train.data.video.urls import ALLOWS_PRIVATE, fetch_error, fetching, filesystem_of, is_url
 from vivit_train.utils.errors import UserError, VideoError, reason
 
-WHOLE_BYTES = 64 << 20  # an object up to this size is fetched at once, a larger one in blocks as they are read
-FIRST_BLOCK = 1 << 16  # bytes that are fetched at once where only the headers of a tar are read
+WHOLE_BYTES = 64 << 20  # Objects up to this size are fetched at once; larger ones are fetched in blocks on demand.
+FIRST_BLOCK = 1 << 16  # the block size in bytes for reading the headers of a tar
 _TAR = re.compile(
     rf"(.+?\.(?:tar(\.(?:gz|bz2|xz|zst|lz4))?|(tgz|tbz2?|txz|tzst)))(?:[/{re.escape(os.sep)}](.*))?", re.IGNORECASE
 )
@@ -38,38 +38,45 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 class State(NamedTuple):
-    """What is at a path now."""
+    """The current state of a file or folder.
 
-    version: int  # another one where it has changed: its time in nanoseconds, or a hash of a server's answer
-    size: int  # in bytes; -1 where a server does not say
+    Attributes:
+        version: A number that changes with the content: the time stamp in nanoseconds, or a hash of the server's
+            metadata.
+        size: The size in bytes; -1 if the server does not report it.
+        is_folder: Whether the path is a folder.
+    """
+
+    version: int
+    size: int
     is_folder: bool
 
 
 class _Place(Protocol):
-    """Where a path leads. Its methods raise `VideoError`."""
+    """The place of a path: a disk, a URL or a tar. Its methods raise `VideoError`."""
 
     def state(self) -> State: ...
-    def names(self) -> list[str]: ...  # of what is in this folder, in any order
+    def names(self) -> list[str]: ...  # the entries of the folder, in any order
     def read(self) -> bytes: ...
     def opened(self) -> AbstractContextManager[str | BinaryIO]: ...
 
 
 def state(path: str) -> State:
-    """What is there.
+    """Returns the current state of a path.
 
     Raises:
-        VideoError: nothing is, or it cannot be asked.
-        UserError: its kind of place cannot be read here.
+        VideoError: If nothing exists there, or if it cannot be queried.
+        UserError: If this kind of place is not supported.
     """
     return _place(path).state()
 
 
 def listing(folder: str) -> frozenset[str]:
-    """Names of the files and folders in a folder, which are none where there is no such folder.
+    """Returns the names of the files and folders in a folder; empty if the folder does not exist.
 
     Raises:
-        VideoError: it cannot be listed.
-        UserError: its kind of place cannot be read here.
+        VideoError: If the folder cannot be listed.
+        UserError: If this kind of place is not supported.
     """
     try:
         return frozenset(_place(folder).names())
@@ -80,37 +87,38 @@ def listing(folder: str) -> frozenset[str]:
 
 
 def pictures(folder: str) -> list[str]:
-    """Paths of the pictures in a folder, in natural order: img_2 before img_10."""
+    """Returns the paths of the pictures in a folder in natural order, with img_2 before img_10."""
     names = filter(is_picture, listing(folder))
     return [join(folder, name) for name in sorted(names, key=lambda name: (_natural(name), name))]
 
 
 def read(path: str) -> bytes:
-    """The whole file."""
+    """Reads the whole file."""
     return _place(path).read()
 
 
 def opened(path: str) -> AbstractContextManager[str | BinaryIO]:
-    """A context manager that gives what FFmpeg is to open: a name with its protocol, or a binary file."""
+    """Returns a context manager that yields the input for FFmpeg: a name with its protocol, or a binary file."""
     return _place(path).opened()
 
 
 def members(tar: str) -> list[str]:
-    """Names of the files in a tar, sorted."""
+    """Returns the names of the files in a tar, sorted."""
     return list(_index(tar, *_place_of_tar(tar).state()[:2]).names)
 
 
 def is_plain(path: str) -> bool:
-    """Whether any library can open it by its name: it is on the disk, and in no tar."""
+    """Returns whether the path is on the disk and not in a tar, so that any library can open it."""
     return not is_url(path) and isinstance(_place(path), _Disk)
 
 
 def is_picture(name: str) -> bool:
+    """Returns whether a file is a picture, judging by its name."""
     return _PICTURE.fullmatch(name) is not None
 
 
 def folder_and_name(path: str) -> tuple[str, str]:
-    """A path's folder and name, as `os.path.split`, which would cut "s3://bucket" short."""
+    """Splits a path into folder and name like `os.path.split`, which would cut "s3://bucket" incorrectly."""
     if not is_url(path):
         return os.path.split(path)
     start = path.rindex("/") + 1
@@ -118,6 +126,7 @@ def folder_and_name(path: str) -> tuple[str, str]:
 
 
 def join(folder: str, name: str) -> str:
+    """Joins a folder and a name, for URLs and for paths on the disk."""
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
@@ -131,27 +140,29 @@ def _place(path: str) -> _Place:
     if match and (is_url(path) or os.path.isfile(match[1])):
         tar, *compressed, member = match.groups()
         if any(compressed):
-            why = "a video in it cannot be read without all that is before it"
-            raise UserError(f"{tar} is compressed: {why}. Unpack it to a plain .tar")
+            why = "reading a video in it means decompressing all data before it"
+            raise UserError(f"{tar} is compressed: {why}. Convert it to a plain .tar")
         return _Member(tar, (member or "").replace(os.sep, "/").rstrip("/"))
     return _Url(path) if is_url(path) else _Disk(path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
+    """A path on the disk."""
+
     path: str
 
     def state(self) -> State:
         try:
             status = os.stat(self.path)
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError):  # a zero byte in its name
+            if isinstance(error, ValueError):  # the name contains a zero byte
                 raise VideoError(self.path, reason(error), kind="missing") from error
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise VideoError(self.path, "file does not exist", kind="missing") from error
             raise VideoError(self.path, error.strerror or reason(error)) from error
-        if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):  # opening a pipe waits for ever
-            raise VideoError(self.path, "is no regular file")
+        if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):  # opening a pipe would block forever
+            raise VideoError(self.path, "is not a regular file")
         return State(status.st_mtime_ns, status.st_size, S_ISDIR(status.st_mode))
 
     def names(self) -> list[str]:
@@ -161,7 +172,7 @@ class _Disk:
             raise VideoError(self.path, error.strerror or reason(error)) from error
 
     def read(self) -> bytes:
-        self.state()  # which refuses a pipe: opening it waits for ever
+        self.state()  # raises an error for a pipe, which would block forever when opened
         try:
             with open(self.path, "rb") as file:
                 return file.read()
@@ -170,11 +181,13 @@ class _Disk:
 
     @contextmanager
     def opened(self) -> Iterator[str]:
-        yield f"file:{self.path}"  # "file:", as names may contain colons
+        yield f"file:{self.path}"  # the prefix is needed because names may contain colons
 
 
 @dataclass(frozen=True, slots=True)
 class _Url:
+    """A URL that fsspec reads."""
+
     url: str
 
     def state(self) -> State:
@@ -204,20 +217,23 @@ class _Url:
         with file:
             try:
                 yield file
-            except OSError as error:  # from within FFmpeg, which asks for the next block
+            except OSError as error:  # FFmpeg requested a block that could not be fetched
                 raise VideoError(self.url, fetch_error(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
+    """A member of a tar, or a folder in a tar."""
+
     tar: str
-    name: str  # "" for the tar itself, as a folder
+    name: str  # "" is the top folder of the tar
 
     @property
     def path(self) -> str:
         return f"{self.tar}/{self.name}"
 
     def table(self) -> tuple[int, "_Index"]:
+        """Returns the version and the index of the tar."""
         try:
             tar = _place_of_tar(self.tar).state()
             return tar.version, _index(self.tar, tar.version, tar.size)
@@ -239,7 +255,7 @@ class _Member:
         return list({name[start:].partition("/")[0] for name in index.below(self.name)})
 
     def extent(self) -> tuple[int, int]:
-        """Where its first byte is, and where that behind its last."""
+        """Returns the byte range of the member in the tar; the end is exclusive."""
         _, index = self.table()
         at = index.find(self.name)
         if at is None:
@@ -256,7 +272,7 @@ class _Member:
                 file.seek(start)
                 data = file.read(end - start)
         if len(data) != end - start:
-            raise VideoError(self.path, f"{len(data)} bytes came back of its {end - start}", kind="truncated")
+            raise VideoError(self.path, f"only {len(data)} of its {end - start} bytes are there", kind="truncated")
         return data
 
     @contextmanager
@@ -273,24 +289,31 @@ def _place_of_tar(tar: str) -> _Disk | _Url:
 
 
 class _Index(NamedTuple):
-    """Where the files of a tar are. Columns, as a data set may have millions."""
+    """The index of the files in a tar, stored as columns because a data set may have millions of files.
 
-    names: NDArray[Any]  # of numpy's StringDType, sorted
-    extents: NDArray[np.int64]  # first byte and number of bytes of each, [n, 2]
+    Attributes:
+        names: The sorted names of the files, a StringDType array [n].
+        extents: The first byte and the number of bytes of each file, [n, 2].
+    """
+
+    names: NDArray[Any]
+    extents: NDArray[np.int64]
 
     def find(self, name: str) -> int | None:
+        """Returns the position of a file in the index, or None if the tar has no such member."""
         at = bisect_left(self.names, name)
         return at if at < len(self.names) and self.names[at] == name else None
 
     def below(self, folder: str) -> NDArray[Any]:
-        """The names that begin with this folder's; all for ""."""
-        first, last = (f"{folder}/", f"{folder}0") if folder else ("", chr(0x10FFFF))  # "0" follows "/"
+        """Returns the names of all files below a folder; "" is the top folder."""
+        # "0" is the character after "/".
+        first, last = (f"{folder}/", f"{folder}0") if folder else ("", chr(0x10FFFF))
         return self.names[bisect_left(self.names, first) : bisect_left(self.names, last)]
 
 
-@lru_cache(maxsize=4096)  # a million files take 70 MB
+@lru_cache(maxsize=4096)  # the index of a million files takes 70 MB
 def _index(tar: str, version: int, size: int) -> _Index:
-    """Reads a tar's headers. Forked workers find here what their parent has read."""
+    """Reads the headers of a tar and returns its index. Forked workers inherit the cache of their parent."""
     found: dict[str, tuple[int, int]] = {}
     try:
         with _opened_tar(tar) as file, tarfile.open(fileobj=file, mode="r:", errors="replace") as archive:
@@ -317,7 +340,7 @@ def _opened_tar(tar: str) -> Iterator[BinaryIO]:
             yield file
 
 
-@lru_cache(maxsize=10_000)  # asked once: a server takes a tenth of a second to say it
+@lru_cache(maxsize=10_000)  # a query to a server takes a tenth of a second
 def _url_state(url: str, allows_private: bool) -> State:
     with fetching(url):
         filesystem, path = filesystem_of(url)
@@ -327,6 +350,6 @@ def _url_state(url: str, allows_private: bool) -> State:
     return State(version, -1 if size is None else int(size), info["type"] == "directory")
 
 
-@lru_cache(maxsize=1)  # a video is opened to be probed and again to be read
+@lru_cache(maxsize=1)  # a video is opened twice, for the scan and for the read
 def _fetched(url: str, start: int | None, end: int | None) -> bytes:
     return _Url(url).read(start, end)

@@ -1,4 +1,4 @@
-"""URLs of videos: which are read, and by what. A private address is refused unless a person allows it."""
+"""Opens URLs with fsspec, from allowed protocols only; private addresses need the user's permission."""
 
 import errno
 import ipaddress
@@ -13,29 +13,31 @@ from urllib.parse import urlsplit
 
 from vivit_train.utils.errors import UserError, VideoError, reason
 
-PROTOCOLS = ("file", "s3", "gs", "az", "hf", "http", "https", "memory")  # of fsspec's, those that only read files
+# The fsspec protocols that only read files.
+PROTOCOLS = ("file", "s3", "gs", "az", "hf", "http", "https", "memory")
 CACHE = "simplecache::"
 WEB = ("http", "https")
-PRIVATE = "no public address: data.allow_private_urls=true reads from it"
+PRIVATE = "no public address; set data.allow_private_urls=true to read from it"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 ALLOWS_PRIVATE: ContextVar[bool] = ContextVar("allow_private_urls", default=False)
 _IPV6 = re.compile(r"\[[0-9a-fA-F:.]+\](?=[:/]|$)")
 
 
 def is_url(path: str) -> bool:
+    """Returns whether a path is a URL."""
     return "://" in path
 
 
 def url_problem(url: str) -> str:
-    """Why a URL is not read; "" where it may be.
+    """Returns the reason why a URL is refused, or "" if it is allowed.
 
-    fsspec has protocols that run templates, open other files or other hosts, and chains of them.
+    Some fsspec protocols run templates or open other files or hosts, and protocols can be chained.
     """
     protocol, _, rest = url.removeprefix(CACHE).partition("://")
-    # of a chain's "::" fsspec makes file systems; an IPv6 address may have it, outside of chains
+    # "::" chains file systems in fsspec. An IPv6 address may contain it too, if the URL is not a chain.
     address = _IPV6.match(rest) if protocol in WEB and not url.startswith(CACHE) else None
     if protocol not in PROTOCOLS or "::" in rest[address.end() if address else 0 :]:
-        return f"{url}: only {', '.join(PROTOCOLS)} are read, and {CACHE} in front of one of them"
+        return f"{url}: only {', '.join(PROTOCOLS)} are supported, optionally after the prefix {CACHE}"
     try:
         host = urlsplit(f"//{rest}").hostname if protocol in WEB else None
     except ValueError as error:
@@ -47,7 +49,7 @@ def url_problem(url: str) -> str:
 
 @contextmanager
 def private_urls(allowed: bool) -> Iterator[None]:
-    """Within it, http and https may lead to addresses that are not public: this machine, a local network."""
+    """Sets whether http and https URLs may lead to this machine or a local network inside this context."""
     token = ALLOWS_PRIVATE.set(allowed)
     try:
         yield
@@ -56,14 +58,14 @@ def private_urls(allowed: bool) -> Iterator[None]:
 
 
 def _is_private(host: str) -> bool:
-    """Whether this is a literal address, in any spelling, that is not public."""
+    """Returns whether `host` is a literal IP address, in any notation, that is not public."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         try:
             address = ipaddress.ip_address(socket.inet_aton(host))  # 127.1, 0x7f.1, 2130706433
         except OSError:
-            return False  # a name: what it leads to is seen when a socket is made
+            return False  # a host name is checked when its socket is created
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in NAT64:
@@ -74,7 +76,10 @@ def _is_private(host: str) -> bool:
 
 
 def _public_socket(address: Any) -> socket.socket:
-    """For aiohttp, which asks for a socket once it knows the address: behind redirects and names too."""
+    """Creates a socket for aiohttp, unless the resolved address is private.
+
+    aiohttp calls this after it has resolved a host name or followed a redirect, so it checks those addresses too.
+    """
     family, kind, protocol, _, (host, *_) = address
     if _is_private(host):
         raise OSError(errno.EACCES, f"{host} is {PRIVATE}")
@@ -82,6 +87,7 @@ def _public_socket(address: Any) -> socket.socket:
 
 
 async def _public_client(**options: Any) -> Any:
+    """Returns an aiohttp session that connects only to public addresses."""
     import aiohttp
 
     connector = aiohttp.TCPConnector(socket_factory=_public_socket)
@@ -89,19 +95,25 @@ async def _public_client(**options: Any) -> Any:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """Of this process: fsspec forgets in a fork what its parent had. And the path in it."""
-    import fsspec  # takes a tenth of a second, and most data is on the disk
+    """Returns the fsspec file system of a URL, and the path within it.
+
+    The file system belongs to this process, because fsspec clears its instance cache after a fork.
+
+    Raises:
+        VideoError: If the address is private.
+        UserError: If the URL is not supported, or if a package for its protocol is missing.
+    """
+    import fsspec  # the import takes a tenth of a second, and most data is on the disk
 
     if problem := url_problem(url):
-        if problem.endswith(PRIVATE):  # of this video; other servers may do
+        if problem.endswith(PRIVATE):  # only this video is affected, since others may have public addresses
             raise VideoError(url, problem.removeprefix(f"{url}: "))
         raise UserError(problem)
     protocol = url.removeprefix(CACHE).partition("://")[0]
     options = {} if protocol not in WEB or ALLOWS_PRIVATE.get() else {"get_client": _public_client}
     try:
-        if protocol in WEB and not url.startswith(
-            CACHE
-        ):  # whose paths are URLs; url_to_fs takes "[::1]" for a chain
+        # The paths of these file systems are URLs, and url_to_fs would take "[::1]" for a chain.
+        if protocol in WEB and not url.startswith(CACHE):
             return fsspec.filesystem(protocol, **options), url
         filesystem, path = fsspec.url_to_fs(url, **({protocol: options} if options else {}))
     except ImportError as error:
@@ -109,13 +121,13 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         advice = f": pip install {package}" if package else ""
         raise UserError(f"{url}: {reason(error)}{advice}") from error
     except ValueError as error:
-        raise UserError(f"{url}: {reason(error)}: expected one of fsspec's, such as s3, gs, https") from error
+        raise UserError(f"{url}: {reason(error)}; expected a protocol such as s3, gs or https") from error
     return filesystem, path
 
 
 @contextmanager
 def fetching(url: str) -> Iterator[None]:
-    """What a file system raises becomes a `VideoError`: each has errors of its own."""
+    """Converts the errors of a file system, which vary between file systems, to a `VideoError`."""
     try:
         yield
     except (UserError, tarfile.TarError):
@@ -127,11 +139,12 @@ def fetching(url: str) -> Iterator[None]:
         while causes[-1] is not None and len(causes) < 10:
             causes.append(causes[-1].__cause__ or causes[-1].__context__)
         if any(PRIVATE in str(cause) for cause in causes):
-            raise VideoError(url, f"it leads to {PRIVATE}") from error
+            raise VideoError(url, f"the URL leads to {PRIVATE}") from error
         if isinstance(error, FileNotFoundError):
             raise VideoError(url, "file does not exist", kind="missing") from error
         raise VideoError(url, fetch_error(error)) from error
 
 
 def fetch_error(error: Exception) -> str:
+    """Returns the reason for a `VideoError` if fetching has failed."""
     return f"cannot be fetched ({type(error).__name__}: {reason(error)})"
