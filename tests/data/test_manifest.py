@@ -62,8 +62,8 @@ def test_files_that_are_no_videos_by_their_names_are_counted(split_tree: Path) -
     splits = read_folder(split_tree)
     assert splits.classes[""] == ("jump", "run", "sit", "walk")
     assert splits.notices[:2] == (
-        f"no videos by their names, so left out of {split_tree / 'train'}: 2 .json, 2 .txt, 1 .y4m",
-        f"no videos by their names, so left out of {split_tree / 'val'}: 1 without an ending",
+        f"ignored files in {split_tree / 'train'} without a video extension: 2 .json, 2 .txt, 1 .y4m",
+        f"ignored files in {split_tree / 'val'} without a video extension: 1 without an extension",
     )
 
 
@@ -73,7 +73,7 @@ def test_folder_reads_split_folders(split_tree: Path) -> None:
     assert rows(splits.train) == [("train/run/a.mp4", 0), ("train/run/day 1/b.AVI", 0), ("train/walk/c.webm", 1)]
     assert rows(splits.val) == [("val/run/d.mkv", 0), ("val/walk/e.3gp", 1)]
     assert splits.test is None
-    assert splits.notices == (f"no videos by their names, so left out of {split_tree / 'train'}: 1 .txt",)
+    assert splits.notices == (f"ignored files in {split_tree / 'train'} without a video extension: 1 .txt",)
     assert splits.train.paths[1] == str(split_tree / "train/run/day 1/b.AVI")
     assert splits.train.labels.dtype == np.int64
     assert len(splits.train) == 3
@@ -283,7 +283,7 @@ def test_named_class_file_may_hold_empty_classes(csv_tree: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "parts"),
     [
-        (["hug", "", "push", "kick"], ["class 1: ''", "none empty or twice"]),
+        (["hug", "", "push", "kick"], ["class 1: ''", "neither empty nor repeated"]),
         (["hug", "kick", "hug"], ["class 0: 'hug'", "class 2: 'hug'"]),
         (["id,name", "0,hug", "2,kick"], ["class 1: ''", "ids 0 to 1"]),
         (["id,name", "0,hug", "0,kick"], ["class 1: ''"]),
@@ -439,7 +439,7 @@ def test_several_labels_of_each_form(csv_tree: Path) -> None:
     assert labels(pickle.loads(pickle.dumps(splits.train))) == labels(splits.train)
     assert has(
         splits.summary(),
-        "train    4 clips, 1 to 2 per class; 1.0 classes per clip, 2 clips of none",
+        "train    4 clips, 1 to 2 per class; 1.0 classes per clip, 2 clips without a label",
         "val has no clips of 1 of 3 classes: c",
     )
 
@@ -467,7 +467,7 @@ def test_one_class_is_something_to_have_or_not(csv_tree: Path) -> None:
         ("hug/b.avi a;;b", ["train.csv:2: 'hug/b.avi a;;b' (an empty label)", "with ';' between them", '""']),
         ("hug/b.avi ;", ["(an empty label)"]),
         ("hug/b.avi a;b;", ["(an empty label)"]),
-        ("hug/b.avi a;b;a", ["train.csv:2: 'hug/b.avi a;b;a' (a label twice)"]),
+        ("hug/b.avi a;b;a", ["train.csv:2: 'hug/b.avi a;b;a' (a duplicate label)"]),
         ("hug/b.avi", ["train.csv:2: 'hug/b.avi'"]),
         ("hug/b.avi,a,b", ["train.csv:2: 'hug/b.avi,a,b'"]),
         ("hug/b.avi 0 1", ["train.csv:2: 'hug/b.avi 0 1'"]),
@@ -507,7 +507,7 @@ def test_a_semicolon_is_part_of_one_label_unless_told(csv_tree: Path) -> None:
     write_csv(csv_tree, ["hug/b.avi a;b", "kick/c.avi c"], ["hug/v.avi a;b"])
     splits = read(csv_tree)
     assert (splits.classes[""], splits.multi_label) == (("a;b", "c"), False)
-    assert has(splits.summary(), "1 labels are taken as one class each: a;b", "data.reader.multi_label=true")
+    assert has(splits.summary(), "kept 1 label containing ';' unsplit: a;b", "data.reader.multi_label=true")
     write_csv(csv_tree, ["hug/b.avi a", 'kick/c.avi ""'], ["hug/v.avi a"])
     assert has(error(lambda: read(csv_tree)), "train.csv:2: ", "(an empty label)", "one label")
 

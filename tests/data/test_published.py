@@ -309,7 +309,7 @@ def test_kinetics_header_and_labels(tmp_path: Path) -> None:
 def test_kinetics_shared_videos(tmp_path: Path) -> None:
     kinetics(tmp_path, val=[*K_VAL, "zumba,-abcdefghi0,3,13,val"])
     touch(tmp_path, "val/-abcdefghi0_000003_000013.mp4")
-    assert "train and val share 1 clips: -abcdefghi0" in read_kinetics(tmp_path).summary()
+    assert "train and val share 1 clip: -abcdefghi0" in read_kinetics(tmp_path).summary()
 
 
 def test_real_kinetics_400(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_kinetics_names_of_annotation_files(tmp_path: Path, train: str, val: str
 
 def test_kinetics_clip_with_two_labels(tmp_path: Path) -> None:
     kinetics(tmp_path, train=[*K_TRAIN, K_TRAIN[1].replace("zumba", "air drumming")])
-    assert has(read_kinetics(tmp_path).summary(), "1 clips have two labels; kept", "train.csv:4", "'air drumming'")
+    assert has(read_kinetics(tmp_path).summary(), "kept 1 clip with two labels", "train.csv:4", "'air drumming'")
 
 
 @pytest.mark.parametrize("number", [400, 600, 700])

@@ -340,7 +340,7 @@ def test_a_web_server_is_not_asked_for_listings(server: str, numbered: Make, tmp
     shutil.copy(numbered("h264").path, tmp_path / "a b.mp4")
     write(tmp_path / "train.csv", f"{server}/a b.mp4 x", f"{server}/none.mp4 y")
     splits = read_csv(tmp_path, train="train.csv", val="train.csv")
-    assert has(splits.summary(), f"{server}/: web servers do not list folders", "taken to be there")
+    assert has(splits.summary(), f"{server}/: web servers do not list folders", "assumed to exist")
     assert probe(splits.train.paths[0]).num_frames == 72
     with pytest.raises(VideoError, match="file does not exist"):
         probe(splits.train.paths[1])
@@ -407,7 +407,7 @@ def test_where_listing_is_refused_the_videos_count_as_there(
     assert len(splits.train) == 2
     assert has(
         splits.summary(),
-        f"{memory}/a/: cannot be fetched (PermissionError: Forbidden); the videos in it are taken",
+        f"{memory}/a/: cannot be fetched (PermissionError: Forbidden); its videos are assumed",
     )
 
 

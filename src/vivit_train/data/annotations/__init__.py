@@ -1,1 +1,1 @@
-"""Reads annotations of published and own data sets into tables of clips."""
+"""Reads annotations of published and custom data sets into tables of clips."""

@@ -1,4 +1,4 @@
-"""From rows of annotations to the tables of all splits, with every problem of theirs in one message."""
+"""Builds the clip tables of all splits from annotation rows, and reports all problems in one message."""
 
 import os
 import posixpath
@@ -26,22 +26,31 @@ from vivit_train.data.annotations.files import (
 from vivit_train.data.annotations.table import SEPARATOR, Classes, ClipTable, LabelSets, Splits, StrPath
 from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import printable
+from vivit_train.utils.text import plural, printable
 
-MAX_CLASSES = 100_000  # a larger id is a frame count or a time stamp in the label's place
-_FOREIGN = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python reads them in names
+MAX_CLASSES = 100_000  # A larger id is probably a frame count or a time stamp in the wrong column.
+_FOREIGN = re.compile("[\udc80-\udcff]")  # surrogates, by which Python represents bytes that are not UTF-8
 NUMERIC_ID = re.compile(r"-?\d+")
 
 
 class Row(NamedTuple):
-    """A line of an annotation file; `labels` as written, one for each head."""
+    """A row of an annotation file.
+
+    Attributes:
+        path: The absolute path or the URL of the video.
+        id: The name of the clip in predictions.
+        labels: The labels as written, one per head or, for multi-label data, any number.
+        where: The place of the row for messages: file:line, or the path of the video.
+        found: Whether the video exists.
+        span_s: The start and the end of the clip in seconds; None if the clip is the whole video.
+    """
 
     path: str
     id: str
     labels: tuple[str, ...]
-    where: str  # for messages: file:line, or the video itself
+    where: str
     found: bool = True
-    span_s: tuple[float, float] | None = None  # start and end in seconds, where the clip is part of its video
+    span_s: tuple[float, float] | None = None
 
 
 def make_splits(
@@ -57,16 +66,24 @@ def make_splits(
     notices: Sequence[str] = (),
     multi_label: bool = False,
 ) -> Splits:
-    """Check what every data set must satisfy, and make the tables.
+    """Checks the requirements that all data sets share, and builds the splits.
 
     Args:
-        tables: the rows of each split; files: where they came from.
-        ids: head -> label as written -> class id.
-        source, expected_layout: of the data, in one line, and the layout that was expected, for messages.
-        max_missing: share of a split's rows that may lack their video.
-        may_lack_clips: classes without training clips are fine.
-        may_differ: a clip that is listed under two labels is worth a notice, not an error.
-        multi_label: a row's labels are those of one head, any number of them.
+        tables: The rows of each split.
+        files: The annotation file or folder of each split, for messages.
+        classes: The class names of each head.
+        ids: The mapping from labels as written to class ids, for each head.
+        source: The origin of the data in one line, for messages.
+        expected_layout: A description of the expected files, for messages.
+        max_missing: The share of a split's rows whose videos may be missing.
+        may_lack_clips: Whether classes may have no training clips.
+        may_differ: Whether a clip that is listed under two labels gives a notice instead of an error.
+        notices: Notices that the reader has already collected.
+        multi_label: Whether each row has any number of labels, all of a single head.
+
+    Raises:
+        UserError: If a split has no clips, a label is unknown or contradictory, there is only one class, a class
+            has no training clips, or too many videos are missing.
     """
     notices = list(notices)
     bare = [str(files[split]) for split, rows in tables.items() if not rows]
@@ -90,11 +107,13 @@ def make_splits(
                     f"{row.where}: {row.path} is {label_text(row)}, but {label_text(before)} in {before.where}"
                 )
         if differing and may_differ:
-            notices.append(f"{files[split]}: {len(differing)} clips have two labels; kept. {differing[0]}")
+            notices.append(
+                f"{files[split]}: kept {plural(len(differing), 'clip')} with two labels. {differing[0]}"
+            )
         elif differing:
             problems += differing
         if len(first) < len(rows):
-            notices.append(f"{files[split]}: {len(rows) - len(first)} rows repeat an earlier one; kept")
+            notices.append(f"{files[split]}: kept {plural(len(rows) - len(first), 'duplicate row')}")
         missing[split] = lost = list(dict.fromkeys(row.path for row in rows if not row.found))
         rows_lost = sum(not row.found for row in rows)
         if lost:
@@ -112,7 +131,7 @@ def make_splits(
         ]
         once = "all labels of a video in one row" if multi_label else "one label per video"
         advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(source)}."
-        raise_listed("wrong labels", problems, advice)
+        raise_listed("invalid labels", problems, advice)
     for names in classes.values():
         if len(names) < 2 and not multi_label:
             raise UserError(
@@ -120,7 +139,7 @@ def make_splits(
                 f"{expected_layout}"
             )
     if too_many:
-        advice = f"Check the data set's root, or allow more: data.reader.max_missing is {max_missing:g}."
+        advice = f"Check the data set's root, or allow more; data.reader.max_missing is {max_missing:g}."
         raise_listed("too many missing videos", too_many, f"{advice}\n{expected_layout}")
 
     manifests = {split: make_manifest(rows, classes, ids, multi_label) for split, rows in tables.items()}
@@ -132,8 +151,10 @@ def make_splits(
             if empty and split == "train" and not may_lack_clips:
                 own = slice(None) if multi_label else slice(head, head + 1)
                 listed = Counter(ids[name][label] for row in rows for label in row.labels[own])
-                lines = [f"class {i} ({names[i]}): {listed[i]} rows, 0 videos found" for i in empty]
-                advice = "Ids run from 0 without gaps. Empty on purpose: data.reader.classes=<file of names>."
+                lines = [f"class {i} ({names[i]}): {plural(listed[i], 'row')}, 0 videos found" for i in empty]
+                advice = (
+                    "Ids must run from 0 without gaps. Empty classes need data.reader.classes=<file of names>."
+                )
                 raise_listed(f"classes without clips in {files[split]}", lines, advice)
             if empty:
                 listed_names = shorten([names[i] for i in empty])
@@ -143,18 +164,24 @@ def make_splits(
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(clips[one] & clips.get(other, set()))
         if both:
-            notices.append(f"{one} and {other} share {len(both)} clips: {shorten(both)}")
+            notices.append(f"{one} and {other} share {plural(len(both), 'clip')}: {shorten(both)}")
     test = manifests.get("test")
     return Splits(classes, manifests["train"], manifests["val"], test, source, tuple(notices), missing)
 
 
 def label_text(row: Row) -> str:
+    """Returns the labels of a row for a message."""
     return ", ".join(map(repr, row.labels)) or "without a label"
 
 
 def make_manifest(
     rows: list[Row], classes: Classes, ids: Mapping[str, Mapping[str, int]], multi_label: bool = False
 ) -> ClipTable:
+    """Returns the clip table of the rows whose videos exist.
+
+    Raises:
+        UserError: If a file name is not UTF-8.
+    """
     rows = [row for row in rows if row.found]
     foreign = [ascii(row.path) for row in rows if _FOREIGN.search(row.path)]
     if foreign:
@@ -175,11 +202,21 @@ def make_manifest(
 
 
 def split_labels(labels: str) -> tuple[str, ...]:
+    """Splits a multi-label cell into its labels."""
     return tuple(label.strip() for label in labels.split(SEPARATOR)) if labels else ()
 
 
 def class_names(root: Path, expected_layout: str, classes: StrPath | Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The names, and words for `source` that say which file they are from."""
+    """Returns the class names, and a text for `source` that names their file.
+
+    Args:
+        root: The data set's folder.
+        expected_layout: A description of the expected files, for messages.
+        classes: A class file, or the names themselves.
+
+    Raises:
+        UserError: If the file is missing or malformed, or if the names are those of several heads.
+    """
     if isinstance(classes, Mapping):
         raise UserError(f"the model has the heads {shorten(classes)}, but this data has one label per video")
     if not isinstance(classes, str | os.PathLike):
@@ -189,6 +226,11 @@ def class_names(root: Path, expected_layout: str, classes: StrPath | Sequence[st
 
 
 def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> dict[str, list[str]]:
+    """Returns the paths of the videos in each class folder, and appends notices about ignored files.
+
+    Raises:
+        UserError: If there are no class folders.
+    """
     classes: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
     for name in subfolders(folder):
@@ -210,7 +252,8 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> di
         found = f"only loose videos: {shorten(loose)}" if loose else "the folder is empty or has no videos"
         raise UserError(f"no class folders in {printable(folder)}; {found}\n{expected_layout}")
     if loose:
-        notices.append(f"{len(loose)} videos in {folder} are in no class folder and are ignored: {shorten(loose)}")
+        count = plural(len(loose), "video")
+        notices.append(f"ignored {count} in {folder} outside of class folders: {shorten(loose)}")
     if others:
-        notices.append(f"no videos by their names, so left out of {folder}: {shown_endings(others)}")
+        notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
     return classes

@@ -1,4 +1,4 @@
-"""Videos and labels in lists of one's own: CSV, or a path and a label in each line."""
+"""Reads custom annotation files, which have a path and a label in each row."""
 
 import os
 import re
@@ -19,16 +19,19 @@ from vivit_train.data.annotations.files import (
 )
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
 from vivit_train.data.video.urls import is_url, url_problem
+from vivit_train.utils.text import plural
 
-# several numbers would be several columns; a comma with nothing behind it is an empty label, as "" is
+# Several numbers are not a label, because they would be several columns. A comma at the end means an empty label,
+# like "".
 _LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+$)[^",\t]+'
 _PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/)\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
-_HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only: nothing like a path, no id at the end
+_HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only, with no path separator and no id at the end
 CSV_TREE = """Expected in {root}:
-  train.csv, val.csv     one `path label` a row, separated by a space, comma or tab;
+  train.csv, val.csv     one `path label` per row, separated by a space, comma or tab;
                          with data.reader.multi_label=true `path label;label`
-  <path>                 the videos; an absolute path stands for itself, so does a URL (s3://bucket/a.mp4).
-                         In a tar: shards/000.tar/run/a.mp4. A folder of pictures: frames/a/, or in quotes"""
+  <path>                 the videos: relative to this folder, absolute, or a URL (s3://bucket/a.mp4);
+                         in a tar: shards/000.tar/run/a.mp4;
+                         a folder of pictures: frames/a/, or a path in quotes"""
 
 
 def read_csv(
@@ -41,26 +44,26 @@ def read_csv(
     max_missing: float = 0.05,
     multi_label: bool = False,
 ) -> Splits:
-    """Read files with a `path label` a row, separated by a space, comma or tab, with or without a header.
+    """Reads files with one `path label` per row, separated by a space, comma or tab, with or without a header.
 
-    A row is a path that ends in a video extension, or in / (a folder of pictures), or stands in quotes, a
-    separator, and the label: an id or a name, in quotes where it has a comma. A first row of words only is a
-    header. What a path may lead to, see source.py. Files are looked up in root, in root/annotations and as given.
+    The path ends in a video extension or in / (a folder of pictures), or is in quotes; storage.py describes the
+    supported paths. The label is an id or a name, in quotes if it contains a comma. A first row that contains only
+    words is a header. Files are searched in root, in root/annotations and at the path as given.
 
-    Classes are those of `classes`, else of a classes.txt in root or beside the annotation file, else the
-    training labels: names in sorted order, or ids from 0 to the largest.
+    The classes come from `classes`, or else from a classes.txt in root or next to the annotation file, or else
+    from the training labels: names in sorted order, or ids from 0 to the largest.
 
     Args:
-        root: folder that the paths are relative to.
-        train, val, test: annotation files. With train=None, for evaluation only, `classes` is needed.
-        classes: file with a name a line, the first being class 0, or with columns `id,name`; or the names
-            themselves. These may lack training clips.
-        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
-        multi_label: a video may have any number of classes: `path a;b`, or `path ""` where it has none of them.
+        root: The folder that the paths are relative to.
+        train, val, test: The annotation files. train=None, for evaluation only, needs `classes`.
+        classes: A file with one name per line, the first of which is class 0, or with columns `id,name`; or the
+            names themselves. Classes given in this way may have no training clips.
+        max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
+        multi_label: Whether a video may have any number of labels: `path a;b`, or `path ""` for none.
 
     Raises:
-        UserError: a file is missing or malformed, a label is unknown, a video is listed under different labels, a
-            class has no training clips, or too many videos are missing.
+        UserError: If a file is missing or malformed, a label is unknown, a video is listed under different labels,
+            a class has no training clips, or too many videos are missing.
     """
     top, expected_layout = open_root(root, CSV_TREE)
     files = find_files(top, expected_layout, train, val, test, classes)
@@ -69,13 +72,13 @@ def read_csv(
     tables = {split: _read_rows(file, top, listings, problems, multi_label) for split, file in files.items()}
     if problems:
         advice = (
-            "Expected a path that ends in a video extension (in / for a folder of pictures) or stands in quotes, "
+            "Expected a path that ends in a video extension (in / for a folder of pictures) or is in quotes, "
             "then a space, comma or tab, then"
         )
         labels = (
-            f'labels with {SEPARATOR!r} between them, all of them in quotes where one has a comma, or "" for none'
+            f'labels with {SEPARATOR!r} between them, all of them in quotes if one has a comma, or "" for none'
             if multi_label
-            else "one label, in quotes where it has a comma"
+            else "one label, in quotes if it has a comma"
         )
         raise_listed("malformed rows", problems, f"{advice} {labels}.")
 
@@ -85,16 +88,17 @@ def read_csv(
     reference = written["train" if train else "val"]
     bare = [str(files[split]) for split, labels in written.items() if tables[split] and not labels]
     if bare:
-        raise_listed(
-            "no row has a label", bare, f"Nothing could be learned from it, nor scored.\n{expected_layout}"
-        )
+        raise_listed("no row has a label", bare, f"Training and evaluation need labels.\n{expected_layout}")
     notices = []
     if several := [label for label in sorted(set().union(*written.values())) if SEPARATOR in label]:
-        advice = f"data.reader.multi_label=true has a class on each side of the {SEPARATOR!r}"
-        notices.append(f"{len(several)} labels are taken as one class each: {shorten(several, 2)}; {advice}")
+        count, advice = (
+            plural(len(several), "label"),
+            f"set data.reader.multi_label=true to split at {SEPARATOR!r}",
+        )
+        notices.append(f"kept {count} containing {SEPARATOR!r} unsplit: {shorten(several, 2)}; {advice}")
     if all(map(NUMERIC_ID.fullmatch, reference)):
         numeric = filter(NUMERIC_ID.fullmatch, set().union(*written.values()))
-        # of thousands of digits Python reads none; 19 are no class either
+        # Python cannot parse integers with thousands of digits, and no class id has 19 digits.
         numbers = {label: int(label) if len(label) < 19 else MAX_CLASSES for label in numeric}
         largest = max((numbers[label] for label in reference if numbers[label] < MAX_CLASSES), default=0)
         names = names or tuple(map(str, range(largest + 1)))
@@ -119,7 +123,8 @@ def read_csv(
 def _read_rows(
     file: Path, root: Path, listings: Listings, problems: list[str], multi_label: bool = False
 ) -> list[Row]:
-    top = str(root)  # joins three times as fast as a Path
+    """Reads the rows of an annotation file, and appends malformed rows to `problems`."""
+    top = str(root)  # joining strings is three times as fast as joining a Path
     rows = []
     for number, line in enumerate(read_lines(file), 1):
         if match := _PATH_LABEL.fullmatch(line):
@@ -131,7 +136,7 @@ def _read_rows(
             path = written.rstrip("/") if is_url(written) else os.path.normpath(os.path.join(top, written))
             labels = split_labels(label) if multi_label else (label,)
             if "" in labels or len(set(labels)) < len(labels):
-                what = "an empty label" if "" in labels else "a label twice"
+                what = "an empty label" if "" in labels else "a duplicate label"
                 problems.append(f"{file}:{number}: {line[:120]!r} ({what})")
             rows.append(Row(path, below(top, path), labels, f"{file}:{number}", listings.have(path)))
         elif line and not (number == 1 and _HEADER.fullmatch(line)):

@@ -1,4 +1,4 @@
-"""EPIC-KITCHENS-100: verbs and nouns of segments."""
+"""Reads EPIC-KITCHENS-100, whose segments have a verb and a noun."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,26 +25,26 @@ def read_epic(
     classes: Mapping[str, Sequence[str]] | None = None,
     max_missing: float = 0.05,
 ) -> Splits:
-    """Read EPIC-KITCHENS-100: segments of untrimmed videos by time stamp, with the heads "verb" and "noun".
+    """Reads EPIC-KITCHENS-100, segments of untrimmed videos with the heads "verb" and "noun".
 
-    Class ids are those of EPIC_100_verb_classes.csv (97) and EPIC_100_noun_classes.csv (300), beside the
-    annotation files. EPIC_100_noun_classes_v2.csv is not read: the five nouns that it adds are for another task
-    (VISOR), and no segment has them.
+    The class ids come from EPIC_100_verb_classes.csv (97) and EPIC_100_noun_classes.csv (300) next to the
+    annotation files. EPIC_100_noun_classes_v2.csv is not read, because the five nouns that it adds belong to
+    another task (VISOR) and no segment has them.
 
     Args:
-        root: the data set's folder.
-        train, val, test: annotation files with the published columns, looked up in root, root/annotations,
-            root/epic-kitchens-100-annotations and as given.
-        classes: for evaluation: the names by head that a model knows.
-        max_missing: share of a split's segments whose video may be missing; they are dropped with a notice.
+        root: The data set's folder.
+        train, val, test: The annotation files with the published columns, which are searched in root,
+            root/annotations, root/epic-kitchens-100-annotations and at the path as given.
+        classes: The class names of each head that a model knows, for evaluation.
+        max_missing: The share of a split's segments whose videos may be missing. They are dropped with a notice.
 
     Raises:
-        UserError: a file is missing or malformed or has no labels, or too many videos are missing.
+        UserError: If a file is missing or malformed or has no labels, or if too many videos are missing.
     """
     top, expected_layout = open_root(root, EPIC_TREE)
     if classes is not None and not (isinstance(classes, Mapping) and {"verb", "noun"} <= set(classes)):
         raise UserError(
-            f"epic_kitchens100 needs a model with the heads verb and noun; this one has {shorten(classes)}"
+            f"epic_kitchens100 needs a model with the heads verb and noun; this model has {shorten(classes)}"
         )
     files = find_files(top, expected_layout, train, val, test, "both class files", EPIC_PLACES)
     places = (f"{files['val'].parent}/{{}}", *EPIC_PLACES)
@@ -62,6 +62,7 @@ def read_epic(
 
 
 def _epic_rows(file: Path, names: Classes, videos: "Videos", problems: "Problems") -> Iterator[Row]:
+    """Yields the rows of an annotation file, and records malformed rows in `problems`."""
     needed = ("narration_id", "video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
     by_id = [{str(i): name for i, name in enumerate(names[head])} for head in ("verb", "noun")]
     for where, line, (clip, video, start, stop, verb, noun) in read_columns(file, needed):

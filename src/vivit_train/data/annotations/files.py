@@ -1,4 +1,4 @@
-"""Annotation files and videos: where they are looked for, and how they are read."""
+"""Finds and reads annotation files, and lists videos."""
 
 import csv
 import json
@@ -19,18 +19,19 @@ VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
     *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
 )
-SHOWN = 5  # problems that a message names before it only counts
+SHOWN = 5  # A message names this many problems and counts the rest.
 VIDEO_PATTERN = rf"\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
 IS_VIDEO = re.compile(rf"[^.].*{VIDEO_PATTERN}", re.IGNORECASE | re.DOTALL)
 _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
-PLACES = ("{}", "annotations/{}")  # below root, where an annotation file is looked for
+PLACES = ("{}", "annotations/{}")  # the places below root in which annotation files are searched
 
 
 class Listings:
-    """Which files are there, from one listing of each folder: a stat per file takes minutes on network disks.
+    """Checks which files exist with one listing per folder, since a stat per file takes minutes on network disks.
 
     Attributes:
-        notices: folders that cannot be listed. What they may hold is taken to be there.
+        names: The names in each listed folder; None if the folder cannot be listed.
+        notices: A notice for each folder that cannot be listed. Its files are assumed to exist.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Listings:
         self.notices: list[str] = []
 
     def have(self, path: str) -> bool:
+        """Returns whether a file exists."""
         folder, name = folder_and_name(path)
         if folder not in self.names:
             self.names[folder] = self.list(folder)
@@ -45,18 +47,26 @@ class Listings:
         return names is None or name in names
 
     def list(self, folder: str) -> frozenset[str] | None:
+        """Returns the names in a folder, or None and a notice if the folder cannot be listed."""
         try:
             return listing(folder)
         except VideoError as error:
-            self.notices.append(f"{folder}: {error.reason}; the videos in it are taken to be there")
+            self.notices.append(f"{folder}: {error.reason}; its videos are assumed to exist")
             return None
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
-    """Names by id: one a line, or `name,id`, or columns `id,name` or `id,key,...`, or JSON {name: id}."""
+    """Reads a class file and returns the names by id.
+
+    The file has one name per line, or lines `name,id`, or columns `id,name` or `id,key,...` with a header, or JSON
+    {name: id}.
+
+    Raises:
+        UserError: If the file is malformed, or if a name is empty or occurs twice.
+    """
     names = "\n".join(read_lines(file)).rstrip().split("\n")
     header = names[0].replace(" ", "").lower()
-    expected = "one name a line, none empty or twice; the first line is class 0"
+    expected = "one name per line, neither empty nor repeated; the first line is class 0"
     form, pairs = "", []
     if file.suffix.lower() == ".json":
         known = read_json(file)
@@ -83,30 +93,40 @@ def read_classes(file: Path) -> tuple[str, ...]:
     count = Counter(names)
     wrong = [f"class {i}: {name!r}" for i, name in enumerate(names) if not name or count[name] > 1]
     if wrong:
-        raise_listed(f"wrong class names in {file}", wrong, f"Expected {expected}.")
+        raise_listed(f"invalid class names in {file}", wrong, f"Expected {expected}.")
     return tuple(names)
 
 
 def read_json(file: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: If the file is not JSON or cannot be parsed.
+    """
     try:
         return json.loads("\n".join(read_lines(file)))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}; is the file complete?") from None
     except RecursionError:
-        raise UserError(f"{file} is nested too deeply for annotations") from None
-    except ValueError as error:  # an integer of more digits than Python reads
-        raise UserError(f"{file}: not JSON that can be read: {reason(error)}") from None
+        raise UserError(f"{file} is nested too deeply for an annotation file") from None
+    except ValueError as error:  # an integer has more digits than Python parses
+        raise UserError(f"{file}: the JSON cannot be parsed: {reason(error)}") from None
 
 
 def cells(line: str) -> list[str]:
-    """Those of a line of CSV; an empty one in their place where one is longer than csv reads, 128 KiB."""
-    try:  # by line, so that a stray quote spoils one row, not all after it
+    """Returns the cells of a CSV line, or one empty cell if a cell exceeds the csv module's limit of 128 KiB."""
+    try:  # parsing line by line limits the damage of a stray quote to one row
         return next(csv.reader([line]), [])
     except csv.Error:
         return [""]
 
 
 def read_lines(file: Path) -> list[str]:
+    """Reads a UTF-8 text file and returns its lines without surrounding blanks.
+
+    Raises:
+        UserError: If the file is not UTF-8 or contains a zero byte.
+    """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -114,20 +134,25 @@ def read_lines(file: Path) -> list[str]:
     lines = re.split(r"\r\n|\n|\r", text)
     if "\0" in text:
         number = next(i for i, line in enumerate(lines, 1) if "\0" in line)
-        raise UserError(f"{file}:{number}: has a zero byte, which no text has: is the file damaged?")
+        raise UserError(f"{file}:{number}: contains a zero byte; is the file damaged?")
     return [line.strip() for line in lines]
 
 
 def open_root(root: StrPath, expected_layout: str) -> tuple[Path, str]:
+    """Returns the absolute path of the data set's folder, and `expected_layout` with that path filled in.
+
+    Raises:
+        UserError: If the folder does not exist or is a URL.
+    """
     if is_url(os.fspath(root)):
         raise UserError(
-            f"data.root={root} is a URL, and annotation files are read from the disk only: "
-            "data=csv data.root=FOLDER, with the URLs of the videos in them"
+            f"data.root={root} is a URL, but annotation files are read only from the disk; "
+            "use data=csv data.root=FOLDER and list the URLs of the videos in the annotation files"
         )
     path = Path(os.path.abspath(os.path.expanduser(root)))
     expected_layout = expected_layout.format(root=printable(path))
     if not path.is_dir():
-        raise UserError(f"no folder {printable(path)}: set the data set's root.\n{expected_layout}")
+        raise UserError(f"no folder {printable(path)}; set the data set's root.\n{expected_layout}")
     return path, expected_layout
 
 
@@ -140,19 +165,35 @@ def find_files(
     classes: StrPath | Sequence[str] | None,
     places: Sequence[str] = PLACES,
 ) -> dict[str, Path]:
+    """Returns the annotation file of each split.
+
+    Raises:
+        UserError: If a file is missing, or if there is neither a training file nor a class file.
+    """
     if not val:
-        raise UserError(f"no validation annotations: data.val=<file> is needed.\n{expected_layout}")
+        raise UserError(f"no validation annotations; set data.val=<file>.\n{expected_layout}")
     if not train and not classes:
         raise UserError(
-            "without training annotations (data.train=null) the classes must come from data.reader.classes=<file>"
+            "without training annotations (data.train=null), data.reader.classes=<file> must define the classes"
         )
     wanted = {"train": train, "val": val, "test": test}
     return {split: find_file(root, expected_layout, split, file, places) for split, file in wanted.items() if file}
 
 
 def find_file(root: Path, expected_layout: str, what: str, file: StrPath, places: Sequence[str] = PLACES) -> Path:
-    """The first there of `places`, names below root with {} for the file, and of the file as given."""
-    # root first: a train.csv in the working folder may be another data set's
+    """Returns the first existing file among `places` below root and the path as given.
+
+    Args:
+        root: The data set's folder.
+        expected_layout: A description of the expected files, for messages.
+        what: The role of the file, for messages.
+        file: The name or the path of the file.
+        places: The paths below root to search; "{}" stands for `file`.
+
+    Raises:
+        UserError: If the file does not exist in any of these places.
+    """
+    # Root comes first, because a train.csv in the working directory may belong to another data set.
     below_root = () if os.path.isabs(file) else [root / place.replace("{}", os.fspath(file)) for place in places]
     candidates = [*below_root, Path(os.path.abspath(os.path.expanduser(file)))]
     for candidate in candidates:
@@ -168,16 +209,17 @@ def find_file(root: Path, expected_layout: str, what: str, file: StrPath, places
 
 
 def subfolders(folder: Path) -> list[str]:
+    """Returns the names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def find_videos(folder: Path) -> list[str]:
-    """Videos anywhere below `folder`, sorted. Hidden files and folders are passed over."""
+    """Returns all videos below `folder`, sorted. Hidden files and folders are skipped."""
     return list_videos(folder)[0]
 
 
 def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Those of `find_videos`, and of the files that by their names are none how many end in what."""
+    """Returns all videos below `folder`, sorted, and the number of other files per file extension."""
     videos, others = [], Counter[str]()
     for parent, _, files in walk(folder):
         for name in files:
@@ -189,16 +231,18 @@ def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 def ending_of(name: str) -> str:
+    """Returns the file extension in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
 def shown_endings(counts: Counter[str]) -> str:
+    """Returns the counts of file extensions for a message, the most frequent first."""
     most_first = sorted((-n, ending) for ending, n in counts.items())
-    return shorten(f"{-n:,} {ending or 'without an ending'}" for n, ending in most_first)
+    return shorten(f"{-n:,} {ending or 'without an extension'}" for n, ending in most_first)
 
 
 def picture_folders(folder: Path) -> list[str]:
-    """Folders below `folder` that have pictures in them and no folders, sorted."""
+    """Returns the folders below `folder` that contain pictures and no other folders, sorted."""
     return sorted(
         parent
         for parent, folders, files in walk(folder)
@@ -207,35 +251,37 @@ def picture_folders(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`, through links, but not into hidden folders nor round in circles."""
+    """Walks a folder like `os.walk`, following links, but skips hidden folders and links to a parent folder."""
     for parent, folders, files in os.walk(str(folder), followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
         yield parent, folders, files
 
 
 def _leads_back(parent: str, name: str) -> bool:
+    """Returns whether a folder is a link to one of its own parents."""
     path = os.path.join(parent, name)
     return os.path.islink(path) and Path(parent).resolve().is_relative_to(Path(path).resolve())
 
 
 def below(root: StrPath, path: str) -> str:
-    """Relative to root, with forward slashes, where the path is below it."""
+    """Returns the path relative to root with forward slashes, or the path itself if it is not below root."""
     return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
 
 
 def unquote(text: str) -> str:
+    """Removes CSV quotes from a cell."""
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
 def shorten(things: Iterable[object], shown: int = SHOWN) -> str:
-    """The first of them, for a message."""
+    """Returns the first items for a message, and the total count if there are more."""
     items = list(map(excerpt, things))
     more = f", ... ({len(items)} in all)" if len(items) > shown else ""
     return ", ".join(items[:shown]) + more
 
 
 def raise_listed(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
-    """Raises a UserError with the first of the problems, a line each."""
+    """Raises a UserError that lists the first problems, one per line, and counts the rest."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     shown = map(excerpt, problems[:SHOWN])
     raise UserError("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")

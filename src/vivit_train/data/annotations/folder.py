@@ -1,4 +1,4 @@
-"""Videos in a folder per class."""
+"""Reads data sets with one folder of videos per class."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
 
 FOLDER_TREE = """Expected in {root}, with a folder per class:
-  train/<class>/<video>.mp4     or, to have it split:     <class>/<video>.mp4
+  train/<class>/<video>.mp4     or, to split it here:     <class>/<video>.mp4
   val/<class>/<video>.mp4
   test/<class>/<video>.mp4      (optional)
 or in tars, as train/<any>.tar with members <class>/<video>.mp4; in a class without video files, each folder of
@@ -34,23 +34,24 @@ def read_folder(
     val_percent: float = 20,
     seed: int = 0,
 ) -> Splits:
-    """Read root/{train,val[,test]}/<class>/**/<video>, or split root/<class>/**/<video> by percentage.
+    """Reads root/{train,val[,test]}/<class>/**/<video>, or splits root/<class>/**/<video> by percentage.
 
     In a class without video files, each folder of pictures is a video. <class>/<video> may be in tars.
 
-    The split takes `val_percent` of each class, with at least one clip on either side. It depends on nothing
-    but the seed and the clips' paths below root.
+    The split holds out `val_percent` of each class for validation and leaves at least one clip on either side. It
+    depends only on the seed and on the paths of the clips below root.
 
     Args:
-        root: the data set's folder.
-        train, val, test: the split folders, where they are not called "train", "val" and "test".
-        classes: for evaluation: names that a model knows already. No training clips are needed or read then,
-            and where there are no split folders every clip is one to evaluate.
-        val_percent: share of each class to hold out, where there are no split folders.
-        seed: of that split.
+        root: The data set's folder.
+        train, val, test: The split folders if their names are not "train", "val" and "test".
+        classes: The class names that a model knows, for evaluation. Training clips are then neither needed nor
+            read, and without split folders all clips are evaluated.
+        val_percent: The percentage of each class to hold out if there are no split folders.
+        seed: The seed of the split.
 
     Raises:
-        UserError: a folder is missing or has no videos, a class has no training clips, or there is only one.
+        UserError: If a folder is missing or has no videos, a class has no training clips, or there is only one
+            class.
     """
     top, expected_layout = open_root(root, FOLDER_TREE)
     notices: list[str] = []
@@ -82,7 +83,8 @@ def read_folder(
         folders = {"train": top, "val": top}
         clips = {"train": {}, "val": {}}
         for name, paths in clips_by_class(top, expected_layout, notices).items():
-            # by hash, not by a generator: the same on every machine and version, whatever clips come later
+            # A hash gives the same order on every machine and with every library version, and clips that are added
+            # later do not change the order of the others.
             paths.sort(
                 key=lambda path: hashlib.sha256(
                     f"{seed}/{below(top, path)}".encode(errors="surrogateescape")
@@ -97,7 +99,7 @@ def read_folder(
         raise_listed(
             "class folders without videos",
             empty,
-            f"Fill or delete them. Looked for {', '.join(VIDEO_EXTENSIONS)}.",
+            f"Add videos to them or delete them. Looked for {', '.join(VIDEO_EXTENSIONS)}.",
         )
     tables = {
         split: [Row(path, below(top, path), (name,), path) for name, paths in classes.items() for path in paths]

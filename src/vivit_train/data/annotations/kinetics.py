@@ -1,4 +1,4 @@
-"""Kinetics-400, -600 and -700."""
+"""Reads Kinetics-400, -600 and -700."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,23 +27,24 @@ def read_kinetics(
     num_classes: int | None = None,
     max_missing: float = 0.1,
 ) -> Splits:
-    """Read Kinetics-400, -600 or -700: columns label,youtube_id,time_start,time_end[,...] under a header.
+    """Reads Kinetics-400, -600 or -700 from CSV files with a header label,youtube_id,time_start,time_end[,...].
 
-    Videos are named <youtube_id>_<start>_<end>, with six digits for each time, or <youtube_id> alone. Classes are
-    the training labels in alphabetical order, which is the published one.
+    Videos are named <youtube_id>_<start>_<end>, with six digits for each time, or only <youtube_id>. The classes
+    are the training labels in alphabetical order, which is the published order.
 
     Args:
-        root: the data set's folder.
-        train, val, test: annotation files, looked up in root, in root/annotations and as given; with
-            `num_classes` also as kinetics400/train.csv or kinetics-400_train.csv there. Where there is no val.csv,
-            validate.csv serves. With train=None, for evaluation only, `classes` is needed.
-        classes: a published label map, a name a line or `id,name`; or the names. They may lack training clips.
-        num_classes: as published; another number gives a notice.
-        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+        root: The data set's folder.
+        train, val, test: The annotation files, which are searched in root, in root/annotations and at the path as
+            given. With `num_classes`, names such as kinetics400/train.csv or kinetics-400_train.csv are searched
+            too. If there is no val.csv, validate.csv is used. train=None, for evaluation only, needs `classes`.
+        classes: A published label map with one name per line or `id,name`, or the names. These classes may have no
+            training clips.
+        num_classes: The published number of classes. Another number gives a notice.
+        max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
 
     Raises:
-        UserError: a file is missing or malformed, a label is unknown, a class has no training clips, or too many
-            videos are missing.
+        UserError: If a file is missing or malformed, a label is unknown, a class has no training clips, or too
+            many videos are missing.
     """
     top, expected_layout = open_root(root, KINETICS_TREE)
     places = _places(num_classes)
@@ -80,7 +81,7 @@ def read_kinetics(
 
 
 def _places(num_classes: int | None) -> list[str]:
-    """Where annotation files are looked for: as people and as the archives name them."""
+    """Returns the places below root to search, with the usual file names and those in the published archives."""
     prefixes, folders = [""], ["", "annotations/"]
     if num_classes:
         prefixes += [f"kinetics-{num_classes}_", f"kinetics_{num_classes}_"]
@@ -89,6 +90,7 @@ def _places(num_classes: int | None) -> list[str]:
 
 
 def _kinetics_rows(file: Path, split: str, videos: "Videos", problems: "Problems") -> Iterator[Row]:
+    """Yields the rows of an annotation file, and records malformed rows in `problems`."""
     needed = ("label", "youtube_id", "time_start", "time_end")
     for where, line, (label, youtube_id, start, end) in read_columns(file, needed):
         if label and youtube_id and _SECONDS.fullmatch(start) and _SECONDS.fullmatch(end):

@@ -14,18 +14,22 @@ _TIME = re.compile(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 def bare(name: str) -> str:
-    """For comparison: of the two published maps of Kinetics-400 one drops the parentheses in names."""
+    """Returns a name without parentheses, which one of the two published label maps of Kinetics-400 omits."""
     return re.sub(r"[()]", "", name)
 
 
 def seconds(time: str) -> float:
-    """Of HH:MM:SS.xx; not-a-number where it is none."""
+    """Converts HH:MM:SS.xx to seconds; NaN if the text has another format."""
     match = _TIME.fullmatch(time)
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else float("nan")
 
 
 def official_lists(name: str, train: str | None, val: str, test: str | None, fold: int) -> dict[str, str]:
-    """Split -> which of the official lists serves."""
+    """Returns the official list, "train" or "test", that each split uses.
+
+    Raises:
+        UserError: If there is no official list or fold of that name.
+    """
     lists = {split: part for split, part in (("train", train), ("val", val), ("test", test)) if part}
     wrong = [f"data.{split}={part}" for split, part in lists.items() if part not in ("train", "test")]
     if wrong:
@@ -36,14 +40,14 @@ def official_lists(name: str, train: str | None, val: str, test: str | None, fol
 
 
 def unusual_number(names: Sequence[str], published: int | None, file: Path) -> list[str]:
-    """A notice where there are not as many classes as published."""
+    """Returns a notice if the number of classes differs from the published one."""
     if published in (None, len(names)):
         return []
-    return [f"{file}: {len(names)} classes, not the published {published}; ids count those here alone"]
+    return [f"{file}: {len(names)} classes, not the published {published}; class ids cover only these classes"]
 
 
 class Videos:
-    """The videos below a folder by name, from one listing of it."""
+    """An index by name of all videos below a folder, which is listed once."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -52,9 +56,13 @@ class Videos:
             self.by_stem.setdefault(os.path.splitext(os.path.basename(path))[0], []).append(path)
 
     def find(self, stem: str, wanted: Sequence[str] = (), known: Collection[str] = ()) -> str | None:
-        """The video of that name; of several the one below most of the folders `wanted`.
+        """Returns the path of the video with this name, or None.
 
-        `known` folders mean something: a video below one of them that is not wanted is another one.
+        Args:
+            stem: The file name without its extension.
+            wanted: The folder names that the path should contain. The path with most of them wins.
+            known: The folder names with a meaning, for example classes. A path that contains one of them that is
+                not in `wanted` belongs to another video.
         """
         paths = self.by_stem.get(stem, [])
         if known:
@@ -64,6 +72,7 @@ class Videos:
         return paths[0] if paths else None
 
     def folders(self, path: str) -> list[str]:
+        """Returns the names of the folders between root and a video."""
         return below(self.root, path).split("/")[:-1]
 
     def row(
@@ -75,34 +84,57 @@ class Videos:
         where: str,
         span_s: tuple[float, float] | None = None,
     ) -> Row:
-        """Of a video that was found, or is missing from its `expected` place below root."""
+        """Returns the row of a video.
+
+        Args:
+            found: The path of the video, or None if it is missing.
+            expected: The parts of the path below root at which a missing video is expected.
+            clip: The name of the clip in predictions.
+            labels: The label for each head.
+            where: The place of the row, for messages.
+            span_s: The start and the end of the clip in seconds; None if the clip is the whole video.
+        """
         path = os.path.join(self.root, *expected) if found is None else found
         return Row(path, clip, labels, where, found is not None, span_s)
 
 
 class Problems:
-    """Malformed rows, collected so that all files are read before the first complaint."""
+    """A collection of malformed rows, which are reported together after all files are read."""
 
     def __init__(self, expected: str) -> None:
         self.expected = expected
         self.rows: list[str] = []
 
     def add(self, where: str, row: str) -> None:
+        """Records a malformed row."""
         self.rows.append(f"{where}: {row[:120]!r}")
 
     def check(self) -> None:
+        """Raises a UserError if there are malformed rows."""
         if self.rows:
             raise_listed("malformed rows", self.rows, f"Expected {self.expected}.")
 
 
 def read_columns(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """file:line, the line, and the values of the columns `needed`, all empty where the row has other columns."""
+    """Reads a CSV file with a header.
+
+    Args:
+        file: The path of the file.
+        needed: The names of the columns to read.
+
+    Yields:
+        The place of the row as file:line, the line, and the values of the columns `needed`. The values are empty
+        if the row does not have as many cells as the header.
+
+    Raises:
+        UserError: If a column is missing.
+    """
     lines = read_lines(file)
     header = cells(lines[0])
     absent = [name for name in needed if name not in header]
     if absent:
         raise UserError(
-            f"{file}:1: no column {', '.join(absent)} in {','.join(header)!r}\n"
+            f"{file}:1: no column {', '.join(absent)} in the header {','.join(header)!r}\n"
             f"Expected the header {','.join(needed)}[,...]. Test files published without labels cannot be scored."
         )
     columns = [header.index(name) for name in needed]
@@ -122,7 +154,7 @@ def official_splits(
     max_missing: float,
     notices: Sequence[str] = (),
 ) -> Splits:
-    """`make_splits` where classes are published: some may lack clips, and two labels are the publisher's."""
+    """Calls `make_splits` for published classes, which may lack clips; clips with two labels give a notice."""
     ids = {head: {name: i for i, name in enumerate(by_id)} for head, by_id in names.items()}
     described = (tables, files, names, ids, source, expected_layout, max_missing)
     return make_splits(*described, may_lack_clips=True, may_differ=True, notices=notices)

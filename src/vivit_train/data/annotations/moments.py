@@ -1,4 +1,4 @@
-"""Moments in Time."""
+"""Reads Moments in Time."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from vivit_train.utils.errors import UserError
 
 MOMENTS_TREE = """Expected in {root}:
   trainingSet.csv, validationSet.csv     `path,label,positive votes,negative votes`; or in annotations/
-  moments_categories.txt                 `name,id` a line, beside them
+  moments_categories.txt                 `name,id` per line, in the same folder
   training/<path>, validation/<path>     such as training/running/yt-5of6ffo6-Bw_205.mp4"""
 MOMENTS_FOLDERS = {"train": ("training", "train"), "val": ("validation", "val")}
 MOMENTS_CLASSES = ("moments_categories.txt", "category_momentsv2.txt")
@@ -28,20 +28,22 @@ def read_moments(
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
 ) -> Splits:
-    """Read Moments in Time, either release: `path,label,positive votes,negative votes` without a header.
+    """Reads either release of Moments in Time: rows `path,label,positive votes,negative votes` without a header.
 
-    Class ids are those of `classes`, else of moments_categories.txt, else of category_momentsv2.txt, in root, in
-    root/annotations or beside the annotation file. Without any they are alphabetical, with a notice. Of several
-    videos with the same name one counts only if its folders name no other class or split.
+    The class ids come from `classes`, or else from moments_categories.txt, or else from category_momentsv2.txt, in
+    root, in root/annotations or next to the annotation file. If there is no class file, they are alphabetical,
+    with a notice. A video in a folder of another class or split is never used, even if its name matches.
 
     Args:
-        root: the data set's folder.
-        train, val, test: annotation files, looked up in root, in root/annotations and as given.
-        classes: a class file, `name` or `name,id` a line; or the names. They may lack training clips.
-        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+        root: The data set's folder.
+        train, val, test: The annotation files, which are searched in root, in root/annotations and at the path as
+            given.
+        classes: A class file with `name` or `name,id` per line, or the names. These classes may have no training
+            clips.
+        max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
 
     Raises:
-        UserError: a file is missing or malformed, a label is unknown, or too many videos are missing.
+        UserError: If a file is missing or malformed, a label is unknown, or too many videos are missing.
     """
     top, expected_layout = open_root(root, MOMENTS_TREE)
     notices = []
@@ -50,14 +52,14 @@ def read_moments(
     there = [place / name for name in MOMENTS_CLASSES for place in places if (place / name).is_file()]
     chosen = classes or next(iter(there), None)
     if not classes and len({file.name for file in there}) > 1:
-        notices.append(f"class ids are those of {there[0]}; data.reader.classes=<file> takes others")
+        notices.append(f"class ids are those of {there[0]}; set data.reader.classes=<file> to use others")
     if not chosen and not train:
         raise UserError(
-            f"no {MOMENTS_CLASSES[0]} in {top}: data.reader.classes=<file> names another\n{expected_layout}"
+            f"no {MOMENTS_CLASSES[0]} in {top}; set data.reader.classes=<file> to use another\n{expected_layout}"
         )
     if not chosen:
         notices.append(f"no {MOMENTS_CLASSES[0]}: class ids are alphabetical, not the published ones")
-    problems = Problems("`path,label,positive votes,negative votes`, the path with a video's extension")
+    problems = Problems("`path,label,positive votes,negative votes`, the path with a video extension")
     entries = {split: list(_moments_entries(file, problems)) for split, file in files.items()}
     problems.check()
     names, named_by = class_names(
@@ -79,6 +81,7 @@ def read_moments(
 
 
 def _moments_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:
+    """Yields the place, the path and the label of each row, and records malformed rows in `problems`."""
     for number, line in enumerate(read_lines(file), 1):
         path, label, *votes = [*cells(line), "", ""]
         is_video = path.rpartition(".")[2].lower() in VIDEO_EXTENSIONS

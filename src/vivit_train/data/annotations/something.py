@@ -1,4 +1,4 @@
-"""Something-Something v2."""
+"""Reads Something-Something v2."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,19 +26,21 @@ def read_something(
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
 ) -> Splits:
-    """Read Something-Something V2, either layout: JSON lists of {id, template, ...}, and labels.json for the ids.
+    """Reads Something-Something v2 in either layout: JSON lists of {id, template, ...}, and labels.json for the
+    ids.
 
-    A clip's label is its template without the brackets; its video is <id>.webm.
+    A clip's label is its template without the brackets. Its video is <id>.webm.
 
     Args:
-        root: the data set's folder.
-        train, val, test: annotation files, looked up in root, root/labels, root/annotations, there also with the
-            prefix something-something-v2-, and as given. One that ends in .csv has rows `id;template`.
-        classes: another labels.json or class file, or the names. They may lack training clips.
-        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+        root: The data set's folder.
+        train, val, test: The annotation files, which are searched in root, root/labels and root/annotations, with
+            and without the prefix something-something-v2-, and at the path as given. A .csv file has rows
+            `id;template`.
+        classes: Another labels.json or class file, or the names. These classes may have no training clips.
+        max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
 
     Raises:
-        UserError: a file is missing or malformed, a template is unknown, or too many videos are missing.
+        UserError: If a file is missing or malformed, a template is unknown, or too many videos are missing.
     """
     top, expected_layout = open_root(root, SOMETHING_TREE)
     files = find_files(top, expected_layout, train, val, test, classes or "labels.json", SOMETHING_PLACES)
@@ -61,13 +63,18 @@ def read_something(
 
 
 def _something_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:
+    """Yields the place, the id and the template of each entry of a JSON file.
+
+    Raises:
+        UserError: If the file has another structure or no templates.
+    """
     entries = read_json(file)
     if not isinstance(entries, list):
         raise UserError(f"{file}: expected a list of {problems.expected}, found a {type(entries).__name__}")
     if entries and not any(isinstance(entry, dict) and "template" in entry for entry in entries):
         advice = "The test file is published without labels; data.test=test-answers.csv has them."
         raise UserError(f"{file}: no entry has a template. {advice}")
-    lines = read_lines(file)  # published with "[" on the first line and then an entry on each
+    lines = read_lines(file)  # the published files have "[" on the first line and then one entry per line
     is_by_line = lines[0] == "[" and lines[len(entries) + 1 : len(entries) + 2] == ["]"]
     for number, entry in enumerate(entries):
         where = f"{file}:{number + 2}" if is_by_line else f"{file}: entry {number + 1}"
@@ -79,6 +86,7 @@ def _something_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, 
 
 
 def _something_answers(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:
+    """Yields the place, the id and the template of each row of a CSV file."""
     for number, line in enumerate(read_lines(file), 1):
         video_id, _, template = line.partition(";")
         if video_id.isdecimal() and template:

@@ -1,4 +1,4 @@
-"""Which clips there are, with their labels: a table for each split."""
+"""Tables of clips and their labels, one per split."""
 
 import os
 from collections import Counter
@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_train.utils.text import printable
+from vivit_train.utils.text import plural, printable
 
 StrPath = str | os.PathLike[str]
-Strings = NDArray[Any]  # of numpy's StringDType
+Strings = NDArray[Any]  # an array of numpy's StringDType
 Target = NDArray[np.int64] | NDArray[np.bool]
-Classes = dict[str, tuple[str, ...]]  # head -> names of its classes; "" is the head where there is only one
-SEPARATOR = ";"  # of the labels of a clip, where it may have several
+Classes = dict[str, tuple[str, ...]]  # head -> names of its classes; a single head is called ""
+SEPARATOR = ";"  # separates the labels of a multi-label clip
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelSets:
-    """Any number of classes for each clip: as large as the labels there are, not as the classes there could be.
+    """A sparse table of multi-label targets, whose size is the number of labels rather than clips times classes.
 
     Attributes:
-        class_ids: those of the first clip, ascending, then those of the second, ....
-        ends: where each clip's end, [n].
-        num_classes: that a clip could have.
+        class_ids: The class ids of all clips, one clip after the other, in ascending order within each clip.
+        ends: The position in `class_ids` after the last class of each clip, [n].
+        num_classes: The total number of classes.
     """
 
     class_ids: NDArray[np.int32]
@@ -34,10 +34,12 @@ class LabelSets:
 
     @classmethod
     def of(cls, sets: Sequence[set[int]], num_classes: int) -> "LabelSets":
+        """Builds the table from the set of class ids of each clip."""
         class_ids = np.fromiter((class_id for one in sets for class_id in sorted(one)), np.int32)
         return cls(class_ids, np.cumsum([len(one) for one in sets], dtype=np.int64), num_classes)
 
     def take(self, rows: NDArray[np.int64]) -> "LabelSets":
+        """Returns a table of these rows, in this order."""
         return self.of([set(self[row].tolist()) for row in rows], self.num_classes)
 
     def __len__(self) -> int:
@@ -45,24 +47,25 @@ class LabelSets:
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """How many classes each clip has."""
+        """The number of classes of each clip, [n]."""
         return np.diff(self.ends, prepend=0)
 
     def __getitem__(self, row: int) -> NDArray[np.int32]:
-        """The classes of a clip."""
+        """Returns the class ids of a clip."""
         return self.class_ids[self.ends[row - 1] if row else 0 : self.ends[row]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClipTable:
-    """The clips of one split. Columns, not objects, so that 500,000 rows stay small and workers share them.
+    """A table of the clips of one split. Columns keep 500,000 rows small and let workers share them.
 
     Attributes:
-        paths: absolute path of each clip's video, or its URL; what else it may lead to is in source.py.
-        labels: classes of each, [n, heads], indices into the names in `Splits.classes`; where a clip may have any
-            number of classes, `LabelSets`.
-        ids: name of each in predictions: the path relative to root, the YouTube id, ....
-        spans_s: start and end of each within its video in seconds, [n, 2]; None where every clip is a whole video.
+        paths: The absolute path or the URL of each clip's video, [n]. See storage.py for all supported paths.
+        labels: The class ids of each clip, [n, heads], as indices into `Splits.classes`; `LabelSets` for
+            multi-label data.
+        ids: The name of each clip in predictions, [n], for example the path relative to root or the YouTube id.
+        spans_s: The start and the end of each clip within its video in seconds, [n, 2]; None if every clip is a
+            whole video.
     """
 
     paths: Strings
@@ -74,28 +77,27 @@ class ClipTable:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.int64]) -> "ClipTable":
-        """These rows, in this order."""
+        """Returns a table of these rows, in this order."""
         spans_s = None if self.spans_s is None else self.spans_s[rows]
         labels = self.labels.take(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
         return ClipTable(self.paths[rows], labels, self.ids[rows], spans_s)
 
     @property
     def multi_label(self) -> bool:
-        """Whether a clip may have any number of classes."""
+        """Whether the data is multi-label, so that a clip may have any number of classes."""
         return isinstance(self.labels, LabelSets)
 
     def labels_of(self, row: int) -> tuple[int, ...]:
-        """A clip's class in each head; or all its classes, which may be none."""
+        """Returns the class id of a clip in each head or, for multi-label data, all its class ids."""
         return tuple(self.labels[row].tolist())
 
     def written(self, row: int, names: Sequence[str]) -> str:
-        """A clip's label as data=csv has it: its class in the first head; or all its classes."""
+        """Returns the label of a clip in the format of data=csv: its first head's class, or all its classes."""
         labels = self.labels_of(row)
         return SEPARATOR.join(names[label] for label in (labels if self.multi_label else labels[:1]))
 
     def target(self, row: int) -> Target:
-        """What a model is to say of a clip: its class in each head, [heads]; or of each class whether the clip has
-        it, [classes]."""
+        """Returns the target of a clip: class ids, int64 [heads], or for multi-label data, bool [classes]."""
         if not isinstance(self.labels, LabelSets):
             return self.labels[row]
         has_K = np.zeros(self.labels.num_classes, np.bool)
@@ -103,7 +105,7 @@ class ClipTable:
         return has_K
 
     def class_counts(self, classes: Classes) -> list[NDArray[np.int64]]:
-        """How many clips each class has, by head."""
+        """Returns the number of clips of each class, [classes] per head."""
         columns = [self.labels.class_ids] if isinstance(self.labels, LabelSets) else self.labels.T
         return [
             np.bincount(column, minlength=len(names))
@@ -111,13 +113,16 @@ class ClipTable:
         ]
 
     def groups(self, row: int) -> Sequence[tuple[int, ...]]:
-        """What is balanced, and limited, with the clip: the labels of all heads together, as one; or each of its
-        classes, of which having none is one too."""
+        """Returns the groups of a clip, for balancing and limiting classes.
+
+        With heads, the group is the combination of the labels of all heads. With multi-label data, each class is a
+        group, and clips without a class form a group of their own.
+        """
         labels = self.labels_of(row)
         return [(label,) for label in labels] or [()] if self.multi_label else [labels]
 
     def label_counts(self) -> NDArray[np.int64]:
-        """How many clips have each clip's labels; of several groups (see `groups`), the smallest's: [n]."""
+        """Returns the size of each clip's smallest group, [n]; see `groups`."""
         groups = [self.groups(row) for row in range(len(self))]
         counts = Counter(group for several in groups for group in several)
         return np.array([min(counts[group] for group in several) for several in groups], np.int64)
@@ -125,15 +130,16 @@ class ClipTable:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Splits:
-    """The clips of a data set.
+    """The splits of a data set.
 
     Attributes:
-        classes: the names by head; the position is the id.
-        train: empty where the reader was told that there are no training annotations.
-        test: None where there is none.
-        source: where this came from, in one line.
-        notices: what a person should know, such as how many videos are missing; part of `summary()`.
-        missing: by split, the videos that are listed and not there.
+        classes: The class names of each head. The position of a name is the class id.
+        train: The training clips. The table is empty if there are no training annotations.
+        val: The validation clips.
+        test: The test clips, or None if there is no test split.
+        source: The origin of the data in one line.
+        notices: Messages for the user, for example the number of missing videos. They are part of `summary()`.
+        missing: The paths of the videos in each split that are listed but do not exist.
     """
 
     classes: Classes
@@ -146,11 +152,11 @@ class Splits:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a clip may have any number of classes, all of one head."""
+        """Whether the data is multi-label, with a single head."""
         return self.val.multi_label
 
     def summary(self) -> str:
-        """Source, classes, counts per split and notices, for a person to read."""
+        """Returns a readable summary of the source, the classes, the counts per split and the notices."""
         lines = [f"source   {printable(self.source)}"]
         for head, names in self.classes.items():
             shown = names if len(names) <= 10 else (*names[:4], "...", names[-1])
@@ -165,6 +171,6 @@ class Splits:
                 if isinstance(split.labels, LabelSets):
                     sizes = split.labels.sizes
                     spread += f"; {sizes.sum() / max(len(sizes), 1):.1f} classes per clip, "
-                    spread += f"{np.count_nonzero(sizes == 0)} clips of none"
+                    spread += f"{plural(np.count_nonzero(sizes == 0), 'clip')} without a label"
                 lines.append(f"{name:<8} {len(split)} clips, {spread}")
         return "\n".join(lines + [f"note     {printable(notice)}" for notice in self.notices])

@@ -1,4 +1,4 @@
-"""UCF101 and HMDB51, whose lists name files in a folder per class."""
+"""Reads UCF101 and HMDB51, which have one folder per class and official lists of files."""
 
 import re
 from collections.abc import Sequence
@@ -37,19 +37,19 @@ def read_ucf101(
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
 ) -> Splits:
-    """Read one of the three official splits of UCF101: trainlist01.txt, testlist01.txt and classInd.txt.
+    """Reads one of the three official splits of UCF101 from trainlist01.txt, testlist01.txt and classInd.txt.
 
-    Class ids are those of classInd.txt less one, since it counts from 1.
+    The class ids are those of classInd.txt minus one, since that file counts from 1.
 
     Args:
-        root: the data set's folder.
-        train, val, test: which list serves: "train" or "test".
-        fold: 1, 2 or 3.
-        classes: for evaluation: the names that a model knows, or a class file. Else classInd.txt.
-        max_missing: share of a split's videos that may be missing; their rows are dropped with a notice.
+        root: The data set's folder.
+        train, val, test: The official list that each split uses, "train" or "test".
+        fold: The number of the official split: 1, 2 or 3.
+        classes: The class names that a model knows, or a class file, for evaluation. None uses classInd.txt.
+        max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
 
     Raises:
-        UserError: a file is missing or malformed, or too many videos are missing.
+        UserError: If a file is missing or malformed, or if too many videos are missing.
     """
     top, expected_layout = open_root(root, UCF_TREE)
     lists = official_lists("ucf101", train, val, test, fold)
@@ -68,7 +68,7 @@ def read_ucf101(
             match = _UCF_ROW.fullmatch(line)
             if match and match[2] in numbers and match[4] in (None, str(numbers[match[2]])):
                 path, label, stem = match.group(1, 2, 3)
-                # some copies rename v_HandStandPushups_* after their folder, HandstandPushups
+                # Some copies of the data set rename v_HandStandPushups_* to match the folder HandstandPushups.
                 stems = (stem, stem.replace("HandStand", "Handstand"))
                 found = next(filter(None, (videos.find(name, (label,), numbers) for name in stems)), None)
                 where = f"{file}:{number}"
@@ -82,6 +82,7 @@ def read_ucf101(
 
 
 def _ucf_classes(file: Path) -> tuple[str, ...]:
+    """Reads classInd.txt and returns the class names by id."""
     problems, names = Problems("`id name`, with ids from 1 in order"), []
     for number, line in enumerate(filter(None, read_lines(file)), 1):
         class_id, _, name = line.partition(" ")
@@ -102,10 +103,11 @@ def read_hmdb51(
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
 ) -> Splits:
-    """Read one of the three official splits of HMDB51: <class>_test_split1.txt with `name.avi 0|1|2` a line.
+    """Reads one of the three official splits of HMDB51 from <class>_test_split1.txt with `name.avi 0|1|2` per
+    line.
 
-    1 is a training video, 2 a test video, 0 neither. Class ids are alphabetical. What it takes and raises is as
-    for `read_ucf101`.
+    1 is a training video, 2 is a test video, and 0 is neither. The class ids are alphabetical. The arguments and
+    the errors are those of `read_ucf101`.
     """
     top, expected_layout = open_root(root, HMDB_TREE)
     lists = official_lists("hmdb51", train, val, test, fold)
@@ -116,7 +118,8 @@ def read_hmdb51(
             f"no files *{ending}; looked in {shorten([top / name for name in HMDB_FOLDERS])}\n{expected_layout}"
         )
     by_class = {file.name.removesuffix(ending): file for file in folder.glob(f"*{ending}")}
-    by_class = {name: by_class[name] for name in sorted(by_class)}  # not in the order of the files' names
+    # The order of the file names differs from that of the classes.
+    by_class = {name: by_class[name] for name in sorted(by_class)}
     videos, problems = Videos(top), Problems("`<video>.avi` and 0, 1 or 2")
     tables: dict[str, list[Row]] = {split: [] for split in lists}
     for label, file in by_class.items():
