@@ -133,7 +133,7 @@ def test_engines_that_read_files_only_say_so(
         if place == "file":
             read_frames(path, [0], decoder=engine)
         else:
-            with pytest.raises(VideoError, match=rf"{engine} reads files .* only; data\.decoder=auto reads it"):
+            with pytest.raises(VideoError, match=rf"{engine} reads only files .*; data\.decoder=auto reads it"):
                 read_frames(path, [0], decoder=engine)
 
 
@@ -207,7 +207,7 @@ def test_wrong_pictures_are_named(tmp_path: Path) -> None:
         (2, r"img_3\.jpg is 80x48, but the first picture is 160x96"),
         (3, r"img_4\.jpg is not a supported picture \(mjpeg, png, webp\)"),
         (4, r"img_5\.jpg is damaged"),
-        (5, r"img_6\.jpg is no "),
+        (5, r"img_6\.jpg is not "),
     ):
         with pytest.raises(VideoError, match=f"{folder}: {reason}"):
             read_frames(folder, [1, frame])

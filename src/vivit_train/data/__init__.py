@@ -1,1 +1,1 @@
-"""Clip tables, sampling, augmentation and loading: from videos and annotations to batches."""
+"""Turns videos and annotations into batches: clip tables, sampling, augmentation and loading."""

@@ -61,6 +61,7 @@ class VideoDataModule(L.LightningDataModule):
         changed: What a resumed run does if the clips differ from its checkpoint's: "stop" or "accept".
         max_bad_fraction: The share of the training videos that may be unreadable before training stops.
         bad_videos_file: The CSV file that lists unreadable videos.
+        seed: The seed of all random draws.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class VideoDataModule(L.LightningDataModule):
         return None
 
     def loader(self, dataset: TrainDataset | EvalDataset, **kwargs: Any) -> DataLoader[Sample]:
+        """Returns a data loader whose workers report the video that they are reading."""
         workers = self.num_workers
         if not isinstance(workers, int):
             devices = self.trainer.num_devices if self.trainer else 1
@@ -223,6 +225,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @property
     def augments_on_device(self) -> bool:
+        """Whether clips are augmented on the device, after the transfer."""
         if self.augment_on == "auto":
             return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return self.augment_on == "device"
@@ -267,6 +270,7 @@ class VideoDataModule(L.LightningDataModule):
         return self.evaluation_loader(self.manifest_of(self.test_split), self.views, self.order)
 
     def manifest_of(self, split: str) -> ClipTable:
+        """Returns the clips of a split; raises a UserError if the split does not exist."""
         manifest = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
         if manifest is None:
             raise UserError(f"data '{self.name}' has no {split} split")
@@ -294,7 +298,7 @@ class VideoDataModule(L.LightningDataModule):
         return self.loader(videos, batch_sampler=[batch.tolist() for batch in batches])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the unreadable videos and the position in steps, which any number of devices can resume."""
+        """Returns the unreadable videos and the position in steps, which is the same for any number of devices."""
         assert self.trainer is not None
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
@@ -338,7 +342,7 @@ class VideoDataModule(L.LightningDataModule):
         """Shares newly found unreadable videos among all ranks. Every rank must call it at the same time.
 
         Raises:
-            UserError: More training videos are unreadable than `max_bad_fraction` allows.
+            UserError: If more training videos are unreadable than `max_bad_fraction` allows.
         """
         found = [bad for news in distributed.gather(self.new_bad_videos) for bad in news.items()]
         self.new_bad_videos.clear()

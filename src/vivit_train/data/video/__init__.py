@@ -1,1 +1,1 @@
-"""Reads frames: where a video is stored, when its frames are shown, and how they are decoded."""
+"""Locates videos, scans their packets and decodes their frames."""

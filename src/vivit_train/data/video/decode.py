@@ -126,7 +126,7 @@ class _Shown:
             top, left, box_height, box_width = self.cut(height, width)
             self.turns, self.box = shape.rotation // 90, np.s_[top : top + box_height, left : left + box_width]
             self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
-        # Bicubic like decord.
+        # decord scales bicubically too.
         rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)
         (plane,), (width, height) = rgb.planes, self.stored
         rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))

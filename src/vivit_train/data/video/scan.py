@@ -320,7 +320,7 @@ def read_picture(folder: str, path: str) -> tuple[VideoFrame, str]:
     context = VideoCodecContext.create(codec, "r")
     assert isinstance(context, VideoCodecContext)
     context.thread_count = 1
-    # A truncated JPEG raises an error too.
+    # "explode" makes a truncated JPEG an error too.
     context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
     try:
         (frame,) = context.decode(Packet(data))
