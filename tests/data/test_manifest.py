@@ -154,7 +154,7 @@ def test_folder_errors(tmp_path: Path) -> None:
     touch(tmp_path, "walk/readme.txt")
     assert has(error(lambda: read_folder(tmp_path)), str(tmp_path / "walk"), "without videos (1)", "mp4, avi")
     touch(tmp_path, "walk/e.mp4", "walk/f.mp4")
-    assert has(read_folder(tmp_path).summary(), "2 videos", "ignored: a.mp4, b.mp4")
+    assert has(read_folder(tmp_path).summary(), "2 videos", "outside of class folders: a.mp4, b.mp4")
     for percent in (0, 100, -3):
         assert has(
             error(lambda p=percent: read_folder(tmp_path, val_percent=p)), "val_percent", "between 0 and 100"
@@ -236,7 +236,7 @@ def test_csv_paths_outside_root_and_repeats(csv_tree: Path, tmp_path_factory: py
     write_csv(csv_tree, [f"{other}/x.mp4 0", "./hug/../hug/b.avi 0", f"{csv_tree}/kick/c.avi 1", "kick/c.avi 1"])
     splits = read(csv_tree)
     assert splits.train.ids.tolist() == [str(other / "x.mp4"), "hug/b.avi", "kick/c.avi", "kick/c.avi"]
-    assert has(splits.summary(), "train.csv: 1 rows repeat")
+    assert has(splits.summary(), "train.csv: kept 1 duplicate row")
 
 
 def test_csv_finds_annotation_files(csv_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_csv_missing_videos(tmp_path: Path) -> None:
 def test_csv_for_evaluation_only(csv_tree: Path) -> None:
     write_csv(csv_tree, [])
     assert "classes=<file>" in error(lambda: read_csv(csv_tree, train=None, val="val.csv"))
-    assert "val=<file> is needed" in error(lambda: read_csv(csv_tree, train="train.csv", val=""))
+    assert "set data.val=<file>" in error(lambda: read_csv(csv_tree, train="train.csv", val=""))
     write(csv_tree / "names.txt", "hug", "kick", "push")
     splits = read_csv(csv_tree, train=None, val="val.csv", classes="names.txt")
     assert (len(splits.train), len(splits.val), splits.classes[""]) == (0, 2, ("hug", "kick", "push"))
@@ -500,7 +500,7 @@ def test_several_labels_wrong(csv_tree: Path, train: list[str], val: list[str], 
 def test_a_video_may_come_again_with_the_same_labels(csv_tree: Path) -> None:
     splits = read_several(csv_tree, ["hug/b.avi a;b", "hug/b.avi b;a"])
     assert labels(splits.train) == [(0, 1), (0, 1)]
-    assert "1 rows repeat" in splits.summary()
+    assert "kept 1 duplicate row" in splits.summary()
 
 
 def test_a_semicolon_is_part_of_one_label_unless_told(csv_tree: Path) -> None:

@@ -150,7 +150,7 @@ def test_missing_videos_are_counted(tree: Callable[[str], Path], dataset: str) -
     ("dataset", "row", "expected"),
     [
         ("moments_in_time", "clapping/a.mp4", "`path,label,positive votes,negative votes`"),
-        ("moments_in_time", "clapping/a,clapping,3,1", "video's extension"),
+        ("moments_in_time", "clapping/a,clapping,3,1", "video extension"),
         ("moments_in_time", "clapping/a.mp4,clapping,three,1", "votes"),
         ("moments_in_time", "clapping/a.mp4,,3,1", "votes"),
         ("epic_kitchens100", "P01_1,P01,P01_01", "HH:MM:SS.xx"),
@@ -327,7 +327,7 @@ def test_real_kinetics_400(shared: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert (len(splits.train), len(splits.classes[""])) == (19_906, 400)
     assert splits.classes[""] == tuple((folder / "label_map_k400.txt").read_text().splitlines())
     assert len(splits.notices) == 1  # train and val are the same
-    assert "share 19906 clips" in splits.notices[0]
+    assert "share 19,906 clips" in splits.notices[0]
 
     # either published map gives the same ids, though one of them writes nine names without parentheses
     for labels in ("kinetics_400_labels.csv", "label_map_k400.txt"):

@@ -171,6 +171,6 @@ class Splits:
                 if isinstance(split.labels, LabelSets):
                     sizes = split.labels.sizes
                     spread += f"; {sizes.sum() / max(len(sizes), 1):.1f} classes per clip, "
-                    spread += f"{plural(np.count_nonzero(sizes == 0), 'clip')} without a label"
+                    spread += f"{plural(int(np.count_nonzero(sizes == 0)), 'clip')} without a label"
                 lines.append(f"{name:<8} {len(split)} clips, {spread}")
         return "\n".join(lines + [f"note     {printable(notice)}" for notice in self.notices])
