@@ -1,4 +1,4 @@
-"""python eval.py ckpt_path=FILE [eval.views=4x3] ...: score a checkpoint. Configuration: conf/eval.yaml."""
+"""Evaluate a checkpoint: python eval.py ckpt_path=FILE [eval.views=4x3] ... It reads conf/eval.yaml."""
 
 import hydra
 from omegaconf import DictConfig

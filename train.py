@@ -1,4 +1,4 @@
-"""python train.py [model=vivit_fe] [data=kinetics400] ...: train ViViT. Configuration: conf/train.yaml."""
+"""Train ViViT: python train.py [model=vivit_fe] [data=kinetics400] ... It reads conf/train.yaml."""
 
 import hydra
 from omegaconf import DictConfig
@@ -10,7 +10,7 @@ from vivit_train.utils.utf8 import in_utf_8
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    if is_job():  # of a multirun: this command again, for it alone
+    if is_job():  # A job of a multirun runs in a child process, as a single run.
         return run_job(cfg, __file__)
     end_on_signals()
     from vivit_train.run import train

@@ -128,13 +128,13 @@ def test_whole_training_steps(config: Callable[..., DictConfig]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model", "--batch", "0"], "--batch 0: expected numbers, such as 1,2,4"),
-        (["model", "--mode", "test"], "--mode test: 'test' is none of train, infer"),
-        (["model", "--dtype", "int8"], "--dtype int8: 'int8' is none of float32, bf16, fp16"),
+        (["model", "--batch", "0"], "--batch 0: expected comma-separated numbers, such as 1,2,4"),
+        (["model", "--mode", "test"], "--mode test: 'test' is not one of train, infer"),
+        (["model", "--dtype", "int8"], "--dtype int8: 'int8' is not one of float32, bf16, fp16"),
         (["model", "--device", "tpu"], "--device tpu: cpu, cuda or auto"),
         (["model", "data.crop=33"], "height 33 is not a multiple"),
         (["growth", "model.heads=3", "--crops", "32"], "vivit_fdp gives half of its heads to time"),
-        (["growth", "--mode", "train,infer"], "--mode train,infer: one of train, infer"),
+        (["growth", "--mode", "train,infer"], "--mode train,infer: must be one of train, infer"),
         (["train", "data.crop=33"], "height 33 is not a multiple"),
     ],
 )

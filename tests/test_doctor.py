@@ -142,13 +142,13 @@ def sick(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Examined:
         ("crash.mp4", "crash", "exit code 3"),
         ("hang.mp4", "hang", "no answer within 2 s"),
         ("bug.mp4", "unreadable", "ValueError: told to"),
-        ("one_frame.mp4", "short", "1 frames; a clip takes 7"),
+        ("one_frame.mp4", "short", "1 frame; a clip needs 7"),
         ("open.mp4", "not for decord", "open GOP"),
         ("slow.avi", "slow seek", "AVI with B-frames"),
         ("turned.mp4", "rotated", "by 90 degrees"),
         ("uneven.mp4", "variable rate", "from 33 to 267 ms between frames"),
-        ("shared.mp4", "shared", "also val's"),
-        ("zz_twice.mp4", "duplicate", "also train's"),
+        ("shared.mp4", "shared", "same content as val video"),
+        ("zz_twice.mp4", "duplicate", "same content as train video"),
     ],
 )
 @pytest.mark.fault("vivit prepare and vivit doctor")
@@ -272,8 +272,8 @@ def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: 
     splits = read_splits(cfg)
     assert any("8 of 28 videos found" in notice for notice in splits.notices)
     notes = counts_notes(cfg, splits, {"train": splits.train})
-    assert "8 of the 3,570 train videos that hmdb51 was published with" in notes
-    assert "train: 4 (0) to 4 (0) clips per class, 1.0 to 1" in notes
+    assert "8 of the 3,570 published train videos of hmdb51" in notes
+    assert "train: 4 clips per class (balanced)" in notes
 
 
 def test_segments_are_short_or_behind_the_end_by_themselves(videos: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path, happened:
     first = state.read_text().splitlines()[:3]
     result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert "of 48 files are known from" in result.stdout
+    assert "of 48 files are reused from" in result.stdout
     assert state.read_text().splitlines()[:3] == first
     last = result.stdout.splitlines()[-1].split()
     assert last[:2] == ["python", "train.py"]

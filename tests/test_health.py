@@ -92,22 +92,22 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
         return result.output
 
     said = replayed()  # nothing is wrong with the weights
-    assert "all is finite here" in said
+    assert "everything is finite in float32" in said
     happened("A loss of nan", stopped)
-    same, other = re.findall(r"loss: (\S+); in the run (\S+)\n", said)  # mixed and dropped as they were
+    same, other = re.findall(r"loss: (\S+) here, (\S+) in the run\n", said)  # mixed and dropped as they were
     assert float(same[0]) == float(same[1])
     assert other[1] == "nan"
 
     good = saved["state_dict"]["net.encoder.blocks.0.mlp.fc2.weight"]
     saved["state_dict"]["net.encoder.blocks.0.mlp.fc2.weight"] = good * 3e38 / good.abs().max()
     said = replayed()
-    assert said.count("forward: encoder.blocks.0.mlp.fc2 gives inf, from a finite input") == 2
-    assert "first for head.weight" in said or "first for head.bias" in said
-    assert said.count("<- its logits are not finite") == 8
+    assert said.count("forward: encoder.blocks.0.mlp.fc2 outputs inf from a finite input") == 2
+    assert "first at head.weight" in said or "first at head.bias" in said
+    assert said.count("<- logits are not finite") == 8
     happened("A weight of 3e38, and then `vivit replay`", said)
     saved["state_dict"]["net.encoder.blocks.0.mlp.fc2.weight"] = good
     saved["state_dict"]["net.encoder.blocks.0.attention.qkv.bias"] += 1e30  # what attention cannot multiply
-    assert "forward: encoder.blocks.0.attention.out gives nan, from an input" in replayed()
+    assert "forward: encoder.blocks.0.attention.out outputs nan from an input" in replayed()
 
     def refused(path: Path, words: str) -> None:
         with pytest.raises(UserError, match=words):
@@ -117,7 +117,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
     refused(tmp_path / "run/checkpoints/last.ckpt", "holds no step to replay")
     del saved["replay"]["micro_batches"][0]["seed"]
     torch.save(saved, file)
-    refused(file, "does not hold what a step is made of: 'seed'")
+    refused(file, "does not hold a valid step: 'seed'")
     saved["vivit_train"]["config"]["model"]["_target_"] = "os.system"
     torch.save(saved, file)
     refused(file, "refusing to call 'os.system'")

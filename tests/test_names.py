@@ -207,7 +207,7 @@ def test_prepare_refuses_a_listed_video_outside_its_folder(tmp_path: Path, happe
     listed = tmp_path / "list.txt"
     for row in ("../../x.mp4", "/etc/x.mp4", "a/../../../x.mp4", "a\0.mp4"):
         listed.write_text(f"{row}\n")
-        with pytest.raises(UserError, match=r"lists what is no file below") as found:
+        with pytest.raises(UserError, match=r"lists paths that are not files below") as found:
             prepare(source, target, Settings(), workers=1, listed=listed)
         assert "x.mp4" in str(found.value) or r"\x00" in str(found.value)
     assert not target.exists()
@@ -321,7 +321,7 @@ def test_prepare_knows_videos_of_hostile_names_again(
     (source / "\x1b[2J.mp4").write_text("no video")
     for _ in range(2):
         prepare(source, target, Settings(), workers=2)
-    assert f"6 videos: 5 are done, 1 to make, {Settings()}" in caplog.messages
+    assert f"6 videos: 5 done, 1 to re-encode, {Settings()}" in caplog.messages
     assert sorted(path.name for path in target.glob("*.mp4")) == sorted(
         path.name for path in source.iterdir() if path.is_symlink()
     )

@@ -117,7 +117,7 @@ def test_a_tree_is_mirrored_and_a_second_run_does_nothing(
     target = tmp_path / "out"
     (source / "a/0.srt").touch()
     prepare(source, target, SETTINGS, workers=2)
-    assert f"no videos by their names, so left out of {source}: 1 .srt" in caplog.messages
+    assert f"files without a video extension are ignored in {source}: 1 .srt" in caplog.messages
     videos = ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
     assert made(target) == [*videos, "manifest.csv", "train.csv"]
     (advice,) = [line for line in caplog.messages if "sed" in line]  # what to do about annotation files
@@ -169,7 +169,7 @@ def test_shards_partition_the_videos_and_a_last_run_gathers_their_tables(
     assert sorted(chain(*parts)) == ["a/0.mp4", "a/1.mp4", "b/0.mp4", "b/deep/2.mp4"]
     caplog.clear()
     prepare(source, target, SETTINGS)
-    assert caplog.messages[1] == "4 videos: 4 are done, 0 to make, short_side=64 gop=16 crf=23"
+    assert caplog.messages[1] == "4 videos: 4 done, 0 to re-encode, short_side=64 gop=16 crf=23"
     assert len(rows(target / "manifest.csv")) == 4
 
 
@@ -185,7 +185,7 @@ def test_a_list_chooses(source: Path, tmp_path: Path) -> None:
     prepare(source, target, SETTINGS, listed=listed)
     assert made(target) == ["a/1.mp4", "b/deep/2.mp4", "manifest.csv", "train.csv"]
     listed.write_text("a/7.avi\n/etc/passwd\n")
-    with pytest.raises(UserError, match=r"lists what is no file below(.|\n)*7.avi"):
+    with pytest.raises(UserError, match=r"lists paths that are not files below(.|\n)*7.avi"):
         prepare(source, target, SETTINGS, listed=listed)
 
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_read_is_listed_with_its_reason(
     assert list(reasons) == ["a/bad.mp4", "a/empty.mp4", "b/gone.mp4"]
     assert "not a video" in reasons["a/bad.mp4"]
     assert "empty" in reasons["a/empty.mp4"]
-    assert "3 of 7 videos could not be made" in caplog.messages[-1]
+    assert "3 of 7 videos could not be re-encoded" in caplog.messages[-1]
     for name in ("a/bad.mp4", "a/empty.mp4", "b/gone.mp4"):
         assert not (target / name).exists()
         (source / name).unlink()
@@ -248,7 +248,7 @@ def test_names_may_be_as_long_as_any(source: Path, tmp_path: Path) -> None:
 def test_a_video_that_takes_too_long_fails(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     encode(tmp_path / "in/long.mp4", frames=500, size=(320, 256), preset="ultrafast")
-    with pytest.raises(UserError, match=r"1 of 1 videos could not be made(.|\n)*long.mp4: no answer within"):
+    with pytest.raises(UserError, match=r"1 of 1 video could not be re-encoded(.|\n)*long.mp4: no answer within"):
         prepare(tmp_path / "in", tmp_path / "out", SETTINGS, timeout_s=-1)
     assert made(tmp_path / "out") == ["failed.csv", "manifest.csv"]
 
@@ -264,7 +264,7 @@ def test_two_videos_of_one_name_are_refused(source: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("target", [".", "out", ".."])
 def test_one_folder_within_the_other_is_refused(target: str, source: Path) -> None:
-    with pytest.raises(UserError, match="neither may be within the other"):
+    with pytest.raises(UserError, match="neither folder may be inside the other"):
         prepare(source, source / target, SETTINGS)
 
 
@@ -308,4 +308,4 @@ def test_the_command_fails_where_nothing_could_be_made(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "error: 1 of 1 videos could not be made, listed in" in done.stderr
+    assert "error: 1 of 1 video could not be re-encoded; " in done.stderr

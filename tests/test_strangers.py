@@ -463,7 +463,7 @@ def test_a_search_s_file_is_no_command_line(name: str, value: Any, tmp_path: Pat
     searching: Any = Search(
         str(tmp_path / "journal"), n_trials=2, n_jobs=1, params=params, seed=0, sampler=sampler
     )
-    with pytest.raises(UserError, match="which this command does not search") as error:
+    with pytest.raises(UserError, match="which is not in the search space") as error:
         searching.sweep([])
     happened(f"A search's file whose open trial says {name} = {value}", error.value)
 
@@ -472,7 +472,7 @@ def test_a_search_s_file_that_holds_something_else_is_one_message(tmp_path: Path
     pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
     for text in ('{"op_code": 99}\n', "[[[[\n" * 3, '{"op_code": 0}\n', '"x"\n{}\n'):
         (tmp_path / "journal").write_text(text)
-        with pytest.raises(UserError, match="is no search of this program"):
+        with pytest.raises(UserError, match="is damaged or not a search of vivit-train"):
             open_study(str(tmp_path / "journal"))
 
 

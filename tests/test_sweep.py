@@ -123,9 +123,10 @@ def test_ranks_that_cannot_agree_are_refused(tmp_path: Path, multirun: bool) -> 
     result = run([sys.executable, str(ROOT / "train.py"), *arguments], tmp_path, **by_srun)
     assert result.returncode == 1
     assert result.stderr == (
-        "error: a sweep is one process, which starts the ranks of its jobs: start it without srun or torchrun\n"
+        "error: a sweep is one process that starts the ranks of its jobs: start it without srun or torchrun\n"
         if multirun
-        else "error: the processes of a run need one folder, and their clocks differ: hydra.run.dir=DIR names it\n"
+        else "error: the processes of a run must share one folder, but its name contains the time: "
+        "set hydra.run.dir=DIR\n"
     )
     assert not (tmp_path / "runs").exists()
 

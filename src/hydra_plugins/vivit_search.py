@@ -1,6 +1,6 @@
-"""Hydra's `hydra/sweeper=search`: Optuna proposes the jobs.
+"""The Hydra sweeper `hydra/sweeper=search`, for which Optuna proposes the jobs.
 
-Hydra takes plugins from the package hydra_plugins alone, and imports them at each start: nothing heavy at the top.
+Hydra finds plugins only in the package hydra_plugins and imports them at every start, so heavy imports are local.
 """
 
 from collections.abc import Mapping
@@ -22,19 +22,20 @@ from vivit_train.utils.errors import UserError
 
 
 class Search(Sweeper):
-    """Has Optuna propose jobs, launches them and tells it their val/score, until there are `n_trials`.
+    """Asks Optuna for jobs, launches them and reports their val/score, until there are `n_trials` trials.
 
-    The trials are kept in a file, and what is drawn is a function of (seed, number of the trial): the same command
-    goes on with a search that was killed as if it had not been. Trials that did not end are launched again first.
+    The trials are stored in a file, and the values of a trial depend only on the seed and the number of the trial.
+    After a search is killed, the same command therefore resumes it with the same trials. Unfinished trials are
+    launched first.
 
     Args:
-        storage: the file.
-        n_trials: of all starts together, with those that failed.
-        n_jobs: launched at a time, for a launcher that runs them side by side.
-        params: name -> interval(low, high), tag(log, interval(low, high)), choice(...) or range(...); the command
-            line may have others, or fix one of these.
-        seed: of the draws.
-        sampler: node of one of Optuna's samplers that take a seed.
+        storage: File that stores the trials.
+        n_trials: Total number of trials over all starts of the search, including failed ones.
+        n_jobs: Number of jobs to launch at a time, for launchers that run jobs in parallel.
+        params: Search space, a mapping of names to interval(low, high), tag(log, interval(low, high)), choice(...)
+            or range(...). The command line can add parameters or set one of these to a fixed value.
+        seed: Seed of the sampler.
+        sampler: Configuration node of an Optuna sampler that takes a seed.
     """
 
     def __init__(
@@ -49,14 +50,18 @@ class Search(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """
+        """Run the search.
+
+        Args:
+            arguments: Overrides of the command line.
+
         Raises:
             UserError: Optuna is not installed, or an interval has no values.
         """
         study = open_study(self.storage)
         texts = [*(f"{name!s}={text}" for name, text in self.params.items()), *arguments]
         parsed = OverridesParser.create().parse_overrides(texts)
-        overrides = {override.get_key_element(): override for override in parsed}  # the last one counts
+        overrides = {override.get_key_element(): override for override in parsed}  # The last override wins.
         fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
         space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
         waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
@@ -79,7 +84,7 @@ class Search(Sweeper):
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna draws from; choices are texts, as they stand on a command line."""
+    """Convert an override to a distribution of Optuna. Choices are strings, as on the command line."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     span = override.value()
@@ -95,10 +100,10 @@ def distribution(override: Override) -> Any:
 
 
 def check_choices(storage: str, params: Mapping[str, Any], space: Mapping[str, Any]) -> None:
-    """Checks a trial that did not end, as a search's file has it: it becomes a command line.
+    """Check the stored parameters of an unfinished trial, which become part of a command line.
 
     Raises:
-        UserError: a name or a value is none that this command searches.
+        UserError: A name or a value is outside the search space of this command.
     """
     for name, value in params.items():
         span = space.get(name)
@@ -110,8 +115,8 @@ def check_choices(storage: str, params: Mapping[str, Any], space: Mapping[str, A
             found = type(value) in (int, float) and span.low <= value <= span.high
         if not found:
             raise UserError(
-                f"{storage} holds a trial with {shown(name)} = {shown(value)}, which this command does not "
-                "search: hydra.sweep.dir=DIR starts another search"
+                f"{storage} holds a trial with {shown(name)} = {shown(value)}, which is not in the search space "
+                "of this command: set hydra.sweep.dir=DIR to start another search"
             )
 
 

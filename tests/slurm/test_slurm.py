@@ -116,7 +116,7 @@ def test_a_run_outlives_its_time_limit(
 def test_ranks_without_a_common_folder_are_refused(slurm: Slurm, tmp_path: Path, happened: Happened) -> None:
     result = slurm("srun", "--ntasks-per-node=2", sys.executable, str(ROOT / "train.py"), cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.count("error: the processes of a run need one folder") == 1
+    assert result.stderr.count("error: the processes of a run must share one folder") == 1
     assert not os.listdir(tmp_path)
     happened("srun without `hydra.run.dir`", result.stderr)
 

@@ -1,1 +1,1 @@
-"""Commands beside training: prepare, doctor, bench, replay, sweeps."""
+"""Commands beside training: prepare, doctor, bench, replay and sweeps."""

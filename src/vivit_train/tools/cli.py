@@ -1,4 +1,4 @@
-"""`vivit ...`: the tools beside train.py and eval.py. Each is a module, imported when it is called."""
+"""The `vivit` command: the tools beside train.py and eval.py. Each tool's module is imported when it is called."""
 
 import logging
 import re
@@ -16,50 +16,57 @@ log = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="As for train.py: data=folder data.root=DIR data.frames=16 ...")
+    list[str] | None,
+    typer.Argument(help="Overrides as for train.py: data=folder data.root=DIR data.frames=16 ..."),
 ]
-bench = typer.Typer(no_args_is_help=True, help="How fast it is, on this machine and these files.")
+bench = typer.Typer(no_args_is_help=True, help="Measure the speed of data loader and model on this machine.")
 app.add_typer(bench, name="bench")
 
 
 @app.callback()
 def vivit() -> None:
-    """Tools for the videos, the speed and the results of vivit-train."""
+    """Prepare and check videos, measure speed and replay failed steps for vivit-train."""
 
 
 def compose(overrides: list[str] | None, run_dir: Path) -> DictConfig:
-    """The configuration that train.py would have with these overrides."""
+    """Compose the configuration that train.py would use with these overrides."""
     import hydra
 
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "conf", package.parents[1] / "conf") if f.is_dir()), None)
     if folder is None:
-        raise UserError("the configuration's folder conf/ is neither in the package nor beside src/")
+        raise UserError("the configuration folder conf/ is neither in the package nor next to src/")
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
         return hydra.compose("train", [f"run_dir={run_dir}", *(overrides or [])])
 
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of the videos, with all below it.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Source folder, searched recursively.")],
     target: Annotated[
-        Path, typer.Argument(metavar="DST", help="Made like it: every video under its name, as .mp4.")
+        Path, typer.Argument(metavar="DST", help="Output folder: same folder structure, every video as .mp4.")
     ],
     short_side: Annotated[
-        int, typer.Option(help="Pixels: data.short_side of the recipe. Nothing is enlarged.")
+        int, typer.Option(help="Short side in pixels, as data.short_side. Videos are never upscaled.")
     ] = 256,
-    gop: Annotated[int, typer.Option(help="Frames from one key frame to the next.")] = 32,
-    crf: Annotated[int, typer.Option(help="Quality of x264: 18 is hard to tell from the source, 28 shows.")] = 23,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one for each core.")] = None,
+    gop: Annotated[int, typer.Option(help="GOP size: frames from one key frame to the next.")] = 32,
+    crf: Annotated[
+        int, typer.Option(help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts.")
+    ] = 23,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="One of N parts, 0/N to N-1/N; job arrays.")
+        str | None,
+        typer.Option(metavar="I/N", help="Process only part I of N, from 0/N to N-1/N, as in a job array."),
     ] = None,
-    listed: Annotated[Path | None, typer.Option("--list", help="Only the videos that this file lists.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a file may take, besides 10 per MB.")] = 3600,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="Process only the videos that this file lists.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Time limit per video in seconds, plus 10 s per MB.")] = 3600,
 ) -> None:
-    """Encode videos anew for fast training: small, short closed GOPs, upright, without sound; the same frames.
+    """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
-    What is done is not done again. DST/manifest.csv holds checksums, DST/failed.csv what could not be read.
+    The frames and their timestamps stay the same. Videos that are already done are skipped. DST/manifest.csv lists
+    the videos with their checksums; DST/failed.csv lists the videos that could not be read.
     """
     from vivit_train.tools.encode import Settings
     from vivit_train.tools.prepare import prepare as make
@@ -71,13 +78,13 @@ def prepare(
 @app.command()
 def doctor(
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Where the report goes; default doctor/<data name>.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read files; default one per processor.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
+    workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
     every_frame: Annotated[
-        bool, typer.Option("--every-frame", help="Decode whole files: slow, and sure.")
+        bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
     ] = False,
 ) -> None:
-    """Looks at every video of a data set before training does, and says what is wrong with it."""
+    """Check every video of a dataset before training and report what is wrong with it."""
     from vivit_train.tools.doctor.run import examine
     from vivit_train.utils.process_pool import usable_cores
 
@@ -89,10 +96,14 @@ def doctor(
 @app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A step that a run saved: <run folder>/nonfinite/*.pt")],
-    out: Annotated[Path | None, typer.Option(help="The clips as a picture; default beside FILE.")] = None,
-    trusted: Annotated[list[str] | None, typer.Option(help="Your own package that defines the model.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Contact sheet of the clips. Default: next to FILE, as .png.")
+    ] = None,
+    trusted: Annotated[
+        list[str] | None, typer.Option(help="Your own package that defines the model. May be repeated.")
+    ] = None,
 ) -> None:
-    """Repeats a step whose loss or gradient was not finite, and says where that began."""
+    """Repeat a step whose loss or gradient was not finite and report where the first NaN or inf appears."""
     from vivit_train.tools.replay import replay as repeat
 
     repeat(file, out or file.with_suffix(".png"), trusted or ())
@@ -101,20 +112,28 @@ def replay(
 @bench.command()
 def loader(
     overrides: Overrides = None,
-    clips: Annotated[int, typer.Option(min=1, help="Videos in the random sample.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured; the medians count.")] = 3,
-    workers: Annotated[str, typer.Option(help="Numbers of processes, as 1,2,4; else up to the cores.")] = "",
-    gpu: Annotated[float, typer.Option(min=0.1, help="Clips/s that the GPU eats, for the advice.")] = 120,
-    gop: Annotated[int, typer.Option(min=1, help="Of the files that `vivit prepare` would make.")] = 32,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the numbers go too.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Number of videos in the random sample.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of measurements. Their medians are reported.")] = 3,
+    workers: Annotated[
+        str, typer.Option(help="Numbers of workers to try, such as 1,2,4. Default: up to the number of cores.")
+    ] = "",
+    gpu: Annotated[
+        float, typer.Option(min=0.1, help="Clips/s that the GPU consumes. The advice is based on it.")
+    ] = 120,
+    gop: Annotated[
+        int, typer.Option(min=1, help="GOP size in frames of the files that `vivit prepare` would write.")
+    ] = 32,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write results to this JSON file.")
+    ] = None,
 ) -> None:
-    """Clips/s by number of workers, milliseconds by stage, libavcodec's own limit, and what would help."""
+    """Measure the data loader: clips/s by number of workers, time per stage, the limit of libavcodec; advise."""
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.loader import bench_loader, save, table
 
     if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
-        raise UserError(f"--workers {workers}: expected numbers, such as 1,2,4")
+        raise UserError(f"--workers {workers}: expected comma-separated numbers, such as 1,2,4")
     numbers = [int(number) for number in workers.split(",") if number]
     with TemporaryDirectory() as folder:
         cfg = compose(overrides, Path(folder))
@@ -124,26 +143,28 @@ def loader(
         save(result, json)
 
 
-Batches = Annotated[str, typer.Option("--batch", help="Numbers of clips, as 1,2,4,8.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Timed steps of each; the medians count.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where the numbers go too.")]
+Batches = Annotated[str, typer.Option("--batch", help="Batch sizes in clips, such as 1,2,4,8.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda if available, otherwise cpu.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Timed steps of each. Medians are reported.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write results to this JSON file.")
+]
 
 
 @bench.command()
 def model(
     overrides: Overrides = None,
     batch: Batches = "1,2,4,8",
-    mode: Annotated[str, typer.Option(help="train, infer")] = "train,infer",
-    dtype: Annotated[str, typer.Option(help="float32, bf16, fp16")] = "float32",
+    mode: Annotated[str, typer.Option(help="train, infer, or both: train,infer.")] = "train,infer",
+    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16, or a comma-separated list.")] = "float32",
     variants: Annotated[
-        str, typer.Option(help="eager, sdpa, compiled: all relative to the first.")
+        str, typer.Option(help="Any of eager, sdpa and compiled. The first one is the baseline.")
     ] = "eager,sdpa",
     device: Device = "auto",
     rounds: Rounds = 5,
     json: JsonFile = None,
 ) -> None:
-    """A model's clips/s, peak memory and MFU: attention step by step, fused, and compiled; what limits it."""
+    """Measure a model's clips/s, peak memory and MFU with eager, fused or compiled attention; report the limit."""
     from vivit_train.tools.bench import model
 
     cells = model.cells(
@@ -166,15 +187,15 @@ def model(
 @bench.command()
 def growth(
     overrides: Overrides = None,
-    picture: Annotated[Path, typer.Option(metavar="FILE", help="A PNG.")] = Path("growth.png"),
-    frames: Annotated[str, typer.Option(help="Numbers of frames.")] = "8,16,32,64,128",
-    crops: Annotated[str, typer.Option(help="Sides of the crop in pixels.")] = "112,160,224,320",
-    mode: Annotated[str, typer.Option(help="train or infer")] = "train",
-    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16")] = "float32",
+    picture: Annotated[Path, typer.Option(metavar="FILE", help="PNG file for the plot.")] = Path("growth.png"),
+    frames: Annotated[str, typer.Option(help="Numbers of frames to measure.")] = "8,16,32,64,128",
+    crops: Annotated[str, typer.Option(help="Crop sizes to measure, in pixels.")] = "112,160,224,320",
+    mode: Annotated[str, typer.Option(help="train or infer.")] = "train",
+    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16.")] = "float32",
     device: Device = "auto",
     rounds: Rounds = 3,
 ) -> None:
-    """How the four models' time and memory grow with frames and resolution, drawn beside what is expected."""
+    """Plot how the time and memory of the four models grow with frames and resolution, measured and expected."""
     from omegaconf import OmegaConf
 
     from vivit_train.models.vivit import MODELS
@@ -187,7 +208,7 @@ def growth(
         nodes[name] = OmegaConf.to_container(cfg.model, resolve=True)
     for option, value, known in (("--mode", mode, model.MODES), ("--dtype", dtype, (*model.DTYPES,))):
         if value not in known:
-            raise UserError(f"{option} {value}: one of {', '.join(known)}")
+            raise UserError(f"{option} {value}: must be one of {', '.join(known)}")
     points = []
     for point in growth.growth(
         nodes,
@@ -200,16 +221,16 @@ def growth(
     ):
         points.append(point)
         growth_curves(picture, growth.curves(points), growth.ORDERS, growth.title(points))
-    log.info("\n".join([growth.title(points), "", growth.table(points), "", f"picture: {picture}"]))
+    log.info("\n".join([growth.title(points), "", growth.table(points), "", f"written: {picture}"]))
 
 
 @bench.command()
 def train(
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps that are timed.")] = 10,
+    steps: Annotated[int, typer.Option(min=2, help="Number of timed optimizer steps.")] = 10,
     json: JsonFile = None,
 ) -> None:
-    """Whole training steps on clips that are there already: what the model could do if it never waited for one."""
+    """Measure whole training steps on clips in memory: the throughput if the model never waits for data."""
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.train import bench_train, save, table
@@ -223,14 +244,14 @@ def train(
 
 def numbers(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise UserError(f"{option} {text}: expected numbers, such as 1,2,4")
+        raise UserError(f"{option} {text}: expected comma-separated numbers, such as 1,2,4")
     return [int(number) for number in text.split(",")]
 
 
 def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
     if unknown := [name for name in chosen if name not in known]:
-        raise UserError(f"{option} {text}: '{unknown[0]}' is none of {', '.join(known)}")
+        raise UserError(f"{option} {text}: '{unknown[0]}' is not one of {', '.join(known)}")
     return chosen
 
 

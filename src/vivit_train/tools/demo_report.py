@@ -1,10 +1,10 @@
-"""The demo's result: does the model see motion, or only pictures?
+"""Report the demo's result: does the model recognize motion or only single frames?
 
     python -m vivit_train.tools.demo_report runs/demo
 
-Reads the predictions of three evaluations of one checkpoint: frames as they are (RUN), reversed (RUN/reversed)
-and shuffled (RUN/shuffled). Played backwards, a clip of one class is a clip of its partner; shuffled, it is
-neither.
+The report reads the predictions of three evaluations of one checkpoint: with the frames in their order (RUN),
+reversed (RUN/reversed) and shuffled (RUN/shuffled). A reversed clip of one class looks like a clip of the partner
+class. A shuffled clip looks like neither.
 """
 
 import csv
@@ -27,13 +27,13 @@ ORDERS = {"forward": ".", "reversed": "reversed", "shuffled": "shuffled"}
 
 
 def read_predictions(run: Path) -> list[tuple[str, str, str]]:
-    """(id, label, prediction) of every test video."""
+    """Return (id, label, prediction) for every test video."""
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return [(row["id"], row["label"], row["prediction"]) for row in csv.DictReader(file)]
 
 
 def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: Path) -> None:
-    """A film strip per class, and below it what the model says of the test videos in each order."""
+    """Draw a film strip per class and, below, the confusion matrix of the test videos for each frame order."""
     figure = Figure(figsize=(13, 10.5), dpi=90, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     axes = halves[0].subplots(4, 2)
@@ -43,11 +43,11 @@ def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: P
         apart = np.pad(frames_THWC, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
         axis.imshow(np.concatenate(list(apart), axis=1))
         axis.set(xticks=[], yticks=[])
-        axis.set_title(drawn(f"{label}: the model says {prediction}"), fontsize=10, loc="left")
+        axis.set_title(drawn(f"{label}: predicted {prediction}"), fontsize=10, loc="left")
     for axis, (order, rows) in zip(halves[1].subplots(1, 3), predictions.items(), strict=True):
         labels = np.array([CLASSES.index(label) for _, label, _ in rows])
         guesses = np.array([CLASSES.index(prediction) for *_, prediction in rows])
-        confusion_axis(axis, labels, guesses, CLASSES, f"frames {order}: {np.mean(labels == guesses):.0%} right")
+        confusion_axis(axis, labels, guesses, CLASSES, f"frames {order}: {np.mean(labels == guesses):.0%} correct")
     save(figure, path)
 
 
@@ -55,16 +55,14 @@ def main(run: Path) -> None:
     predictions = {order: read_predictions(run / folder) for order, folder in ORDERS.items()}
     right = {order: np.mean([label == guess for _, label, guess in rows]) for order, rows in predictions.items()}
     partner = np.mean([PARTNER[label] == guess for _, label, guess in predictions["reversed"]])
-    log.info(f"frames as they are:  {right['forward']:.1%} of {len(predictions['forward'])} test videos right")
-    log.info(
-        f"frames reversed:     {partner:.1%} taken for the partner class (left for right, approach for recede)"
-    )
-    log.info(f"frames shuffled:     {right['shuffled']:.1%} right")
+    log.info(f"frames in order:  {right['forward']:.1%} of {len(predictions['forward'])} test videos correct")
+    log.info(f"frames reversed:  {partner:.1%} predicted as the partner class (left as right, approach as recede)")
+    log.info(f"frames shuffled:  {right['shuffled']:.1%} correct")
     draw(run / "demo.png", predictions, Path("data/demo"))
     log.info(
-        f"Look at {run}/demo.png (result), {run}/curves.png (training), {run}/contact_sheet.png (what it saw).\n"
+        f"See {run}/demo.png (results), {run}/curves.png (training), {run}/contact_sheet.png (training clips).\n"
         "Try next:\n"
-        f"  python eval.py ckpt_path={run}/checkpoints/best.ckpt eval.views=4x1   # more clips of each video\n"
+        f"  python eval.py ckpt_path={run}/checkpoints/best.ckpt eval.views=4x1   # more clips per video\n"
         "  python train.py model=vivit_st                                        # another of the four models\n"
         "  python train.py data=folder data.root=DIR init=imagenet               # your videos, in class folders"
     )

@@ -1,4 +1,4 @@
-"""Encodes one video again, small and quick to read at any place."""
+"""Re-encode one video: downscaled, and fast to seek and decode."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,20 +14,20 @@ from vivit_train.data.video.container import OPENING
 from vivit_train.data.video.scan import VideoInfo, probe
 from vivit_train.utils.errors import UserError, VideoError, reason
 
-# x264's: entropy coding that is quick to undo, and three of four frames such that no other refers to them: readers
-# skip those that they do not want (docs/benchmarks.md, "What `vivit prepare` writes")
+# x264 parameters for fast decoding: CAVLC decodes faster than CABAC, and three of four frames are B-frames that no
+# other frame refers to, so that a reader can skip them (docs/benchmarks.md, "What `vivit prepare` writes").
 QUICK_TO_READ = "cabac=0:bframes=3:b-adapt=0:b-pyramid=none"
-RGB, LIMITED = 0, 1  # of AVColorSpace, of AVColorRange
+RGB, LIMITED = 0, 1  # These are values of FFmpeg's enums AVColorSpace and AVColorRange.
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos are encoded.
+    """The settings of the encoder.
 
     Attributes:
-        short_side: in pixels, even; smaller videos keep their size.
-        gop: frames from one key frame to the next.
-        crf: x264's quality; lower is better and larger.
+        short_side: Length of the short side in pixels, an even number. Smaller videos keep their size.
+        gop: GOP size, the number of frames from one key frame to the next.
+        crf: Constant rate factor of x264. A lower value means higher quality and larger files.
     """
 
     short_side: int = 256
@@ -36,32 +36,35 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.short_side < 2 or self.short_side % 2 or self.gop < 1 or not 0 <= self.crf <= 51:
-            raise UserError(f"{self}: short_side must be even, gop at least 1 and crf within 0 and 51")
+            raise UserError(f"{self}: short_side must be even, gop at least 1 and crf between 0 and 51")
 
     def __str__(self) -> str:
         return f"short_side={self.short_side} gop={self.gop} crf={self.crf}"
 
 
 def encode(source: str, target: str, settings: Settings) -> VideoInfo:
-    """Write the video `source` as H.264 in mp4, without sound; returns what `target` shows.
+    """Re-encode the video `source` to `target` as H.264 in MP4, without audio.
+
+    Returns:
+        The information that `probe` finds about `target`.
 
     Raises:
-        VideoError: the source is missing, damaged or no video.
+        VideoError: The source is missing, damaged or not a video.
     """
     info = probe(source)
     count = _encode(source, target, info, settings, skip=0)
-    if count > info.num_frames:  # frames before the first key frame: the reader does not show them
+    if count > info.num_frames:  # The reader does not show frames before the first key frame, so skip them.
         count = min(_encode(source, target, info, settings, skip=count - info.num_frames), info.num_frames)
     if count != info.num_frames:
         raise VideoError(source, f"only {count} of its {info.num_frames} frames can be decoded")
     made = probe(target)
     if made.num_frames != count or not made.seek_safe:
-        raise VideoError(source, f"its copy shows {made.num_frames} of {count} frames {made.reason}")
+        raise VideoError(source, f"the re-encoded copy shows {made.num_frames} of {count} frames {made.reason}")
     return made
 
 
 def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip: int) -> int:
-    """Encode the frames after the first `skip`, as many as the reader shows; returns how many were decoded."""
+    """Encode as many frames as the reader shows, after the first `skip`; return the number of decoded frames."""
     shrink = min(1.0, settings.short_side / min(info.width, info.height))
     width, height = (max(2, min(round(side * shrink / 2), side // 2) * 2) for side in (info.width, info.height))
     stored = (height, width) if info.rotation % 180 else (width, height)
@@ -81,9 +84,9 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
             av.open(f"file:{target}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
         ):
             stream = container.streams.best("video")
-            assert isinstance(stream, VideoStream)  # as probe found
+            assert isinstance(stream, VideoStream)  # `probe` has found a video stream.
             read = stream.codec_context
-            read.thread_count = 1  # the processes are the parallelism
+            read.thread_count = 1  # One process per core already runs in parallel.
             encoder = out.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(100_000))
             encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
             gop = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
@@ -91,7 +94,7 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
             encoder.options = {"crf": str(settings.crf), "preset": "medium", "threads": "1", "x264-params": params}
             write = encoder.codec_context
             write.time_base, ticks = _clock(info, stream.time_base)
-            # of RGB, readers take what is not tagged for BT.601
+            # Readers assume BT.601 for untagged video, so RGB sources are converted to that.
             write.colorspace, space = (2, 5) if read.colorspace == RGB else (read.colorspace, read.colorspace)
             write.color_range = LIMITED
             write.color_primaries, write.color_trc = read.color_primaries, read.color_trc
@@ -100,23 +103,23 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
                     small = to_size(frame, dst_colorspace=space)
                     upright = _turn(small, info.rotation // 90) if info.rotation else small
                     upright.pts, upright.time_base = ticks[count - skip], write.time_base
-                    upright.pict_type = PictureType.NONE  # the encoder's to choose
+                    upright.pict_type = PictureType.NONE  # The encoder chooses the frame type.
                     out.mux(encoder.encode(upright))
                 count += 1
             out.mux(encoder.encode(None))
     except av.error.InvalidDataError as error:
         raise VideoError(source, f"damaged ({error.strerror})", kind="damaged") from error
-    except av.FFmpegError as error:  # perhaps of the disk that it is written to
+    except av.FFmpegError as error:  # This may also be a write error of the target disk.
         raise VideoError(source, reason(error)) from error
     return count
 
 
 def _clock(info: VideoInfo, unit: Fraction | None) -> tuple[Fraction, list[int]]:
-    """A unit of time, and when each frame is shown in it: the source's own unit, where that is fine enough."""
+    """Return a time base and the timestamps of the frames in it. A fine enough time base of the source is kept."""
     unit, rate = unit or Fraction(1, 90_000), Fraction(info.fps).limit_denominator(1001)
     times_s, even = info.times_s, np.arange(info.num_frames)
     if unit * rate < 0.1 and (abs(times_s - even / float(rate)) < float(unit)).all():
-        return 1 / rate, even.tolist()  # Matroska rounds to milliseconds, from which mp4 would get another rate
+        return 1 / rate, even.tolist()  # Matroska rounds to milliseconds, which would change the rate in MP4.
     ticks = np.rint(times_s / float(unit)).astype(np.int64)
     if (np.diff(ticks) > 0).all():
         return unit, ticks.tolist()
@@ -124,7 +127,7 @@ def _clock(info: VideoInfo, unit: Fraction | None) -> tuple[Fraction, list[int]]
 
 
 def _turn(frame: av.VideoFrame, quarters: int) -> av.VideoFrame:
-    """Turn a yuv420p frame counter-clockwise, plane by plane."""
+    """Rotate a yuv420p frame counterclockwise by quarter turns, plane by plane."""
     w, h = frame.width, frame.height
     flat = frame.to_ndarray().reshape(-1)
     planes = np.split(flat, [w * h, w * h * 5 // 4])

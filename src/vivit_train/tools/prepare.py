@@ -1,7 +1,7 @@
-"""`vivit prepare`: a data set's videos once more, quick to read: the size that training takes, short closed GOPs.
+"""`vivit prepare`: re-encode a dataset's videos for fast training, at training size and with short closed GOPs.
 
-The frames are those that `probe` and `read_frames` find in the source, at their times, turned upright. Files are
-made in child processes, so that one that crashes or hangs takes no other along.
+The frames are those that `probe` and `read_frames` find in the source, at the same times and rotated upright.
+Child processes encode the files, so that a video that crashes or hangs the decoder does not affect the others.
 """
 
 import csv
@@ -34,26 +34,32 @@ from vivit_train.data.annotations.files import (
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
-from vivit_train.utils.text import csv_cell, printable
+from vivit_train.utils.text import csv_cell, plural, printable
 
 log = logging.getLogger(__name__)
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
-FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")  # last: what shows a torn row
+# `bytes_after` is the last column: a row that a killed run cut short does not match the size of its file.
+FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")
 ANNOTATIONS = {".csv", ".tsv", ".txt", ".json"}
 OWN_TABLE = re.compile(r"(manifest|failed)(-\d+of\d+)?\.csv")
-S_PER_BYTE = 1e-5  # that a video may take besides its time limit: this ends what hangs, not what is long
-LINE_EVERY_S = 30.0  # progress where the output is no terminal
+S_PER_BYTE = 1e-5  # Large files get extra time: the limit is for videos that hang, not for long ones.
+LINE_EVERY_S = 30.0  # This is the interval of the progress lines if the output is not a terminal.
 Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video to make.
+    """One video to re-encode.
 
     Attributes:
-        source_name, target_name: as in tables: relative, with forward slashes.
-        partial: where it is made, beside `target`, and hidden, so that readers pass over it.
+        source: Path of the source video.
+        target: Path of the re-encoded video.
+        partial: Path of the hidden temporary file next to `target`. Readers of the folder ignore hidden files.
+        source_name: Path relative to the source folder, with forward slashes, as in the tables.
+        target_name: Path relative to the target folder, with forward slashes, as in the tables.
+        num_bytes: Size of the source in bytes.
+        mtime_ns: Modification time of the source in nanoseconds.
     """
 
     source: str
@@ -71,43 +77,46 @@ class Job:
         try:
             status = os.stat(path)
             size, mtime_ns = status.st_size, status.st_mtime_ns
-        except OSError:  # a broken link: its process will say so
+        except OSError:  # This may be a broken link; the process that reads it reports the error.
             size = mtime_ns = 0
         folder, file = os.path.split(os.path.join(target, made))
         return Job(path, os.path.join(folder, file), _partial(folder, made), name, made, size, mtime_ns)
 
     def about(self, settings: Settings) -> Row:
-        """What a manifest says of the source: another source or other settings say something else."""
+        """Return the manifest columns that change whenever the source or the settings change."""
         values = (self.source_name, str(self.num_bytes), str(self.mtime_ns), str(settings))
         return dict(zip(ABOUT_SOURCE, values, strict=True))
 
     def is_done(self, row: Row, settings: Settings) -> bool:
-        """Whether a manifest's row speaks of this source, these settings, and the target that is there."""
+        """Return whether a row of a manifest matches this source, these settings and the existing target."""
         is_same = row.items() >= self.about(settings).items() and os.path.isfile(self.target)
         return is_same and row["bytes_after"] == str(os.path.getsize(self.target))
 
 
 def plan(source: Path, target: Path, listed: Path | None, shard: tuple[int, int]) -> list[Job]:
-    """The videos below `source` that this shard makes, each with its place below `target`.
+    """List the videos below `source` that this shard re-encodes, each with its target path below `target`.
 
     Raises:
-        UserError: one folder is within the other, there are no videos, or two would get the same name.
+        UserError: One folder is inside the other, there are no videos, or two videos would get the same name.
     """
     if not source.is_dir():
         raise UserError(f"no folder {source}")
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise UserError(f"{source} and {target}: neither may be within the other")
+        raise UserError(f"{source} and {target}: neither folder may be inside the other")
     there = find_videos(source)
     paths = there if listed is None else _read_list(listed, source)
     if not paths:
         raise UserError(f"no videos below {source}" if listed is None else f"{listed} lists no videos")
-    sources: dict[str, list[str]] = {}  # by target; of all, as a list may be one of several
+    # This maps each target to its sources. It covers all videos, as this list may be one of several.
+    sources: dict[str, list[str]] = {}
     for path in sorted({*there, *paths}):
         sources.setdefault(_target_name(below(source, path)), []).append(below(source, path))
     targets = [_target_name(below(source, path)) for path in paths]
     if clashes := [f"{', '.join(sources[name])} -> {name}" for name in targets if len(sources[name]) > 1]:
         raise_listed(
-            "videos that would get one name", sorted(set(clashes)), "Nothing was written. Rename all but one."
+            "videos that would get the same name",
+            sorted(set(clashes)),
+            "Nothing was written. Rename all but one of them.",
         )
     return [Job.of(path, source, target) for path in paths[shard[0] :: shard[1]]]
 
@@ -117,25 +126,26 @@ def _target_name(source_name: str) -> str:
 
 
 def _read_list(file: Path, source: Path) -> list[str]:
-    """Paths below `source`, one a line, absolute or relative to it."""
+    """Read a list of videos: one path per line, absolute or relative to `source`."""
     try:
         text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"--list {file}: {error.strerror}") from None
-    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]  # other separators may be part of a name
+    # Other line separators may be part of a file name.
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
     paths = sorted({os.path.normpath(os.path.join(source, line)) for line in lines if line})
     if wrong := [path for path in paths if not (Path(path).is_relative_to(source) and os.path.isfile(path))]:
-        raise_listed(f"{file} lists what is no file below {source}", wrong, "Expected one path a line.")
+        raise_listed(f"{file} lists paths that are not files below {source}", wrong, "Expected one path per line.")
     return paths
 
 
 def read_shard(text: str | None) -> tuple[int, int]:
-    """ "2/8" -> (2, 8); shards count from 0."""
+    """Parse a shard such as "2/8" into (2, 8). Shards count from 0."""
     if text is None:
         return 0, 1
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not int(match[1]) < int(match[2]):
-        raise UserError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/8 to 7/8")
+        raise UserError(f"--shard {text}: expected I/N with I from 0 to N - 1, such as 0/8 to 7/8")
     return int(match[1]), int(match[2])
 
 
@@ -149,19 +159,24 @@ def prepare(
     listed: Path | None = None,
     timeout_s: float = 3600,
 ) -> None:
-    """Make every video below `source` again below `target`, and copy the annotation files beside them.
+    """Re-encode every video below `source` to `target` and copy the annotation files next to them.
 
-    `target`/manifest.csv names what is there with its checksum, failed.csv what could not be read and why. What
-    the manifest has of the same source and settings is not made again. Each shard has tables of its own, such as
-    manifest-2of8.csv; a run without shards gathers them.
+    `target`/manifest.csv lists the videos in `target` with their checksums. `target`/failed.csv lists the videos
+    that could not be read, with the reason. A video that the manifest already lists with the same source and
+    settings is skipped. Each shard writes its own tables, such as manifest-2of8.csv. A run without shards merges
+    the manifests.
 
     Args:
-        workers: processes; None: one for each core.
-        shard: "i/n", one of n parts; listed: a file that names the videos to make, a path a line.
-        timeout_s: what a video may take, besides 10 s per MB.
+        source: Folder of the source videos.
+        target: Folder of the re-encoded videos.
+        settings: Settings of the encoder.
+        workers: Number of processes. None means one per core.
+        shard: Part to process, as "I/N" with I from 0 to N - 1. None means all videos.
+        listed: File that lists the videos to process, one path per line. None means all videos.
+        timeout_s: Time limit per video in seconds, plus 10 s per MB.
 
     Raises:
-        UserError: the folders or options are wrong, or not one video could be made.
+        UserError: The folders or options are wrong, or none of the videos could be re-encoded.
     """
     source, target = Path(os.path.abspath(source)), Path(os.path.abspath(target))
     part, parts = read_shard(shard)
@@ -173,12 +188,13 @@ def prepare(
         _copy_annotations(source, target)
         others = list_videos(source)[1]
         if left_out := Counter({ending: n for ending, n in others.items() if ending not in ANNOTATIONS}):
-            log.info(f"no videos by their names, so left out of {printable(source)}: {shown_endings(left_out)}")
+            endings = shown_endings(left_out)
+            log.info(f"files without a video extension are ignored in {printable(source)}: {endings}")
     _clear(target, {job.target_name for job in jobs})
 
     tables = [path for path in sorted(target.iterdir()) if path.name.startswith("manifest") and _is_own(path)]
     known = [row for table in tables for row in _read_rows(table)]
-    rows: dict[str, Row] = {}  # by target: of other runs too, unless another shard keeps them
+    rows: dict[str, Row] = {}  # By target. Rows of other runs stay, unless another shard keeps them.
     at = {job.target_name: job for job in jobs}
     for row in known:
         job = at.get(row["target"])
@@ -187,7 +203,7 @@ def prepare(
         elif job is None and parts == 1 and (target / row["target"]).is_file():
             rows.setdefault(row["target"], row)
     todo = [job for job in jobs if job.target_name not in rows]
-    log.info(f"{len(jobs)} videos: {len(jobs) - len(todo)} are done, {len(todo)} to make, {settings}")
+    log.info(f"{plural(len(jobs), 'video')}: {len(jobs) - len(todo)} done, {len(todo)} to re-encode, {settings}")
 
     failed: list[Row] = []
     made: list[Row] = []
@@ -210,7 +226,7 @@ def prepare(
                     file.flush()
                 step(job.num_bytes, len(failed))
     except KeyboardInterrupt:
-        text = f"interrupted; {len(made)} of {len(todo)} are made: the same command goes on"
+        text = f"interrupted with {len(made)} of {len(todo)} re-encoded; run the same command to continue"
         raise UserError(text) from None
     finally:
         if len(made) + len(failed) < len(todo):
@@ -219,26 +235,28 @@ def prepare(
         _write_rows(manifest, FIELDS, (rows[name] for name in sorted(rows)))
         failures.unlink(missing_ok=True)
         if failed:
-            cells = [{key: csv_cell(text) for key, text in row.items()} for row in failed]  # nothing reads it back
+            # No program reads this table, so its cells can be escaped for spreadsheets.
+            cells = [{key: csv_cell(text) for key, text in row.items()} for row in failed]
             _write_rows(failures, ("source", "reason"), sorted(cells, key=lambda row: row["source"]))
     before, after = (sum(int(row[key]) for row in made) / 1e6 for key in ("bytes_before", "bytes_after"))
-    log.info(f"{len(made)} made: {before:.1f} MB became {after:.1f} MB")
+    log.info(f"{plural(len(made), 'video')} re-encoded: {before:.1f} MB became {after:.1f} MB")
     _renamed(jobs)
     if listed is not None:
-        log.info(f"Of the videos, only those that {listed} lists were looked at.")
+        log.info(f"Only the videos listed in {listed} were processed.")
     if failed:
         first = shorten((f"{row['source']}: {row['reason']}" for row in failed), 3)
-        text = f"{len(failed)} of {len(jobs)} videos could not be made, listed in {failures}: {first}"
+        videos = plural(len(jobs), "video")
+        text = f"{len(failed)} of {videos} could not be re-encoded; {failures} lists the reasons: {first}"
         if len(failed) == len(jobs):
             raise UserError(text)
         log.info(text)
 
 
 def make(job: Job, settings: Settings) -> Row:
-    """Make a video, which has its name once it is whole, and its row of the manifest.
+    """Re-encode one video and return its row of the manifest. The target appears only once it is complete.
 
     Raises:
-        VideoError: the source is missing, damaged or no video.
+        VideoError: The source is missing, damaged or not a video.
     """
     os.makedirs(os.path.dirname(job.target), exist_ok=True)
     made = encode(job.source, job.partial, settings)
@@ -257,7 +275,7 @@ def make(job: Job, settings: Settings) -> Row:
 
 
 def _partial(folder: str, name: str) -> str:
-    """Where a target is made. Its own name may be as long as any can be."""
+    """Return the path of a target's temporary file. Its name is a hash, as file names have a maximum length."""
     return os.path.join(folder, f".{_short(name)}.{os.getpid()}.part")
 
 
@@ -266,12 +284,12 @@ def _short(name: str) -> str:
 
 
 def _discard(path: str) -> None:
-    with suppress(OSError):  # what went wrong before is said, and the others go on
+    with suppress(OSError):  # The first error is reported already, and the other videos continue.
         os.unlink(path)
 
 
 def _clear(target: Path, names: set[str]) -> None:
-    """Delete what killed runs left behind of these videos; other shards may be at work on theirs."""
+    """Delete the temporary files that killed runs left of these videos. Files of other shards may be in use."""
     known = set(map(_short, names))
     for folder, _, files in os.walk(target):
         for file in files:
@@ -288,7 +306,7 @@ def _copy_annotations(source: Path, target: Path) -> None:
             if path.suffix.lower() not in ANNOTATIONS or name.startswith("."):
                 continue
             if folder == str(source) and OWN_TABLE.fullmatch(name):
-                log.info(f"{printable(path)} is not copied: a table of this command has its name")
+                log.info(f"{printable(path)} is not copied: `vivit prepare` writes a table with this name")
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             made = Path(_partial(str(place.parent), below(source, str(path))))
@@ -301,7 +319,7 @@ def _copy_annotations(source: Path, target: Path) -> None:
             finally:
                 _discard(str(made))
     if copied:
-        log.info(f"{copied} annotation files ({', '.join(sorted(ANNOTATIONS))}) copied")
+        log.info(f"{plural(copied, 'annotation file')} ({', '.join(sorted(ANNOTATIONS))}) copied")
 
 
 def _is_own(path: Path) -> bool:
@@ -309,7 +327,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _read_rows(table: Path) -> list[Row]:
-    """Whole rows: the last one of a killed run may lack its end."""
+    """Read the complete rows of a table. The last row of a killed run may be cut off."""
     with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [row for row in csv.DictReader(file) if set(row) == set(FIELDS) and None not in row.values()]
 
@@ -326,8 +344,11 @@ def _write_rows(table: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> No
 
 @contextmanager
 def _progress(count: int, num_bytes: int) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to call after each video with its bytes and the failures so far. Shows a bar with the time
-    left; where the output is no terminal, a line every half minute."""
+    """Show the progress: a bar on a terminal, otherwise one line every half minute.
+
+    Yields:
+        A function to call after each video, with its size in bytes and the number of failures so far.
+    """
     live = sys.stdout.isatty()
     start = logged = time.monotonic()
     done = bytes_done = 0
@@ -351,7 +372,7 @@ def _renamed(jobs: list[Job]) -> None:
     if endings:
         pattern = "|".join(map(re.escape, endings))
         log.info(
-            f"Videos that ended in {', '.join(endings)} end in .mp4 now. data=folder and the published data sets "
-            f"find them as they are. In the files of data=csv, write .mp4: sed -i -E "
+            f"Videos with the extension {', '.join(endings)} are .mp4 files now. data=folder and the published "
+            f"datasets find them without changes. For data=csv, change the extension in the lists: sed -i -E "
             rf"""'s/({pattern})([[:space:],"])/.mp4\2/' FILE"""
         )

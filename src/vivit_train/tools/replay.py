@@ -1,4 +1,4 @@
-"""`vivit replay FILE`: a step that was not finite, once more, to see where that began."""
+"""`vivit replay FILE`: repeat a training step that was not finite and locate the first NaN or inf."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,20 +16,23 @@ from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.nonfinite import REPLAY, clip_text, is_finite
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.plots import contact_sheet
+from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 
-MOST_CLIPS = 16  # in the picture
+MOST_CLIPS = 16  # The contact sheet shows at most this many clips.
 
 
 class Watch:
-    """Notes what is the first not to be finite while a net runs forward and backward.
+    """Records the first non-finite output and gradient of a network during a forward and a backward pass.
 
     Attributes:
-        output: of which module, in the order of the computation, and of what kind; "" while all are finite.
-        gradient: of which parameter, in the order of the backward pass.
-        largest: absolute value of the outputs before, and its module.
+        output: Description of the first module, in the order of computation, whose output is not finite. It is ""
+            while all outputs are finite.
+        gradient: Name of the first parameter, in the order of the backward pass, whose gradient is not finite. It
+            is "" while all gradients are finite.
+        largest: Largest absolute value of the outputs before the first non-finite one, and the name of its module.
     """
 
     def __init__(self) -> None:
@@ -59,8 +62,8 @@ class Watch:
             return
         kind = "nan" if output.isnan().any() else "inf"
         before = all(x.isfinite().all() for x in inputs if isinstance(x, Tensor))
-        origin = "from a finite input" if before else "from an input that the lines before have made so"
-        self.output = f"{name or 'the net itself'} gives {kind}, {origin}"
+        origin = "from a finite input" if before else "from an input that is not finite"
+        self.output = f"{name or 'the whole model'} outputs {kind} {origin}"
 
     def see_gradient(self, name: str, parameter: Tensor) -> None:
         if not self.gradient and parameter.grad is not None and not parameter.grad.isfinite().all():
@@ -68,55 +71,60 @@ class Watch:
 
 
 def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
-    """Repeats the forward and backward pass of a saved step in float32, a micro-batch at a time; says what is not
-    finite, where that begins, and in which clips; draws these.
+    """Repeat a saved step in float32, one micro-batch at a time, and report where the first NaN or inf appears.
+
+    The report names the first module and parameter and the clips with non-finite logits. The contact sheet shows
+    these clips, or all clips if every logit is finite.
 
     Args:
-        file: as `nonfinite.NonFiniteGuard` saves it. Nothing in it is executed.
-        sheet: where the picture goes.
-        trusted: see `stored.build`.
+        file: File that `nonfinite.NonFiniteGuard` has saved. Nothing in it is executed.
+        sheet: Path of the contact sheet.
+        trusted: Packages that may define the model; see `checkpoint.restore_net`.
 
     Raises:
-        UserError: not such a file.
+        UserError: The file does not hold a step.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     step = read_checkpoint(file, mmap=True).get(REPLAY)
     if step is None:
-        raise UserError(f"{file} holds no step to replay, as the files in a run's folder nonfinite/ do")
+        raise UserError(f"{file} holds no step to replay; the files in a run's nonfinite/ folder do")
     try:
         task = rebuilt(file, trusted)
         micro_batches = step["micro_batches"]
         log.info(f"step {step['step']}, epoch {step['epoch']}, process {step['rank'] + 1} of {step['processes']}")
         log.info(f"the run: {step['precision']} on {step['device']}, gradient norm {step['gradient_norm']:g}")
         other = (
-            ", where mixing and stochastic depth draw other numbers" if task.device.type != step["device"] else ""
+            ", so mixing and stochastic depth draw different random numbers"
+            if task.device.type != step["device"]
+            else ""
         )
         log.info(f"here: float32 on {task.device.type}{other}")
         bad = [name for name, weight in task.net.named_parameters() if not weight.isfinite().all()]
         if bad:
-            log.info(f"{len(bad)} weights were not finite before the step, such as {bad[0]}")
-        suspects: list[tuple[Batch, int]] = []  # a micro-batch, and which of its clips
+            tensors = plural(len(bad), "parameter tensor")
+            log.info(f"not finite before the step: {tensors}, the first is {bad[0]}")
+        suspects: list[tuple[Batch, int]] = []  # Each entry is a micro-batch and the index of a clip in it.
         finite = not bad
         for i, batch in enumerate(micro_batches):
-            log.info(f"micro-batch {i + 1} of {len(micro_batches)}, {len(batch['video'])} clips:")
+            log.info(f"micro-batch {i + 1} of {len(micro_batches)}, {plural(len(batch['video']), 'clip')}:")
             fine, clips = repeat(task, batch)
             finite &= fine
             suspects += [(batch, b) for b in clips]
         if finite:
             log.info(
-                "all is finite here. The precision of the run may not hold what float32 holds (float16 ends at "
-                "65504), or only the sum over micro-batches or processes is too large"
+                "everything is finite in float32. Either a value overflowed in the precision of the run (the "
+                "maximum of float16 is 65504), or only the sum over micro-batches or processes is too large"
             )
         suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["video"]))]
         draw(sheet, task, suspects[:MOST_CLIPS])
         log.info(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{file} does not hold what a step is made of: {reason(error)}") from error
+        raise UserError(f"{file} does not hold a valid step: {reason(error)}") from error
 
 
 def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
-    """The model of a saved step, in training mode, on the device that is there."""
+    """Rebuild the model of a saved step in training mode, on the GPU if there is one."""
     metadata, weights = load_checkpoint(file)
     settings = metadata.config["task"]
     task = VideoClassifier(
@@ -133,10 +141,10 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
 
 
 def repeat(task: VideoClassifier, batch: Batch) -> tuple[bool, list[int]]:
-    """One micro-batch's forward and backward pass, with the random numbers that it had.
+    """Repeat the forward and backward pass of one micro-batch with its original random seed.
 
     Returns:
-        whether all is finite; the clips whose logits are not.
+        Whether everything is finite, and the indices of the clips whose logits are not.
     """
     on_device = {name: batch[name].to(task.device) for name in ("video", "label")}
     watch = Watch()
@@ -153,18 +161,16 @@ def repeat(task: VideoClassifier, batch: Batch) -> tuple[bool, list[int]]:
         )
     else:
         log.info(f"  forward: finite; the largest value: {watch.largest[0]:.3g} in {watch.largest[1]}")
-    log.info(f"  loss: {loss.item():g}; in the run {batch['loss']:g}")
-    log.info(f"  backward: {f'not finite, first for {watch.gradient}' if watch.gradient else 'finite'}")
+    log.info(f"  loss: {loss.item():g} here, {batch['loss']:g} in the run")
+    log.info(f"  backward: {f'not finite, first at {watch.gradient}' if watch.gradient else 'finite'}")
     clips = [b for b, logits_K in enumerate(logits_BK) if not logits_K.isfinite().all()]
     for b, (path, frames) in enumerate(zip(batch["paths"], batch["frame_numbers"], strict=True)):
-        log.info(
-            f"  clip {b + 1}: {clip_text(path, frames)}{' <- its logits are not finite' if b in clips else ''}"
-        )
+        log.info(f"  clip {b + 1}: {clip_text(path, frames)}{' <- logits are not finite' if b in clips else ''}")
     return is_finite(loss.item()) and not watch.output and not watch.gradient, clips
 
 
 def draw(sheet: Path, task: VideoClassifier, suspects: list[tuple[Batch, int]]) -> None:
-    """The clips after augmentation, before mixing."""
+    """Draw a contact sheet of the clips, after augmentation and before mixing."""
     captions = []
     for batch, b in suspects:
         targets = [part[0] for part in task.by_head(batch["label"][b : b + 1])]

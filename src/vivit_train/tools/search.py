@@ -1,4 +1,4 @@
-"""Ends a search's hopeless trials early."""
+"""Prune the unpromising trials of a hyperparameter search."""
 
 import logging
 from pathlib import Path
@@ -15,16 +15,18 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Tells Optuna val/score after each epoch, and ends the training where its pruner advises so. The run ends as
-    others do: with the score of its best checkpoint.
+    """Reports val/score to Optuna after each epoch and stops training if the pruner decides so.
+
+    A pruned run ends like any other run: with the score of its best checkpoint.
 
     Args:
-        storage: the search's file; trial: its number there.
-        pruner: one of Optuna's.
-        run_dir: gets a note for the sweep's table.
+        storage: File of the search.
+        trial: Number of this trial in the search.
+        pruner: Pruner of Optuna.
+        run_dir: Folder of the run, where the callback writes a note for the table of the sweep.
 
     Raises:
-        UserError: at the start, where this is no trial of a search.
+        UserError: The run is not a trial of a search. This is checked when training starts.
     """
 
     def __init__(self, storage: str, trial: int, pruner: BasePruner, run_dir: str) -> None:
@@ -33,13 +35,13 @@ class Pruning(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not Path(self.storage).is_file():
-            raise UserError("hparams_search=optuna is for a sweep: python train.py -m hparams_search=optuna")
+            raise UserError("hparams_search=optuna needs a multirun: python train.py -m hparams_search=optuna")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.validated:  # the score is an earlier epoch's
+        if not self.validated:  # Without validation in this epoch, the score is from an earlier one.
             return
         self.validated = False
         epoch, score = trainer.current_epoch, float(trainer.callback_metrics["val/score"])
@@ -51,12 +53,13 @@ class Pruning(Callback):
             self.trial().set_user_attr(PRUNED, epoch + 1)
             note = f"pruned after epoch {epoch + 1} of {trainer.max_epochs}"
             (Path(self.run_dir) / NOTE).write_text(f"{note}\n", encoding="utf-8")
-            log.info(f"{note}: val/score {score:.4f} is below that of other trials")
+            log.info(f"{note}: val/score {score:.4f} is lower than in other trials")
 
     def report(self, epoch: int, score: float) -> bool:
-        """Whether the trial is to be ended."""
+        """Report the score of an epoch and return whether to prune the trial."""
         trial = self.trial()
-        if epoch not in trial.study.trials[self.number].intermediate_values:  # where a run goes on, it may be
+        # A resumed run may repeat an epoch whose score it has already reported.
+        if epoch not in trial.study.trials[self.number].intermediate_values:
             trial.report(score, epoch)
         return trial.should_prune()
 

@@ -1,6 +1,6 @@
-"""Multiruns: each job is a process of its own, and its outcome a line of the sweep's table.
+"""Multiruns: run each job as a separate process and collect the outcomes in the table of the sweep.
 
-Imported by hydra at start-up: nothing heavy here.
+Hydra imports this module at every start, so heavy imports are local.
 """
 
 import csv
@@ -26,35 +26,35 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
-from vivit_train.utils.text import csv_cell, printable, printable_lines
+from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 
 log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
-NOTE = "note.txt"  # a line for the table, which a run may leave in its folder
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # Ctrl-C a terminal gives to both
-STOPPED = (TRY_AGAIN, 130)  # exit codes after a signal
+NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # SIGINT is missing: a terminal sends it to both.
+STOPPED = (TRY_AGAIN, 130)  # A job that a signal stopped ends with one of these exit codes.
 STUDY = "vivit-train"
-PRUNED = "pruned after epoch"  # attribute of a trial
+PRUNED = "pruned after epoch"  # This is the user attribute of a pruned trial.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, as outcome.json in its folder says.
+    """The outcome of a run, stored as outcome.json in its folder.
 
     Attributes:
-        job: its number in the sweep.
-        overrides: what the command line said, or the sweep chose, without `hydra.*`.
-        score: the best val/score; null without validation, and of a run that failed.
-        failed: it has no result.
-        note: why it failed, or what else there is to say, in a line.
+        job: Number of the job in the sweep. It is None for a single run.
+        overrides: Overrides of the command line or the sweep, without `hydra.*`.
+        score: Best val/score. It is None for a run that failed or had no validation.
+        failed: Whether the run has no result.
+        note: Reason for the failure or another remark, in one line.
     """
 
     job: int | None
     overrides: list[str]
     score: float | None = None
     failed: bool = True
-    note: str = "did not end: it runs, or was killed"
+    note: str = "not finished: still running or killed"
 
     def write(self, folder: str | Path) -> None:
         part = Path(folder) / f"{OUTCOME}.part"
@@ -63,15 +63,15 @@ class Outcome:
 
 
 def read_outcome(file: Path) -> Outcome:
-    """How a run ended.
+    """Read the outcome of a run.
 
     Raises:
-        UserError: the file is damaged, or not one of ours.
+        UserError: The file is damaged or does not hold an outcome.
     """
     try:
         found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move it away") from error
+        raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move or delete it") from error
     is_whole = (
         isinstance(found.job, int | None)
         and isinstance(found.overrides, list)
@@ -81,13 +81,15 @@ def read_outcome(file: Path) -> Outcome:
         and isinstance(found.note, str)
     )
     if not is_whole:
-        raise UserError(f"{file} is not the outcome of a run (a value is of another kind): move it away")
+        raise UserError(f"{file} is not the outcome of a run (a value has the wrong type): move or delete it")
     return found
 
 
 class Lock(Callback):
-    """Locks the folder of a run or a sweep before anything is written there; one whose name has the time in it is
-    new, and is left to `train` and `evaluate`."""
+    """Locks the folder of a run or a sweep before anything is written there.
+
+    A folder whose name contains the time is always new; `train` and `evaluate` lock it.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         lock_or_refuse(OmegaConf.to_container(config.hydra.run, resolve=False)["dir"])  # type: ignore
@@ -97,17 +99,23 @@ class Lock(Callback):
 
 
 class Summary(Callback):
-    """Writes each run's outcome.json. In a multirun: summary.csv, anew after each job, and at the end the table
-    and summary.png; where a job failed, the exit code is 1."""
+    """Writes outcome.json for each run and, in a multirun, the summary of all jobs.
+
+    A multirun rewrites summary.csv after each job. At the end it logs the table and draws summary.png. The exit
+    code is 1 if a job failed.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
         if started_from_outside() and "${now:" in folder:
-            refuse("the processes of a run need one folder, and their clocks differ: hydra.run.dir=DIR names it")
+            refuse(
+                "the processes of a run must share one folder, but its name contains the time: "
+                "set hydra.run.dir=DIR"
+            )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if started_from_outside():
-            refuse("a sweep is one process, which starts the ranks of its jobs: start it without srun or torchrun")
+            refuse("a sweep is one process that starts the ranks of its jobs: start it without srun or torchrun")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode == RunMode.RUN and is_first_rank():
@@ -123,10 +131,10 @@ class Summary(Callback):
         if job_return.status == JobStatus.COMPLETED:
             score = job_return.return_value
             note = (folder / NOTE).read_text(encoding="utf-8").strip() if (folder / NOTE).is_file() else ""
-            score = None if score is None or score != score else score  # NaN is no JSON
+            score = None if score is None or score != score else score  # JSON has no NaN.
             Outcome(run.job, run.overrides, score, failed=False, note=note).write(folder)
         else:
-            error = job_return._return_value  # the property would raise it
+            error = job_return._return_value  # The public property would raise the error.
             why = " ".join(str(error).split()) if isinstance(error, UserError) else reason(error)
             Outcome(run.job, run.overrides, note=why).write(folder)
 
@@ -146,16 +154,17 @@ class Summary(Callback):
             written.append("summary.png")
         log.info(f"written: {folder}/{', '.join(written)}")
         if failed := sum(job.failed for job in jobs):
-            refuse(f"{failed} of {len(jobs)} jobs failed: the last column of {folder}/summary.csv says why")
+            jobs_text = plural(len(jobs), "job")
+            refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
 
 
 def refuse(text: str) -> None:
-    """Ends this process from within a callback of Hydra's, which makes warnings of other errors."""
+    """End this process from a Hydra callback. Hydra turns exceptions other than SystemExit into warnings."""
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
 def lock_or_refuse(folder: str) -> None:
-    """Ends this process where another one writes into its folder. Of several ranks the first locks for all."""
+    """Lock a folder, or end this process if another run uses it. Rank 0 locks for all ranks."""
     if "${" in folder or not is_first_rank():
         return
     try:
@@ -165,7 +174,7 @@ def lock_or_refuse(folder: str) -> None:
 
 
 def started_from_outside() -> bool:
-    """Whether srun or torchrun started this process as one of several."""
+    """Return whether srun or torchrun started this process as one of several."""
     by_srun = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
     return by_srun or by_torchrun
@@ -180,8 +189,11 @@ def choices(outcome: Outcome) -> dict[str, str]:
 
 
 def write_summary(folder: Path) -> list[Outcome]:
-    """The outcomes of all jobs in a sweep's folder, best first; writes them to summary.csv, with a column for each
-    choice that is not the same in all. An outcome that cannot be read is named, and costs no other its line."""
+    """Write summary.csv and return the outcomes of all jobs in the folder of a sweep, best first.
+
+    The table has a column for each choice that differs between jobs. An outcome that cannot be read is logged and
+    skipped.
+    """
     jobs = []
     for outcome in folder.glob(f"**/{OUTCOME}"):
         try:
@@ -190,7 +202,7 @@ def write_summary(folder: Path) -> list[Outcome]:
             log.info(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
-    part = folder / f"summary.csv.{os.getpid()}"  # jobs on several machines may end at once
+    part = folder / f"summary.csv.{os.getpid()}"  # Jobs on several machines may end at the same time.
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
@@ -202,7 +214,7 @@ def write_summary(folder: Path) -> list[Outcome]:
 
 
 def swept(jobs: Sequence[Outcome]) -> list[str]:
-    """The names of the choices that are not the same in all jobs."""
+    """Return the names of the choices that differ between jobs."""
     names = dict.fromkeys(name for job in jobs for name in choices(job))
     return [name for name in names if len({choices(job).get(name) for job in jobs}) > 1]
 
@@ -223,7 +235,7 @@ def table(jobs: Sequence[Outcome]) -> str:
 
 
 def choice_cell(text: str) -> str:
-    """A choice in summary.csv: a negative number is no formula."""
+    """Format a choice for summary.csv. Unlike other text, a negative number is not quoted as a formula."""
     try:
         float(text)
     except ValueError:
@@ -232,7 +244,7 @@ def choice_cell(text: str) -> str:
 
 
 def short(text: str) -> str:
-    """A drawn number without digits that nobody reads."""
+    """Round a sampled number to four significant digits for the table."""
     try:
         return text if len(text) < 9 else f"{float(text):.4g}"
     except ValueError:
@@ -240,24 +252,25 @@ def short(text: str) -> str:
 
 
 def is_job() -> bool:
-    """Whether this is a job of a multirun, in the process that one of Hydra's launchers runs it in."""
+    """Return whether this process is where a Hydra launcher runs a job of a multirun."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_job(cfg: DictConfig, script: str) -> float:
-    """Runs a job of a multirun as a process, with the command that a person would type for it alone.
+    """Run a job of a multirun as a child process, with the command that would run it as a single run.
 
-    What it does to its process (ranks, a GPU's memory, a kill) ends with it, and the others go on.
+    The state of that process (ranks, GPU memory) ends with it. A job that is killed does not affect the others.
 
     Args:
-        script: the file of train.py.
+        cfg: Configuration of the job.
+        script: Path of train.py.
 
     Returns:
-        The job's score; NaN where it has none or failed, as its outcome.json says.
+        The score of the job. It is NaN if the job failed or has no score; its outcome.json gives the reason.
 
     Raises:
-        UserError: submitit starts another number of processes than the job has devices.
-        SystemExit: a signal told the job to end, and so ends the sweep.
+        UserError: The number of processes that submitit starts differs from the number of devices of the job.
+        SystemExit: A signal stopped the job and thereby the sweep.
     """
     hydra: Any = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -278,23 +291,24 @@ def run_job(cfg: DictConfig, script: str) -> float:
         signal.signal(name, handler)
     outcome = read_outcome(folder / OUTCOME) if is_first_rank() else started
     if code and outcome == started and is_first_rank():
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         outcome = replace(outcome, note=how)
         outcome.write(folder)
-    # a job may be done before the signal reaches it: submitit's process has no other, a sweep's has
+    # A job may end before the signal reaches it. A sweep then still has to stop, as it has more jobs to run. A
+    # process of submitit runs only this job, so there is nothing to stop.
     over = received and "SUBMITIT_EXECUTOR" not in os.environ
     if code in STOPPED or -code in received or over:
         write_summary(Path(hydra.sweep.dir))
         for number in dict.fromkeys(received):
             handler = found[signal.Signals(number)]
             if callable(handler) and number != signal.SIGINT:
-                handler(number, None)  # submitit's, which has SLURM start the job again
+                handler(number, None)  # The handler of submitit makes SLURM requeue the job.
         sys.exit(130 if code == 130 or signal.SIGINT in received else TRY_AGAIN)
     return float("nan") if code or outcome.score is None else outcome.score
 
 
 def command(hydra: Any, script: str) -> list[str]:
-    """What starts this job of a multirun alone, in its own folder."""
+    """Return the command that starts this job of a multirun as a single run in the folder of the job."""
     name = ["--config-name", hydra.job.config_name]
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
@@ -306,14 +320,16 @@ def command(hydra: Any, script: str) -> list[str]:
 
 
 def submitit_ranks(cfg: DictConfig) -> dict[str, str]:
-    """The environment in which Lightning finds the ranks that submitit started here; SLURM's it knows itself."""
+    """Return the environment variables that tell Lightning about ranks started locally by submitit.
+
+    Lightning detects the ranks of a SLURM job by itself.
+    """
     tasks = int(os.environ.get("SUBMITIT_LOCAL_NTASKS", 1))
     if tasks == 1:
         return {}
     if cfg.trainer.devices != tasks:
         raise UserError(
-            f"hydra.launcher.tasks_per_node={tasks} processes for trainer.devices={cfg.trainer.devices}: they "
-            "must be the same"
+            f"hydra.launcher.tasks_per_node={tasks} and trainer.devices={cfg.trainer.devices} must be equal"
         )
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -322,10 +338,10 @@ def submitit_ranks(cfg: DictConfig) -> dict[str, str]:
 
 
 def open_storage(file: str) -> Any:
-    """Optuna's storage in a file, which several processes may open, also by way of a network's file system.
+    """Open a file as storage of Optuna. Several processes can use it at once, also on a network file system.
 
     Raises:
-        UserError: Optuna is not installed.
+        UserError: Optuna is not installed, or the file is damaged or not a search.
     """
     try:
         import optuna
@@ -341,7 +357,7 @@ def open_storage(file: str) -> Any:
 
 
 def open_study(file: str, pruner: Any = None) -> Any:
-    """The search in a file; a new one where there is none."""
+    """Open the search in a file, or create a new one if the file does not exist."""
     storage = open_storage(file)
     import optuna
 
@@ -353,10 +369,10 @@ def open_study(file: str, pruner: Any = None) -> Any:
 
 @contextmanager
 def translate_storage_errors(file: str) -> Iterator[None]:
-    """Optuna has no errors of its own for a file that holds something else."""
+    """Turn the built-in exceptions that Optuna raises for an invalid file into a UserError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, AssertionError) as error:
         raise UserError(
-            f"{file} is no search of this program, or damaged ({reason(error)}): move it away"
+            f"{file} is damaged or not a search of vivit-train ({reason(error)}): move or delete it"
         ) from error

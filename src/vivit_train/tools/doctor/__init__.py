@@ -1,1 +1,1 @@
-"""`vivit doctor`: one pass over a data set's files that says what is wrong with them, before training does."""
+"""`vivit doctor`: check the files of a dataset in one pass and report what is wrong with them before training."""

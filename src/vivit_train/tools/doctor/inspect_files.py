@@ -1,4 +1,4 @@
-"""What one file after the other shows, in child processes; what is seen is kept, and not looked for again."""
+"""Inspect files one by one in child processes and keep the results, so that no file is inspected twice."""
 
 import base64
 import hashlib
@@ -27,18 +27,29 @@ from vivit_train.data.video.scan import packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import Failure, run_isolated
+from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 
-S_PER_BYTE = 1e-7  # that a file may take besides its time limit
-# Of a fingerprint's 448 bits. Measured on 120 clips of two static cameras: a clip and its re-encoding at CRF 28
-# and half the size differ by 4 to 26, two clips by 57 or more.
+S_PER_BYTE = 1e-7  # Large files get this much extra time.
+# Fingerprints that differ in at most this many of their 448 bits count as similar. On 120 clips of two static
+# cameras, a clip differs from its re-encoding at CRF 28 and half the size in 4 to 26 bits, and from other clips in
+# 57 or more.
 SAME_BITS = 32
 
 
 class Settings(NamedTuple):
-    """What is read of each file: the clip of validation and five more frames, or all."""
+    """The settings for reading a file: by default, the validation clip and six more frames are decoded.
+
+    Attributes:
+        frames: Number of frames of the validation clip.
+        stride: Distance of these frames in frames of the video, or at `fps` if that is set.
+        fps: Frame rate at which the clip is sampled. None means the frame rate of the video.
+        short_side: Short side of the decoded frames in pixels.
+        every_frame: Whether to decode all frames.
+        allow_private_urls: Whether URLs may lead to private network addresses.
+    """
 
     frames: int
     stride: int
@@ -50,19 +61,32 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What one state of a file tells: a line of files.jsonl.
+    """The results for one version of a file; a line of files.jsonl.
 
     Attributes:
-        size, version: of the state: bytes, and what `source.state` says.
-        settings: what was read of it, and by which libraries.
-        kind: one of `problems.BAD`, "" where it can be read; detail: why.
-        promised, promised_s: frames and seconds according to the header; 0 where it says nothing.
-        uneven: how its frames' times vary, "" where they do not; unsafe: why decord is not to read it, likewise.
-        sequential_only: whether all readings start at its first frame.
-        gop: mean number of frames per key frame.
-        decode_ms: for the clip of validation.
-        fingerprint: of its pictures and motion, see `fingerprint`.
-        scan: see `packed_scan`, in base 64.
+        path: Path or URL of the file.
+        size: Size of the file in bytes.
+        version: Version of the file, as `storage.state` defines it.
+        settings: Settings of the inspection and versions of the libraries.
+        kind: A key of `problems.BAD`, or "" if the file can be read.
+        detail: Reason why the file cannot be read.
+        sha256: SHA-256 of the content, in hex.
+        num_frames: Number of frames that are shown.
+        fps: Mean frame rate.
+        seconds: Duration in seconds.
+        width: Width in pixels, as shown.
+        height: Height in pixels, as shown.
+        rotation: Rotation for display in degrees.
+        codec: Name of the codec.
+        promised: Number of frames that the header states, or 0 if it states none.
+        promised_s: Duration in seconds that the header states, or 0 if it states none.
+        uneven: Range of the frame intervals if they vary, otherwise "".
+        unsafe: Reason why decord would misread the file, otherwise "".
+        sequential_only: Whether decoding always has to start at the first frame.
+        gop: Mean number of frames per key frame.
+        decode_ms: Time to decode the validation clip, in milliseconds.
+        fingerprint: Fingerprint of the frames and their motion; see `fingerprint`.
+        scan: Result of `packed_scan` in base64.
     """
 
     path: str
@@ -91,7 +115,7 @@ class FileReport:
 
 
 def inspect_file(path: str, settings: Settings) -> FileReport:
-    """All that a file by itself can tell, but for its state."""
+    """Inspect one file. The caller fills in the size, the version and the settings."""
     with urls.private_urls(settings.allow_private_urls):
         return _inspect(path, settings)
 
@@ -130,17 +154,17 @@ def _inspect(path: str, settings: Settings) -> FileReport:
 
 
 def strip(path: str) -> NDArray[np.uint8]:
-    """Four of its frames side by side, uint8 RGB [H, W, 3].
+    """Return four frames of a video side by side, as uint8 RGB [H, W, 3].
 
     Raises:
-        VideoError: it cannot be read.
+        VideoError: The video cannot be read.
     """
     n = probe(path).num_frames
     return np.concatenate(list(read_frames(path, n * np.arange(1, 8, 2) // 8, short_side=90)), axis=1)
 
 
 def _digest(path: str) -> str:
-    """sha256 of its bytes, or of those of all its pictures."""
+    """Return the SHA-256 of a file, or of all images of a folder."""
     sha256 = hashlib.sha256()
     for file in storage.pictures(path) if storage.state(path).is_folder else [path]:
         with _opened(file) as data:
@@ -149,14 +173,14 @@ def _digest(path: str) -> str:
 
 
 def _opened(file: str) -> Any:
-    """Its bytes, piece by piece where they are many."""
+    """Open a file as a binary stream."""
     if storage.is_plain(file):
         return open(file, "rb")
     return storage.opened(file) if urls.is_url(file) else io.BytesIO(storage.read(file))
 
 
 def _lacks_index(path: str) -> bool:
-    """Whether it is an MP4 or MOV file without "moov", which is written last."""
+    """Return whether a file is MP4 or MOV and lacks the "moov" box, which is usually written last."""
     if not (os.path.isfile(path) and os.access(path, os.R_OK)):
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -164,8 +188,11 @@ def _lacks_index(path: str) -> bool:
 
 
 def _uneven(times_s: NDArray[np.float64]) -> str:
-    """The range of steps in time, if more than one in twenty is far from the usual, or the mean, by which data.fps
-    goes, is another, as gaps make it."""
+    """Return the range of the frame intervals if the frame rate varies, otherwise "".
+
+    It varies if more than 5% of the intervals differ from the median by more than half of it, or if gaps move the
+    mean, on which data.fps relies, by 10%.
+    """
     steps = np.diff(times_s)
     if len(steps) < 2:
         return ""
@@ -176,10 +203,11 @@ def _uneven(times_s: NDArray[np.float64]) -> str:
 
 
 def fingerprint(frames_THWC: NDArray[np.uint8]) -> str:
-    """448 bits in hex that survive scaling and encoding; "" where there is too little to see.
+    """Return a 448-bit fingerprint in hex that is robust to scaling and re-encoding, or "" for featureless frames.
 
-    4 x 64 say where a picture gets brighter to the right, on a grid of 8 x 9 means; 3 x 64 where it does so from
-    one of the four frames to the next: a camera on a tripod gives one picture for many actions.
+    Each frame is averaged over a grid of 8 x 9 cells. For each of the four frames, 64 bits tell in which cells the
+    brightness increases to the right. For each pair of consecutive frames, 64 bits tell in which cells it
+    increases over time. The latter separate different actions in front of a static camera.
     """
     grid = frames_THWC.mean(-1)
     for axis, cells in ((1, 8), (2, 9)):
@@ -198,19 +226,22 @@ def inspect_files(
     timeout_s: float,
     entry: Callable[..., FileReport] = inspect_file,
 ) -> dict[str, FileReport]:
-    """A look at each file, from `file` where it is there already; what is new is appended to it as it comes.
+    """Inspect each file, or reuse its result from `file`. Each new result is appended to `file` at once.
 
     Args:
-        workers: child processes.
-        timeout_s: what a file may take, besides a second per 10 MB.
-        look: (path, settings=settings) -> what is seen.
+        paths: Files to inspect.
+        file: JSON Lines file with the results.
+        settings: Settings for reading a file.
+        workers: Number of child processes.
+        timeout_s: Time limit per file in seconds, plus 1 s per 10 MB.
+        entry: Function that inspects a file, called as `entry(path, settings=settings)`.
 
     Raises:
-        UserError: interrupted by Ctrl-C.
+        UserError: Ctrl-C interrupts the inspection.
     """
     from rich.progress import track
 
-    with ThreadPool(32) as threads:  # servers and network disks answer many at a time
+    with ThreadPool(32) as threads:  # Servers and network disks handle many requests at a time.
         described = f"{settings}, {SCANNED_BY}"
         unseen = threads.map(partial(_unseen, described, settings.allow_private_urls), paths)
     known, entries, todo = _read(file), {}, {}
@@ -221,14 +252,14 @@ def inspect_files(
         else:
             entries[path], todo[path] = now, timeout_s + S_PER_BYTE * now.size
     if known:
-        log.info(f"{len(paths) - len(todo):,} of {len(paths):,} files are known from {file}")
+        log.info(f"results for {len(paths) - len(todo):,} of {plural(len(paths), 'file')} are reused from {file}")
     done = 0
     with (
         open(file, "a", encoding="ascii") as lines,
         closing(run_isolated(partial(entry, settings=settings), todo, workers)) as results,
     ):
         try:
-            for path, found in track(results, "looking", len(todo), disable=not todo):
+            for path, found in track(results, "checking files", len(todo), disable=not todo):
                 seen = (
                     FileReport(path, kind=found.kind, detail=found.detail) if isinstance(found, Failure) else found
                 )
@@ -239,23 +270,27 @@ def inspect_files(
                 done += 1
         except KeyboardInterrupt:
             raise UserError(
-                f"interrupted; {done:,} of {len(todo):,} looks are kept in {file}: the same command goes on"
+                f"interrupted; the results for {done:,} of {plural(len(todo), 'file')} are saved in {file}; "
+                "run the same command to continue"
             ) from None
     return entries
 
 
 def _unseen(settings: str, allow_private_urls: bool, path: str) -> FileReport:
-    """Of the file, only its state."""
+    """Return a report with only the size and the version of a file."""
     try:
         with urls.private_urls(allow_private_urls):
             state = storage.state(path)
-    except VideoError:  # a look will say why
+    except VideoError:  # The inspection reports the reason.
         return FileReport(path, settings=settings)
     return FileReport(path, state.size, state.version, settings)
 
 
 def _read(file: Path) -> dict[str, FileReport]:
-    """The last look at each file. A line that was cut off is ended; neither it nor one of other types counts."""
+    """Read the last result for each file.
+
+    An incomplete last line is removed from the file. Lines that do not hold a report are ignored.
+    """
     entries = {}
     text = file.read_text("ascii") if file.exists() else ""
     if text and not text.endswith("\n"):
@@ -263,12 +298,12 @@ def _read(file: Path) -> dict[str, FileReport]:
     for line in text.splitlines():
         try:
             stored = json.loads(line)
-            if "in_order" in stored:  # the name of before 2026-11-28
+            if "in_order" in stored:  # The field had this name until 2026-11-28.
                 stored["sequential_only"] = stored.pop("in_order")
             entry = FileReport(**stored)
             base64.b64decode(entry.scan, validate=True)
             if all(conforms(getattr(entry, field.name), field.type) for field in fields(FileReport)):
                 entries[entry.path] = entry
-        except (ValueError, TypeError, AttributeError, RecursionError):  # cut off, or another version's
-            continue
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            continue  # The line is damaged or from another version.
     return entries

@@ -1,4 +1,4 @@
-"""What looks at the files tell together: problems by kind, and which clips are better left out."""
+"""Turn the reports on single files into a list of problems by kind and a selection of clips to leave out."""
 
 import math
 import re
@@ -10,42 +10,51 @@ import numpy as np
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.sampling import frame_step
 from vivit_train.tools.doctor.inspect_files import SAME_BITS, FileReport, Settings
-from vivit_train.utils.text import printable
+from vivit_train.utils.text import plural, printable
 
-# kind -> what it means. Clips of these are left out of the clean lists:
+# These dictionaries map each kind of problem to its meaning. Clips with a problem in BAD are left out of all clean
+# lists.
 BAD = {
-    "missing": "no such file",
-    "empty": "0 bytes",
-    "truncated": "the end is missing: copy or download it again",
-    "no video": "no video stream in it",
-    "unreadable": "it cannot be read as a video",
+    "missing": "the file does not exist",
+    "empty": "the file has 0 bytes",
+    "truncated": "the end of the file is missing: copy or download it again",
+    "no video": "the file has no video stream",
+    "unreadable": "the file cannot be read as a video",
     "damaged": "some frames cannot be decoded",
-    "crash": "the process that decoded it died",
-    "hang": "the decoder did not come back",
+    "crash": "the decoder crashed",
+    "hang": "the decoder did not finish in time",
 }
-# Training clips of these too. Validation and test sets stay whole, to be comparable.
+# Copies are left out of the training list only. Complete validation and test sets keep scores comparable.
 COPIES = {
-    "shared": "the same video in two splits",
-    "duplicate": "the same video twice in a split",
+    "shared": "the same video is in two splits",
+    "duplicate": "the same video is in one split twice",
 }
-# Clips of these stay in.
+# Clips with these problems stay in the clean lists.
 REMARKS = {
-    "similar, shared": "looks like a video of another split: see for yourself",
-    "similar": "looks like another video of its split",
-    "short": "fewer frames than a clip needs",
-    "length": "the header states another length than the frames have",
+    "similar, shared": "the video looks like one in another split: compare them by eye",
+    "similar": "the video looks like another one in the same split",
+    "short": "the video has fewer frames than a clip needs",
+    "length": "the header states the wrong length",
     "variable rate": "frames are not evenly spaced in time",
-    "rotated": "frames are stored turned",
-    "slow seek": "each reading starts at its first frame: `vivit prepare` ends that",
-    "not for decord": "decord would return wrong frames or none; data.decoder=auto returns the right ones",
+    "rotated": "frames are stored rotated",
+    "slow seek": "seeking is slow: consider `vivit prepare`",
+    "not for decord": "decord would misread it; data.decoder=auto reads it correctly",
 }
 KINDS = BAD | COPIES | REMARKS
-NOT_LISTED = re.compile("[\r\n\ud800-\udfff]")  # in a line of a list that is UTF-8
+NOT_LISTED = re.compile("[\r\n\ud800-\udfff]")  # A line of a UTF-8 list cannot contain these characters.
 TO_ENCODE = ("length", "slow seek")
 
 
 class Problem(NamedTuple):
-    """A row of problems.csv. `other`: the video that this one is a copy of."""
+    """A row of problems.csv.
+
+    Attributes:
+        path: Path of the video.
+        split: Split of the video.
+        kind: Kind of the problem, a key of `KINDS`.
+        detail: Details of the problem.
+        other: Path of the video that this one copies or resembles. It is "" for problems of a single video.
+    """
 
     path: str
     split: str
@@ -60,11 +69,12 @@ def find_problems(
     entries: Mapping[str, FileReport],
     settings: Settings,
 ) -> tuple[list[Problem], dict[str, set[int]]]:
-    """All problems, by kind, and the rows of each split that its clean list leaves out."""
-    found: dict[Problem, None] = {}  # a file with many segments has its problems once
+    """Return all problems sorted by kind, and for each split the rows that its clean list leaves out."""
+    found: dict[Problem, None] = {}  # A file with many segments is reported only once.
     left_out: dict[str, set[int]] = {split: set() for split in manifests}
     first: dict[object, tuple[str, int]] = {}
-    for split in sorted(manifests, key=("val", "test", "train").index):  # of copies, the training clip goes
+    # Training comes last, so that a training clip counts as the copy, not the clip it shares with another split.
+    for split in sorted(manifests, key=("val", "test", "train").index):
         manifest = manifests[split]
         for row, path in enumerate(manifest.paths.tolist()):
             entry = entries[path]
@@ -80,17 +90,18 @@ def find_problems(
                 other = str(manifests[before].paths[at])
                 labels = [m.written(i, classes) for m, i in ((manifest, row), (manifests[before], at))]
                 differ = (
-                    f", but there it is {labels[1]!r} and here {labels[0]!r}" if labels[0] != labels[1] else ""
+                    f", but labeled {labels[1]!r} there and {labels[0]!r} here" if labels[0] != labels[1] else ""
                 )
                 kind = "duplicate" if before == split else "shared"
-                found[Problem(path, split, kind, printable(f"also {before}'s {other}{differ}"), other)] = None
+                detail = printable(f"same content as {before} video {other}{differ}")
+                found[Problem(path, split, kind, detail, other)] = None
                 left_out[split] |= {row} if split == "train" else set()
     found |= dict.fromkeys(_alike(manifests, entries))
     return sorted(found, key=lambda problem: list(KINDS).index(problem.kind)), left_out
 
 
 def _alike(manifests: Mapping[str, ClipTable], entries: Mapping[str, FileReport]) -> Iterator[Problem]:
-    """Videos that look like another one. Of a thousand that look alike not all pairs, but each of them."""
+    """Yield a problem for videos that look alike. In a large group, each video is named but not every pair."""
     splits_of: dict[str, list[str]] = {}
     for split, manifest in manifests.items():
         for path in dict.fromkeys(manifest.paths.tolist()):
@@ -101,29 +112,31 @@ def _alike(manifests: Mapping[str, ClipTable], entries: Mapping[str, FileReport]
         pair = {(one, kind), (other, kind)}
         if not pair <= named:
             named |= pair
-            detail = f"{bits} of 448 bits differ from {', '.join(splits_of[other])}'s {other}"
+            where = ", ".join(splits_of[other])
+            detail = f"fingerprint differs in {bits} of 448 bits from that of {where} video {other}"
             yield Problem(one, splits_of[one][0], kind, printable(detail), other)
 
 
 def _remarks(entry: FileReport, span: tuple[float, float] | None, settings: Settings) -> list[tuple[str, str]]:
-    """Kind and detail of what is wrong with one clip."""
+    """Return the kind and the details of each problem of one clip."""
     if entry.kind:
         return [(entry.kind, entry.detail)]
     if NOT_LISTED.search(entry.path):
-        return [("unreadable", "a line break in its name, which no list can hold: rename it")]
+        return [("unreadable", "a line break or invalid UTF-8 in the file name cannot be listed: rename the file")]
     remarks = []
     start, end = span or (0.0, entry.seconds)
     frames = round((min(end, entry.seconds) - start) * entry.fps) if span else entry.num_frames
     needed = math.floor((settings.frames - 1) * frame_step(settings.stride, settings.fps, entry.fps)) + 1
     if frames <= 0:
-        remarks.append(("truncated", f"ends at {entry.seconds} s; a segment starts at {start} s"))
+        remarks.append(("truncated", f"the video ends at {entry.seconds} s, but a segment starts at {start} s"))
     elif frames < needed:
-        remarks.append(("short", f"{frames} frames; a clip takes {needed}"))
-    n, seconds = entry.promised, entry.promised_s  # how long the last frame stays is a guess
+        remarks.append(("short", f"{plural(frames, 'frame')}; a clip needs {needed}"))
+    n, seconds = entry.promised, entry.promised_s
     if n and abs(n - entry.num_frames) > max(2, 0.02 * n):
-        remarks.append(("length", f"the header says {n} frames, {entry.num_frames} are shown"))
+        remarks.append(("length", f"the header states {plural(n, 'frame')}, but {entry.num_frames:,} are shown"))
+    # The duration of the last frame is a guess, hence the tolerance of one frame.
     elif seconds and abs(seconds - entry.seconds) > max(0.5, 0.05 * seconds) + 1 / entry.fps:
-        remarks.append(("length", f"the header says {seconds} s, the frames take {entry.seconds} s"))
+        remarks.append(("length", f"the header states {seconds} s, but the frames last {entry.seconds} s"))
     by_kind = {
         "variable rate": entry.uneven,
         "slow seek" if entry.sequential_only else "not for decord": entry.unsafe,
@@ -134,7 +147,10 @@ def _remarks(entry: FileReport, span: tuple[float, float] | None, settings: Sett
 
 
 def similar(entries: Mapping[str, FileReport]) -> Iterator[tuple[str, str, int]]:
-    """Pairs of files, of other bytes but of the same length within a tenth, that look alike; bits that differ."""
+    """Yield pairs of different files that look alike, with the number of differing bits of their fingerprints.
+
+    Only files whose durations differ by at most 10% are compared.
+    """
     from rich.progress import track
 
     one_each = list({entry.sha256: entry for entry in entries.values() if entry.fingerprint}.values())
@@ -142,12 +158,12 @@ def similar(entries: Mapping[str, FileReport]) -> Iterator[tuple[str, str, int]]
         return
     bits = np.unpackbits([np.frombuffer(bytes.fromhex(entry.fingerprint), np.uint8) for entry in one_each], axis=1)
     ones = bits.sum(1, dtype=np.int64)
-    order = np.argsort(ones, kind="stable")  # prints that differ by few bits have nearly as many ones
+    order = np.argsort(ones, kind="stable")  # Similar fingerprints have similar numbers of ones.
     signs, ends = (
         bits[order] * np.float32(2) - 1,
         np.searchsorted(ones[order], ones[order] + SAME_BITS, side="right"),
     )
-    for start in track(range(0, len(order), 256), "comparing", disable=len(order) < 20_000):
+    for start in track(range(0, len(order), 256), "comparing videos", disable=len(order) < 20_000):
         stop = min(start + 256, len(order))
         differing = (bits.shape[1] - signs[start:stop] @ signs[start : ends[stop - 1]].T) / 2
         for i, j in np.argwhere(differing <= SAME_BITS).tolist():

@@ -1,4 +1,4 @@
-"""The report as one HTML page: notes, histograms, and per kind of problem a table with pictures."""
+"""Write the report as one HTML page: notes, histograms, and a table with frames for each kind of problem."""
 
 import base64
 import io
@@ -16,13 +16,13 @@ from vivit_train.tools.doctor.inspect_files import FileReport, strip
 from vivit_train.tools.doctor.problems import BAD, KINDS, Problem
 from vivit_train.utils.plots import drawn, save
 from vivit_train.utils.process_pool import Failure, run_isolated
-from vivit_train.utils.text import printable, printable_lines
+from vivit_train.utils.text import plural, printable, printable_lines
 
-SHOWN = 8  # videos of each kind
+SHOWN = 8  # The report shows at most this many videos of each kind of problem.
 
 
 def strips_of(problems: Sequence[Problem], workers: int, timeout_s: float) -> dict[str, NDArray[np.uint8]]:
-    """Pictures from the files that the report shows, uint8 RGB [H, W, 3], of those that can be read."""
+    """Return film strips of the readable videos that the report shows, as uint8 RGB [H, W, 3] by path."""
     shown = [problem for kind in KINDS for problem in [p for p in problems if p.kind == kind][:SHOWN]]
     paths = dict.fromkeys((path for p in shown for path in (p.path, p.other) if path), timeout_s)
     with closing(run_isolated(strip, paths, workers)) as results:
@@ -38,8 +38,8 @@ def report(
     strips: Mapping[str, NDArray[np.uint8]],
     notes: Sequence[str],
 ) -> str:
-    """The page: notes, histograms, and a table with a contact sheet per kind of problem."""
-    parts = [f"<h1>{escape(title)}: {len(entries):,} files</h1>", f"<p>{escape(splits.source)}</p>"]
+    """Return the HTML page: notes, histograms, and a table with film strips for each kind of problem."""
+    parts = [f"<h1>{escape(title)}: {plural(len(entries), 'file')}</h1>", f"<p>{escape(splits.source)}</p>"]
     parts += [f"<li>{escape(note)}</li>" for note in notes]
     parts.append(f"<h2>Histograms</h2><img src='{_histograms(entries, splits, manifests)}'>")
     for kind, meaning in KINDS.items():
@@ -50,7 +50,7 @@ def report(
                 images = "<br>".join(f"<img src='{_png(strips[p])}'>" for p in (path, other) if p in strips)
                 cells = [escape(split), escape(printable(path)), escape(printable(detail)), images]
                 parts.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-            more = f"<p>and {len(rows) - SHOWN:,} more in problems.csv</p>" if len(rows) > SHOWN else ""
+            more = f"<p>See problems.csv for {len(rows) - SHOWN:,} more.</p>" if len(rows) > SHOWN else ""
             parts.append(f"</table>{more}")
     style = (
         "body{font:15px sans-serif;margin:2em}td{padding:.2em 1em .2em 0;vertical-align:top}img{max-width:100%}"
@@ -62,7 +62,7 @@ def report(
 
 
 def escape(text: str) -> str:
-    """As text or an attribute of the page: neither marks up nor turns the order of what stands beside it."""
+    """Escape text for the page, so that it contains neither markup nor characters that change the text order."""
     return escape_html(printable_lines(text))
 
 
@@ -76,8 +76,8 @@ def _histograms(entries: Mapping[str, FileReport], splits: Splits, manifests: Ma
         "frames per second": [entry.fps for entry in good],
         "seconds": [entry.seconds for entry in good],
         "frames": [entry.num_frames for entry in good],
-        "frames per key frame": [entry.gop for entry in good],
-        "ms to decode a clip": [entry.decode_ms for entry in good],
+        "GOP size, frames": [entry.gop for entry in good],
+        "decode time per clip, ms": [entry.decode_ms for entry in good],
     }
     for axis, (name, values) in zip(panels, columns.items(), strict=False):
         axis.hist(values, bins=40)
@@ -85,7 +85,7 @@ def _histograms(entries: Mapping[str, FileReport], splits: Splits, manifests: Ma
     for i, (axis, head) in enumerate(zip(panels[len(columns) :], splits.classes, strict=False)):
         for split, manifest in manifests.items():
             axis.plot(np.sort(manifest.class_counts(splits.classes)[i])[::-1], label=split)
-        axis.set(title=drawn(f"clips per {head or 'class'}"), xlabel="classes, the largest first", ylim=(0, None))
+        axis.set(title=drawn(f"clips per {head or 'class'}"), xlabel="classes, largest first", ylim=(0, None))
         axis.legend()
     for axis in panels[len(columns) + len(splits.classes) :]:
         axis.set_axis_off()

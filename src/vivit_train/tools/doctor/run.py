@@ -1,4 +1,4 @@
-"""From a data set to its problems, a report of them, and lists of the clips that are good."""
+"""Run the doctor on a dataset: find problems, write a report and write lists of the good clips."""
 
 import base64
 import csv
@@ -21,18 +21,18 @@ from vivit_train.data.video.urls import private_urls
 from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
-from vivit_train.utils.text import csv_cell, printable
+from vivit_train.utils.text import csv_cell, plural, printable
 
 log = logging.getLogger(__name__)
 
-# Clips per split, as in data/README.md.
+# These are the numbers of clips per split in data/README.md.
 PUBLISHED = {
     "kinetics400": {"train": 246_535, "val": 19_906},
     "something_something_v2": {"train": 168_913, "val": 24_777, "test": 27_157},
     "epic_kitchens100": {"train": 67_217, "val": 9_668},
     "hmdb51": {"train": 3_570, "val": 1_530},
 }
-# What other people's results on it were counted over, as videos vanish from the web.
+# Published results were computed on these numbers of videos, as videos disappear from the web.
 USED = {("kinetics400", "val"): "19,761 to 19,880"}
 UCF101 = {fold: {"train": train, "val": 13_320 - train} for fold, train in ((1, 9_537), (2, 9_586), (3, 9_624))}
 
@@ -46,24 +46,26 @@ def examine(
     timeout_s: float | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Problem]:
-    """Looks at every file that `cfg.data` lists, says what it found, and returns the problems.
+    """Check every file that `cfg.data` lists, log and write the results, and return the problems.
 
-    Leaves files.jsonl, problems.csv, report.html, re-encode.txt and, for whole videos with one head,
-    clean/{train,val[,test]}.csv, clean/classes.txt and clean/timelines.sqlite.
+    The function writes files.jsonl, problems.csv, report.html and re-encode.txt. For datasets of whole videos with
+    one head it also writes clean/{train,val[,test]}.csv, clean/classes.txt and clean/timelines.sqlite.
 
     Args:
-        workers: child processes.
-        every_frame: decode all frames of each file.
-        timeout_s: what a file may take, besides a second per 10 MB; as `data.timeout_s` if None.
-        overrides: of the command line, for the command that is printed at the end.
+        cfg: Configuration, as for training.
+        out: Folder for the results.
+        workers: Number of child processes.
+        every_frame: Whether to decode all frames of each file.
+        timeout_s: Time limit per file in seconds, plus 1 s per 10 MB. None means `data.timeout_s`.
+        overrides: Overrides of the command line, for the training command that is logged at the end.
 
     Raises:
-        UserError: the data set's lists cannot be read.
+        UserError: The lists of the dataset cannot be read.
     """
     splits, data = read_splits(cfg), cfg.data
     private = bool(data.allow_private_urls)
     settings = Settings(data.frames, data.stride, data.fps, data.short_side, every_frame, private)
-    if data.get("sampling") == "segments":  # one frame from each: a video is long enough with as many frames
+    if data.get("sampling") == "segments":  # With one frame per segment, a video needs only as many frames.
         settings = settings._replace(stride=1, fps=None)
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
@@ -76,7 +78,7 @@ def examine(
     (names, *_) = splits.classes.values()
     problems, left_out = find_problems(manifests, names, entries, settings)
     listed = [(path, split) for split, paths in splits.missing.items() for path in paths]
-    problems += [Problem(path, split, "missing", "listed, and not on the disk") for path, split in listed]
+    problems += [Problem(path, split, "missing", "listed but not on disk") for path, split in listed]
     with open(out / "problems.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([Problem._fields, *(map(csv_cell, problem) for problem in problems)])
     to_encode = dict.fromkeys(p.path for p in problems if p.kind in TO_ENCODE and is_plain(p.path))
@@ -88,10 +90,13 @@ def examine(
         index.write(out / "clean" / index.NAME, scans)
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
     command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
-    advice = f"train on the clean lists:\n  {command}" if clean else "no clean lists: segments or several heads"
+    advice = "no clean lists are written, as they cannot hold segments or labels for several heads"
     if bad := unlisted(splits.classes):
-        advice = f"no clean lists, which have a class a line: rename {shorten(bad)}"
-    notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", f"to re-encode: {len(to_encode):,} files"]
+        advice = f"no clean lists are written, as they need one class name per line: rename {shorten(bad)}"
+    elif clean:
+        advice = f"train on the clean lists:\n  {command}"
+    to_do = f"to re-encode: {plural(len(to_encode), 'file')}"
+    notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", to_do]
     strips = strips_of(problems, workers, limit_s)
     page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes, advice])
     (out / "report.html").write_text(page, encoding="utf-8")
@@ -101,20 +106,20 @@ def examine(
         examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
         log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
     log.info("\n".join(f"note     {note}" for note in notes))
-    log.info(f"report   {out / 'report.html'}, and beside it problems.csv, re-encode.txt, clean/")
+    log.info(f"report   {out / 'report.html'}; in the same folder: problems.csv, re-encode.txt, clean/")
     log.info(advice)
     return problems
 
 
 def _is_kept(override: str) -> bool:
-    """Whether an override says something else than where the data is."""
+    """Return whether an override sets something other than the location of the data."""
     return not override.startswith(
         ("data=", *(f"data.{key}" for key in ("root=", "train=", "val=", "test=", "reader")))
     )
 
 
 def read_splits(cfg: DictConfig) -> Splits:
-    """The data set's clips. Missing videos are notices, however many they are."""
+    """Read the clips of the dataset. Any number of missing videos is only a notice."""
     reader = instantiate(cfg.data.reader, _convert_="all")
     lists = {split: cfg.data[split] for split in ("train", "val", "test")}
     allow = {"max_missing": 1.0} if "max_missing" in cfg.data.reader else {}
@@ -123,7 +128,7 @@ def read_splits(cfg: DictConfig) -> Splits:
 
 
 def counts_notes(cfg: DictConfig, splits: Splits, manifests: Mapping[str, ClipTable]) -> list[str]:
-    """How many clips there are of those published, and how evenly they fall to the classes."""
+    """Return notes on how many of the published clips exist and how balanced the classes are."""
     name, notes = str(cfg.data.name), []
     published = PUBLISHED.get(name, {})
     if name == "ucf101":
@@ -132,16 +137,19 @@ def counts_notes(cfg: DictConfig, splits: Splits, manifests: Mapping[str, ClipTa
         if split in published:
             used = USED.get((name, split))
             notes.append(
-                f"{len(manifest):,} of the {published[split]:,} {split} videos that {name} was published with"
-                + (f"; published results are over {used}" if used else "")
+                f"{len(manifest):,} of the {published[split]:,} published {split} videos of {name}"
+                + (f"; published results are computed on {used}" if used else "")
             )
         by_head = manifest.class_counts(splits.classes)
         for (which, names), counts in zip(splits.classes.items(), by_head, strict=True):
             fewest, most = int(counts.argmin()), int(counts.argmax())
-            ratio = f"{counts[most] / counts[fewest]:.1f} to 1" if counts[fewest] else "some have none"
+            if counts[fewest] == counts[most]:
+                notes.append(f"{split}: {plural(int(counts[most]), 'clip')} per {which or 'class'} (balanced)")
+                continue
+            ratio = f"ratio {counts[most] / counts[fewest]:.1f} to 1" if counts[fewest] else "some have none"
             notes.append(
-                f"{split}: {counts[fewest]:,} ({printable(names[fewest])}) to {counts[most]:,} "
-                f"({printable(names[most])}) clips per {which or 'class'}, {ratio}"
+                f"{split}: {counts[fewest]:,} to {plural(int(counts[most]), 'clip')} per {which or 'class'} "
+                f"(fewest: {printable(names[fewest])}, most: {printable(names[most])}, {ratio})"
             )
     return notes
 
@@ -153,11 +161,14 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 def write_clean(
     out: Path, splits: Splits, manifests: Mapping[str, ClipTable], left_out: Mapping[str, set[int]], name: str
 ) -> str:
-    """Lists that data=csv reads, with the classes' ids as they were; returns the overrides that read them."""
+    """Write the clean lists for data=csv, with unchanged class ids, and return the overrides that read them.
+
+    The result is "" if such lists cannot hold the dataset.
+    """
     if unlisted(splits.classes):
         return ""
     if len(splits.classes) > 1 or any(manifest.spans_s is not None for manifest in manifests.values()):
-        return ""  # a list of `path label` has neither segments nor two labels
+        return ""  # The lines `path,label` of a list have no room for segments or several labels.
     (names,) = splits.classes.values()
     out.mkdir(exist_ok=True)
     _write(out / "classes.txt", ["id,name", *(f"{i},{_quoted(name)}" for i, name in enumerate(names))])
@@ -172,7 +183,7 @@ def write_clean(
         )
         (counts,) = manifest.take(np.array(rows, np.int64)).class_counts(splits.classes)
         if split == "train" and not counts.all():
-            words.append("data.reader.classes=classes.txt")  # given so, classes may lack training clips
+            words.append("data.reader.classes=classes.txt")  # It allows classes without training clips.
         if split == "test":
             words.append("data.test=test.csv")
     if "train" not in manifests:
@@ -181,7 +192,7 @@ def write_clean(
 
 
 def unlisted(classes: Classes) -> list[str]:
-    """Names that a list cannot hold as they are: with a line break, or what is no UTF-8."""
+    """Return the class names that a list cannot hold, as they contain a line break or invalid UTF-8."""
     return [name for names in classes.values() for name in names if NOT_LISTED.search(name)]
 
 
