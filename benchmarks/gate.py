@@ -1,7 +1,7 @@
-"""Same losses before and after: python benchmarks/gate.py [REF]
+"""Check that training gives the same losses as before a change: python benchmarks/gate.py [REF]
 
-Trains the first 20 steps of the demo with the working tree and with a commit (HEAD unless named), on this machine,
-and compares the losses bit by bit.
+The script trains the first 20 steps of the demo with the working tree and with a commit (by default HEAD) on this
+machine, and compares the losses bit for bit.
 """
 
 import argparse
@@ -17,7 +17,7 @@ STEPS = 20
 
 
 def losses(tree: Path, out: Path) -> list[str]:
-    """Trains with the code of `tree`; the losses are text as in metrics.csv."""
+    """Train with the code in `tree` and return the losses as strings, as in metrics.csv."""
     words = [f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1", "trainer.limit_val_batches=0"]
     words += ["data.num_workers=2", f"data.root={ROOT / 'data/demo'}", f"hydra.run.dir={out}"]
     command = [sys.executable, str(tree / "train.py"), *words]
@@ -41,7 +41,7 @@ def main() -> None:
     if different:
         step = different[0]
         sys.exit(f"gate: the losses differ from step {step} on: {then[step]} at {ref}, {now[step]} now")
-    print(f"gate: {len(now)} losses are those of {ref}, bit by bit; the last is {now[-1]}")
+    print(f"gate: all {len(now)} losses match those of {ref} bit for bit; the last is {now[-1]}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Runs the rows of docs/gpu.md, most valuable first, within a budget; scripts/gpu.sh starts it.
+"""Run the rows of docs/gpu.md, most valuable first, within a time budget. scripts/gpu.sh starts this script.
 
-Each row has a process of its own and a limit of its own: one that hangs or crashes costs that row. It is printed
-and written as soon as it is measured, and one that is in the results already is not measured again.
+Each row runs in a separate process with a time limit, so that a hang or crash affects only that row. The result is
+printed and written as soon as the row is measured. Rows that are already in the results are not measured again.
 """
 
 import argparse
@@ -26,19 +26,23 @@ from gpu_rows import Row, chosen
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS_S = {"check": 240, "speed": 300, "all": 540, "page": 0}
-LEAST_S = 5.0  # less is not worth starting a process for
-MAY_FAIL_AGAIN = "cut"  # by the budget: such a row is measured once more
+LEAST_S = 5.0  # With less time left, no further process is started.
+MAY_FAIL_AGAIN = "cut"  # A row with this status exceeded the budget and is measured again next time.
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a row.
+    """The result of a row.
 
     Attributes:
-        status: "ok", "failed", "time-out", or "cut" by the budget.
-        machine: see `about`.
-        result: what the row's process wrote; of a check numbers of tests.
-        said: the first failure, or a process's last line.
+        row: Name of the row.
+        status: "ok", "failed", "time-out", or "cut" if the budget ended the row.
+        seconds: Run time of the process in seconds.
+        date: Date of the measurement.
+        command: Command that measured the row.
+        machine: Device and versions; see `about`.
+        result: Result that the process wrote. For a check, it holds the numbers of tests.
+        said: First failure, or the last line that the process printed.
     """
 
     row: str
@@ -56,11 +60,11 @@ class Result:
 
 
 def about(toy: bool) -> dict[str, str]:
-    """The device and the versions, found out by a process of its own: CUDA takes memory where it is asked."""
+    """Return the device and the versions. A separate process asks CUDA, as this takes GPU memory."""
     words = [sys.executable, str(ROOT / "benchmarks/gpu_about.py"), *(["--toy"] if toy else [])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"torch cannot be asked for its device:\n{done.stderr}")
+        sys.exit(f"torch failed to report its device:\n{done.stderr}")
     found: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
     for name in ("torch", "torchvision", "timm", "lightning", "transformers", "av"):
         try:
@@ -85,27 +89,27 @@ def measure(row: Row, out: Path, machine: dict[str, str], limit_s: float) -> Res
     start_s = time.monotonic()
     cache = work / "inductor"
     code, said = run([sys.executable, *words], limit_s, {"TORCHINDUCTOR_CACHE_DIR": str(cache)})
-    if code is None:  # what it was compiling is half written, and would break the next row
+    if code is None:  # A partial compilation cache would break the next row.
         shutil.rmtree(cache, ignore_errors=True)
     seconds = time.monotonic() - start_s
     status = "ok" if code == 0 else "failed"
     if code is None:
         status = "time-out" if limit_s >= row.limit_s else MAY_FAIL_AGAIN
-        said = f"ended after {limit_s:.0f} s; last: {said}"
+        said = f"stopped after {limit_s:.0f} s; last: {said}"
     result: dict[str, Any] = {}
     if written["report"].exists():
         result, failure = tests(written["report"])
         said = failure or said
     elif written["json"].exists():
         result, said = json.loads(written["json"].read_text(encoding="utf-8")), "" if code == 0 else said
-    # as it was written in the list: no path of this machine
+    # The command from the list of rows contains no paths of this machine.
     command = shlex.join(["python", *(word for word in row.command if not word.startswith("--gpu-report"))])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Result(row.name, status, round(seconds, 1), date, command, machine, result, clean(said, out))
 
 
 def run(words: list[str], limit_s: float, settings: dict[str, str]) -> tuple[int | None, str]:
-    """The exit code, None where the time was over, and the last line that was said."""
+    """Run a command and return its exit code (None after the time limit) and the last line that it printed."""
     environment = os.environ | settings | {"PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
     log = subprocess.PIPE
     process = subprocess.Popen(
@@ -117,7 +121,7 @@ def run(words: list[str], limit_s: float, settings: dict[str, str]) -> tuple[int
         stdin=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that its loader processes end with it
+        start_new_session=True,  # The process group can then be killed together with its workers.
     )
     try:
         text, code = process.communicate(timeout=limit_s)[0], process.returncode
@@ -129,7 +133,7 @@ def run(words: list[str], limit_s: float, settings: dict[str, str]) -> tuple[int
 
 
 def tests(report: Path) -> tuple[dict[str, Any], str]:
-    """How many passed, failed and were skipped, and why; and the first failure."""
+    """Return the numbers of passed, failed and skipped tests with the reasons, and the first failure."""
     over = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
     counts = {name: sum(test["outcome"] == name for test in over) for name in ("passed", "failed", "skipped")}
     reasons = sorted({test["why"] for test in over if test["outcome"] == "skipped"})
@@ -138,7 +142,7 @@ def tests(report: Path) -> tuple[dict[str, Any], str]:
 
 
 def clean(text: str, out: Path) -> str:
-    """In one line, and without the folders of this machine."""
+    """Put text on one line and remove the folders of this machine."""
     for folder in (str(out), str(ROOT), str(Path.home()), sys.prefix):
         text = text.replace(f"{folder}/", "")
     return " ".join(text.split())[:400]
@@ -154,7 +158,7 @@ def read(file: Path) -> list[Result]:
 
 
 def publish(docs: Path, found: list[Result]) -> None:
-    """Merges results into `docs`/gpu.jsonl, the newest of each row and machine, and renders gpu.md."""
+    """Merge results into `docs`/gpu.jsonl, keeping the newest per row and machine, and render gpu.md."""
     docs.mkdir(parents=True, exist_ok=True)
     kept = {result.key: result for result in (*read(docs / "gpu.jsonl"), *found)}
     lines = [json.dumps(asdict(result)) for result in kept.values()]
@@ -163,19 +167,19 @@ def publish(docs: Path, found: list[Result]) -> None:
 
 
 def measure_all(rows: list[Row], out: Path, docs: Path, machine: dict[str, str], end_s: float) -> list[Result]:
-    """Those that are not in the results yet, until the time is over."""
+    """Measure the rows that are not in the results yet, until the time runs out."""
     out.mkdir(parents=True, exist_ok=True)
     done = {result.key: result for result in read(out / RESULTS) if result.status != MAY_FAIL_AGAIN}
     results = []
     for row in rows:
         key = Result(row.name, "", 0, "", "", machine).key
         if key in done:
-            print(f"{row.name}: in the results already", flush=True)
+            print(f"{row.name}: already in the results", flush=True)
             results.append(done[key])
             continue
         left_s = end_s - time.monotonic()
         if left_s < LEAST_S:
-            print(f"{row.name}: not measured, the budget is spent", flush=True)
+            print(f"{row.name}: not measured, as the time budget is used up", flush=True)
             continue
         result = measure(row, out, machine, min(row.limit_s, left_s))
         results.append(result)
@@ -188,17 +192,21 @@ def measure_all(rows: list[Row], out: Path, docs: Path, machine: dict[str, str],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=tuple(BUDGETS_S), default="all", help="page: only render")
     parser.add_argument(
-        "--budget", type=float, help="seconds for all rows together: 240 check, 300 speed, 540 all"
+        "what", nargs="?", choices=tuple(BUDGETS_S), default="all", help="rows to run; page: only render"
     )
-    parser.add_argument("--started", type=float, help="seconds since 1970 at which the budget began")
-    parser.add_argument("--out", type=Path, default=ROOT / "gpu-results")
     parser.add_argument(
-        "--docs", type=Path, help="folder of gpu.md and gpu.jsonl; of toys that is --out, else docs/"
+        "--budget",
+        type=float,
+        help="time budget for all rows in seconds (default: check 240, speed 300, all 540)",
     )
-    parser.add_argument("--toy", action="store_true", help="on the CPU, with models of toy size")
-    parser.add_argument("--only", default="", help="names of rows, with commas between them")
+    parser.add_argument("--started", type=float, help="Unix time at which the budget began")
+    parser.add_argument("--out", type=Path, default=ROOT / "gpu-results", help="folder for the results")
+    parser.add_argument(
+        "--docs", type=Path, help="folder for gpu.md and gpu.jsonl (default: docs/, or --out with --toy)"
+    )
+    parser.add_argument("--toy", action="store_true", help="run toy models on the CPU")
+    parser.add_argument("--only", default="", help="comma-separated names of the rows to run")
     options = parser.parse_args()
     out: Path = options.out.resolve()
     docs: Path = options.docs or (out if options.toy else ROOT / "docs")
@@ -214,11 +222,12 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
     if not (options.toy or machine["cuda"]):
         publish(docs, read(out / RESULTS))
-        sys.exit("no GPU here: nothing is measured (--toy runs all of it on the CPU, at toy size)")
+        sys.exit("no GPU found, so nothing is measured (--toy runs all rows on the CPU with toy models)")
     results = measure_all(rows, out, docs, machine, begun_s + budget_s)
     bad = [result.row for result in results if result.status != "ok"]
     missing = len(rows) - len(results)
-    print(f"{len(results) - len(bad)} rows ok, {len(bad)} not ({', '.join(bad)}), {missing} not measured")
+    failed = f" ({', '.join(bad)})" if bad else ""
+    print(f"rows: {len(results) - len(bad)} ok, {len(bad)} not ok{failed}, {missing} not measured")
     sys.exit(bool(bad))
 
 

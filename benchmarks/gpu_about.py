@@ -1,4 +1,4 @@
-"""Says in JSON which device is measured, and the versions; imports torch and no more: gpu_about.py [--toy]"""
+"""Print the measured device and its software versions as JSON, importing only torch: gpu_about.py [--toy]"""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import torch
 def driver() -> str:
     file = Path("/proc/driver/nvidia/version")
     words = file.read_text(encoding="utf-8").split() if file.exists() else []
-    return next((word for word in words if word[0].isdigit() and "." in word), "not known")
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
 
 
 def about(toy: bool) -> dict[str, str]:

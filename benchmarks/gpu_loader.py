@@ -1,4 +1,4 @@
-"""Measures from the loader to the step: train.py on prepared clips."""
+"""Measure training end to end, from the data loader to the step, with train.py on prepared clips."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ TOY = [
 
 
 def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
-    """Clips/s, and the share of the time in which the model waits, once the loader's processes are at work."""
+    """Measure the throughput and the share of time that the model waits for data, after the workers warm up."""
     size, frames, copies, steps = (36, 12, 2, 8) if toy else (256, 64, 50, 40)
     batch = 4 if toy else 32
     videos = prepared(work / f"loader{size}", size, frames, copies)
@@ -70,14 +70,14 @@ def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
 
 
 def elapsed(row: dict[str, str], batch: int) -> tuple[float, float, float]:
-    """Clips, seconds and seconds of waiting since the epoch began, of which the log has the rates."""
+    """Compute the clips, the seconds and the seconds of waiting since the epoch began from the logged rates."""
     clips = batch * (int(row["step"]) + 1)
     seconds = clips / float(row["train/clips_per_s"])
     return clips, seconds, seconds * float(row["train/data_wait_%"]) / 100
 
 
 def prepared(root: Path, size: int, frames: int, copies: int) -> Path:
-    """Videos as `vivit prepare` leaves them, each under several names, so that an epoch is long enough."""
+    """Create videos as `vivit prepare` writes them, with several links to each so that an epoch is long enough."""
     made, done = root.with_name(f"{root.name}-source"), root.with_name(f"{root.name}-done")
     if done.exists():
         return root

@@ -1,4 +1,4 @@
-"""Renders docs/gpu.md from results."""
+"""Render docs/gpu.md from the results."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,19 +8,19 @@ from gpu_rows import Row, rows
 Json = dict[str, Any]
 HEAD = """# On a GPU
 
-Made by `scripts/gpu.sh` (benchmarks/gpu.py) from docs/gpu.jsonl. On a bare machine that has torch, timm,
-lightning, torchmetrics, transformers and pytest, and no network:
+`scripts/gpu.sh` (benchmarks/gpu.py) generates this page from docs/gpu.jsonl. It runs on a bare machine that has
+torch, timm, lightning, torchmetrics, transformers and pytest but no network:
 
 ```
-make gpu-wheels                     # where there is a network: wheels/, 36 MB, which travel with the clone
+make gpu-wheels                     # on a machine with a network: fills wheels/ (36 MB), to copy with the clone
 scripts/gpu.sh check                # at most 4 minutes
 scripts/gpu.sh speed                # at most 5 minutes
 scripts/gpu.sh all --budget 540     # both, most valuable rows first
-scripts/gpu.sh page --out DIR       # elsewhere, from the results that came back
+scripts/gpu.sh page --out DIR       # renders the page on another machine, from the results in DIR
 ```
 
-Rows that are in the results already are not measured again: the same command goes on where the time was over. A
-row ends after 55 s. MFU is the share of one large bf16 matrix product's speed, measured in the same process.
+Rows that are already in the results are not measured again. If the time runs out, the same command continues. A
+row is stopped after 55 s. MFU is relative to the speed of one large bf16 matrix product in the same process.
 """
 SHARES = ("attention", "matrix products", "rest")
 
@@ -40,7 +40,7 @@ def render(results: list[Json]) -> str:
     machines = list(dict.fromkeys(machine_text(result["machine"]) for result in real))
     lines = [HEAD]
     if not machines:
-        lines += ["Not measured yet: there was no GPU.", "", *tables([])]
+        lines += ["Not measured yet, as no GPU was available.", "", *tables([])]
     for machine in machines:
         mine = [result for result in real if machine_text(result["machine"]) == machine]
         lines += [f"Measured on {', '.join(sorted({result['date'] for result in mine}))}: {machine}.", ""]
@@ -51,13 +51,18 @@ def render(results: list[Json]) -> str:
 
 def tables(results: list[Json]) -> list[str]:
     found = {result["row"]: result for result in results}
-    lines = ["## Checks", "", "| check | | passed, failed, skipped | s |", "|---|---|---|---|"]
+    lines = ["## Checks", "", "| check | status | passed, failed, skipped | s |", "|---|---|---|---|"]
     for row in of_kind("check"):
         cells = check_cells(found[row.name]) if row.name in found else ["not measured", "", ""]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
-    lines += ["", "`python " + " ".join(of_kind("check")[0].command[:-1]) + "`, and so on.", "", "## Speed"]
-    lines += ["", "Clips of 32x224x224, 400 classes, bf16 by autocast; the batches are powers of two.", ""]
-    lines += ["| model | clips | clips/s | MFU | peak memory, GB | attention / products / rest | first step, s |"]
+    lines += ["", "The first check runs `python " + " ".join(of_kind("check")[0].command[:-1]) + "`."]
+    lines += ["", "## Speed", ""]
+    lines += [
+        "Clips have 32x224x224 pixels and 400 classes. Models use bf16 autocast. Batch sizes are powers of 2.",
+        "",
+    ]
+    shares = "attention / matrix products / rest"
+    lines += [f"| model | batch size | clips/s | MFU | peak memory, GB | {shares} | first step, s |"]
     lines += ["|---" * 7 + "|"]
     for row in of_kind("speed"):
         if row.command[1] == "model":
@@ -95,7 +100,7 @@ def model_lines(row: Row, result: Json | None) -> list[str]:
     found = result["result"]
     lines = []
     for measured in found["rows"]:
-        last = measured is found["rows"][-1] and "shares" in found  # else it was ended before
+        last = measured is found["rows"][-1] and "shares" in found  # Without shares, the row was stopped early.
         where = " / ".join(f"{found['shares'][name]:.0%}" for name in SHARES) if last else ""
         title = row.title if result["status"] == "ok" else f"{row.title} ({result['status']})"
         cells = [title, str(measured["batch"]), f"{measured['clips_per_s']:.3g}", f"{measured['mfu']:.0%}"]
@@ -117,7 +122,7 @@ def other_lines(result: Json | None) -> list[str]:
 
 
 def flat(found: Json) -> Json:
-    """With what is nested beside the rest."""
+    """Flatten one level of nested dictionaries."""
     nested = [value for value in found.values() if isinstance(value, dict)]
     return {
         name: value for part in (found, *nested) for name, value in part.items() if not isinstance(value, dict)
@@ -129,7 +134,7 @@ def shown(value: Any) -> str:
 
 
 def short(result: Json) -> str:
-    """A result in a line."""
+    """Format a result in one line."""
     found = result["result"]
     if result["status"] != "ok" or not found:
         return str(result["said"])
@@ -140,12 +145,12 @@ def short(result: Json) -> str:
 
 
 def toys(results: list[Json]) -> list[str]:
-    """What was proven without a GPU."""
-    lines = ["## The same at toy size, on a CPU", ""]
+    """List the results of toy runs, which need no GPU."""
+    lines = ["## Toy run on a CPU", ""]
     lines += [
-        "`scripts/gpu.sh all --toy`, so that it works on the day it is needed; numbers of toys mean nothing."
+        "`scripts/gpu.sh all --toy` checks that every row runs. The speeds of toy models are not meaningful."
     ]
-    lines += ["", "| versions | rows ok | tests passed, failed, skipped | not ok | date |", "|---" * 5 + "|"]
+    lines += ["", "| versions | rows ok | tests passed, failed, skipped | rows not ok | date |", "|---" * 5 + "|"]
     for machine in dict.fromkeys(versions_text(result["machine"]) for result in results):
         newest = {r["row"]: r for r in results if versions_text(r["machine"]) == machine}
         mine = list(newest.values())
@@ -158,7 +163,7 @@ def toys(results: list[Json]) -> list[str]:
     reasons = dict.fromkeys(
         reason for result in results for reason in sorted(result["result"].get("reasons", [])) if reason
     )
-    return [*lines, "", "Skipped there:", "", *(f"- {cell(reason)}" for reason in reasons)]
+    return [*lines, "", "Reasons for skipped tests:", "", *(f"- {cell(reason)}" for reason in reasons)]
 
 
 def total(results: Iterable[Json], name: str) -> int:

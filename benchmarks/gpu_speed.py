@@ -1,6 +1,6 @@
-"""Measures one row of docs/gpu.md in this process, and writes it as JSON: python benchmarks/gpu_speed.py model ...
+"""Measure one row of docs/gpu.md in this process and write it as JSON: python benchmarks/gpu_speed.py model ...
 
-Everything is in bf16, on clips of 32x224x224 and 400 classes; with --toy on the CPU, with models of toy size.
+All measurements use bf16, clips of 32x224x224 and 400 classes. The option --toy uses toy models on the CPU.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from vivit_train.training.profiling import (  # noqa: E402
 
 DTYPE = torch.bfloat16
 CLASSES = 400
-SEARCH_S = 15.0  # for the largest batch
+SEARCH_S = 15.0  # The search for the largest batch size stops after this time.
 TOY: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "frames": 4, "image_size": 32}
 KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -56,7 +56,7 @@ Json = dict[str, Any]
 
 
 class Options(argparse.Namespace):
-    """The command line."""
+    """The command-line options."""
 
     what: str
     model: str
@@ -86,7 +86,7 @@ def build(options: Options, model: str, size: str) -> ViViT:
     torch.manual_seed(0)
     kwargs: Json = {"num_classes": CLASSES} | (TOY if options.toy else {"frames": 32, "image_size": 224})
     if options.toy and options.compiled:
-        kwargs |= {"depth": 1, "temporal_depth": 1}  # a CPU's compiler takes half a minute for each kind of block
+        kwargs |= {"depth": 1, "temporal_depth": 1}  # Compiling a kind of block takes half a minute on a CPU.
     return ViViT.from_size(model, size, **kwargs).to(options.device)  # type: ignore[arg-type]
 
 
@@ -108,7 +108,7 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
 
 
 def fits(step: Callable[[], object], device: torch.device) -> bool:
-    """Whether the device's memory suffices for a step."""
+    """Return whether a step fits in the memory of the device."""
     try:
         step()
         synchronize(device)
@@ -117,12 +117,12 @@ def fits(step: Callable[[], object], device: torch.device) -> bool:
             raise
     else:
         return True
-    torch.cuda.empty_cache()  # here the error is gone, and what its traceback held
+    torch.cuda.empty_cache()  # By now, the error and the tensors that its traceback held are freed.
     return False
 
 
 def batches_that_fit(step: Callable[[int], object], options: Options) -> tuple[list[int], str]:
-    """The largest power of two that fits and the two below, and what ended the search."""
+    """Return the largest power of two that fits in memory and the two below it, and what ended the search."""
     start_s, found, batch = time.monotonic(), [], 1
     while batch <= options.most_clips:
         if not fits(partial(step, batch), options.device):
@@ -130,12 +130,12 @@ def batches_that_fit(step: Callable[[int], object], options: Options) -> tuple[l
         found.append(batch)
         batch *= 2
         if time.monotonic() - start_s > SEARCH_S:
-            return found[-3:], f"{SEARCH_S:.0f} s of search"
-    return found[-3:], f"{options.most_clips} clips are the most that are tried"
+            return found[-3:], f"time limit of {SEARCH_S:.0f} s"
+    return found[-3:], f"maximum of {options.most_clips} clips"
 
 
 def batches_of(options: Options) -> list[int]:
-    """Those that an earlier row was measured with; none where it was not."""
+    """Return the batch sizes of an earlier row, or an empty list if it was not measured."""
     if not options.batches_of or not options.results.exists():
         return []
     rows = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
@@ -144,10 +144,10 @@ def batches_of(options: Options) -> list[int]:
 
 
 def compile_blocks(net: ViViT) -> None:
-    """Each block by itself: all blocks of an encoder are one graph, so that compiling takes seconds."""
+    """Compile each block separately. All blocks of an encoder share one graph, so this takes only seconds."""
 
     def marked(compiled: Callable[..., Tensor], x: Tensor, read: int | None = None) -> Tensor:
-        torch._dynamo.maybe_mark_dynamic(x, 0)  # one graph for whatever number of clips
+        torch._dynamo.maybe_mark_dynamic(x, 0)  # One graph serves any number of clips.
         return compiled(x, read)
 
     for module in net.modules():
@@ -156,7 +156,7 @@ def compile_blocks(net: ViViT) -> None:
 
 
 def model(options: Options) -> Json:
-    """Clips/s, MFU and peak memory of the largest batch that fits and two below; where the time goes."""
+    """Measure the speed, MFU and peak memory of the three largest batch sizes that fit; profile the largest."""
     device = options.device
     net = build(options, options.model, options.size).train(options.mode == "train")
     passes = FORWARD_AND_BACKWARD if options.mode == "train" else 1
@@ -164,7 +164,7 @@ def model(options: Options) -> Json:
     if options.compiled == "blocks":
         compile_blocks(net)
     elif options.compiled == "whole":
-        net.compile(fullgraph=True, dynamic=True)  # as model.compile=true does
+        net.compile(fullgraph=True, dynamic=True)  # This is what model.compile=true does.
     optimizer, kept = plain_sgd(net), {}
 
     def step(batch: int) -> None:
@@ -176,7 +176,7 @@ def model(options: Options) -> Json:
     earlier = batches_of(options)
     first = earlier[0] if earlier else 2
     first_s = seconds(partial(step, first), device)
-    batches, end = (earlier, "as without") if earlier else batches_that_fit(step, options)
+    batches, end = (earlier, "batch sizes of the uncompiled row") if earlier else batches_that_fit(step, options)
     rows: list[Json] = []
     found: Json = {"rows": rows, "search_ended_by": end, "first_step_s": first_s, "matmul_tflops": peak / 1e12}
     for batch in batches:
@@ -189,20 +189,20 @@ def model(options: Options) -> Json:
         memory = peak_bytes(partial(step, batch), held, device)
         speed = {"batch": batch, "clips_per_s": batch / step_s, "mfu": batch * flops / step_s / peak}
         rows.append({**speed, "step_ms": 1000 * step_s, "peak_gb": memory / 1e9})
-        write(options, found)  # what is measured stays, though the row may be ended before its end
+        write(options, found)  # Partial results survive if the row is stopped early.
     where, top = shares(partial(step, rows[-1]["batch"]), device)
     return found | {"shares": where, "top": top}
 
 
 def medians_ms(steps: dict[str, Callable[[], object]], options: Options) -> dict[str, float | str]:
-    """Milliseconds of what takes turns; of what this device cannot do, why."""
+    """Time steps alternately, in milliseconds; for steps that the device cannot run, return the reason."""
     able, refused = {}, {}
     for name, step in steps.items():
         try:
             if fits(step, options.device):
                 able[name] = step
             else:
-                refused[name] = "memory does not suffice"
+                refused[name] = "out of memory"
         except (RuntimeError, NotImplementedError) as error:
             refused[name] = str(error).splitlines()[0][:100]
     found = turns(able, options.rounds, options.device)
@@ -210,7 +210,7 @@ def medians_ms(steps: dict[str, Callable[[], object]], options: Options) -> dict
 
 
 def peers(options: Options) -> Json:
-    """Beside Hugging Face's ViViT, with the same weights and clips."""
+    """Compare the model with Hugging Face's ViViT on the same weights and clips."""
     device, size = options.device, "Ti" if options.toy else "B"
     theirs, ours = theirs_and_ours(size, 4 if options.toy else 32, 32 if options.toy else 224, device)
 
@@ -250,7 +250,7 @@ def peers(options: Options) -> Json:
 
 
 def attention(options: Options) -> Json:
-    """Milliseconds of each kernel, forward and backward, by the shapes of ViViT-B; eight clips."""
+    """Time each attention kernel, forward and backward, on the shapes of ViViT-B with eight clips."""
     rows = []
     batch = 1 if options.toy else 8
     for name, (sequences, heads, tokens) in ATTENTION.items():
@@ -268,7 +268,7 @@ def attention(options: Options) -> Json:
 
 
 def kernels(options: Options) -> Json:
-    """Milliseconds of a training step by each kernel of attention, beside torch's own choice."""
+    """Time a training step with each attention kernel and with the default choice of torch."""
     rows = []
     for name in ("vivit_st", "vivit_fe"):
         net = build(options, name, "B").train()
@@ -287,7 +287,7 @@ def kernels(options: Options) -> Json:
 
 
 def optimizer(options: Options) -> Json:
-    """Milliseconds of an optimizer's step of vivit_fe B."""
+    """Time the step of each optimizer for vivit_fe B."""
     net, rows = build(options, "vivit_fe", "B"), []
     for parameter in net.parameters():
         parameter.grad = torch.rand_like(parameter)
@@ -303,8 +303,10 @@ def optimizer(options: Options) -> Json:
 
 
 def layout(options: Options) -> Json:
-    """Milliseconds of the embedding, forward and backward: clips as training has them ([B, T, C, H, W] in memory),
-    as [B, C, T, H, W], or channels last; by our product, or by convolution."""
+    """Time the tubelet embedding, forward and backward, as a matrix product and as a convolution.
+
+    Clips are laid out in memory as in training ([B, T, C, H, W]), as [B, C, T, H, W], or as channels last.
+    """
     net, rows = build(options, "vivit_fe", "B"), []
     video = clips(net, 2 if options.toy else 8, options.device)
     layouts = {
@@ -339,8 +341,8 @@ def parse() -> Options:
     parser.add_argument("--size", default="B")
     parser.add_argument("--mode", choices=("train", "infer"), default="train")
     parser.add_argument("--compiled", choices=("", "blocks", "whole"), default="")
-    parser.add_argument("--results", type=Path, help="rows that are measured already")
-    parser.add_argument("--batches-of", default="", help="the row among them with whose batches to measure")
+    parser.add_argument("--results", type=Path, help="file with the results so far")
+    parser.add_argument("--batches-of", default="", help="row in these results whose batch sizes are used")
     parser.add_argument("--work", type=Path, default=Path("gpu-results/work"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--toy", action="store_true")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The checks and measurements that need a GPU, most valuable first, on a machine that has torch, and no network:
+# Run the checks and measurements that need a GPU, most valuable first, on a machine with torch but no network:
 #   scripts/gpu.sh [check|speed|all] [--budget SECONDS] [--out DIR] [--toy] [--only ROW,...]
-#   scripts/gpu.sh page --out DIR      renders docs/gpu.md from results that came from another machine
-# PYTHON=python3.12 names the interpreter; else it is .venv's, or python3. What it lacks of hydra-core, omegaconf,
-# antlr4-python3-runtime, av and msgpack comes from wheels/ (`make gpu-wheels`) into .gpu/; nothing of the system is
-# changed. Imported only where they are used, and so not needed here: wandb, decord, torchcodec, optuna, submitit,
-# aiohttp, fsspec, flax.
+#   scripts/gpu.sh page --out DIR      renders docs/gpu.md from the results of another machine
+# PYTHON=python3.12 selects the interpreter. The default is the one in .venv, or python3. If hydra-core,
+# omegaconf, antlr4-python3-runtime, av or msgpack is missing, it is installed from wheels/ (`make gpu-wheels`)
+# into .gpu/. The system is not changed. Packages that are imported only when used are not needed: wandb, decord,
+# torchcodec, optuna, submitit, aiohttp, fsspec and flax.
 set -euo pipefail
 STARTED=$(date +%s.%N)
 cd "$(dirname "$0")/.."
@@ -26,14 +26,14 @@ site=$PWD/.gpu/site-$("$PYTHON" -c 'import sys; print(*sys.version_info[:2], sep
 for name in $missing; do
     [ -e "$site/$name.installed" ] && continue
     wheel=$(compgen -G "wheels/$name-*.whl" | head -1) || {
-        echo "$name is neither installed nor in wheels/: make gpu-wheels, where there is a network" >&2
+        echo "$name is neither installed nor in wheels/: run make gpu-wheels on a machine with a network" >&2
         exit 1
     }
     mkdir -p "$site"
     if "$PYTHON" -c 'import pip' 2>/dev/null; then
         "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" "$wheel"
     else
-        "$PYTHON" -m zipfile -e "$wheel" "$site" # which a wheel is
+        "$PYTHON" -m zipfile -e "$wheel" "$site" # A wheel is a zip file.
     fi
     touch "$site/$name.installed"
 done

@@ -43,7 +43,7 @@ def test_numbers_of_a_loader(videos: Path, config: Callable[..., DictConfig]) ->
         "collate",
         "raw limit",
         "| workers |",
-        "Advice: a GPU that eats 120",
+        "Advice: a GPU that consumes 120",
     ):
         assert word in table(result)
 
@@ -54,8 +54,8 @@ def test_clips_that_are_finished_after_the_transfer(videos: Path, config: Callab
     result = bench_loader(cfg, clips=4, rounds=1, workers=[0])
     assert "augment" not in result.stage_ms
     assert result.beside_ms["augment in the main process"] > 0
-    assert "| augment in the main process, beside these |" in table(result)
-    assert "| transfer: no GPU here |" in table(result)
+    assert "| augment in the main process, in parallel |" in table(result)
+    assert "| transfer: no GPU found |" in table(result)
     data = instantiate(cfg.data, _convert_="all")
     ms = device_stages(data, data.splits.train, torch.device("cpu"), rounds=1)
     assert list(ms) == ["transfer to cpu", "augment on cpu"]
@@ -103,12 +103,12 @@ def test_libavcodec_decodes_from_the_key_frame_before_to_the_last_frame(tmp_path
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        (3.9, "needs 14 cores, or 4 after `vivit prepare`: 3.9x"),
+        (3.9, "needs 14 cores, or 4 after `vivit prepare` (3.9x as fast)"),
         (
             1.02,
-            "`vivit prepare` would gain nothing to speak of (1.0x): most of the time goes to augment (75%)",
+            "`vivit prepare` would make little difference (1.0x): the slowest stage is augment (75%)",
         ),
-        (None, "needs 14 cores; what `vivit prepare` would gain was not tried"),
+        (None, "needs 14 cores; the gain of `vivit prepare` was not measured"),
     ],
 )
 def test_advice(gain: float | None, words: str) -> None:
@@ -123,7 +123,7 @@ def test_the_command_prints_a_table_and_writes_json(videos: Path, tmp_path: Path
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "loader.json")], catch_exceptions=False)
     assert done.exit_code == 0
     assert "| stage | ms per clip | share |" in done.stdout
-    assert "Advice: a GPU that eats 120 clips/s needs" in done.stdout
+    assert "Advice: a GPU that consumes 120 clips/s needs" in done.stdout
     numbers = json.loads((tmp_path / "loader.json").read_text())
     assert numbers["clips"] == 4
     assert numbers["clips_per_s"]["1"] > 0
@@ -142,7 +142,7 @@ def test_the_command_as_a_process(videos: Path) -> None:
     ]
     done = subprocess.run([*command, *TINY, *OPTIONS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "Advice: a GPU that eats 120 clips/s needs" in done.stdout
+    assert "Advice: a GPU that consumes 120 clips/s needs" in done.stdout
 
 
 def test_what_the_doctor_stored_is_found_again_in_each_round(

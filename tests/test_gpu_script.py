@@ -43,7 +43,7 @@ def test_rows_are_measured_once_and_shown(tmp_path: Path) -> None:
     assert check["result"]["failed"] == 0
     assert all(row["fused"] > 0 and row["foreach"] > 0 for row in optimizer["result"]["rows"])
     page = (tmp_path / "gpu.md").read_text()
-    assert "Not measured yet: there was no GPU." in page
+    assert "Not measured yet, as no GPU was available." in page
     assert page.count("| not measured |") == len([row for row in rows(toy=False) if is_in_a_table(row)])
     assert f"- {check['result']['reasons'][0]}" in page
     assert str(tmp_path) not in page

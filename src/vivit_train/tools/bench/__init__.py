@@ -1,1 +1,1 @@
-"""What is measured, on the machine at hand: the loader, the model, whole training steps."""
+"""`vivit bench`: measure the data loader, the model and whole training steps on this machine."""

@@ -1,4 +1,4 @@
-"""`vivit bench growth`: how the four models' time and memory grow with frames and resolution, as a picture."""
+"""`vivit bench growth`: plot how the time and memory of the four models grow with frames and resolution."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Any
 from vivit_train.tools.bench.model import Cell, Row, bench, machine, on_meta
 from vivit_train.training.profiling import forward_flops
 
-# Of a forward pass, t time indices of n places; the products with weights take t n in all four.
+# These are the expected orders of growth of a forward pass over t time steps with n tokens each. The term t n is
+# for the matrix products with weights, the other terms are for attention.
 ORDERS = {
     "vivit_st": "t n + (t n)²",
     "vivit_fe": "t n + t n² + t²",
@@ -19,7 +20,15 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One clip of so many frames, or of such a crop ("frames", "crop")."""
+    """The measurement of one model on a clip of a given size.
+
+    Attributes:
+        axis: "frames" or "crop": the quantity that varies.
+        model: Name of the model.
+        value: Number of frames or crop size in pixels.
+        flops: Floating-point operations of a forward pass.
+        row: Measured time and memory.
+    """
 
     axis: str
     model: str
@@ -38,29 +47,35 @@ def growth(
     device: str,
     rounds: int,
 ) -> Iterator[Point]:
-    """Measures a clip against its frames, at the crop that the models have, and against its crop, at their frames.
+    """Measure models while varying their number of frames, and then while varying their crop size.
 
     Args:
-        models: by name the `model` node of a configuration.
+        models: The `model` node of a configuration for each name.
+        frames: Numbers of frames to measure.
+        crops: Crop sizes to measure, in pixels.
+        mode: One of `MODES` of bench.model.
+        dtype: One of `DTYPES` of bench.model.
+        device: "cpu" or "cuda".
+        rounds: Number of timed steps, of which the median counts.
 
     Raises:
-        UserError: one of them cannot be built.
+        UserError: A model cannot be built.
     """
     axes = {"frames": ("frames", frames), "crop": ("image_size", crops)}
     points = [(axis, name, value) for axis in axes for value in axes[axis][1] for name in models]
     nodes = [{**models[name], axes[axis][0]: value} for axis, name, value in points]
-    flops = [forward_flops(on_meta(node)) for node in nodes]  # first, as it finds out what cannot be built
+    flops = [forward_flops(on_meta(node)) for node in nodes]  # This fails early if a model cannot be built.
     cells = [Cell(json.dumps(node), mode, dtype, 1, device, ("sdpa",), rounds) for node in nodes]
-    for row in bench(cells):  # the models as they are stand on both axes
+    for row in bench(cells):  # A model with its own frames and crop is measured once but is on both axes.
         for (axis, name, value), operations, cell in zip(points, flops, cells, strict=True):
             if cell == row.cell:
                 yield Point(axis, name, value, operations, row)
 
 
 def table(points: Sequence[Point]) -> str:
-    """In Markdown: seconds and peak memory, and by how much time and operations grew since the value before."""
+    """Format the results in Markdown, with the growth of time and operations since the previous value."""
     lines = [
-        "| | | value | GFLOPs, forward | s a step | peak MB | operations grew | time grew |",
+        "| model | axis | value | forward GFLOPs | s/step | peak MB | growth of operations | growth of time |",
         "|---" * 8 + "|",
     ]
     before: dict[tuple[str, str], Point] = {}
@@ -82,7 +97,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def curves(points: Sequence[Point]) -> dict[tuple[str, str], list[tuple[int, float, float, float]]]:
-    """For `pictures.growth_curves`: by axis and model what was measured."""
+    """Return the measurements by axis and model, for `plots.growth_curves`."""
     found: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
     for point in points:
         if not point.row.failure:

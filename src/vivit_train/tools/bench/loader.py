@@ -1,4 +1,4 @@
-"""`vivit bench loader`: how fast clips come from these very files, where the time goes, and what would help."""
+"""`vivit bench loader`: measure the throughput of the data loader and its stages, and advise how to improve it."""
 
 import json
 import math
@@ -27,28 +27,33 @@ from vivit_train.tools.bench.stages import STAGES, Stages, again, dataset, is_re
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import usable_cores
+from vivit_train.utils.text import plural
 
-CORES = (1, 2, 4, 8, 16, 32, 64)  # that clips/s are predicted for
-TRIED = 3  # videos that are prepared, to see what that gains
-LONGEST = 3000  # frames of a video for that
-WORTH_SAYING = 1.15  # less is within the noise
+CORES = (1, 2, 4, 8, 16, 32, 64)  # The throughput is predicted for these numbers of cores.
+TRIED = 3  # This many videos are re-encoded to measure the gain of `vivit prepare`.
+LONGEST = 3000  # Videos with more frames are not re-encoded for that, as it would take too long.
+WORTH_SAYING = 1.15  # A smaller gain is within the noise.
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. Times are milliseconds per clip, on one core.
+    """The result of the benchmark. Times are in milliseconds per clip on one core.
 
     Attributes:
-        clips, unreadable: in the sample.
-        frames_decoded: per clip, from the key frame before its first frame to its last.
-        stage_ms: by stage; together they are `total_ms`. What reading takes is split as libavcodec's own time for
-            the same frames splits: those before a clip's first frame ("seek"), the others, and their conversion.
-        raw_ms: libavcodec alone, decoding those frames and converting none.
-        beside_ms: what a GPU takes meanwhile, by stage: nothing where there is none.
-        clips_per_s: by number of worker processes; 0 is the main process.
-        predicted: clips/s by number of cores, from the rate per core with all of the cores at work.
-        prepared_gain: how much faster clips come from files that `vivit prepare` made; None: not tried.
-        advice: in one sentence.
+        clips: Number of clips in the sample that can be read.
+        unreadable: Number of clips in the sample that cannot be read.
+        frames_decoded: Mean number of decoded frames per clip, from the key frame before its first frame to its
+            last frame.
+        stage_ms: Time of each stage. The time to read frames is divided in the proportion that libavcodec alone
+            needs for the frames before the first frame of the clip ("seek"), for the remaining frames ("decode")
+            and for their conversion.
+        total_ms: Sum of the times of all stages.
+        raw_ms: Time that libavcodec alone needs to decode the same frames, without converting any.
+        beside_ms: Time of each stage after the loader, which runs in parallel to it. It can be empty.
+        clips_per_s: Throughput by number of workers. 0 workers means the main process.
+        predicted: Predicted clips/s by number of cores, from the rate per core when all cores are in use.
+        prepared_gain: Speedup with files from `vivit prepare`, or None if it was not measured.
+        advice: Advice in one sentence.
     """
 
     clips: int
@@ -73,24 +78,27 @@ def bench_loader(
     gpu_clips_per_s: float = 120,
     gop: int = 32,
 ) -> Result:
-    """Time the training clips of a configuration: a random sample of them, `rounds` times, in turn; medians.
+    """Measure the data loader on a random sample of the training clips of a configuration.
 
-    The files come from the memory that the system keeps them in, not from the disk.
+    Files are read from the page cache of the system, not from disk.
 
     Args:
-        workers: numbers of processes to try; empty: 1, 2, 4, ... up to the cores there are.
-        gpu_clips_per_s: what the advice is for.
-        gop: of the files that `vivit prepare` would make.
+        cfg: Configuration, as for training.
+        clips: Number of videos in the random sample.
+        rounds: Number of measurements, of which the medians count.
+        workers: Numbers of workers to try. Empty means 1, 2, 4, ... up to the number of cores.
+        gpu_clips_per_s: Clips/s that the GPU consumes, for the advice.
+        gop: GOP size in frames of the files that `vivit prepare` would write.
 
     Raises:
-        UserError: the data are not there, or not one clip of the sample can be read.
+        UserError: The data cannot be found, or no clip of the sample can be read.
     """
     torch.set_num_threads(1)
     data: VideoDataModule = instantiate(cfg.data, _convert_="all")
     device = (
         torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
     )
-    if data.augment_on == "auto":  # as the trainer would
+    if data.augment_on == "auto":  # The trainer decides in the same way.
         data.augment_on = "device" if device and device.type == "cuda" else "worker"
     cores = usable_cores()
     workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
@@ -101,12 +109,12 @@ def bench_loader(
         if is_readable(data, manifest, row, number=len(good)):
             good.append(row)
     if not good:
-        raise UserError(f"none of {len(manifest)} clips can be read: vivit doctor says why")
+        raise UserError(f"none of {plural(len(manifest), 'clip')} can be read: `vivit doctor` reports the reasons")
     manifest = manifest.take(np.array(good))
     with tempfile.TemporaryDirectory() as folder:
         gain = _prepared_gain(data, manifest, Settings(data.short_side // 2 * 2, gop), rounds, Path(folder))
     stages, loaders = Stages(data, manifest, rounds), _Workers(data, manifest, workers, rounds)
-    for turn in range(rounds):  # in turn, so that a busy minute of the machine hits both
+    for turn in range(rounds):  # Measurements alternate, so that other load on the machine affects both.
         stages.measure(turn)
         loaders.measure(turn)
     stage_ms = dict(zip(STAGES, (stages.per_clip(stages.seconds) * 1e3).tolist(), strict=True))
@@ -131,33 +139,33 @@ def bench_loader(
 
 
 def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[str, float]) -> str:
-    """Cores for `wanted` clips/s, now and after `vivit prepare`."""
+    """Say how many cores `wanted` clips/s need, now and after `vivit prepare`."""
     needed = math.ceil(wanted / per_core)
-    text = f"a GPU that eats {wanted:g} clips/s needs {needed} {'core' if needed == 1 else 'cores'}"
+    text = f"a GPU that consumes {wanted:g} clips/s needs {plural(needed, 'core')}"
     if gain is None:
-        which = f"none is a file of up to {LONGEST} frames"
-        return f"{text}; what `vivit prepare` would gain was not tried: {which}"
+        which = f"no video of the sample is a plain file of up to {LONGEST} frames"
+        return f"{text}; the gain of `vivit prepare` was not measured, as {which}"
     if gain < WORTH_SAYING:
         stage, ms = max(stage_ms.items(), key=lambda item: item[1])
-        most = f"most of the time goes to {stage} ({ms / sum(stage_ms.values()):.0%})"
-        return f"{text}; `vivit prepare` would gain nothing to speak of ({gain:.1f}x): {most}"
-    return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare`: {gain:.1f}x"
+        most = f"the slowest stage is {stage} ({ms / sum(stage_ms.values()):.0%})"
+        return f"{text}; `vivit prepare` would make little difference ({gain:.1f}x): {most}"
+    return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare` ({gain:.1f}x as fast)"
 
 
 class _Workers:
-    """Seconds that loaders with so many worker processes take for all clips."""
+    """Measures the time that loaders with different numbers of workers take for all clips."""
 
     def __init__(self, data: VideoDataModule, manifest: ClipTable, workers: Sequence[int], rounds: int) -> None:
         self.data, self.n = data, len(manifest)
-        self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # several batches for each
+        self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))  # Several batches per worker.
         self.clips = dataset(data, again(data, manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
         self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
         for number in workers:
-            batches: list[list[Key]] = []  # the worker processes live on while these change
+            batches: list[list[Key]] = []  # The list changes between rounds, while the workers stay alive.
             data.num_workers = number
             self.loaders[number] = data.loader(self.clips, batch_sampler=batches), batches
-        self.measure(rounds)  # the first time the processes start
+        self.measure(rounds)  # The first measurement starts the workers and does not count.
         self.seconds = {number: [] for number in workers}
 
     def measure(self, turn: int) -> None:
@@ -178,8 +186,10 @@ class _Workers:
 def device_stages(
     data: VideoDataModule, manifest: ClipTable, device: torch.device | None, rounds: int
 ) -> dict[str, float]:
-    """Milliseconds per clip of what comes after the loader: the transfer of a batch, and finishing its clips where
-    that is done there. Without a device the main process finishes them."""
+    """Measure the stages after the loader in milliseconds per clip: the transfer and, on the device, augmentation.
+
+    If there is no device, the main process runs the augmentation.
+    """
     n = min(len(manifest), data.micro_batch)
     clips = dataset(data, manifest)
     batch = collate([clips[0, 0, row] for row in range(n)])
@@ -208,7 +218,11 @@ def _finish_work(device: torch.device | None) -> None:
 def _prepared_gain(
     data: VideoDataModule, manifest: ClipTable, settings: Settings, rounds: int, folder: Path
 ) -> float | None:
-    """Time per clip of a few of the videos as they are, over that of what `vivit prepare` makes of them."""
+    """Measure on a few videos how much faster clips load after `vivit prepare`.
+
+    Returns:
+        The speedup, or None if no video is suitable.
+    """
     before: list[str] = []
     after: list[str] = []
     rows = []
@@ -216,7 +230,7 @@ def _prepared_gain(
         if len(before) == TRIED:
             break
         target = str(folder / f"{row}.mp4")
-        with suppress(VideoError):  # damaged behind the clip: of that `vivit prepare` makes nothing
+        with suppress(VideoError):  # A video may be damaged after the clip; it cannot be re-encoded.
             is_file = is_plain(path) and not state(path).is_folder
             if is_file and path not in before and probe(path).num_frames <= LONGEST:
                 encode(path, target, settings)
@@ -241,22 +255,22 @@ def _prepared_gain(
 
 
 def table(result: Result) -> str:
-    """The result in Markdown."""
-    skipped = f", {result.unreadable} unreadable ones left out" if result.unreadable else ""
-    lines = [f"{result.clips} clips{skipped}; {result.frames_decoded:.0f} frames decoded for each", ""]
+    """Format the result in Markdown."""
+    skipped = f" ({plural(result.unreadable, 'unreadable clip')} skipped)" if result.unreadable else ""
+    lines = [f"{plural(result.clips, 'clip')}{skipped}; {result.frames_decoded:.0f} frames decoded per clip", ""]
     lines += ["| stage | ms per clip | share |", "|---|---|---|"]
     for stage, ms in result.stage_ms.items():
         lines.append(f"| {stage} | {ms:.2f} | {ms / result.total_ms:.0%} |")
-    lines.append(f"| **all, on one core** | {result.total_ms:.2f} | {1000 / result.total_ms:.1f} clips/s |")
-    lines += [f"| {stage}, beside these | {ms:.2f} | |" for stage, ms in result.beside_ms.items()]
+    lines.append(f"| **total on one core** | {result.total_ms:.2f} | {1000 / result.total_ms:.1f} clips/s |")
+    lines += [f"| {stage}, in parallel | {ms:.2f} | |" for stage, ms in result.beside_ms.items()]
     if not any(stage.startswith("transfer") for stage in result.beside_ms):
-        lines.append("| transfer: no GPU here | | |")
+        lines.append("| transfer: no GPU found | | |")
     share = result.raw_ms / result.total_ms
     lines.append(f"| raw limit: libavcodec alone | {result.raw_ms:.2f} | {share:.0%} |")
-    lines += ["", "| workers | clips/s | x main process |", "|---|---|---|"]
+    lines += ["", "| workers | clips/s | speedup over main process |", "|---|---|---|"]
     for number, rate in result.clips_per_s.items():
         lines.append(f"| {number} | {rate:.1f} | {rate * result.total_ms / 1000:.2f} |")
-    lines += ["", "| cores | clips/s, predicted |", "|---|---|"]
+    lines += ["", "| cores | predicted clips/s |", "|---|---|"]
     lines += [f"| {cores} | {rate:.0f} |" for cores, rate in result.predicted.items()]
     return "\n".join([*lines, "", f"Advice: {result.advice}."])
 

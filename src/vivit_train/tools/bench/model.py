@@ -1,4 +1,4 @@
-"""`vivit bench model`: how fast a model trains and answers, what memory that takes, and what limits it."""
+"""`vivit bench model`: measure the throughput and peak memory of a model and find its bottleneck."""
 
 import json
 import logging
@@ -24,26 +24,30 @@ from vivit_train.training.checkpoint import build_net
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, forward_flops, matmul_peak, peak_bytes, shares
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated
+from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 MODES = ("train", "infer")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-VARIANTS = ("eager", "sdpa", "compiled")  # attention step by step; fused; fused, and torch.compile on top
-LIMIT_S = 3600.0  # of one cell
+# Attention is computed step by step (eager), by fused kernels (sdpa), or by these with torch.compile (compiled).
+VARIANTS = ("eager", "sdpa", "compiled")
+LIMIT_S = 3600.0  # This is the time limit of one cell.
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one child process measures: the variants in turn, on the same weights and clips.
+    """The work of one child process: it measures the variants alternately, on the same weights and clips.
 
     Attributes:
-        model: the `model` node of a configuration, as JSON.
-        mode, dtype: of `MODES` and `DTYPES`; other precisions than float32 by autocast.
-        batch: clips.
+        model: The `model` node of a configuration, as JSON.
+        mode: One of `MODES`.
+        dtype: A key of `DTYPES`. Precisions other than float32 use autocast.
+        batch: Number of clips per step.
         device: "cpu" or "cuda".
-        variants: of `VARIANTS`.
-        rounds: so many timed steps of each, after one that is not timed; the median counts.
+        variants: Some of `VARIANTS`. The first one is the baseline.
+        rounds: Number of timed steps per variant after one warm-up step. The median counts.
+        classes: Number of classes.
     """
 
     model: str
@@ -58,13 +62,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one variant.
+    """The speed and memory of one variant.
 
     Attributes:
-        step_s: seconds, the median.
-        first_s: of the first step, which compiles.
-        peak_bytes: see `measure.peak_bytes`.
-        mfu: share of `matmul_peak` in this precision.
+        step_s: Median time of a step in seconds.
+        first_s: Time of the first step in seconds, including compilation.
+        peak_bytes: Peak memory in bytes; see `profiling.peak_bytes`.
+        mfu: Model FLOPs utilization, as a fraction of `matmul_peak` in this precision.
     """
 
     step_s: float
@@ -75,7 +79,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a cell: the speed of each variant, and where the time of the fastest goes; or why not."""
+    """The result of a cell.
+
+    Attributes:
+        cell: The cell.
+        speeds: Speed of each variant.
+        matmul_tflops: Speed of a large matrix product in TFLOP/s.
+        shares: Time of the fastest variant by kind of operation, as fractions of the step.
+        top: Most expensive operations of the fastest variant, with their fractions of the time.
+        failure: Reason why the cell could not be measured, otherwise "".
+    """
 
     cell: Cell
     speeds: dict[str, Speed] = field(default_factory=dict)
@@ -90,7 +103,7 @@ class Row:
 
 
 def measure_cell(cell: Cell) -> Row:
-    """In this process."""
+    """Measure a cell in this process."""
     device, dtype = torch.device(cell.device), DTYPES[cell.dtype]
     torch.manual_seed(0)
     peak = matmul_peak(device, dtype)
@@ -133,7 +146,7 @@ Forward = Callable[[Tensor], Any]
 
 
 def in_precision(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Within it, torch computes in another precision than float32 by autocast."""
+    """Return an autocast context for a precision. It does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
@@ -142,7 +155,7 @@ def plain_sgd(net: nn.Module) -> torch.optim.Optimizer:
 
 
 def train(forward: Forward, optimizer: torch.optim.Optimizer, video: Tensor, dtype: torch.dtype) -> None:
-    """One step, of clips of as many different classes as there are."""
+    """Run one training step. The labels cycle through the classes."""
     with in_precision(dtype, video.device):
         logits_BK = forward(video)
     label_B = torch.arange(len(video), device=video.device) % logits_BK.shape[1]
@@ -157,16 +170,19 @@ def infer(forward: Forward, video: Tensor, dtype: torch.dtype) -> None:
 
 
 def finish(device: torch.device) -> None:
-    """Waits for what a GPU still has to do."""
+    """Wait until the GPU has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def bench(cells: Sequence[Cell]) -> Iterator[Row]:
-    """The cells, one after another, each as it is done, with progress on stderr. A child process measures them:
-    where memory lacks, the system may end it, and the next cell has another. Cells that are the same are one."""
+    """Measure the cells one after another and yield each result at once, with the progress in the log.
+
+    A child process measures the cells. If the system kills it for lack of memory, a new process measures the next
+    cell. Identical cells are measured once.
+    """
     jobs = dict.fromkeys(cells, LIMIT_S)
-    os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # the profiler's own words
+    os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # Silence the profiler.
     start_s = time.monotonic()
     with closing(run_isolated(measure_cell, jobs, workers=1)) as results:
         for number, (cell, row) in enumerate(results, 1):
@@ -178,7 +194,7 @@ def bench(cells: Sequence[Cell]) -> Iterator[Row]:
 
 def why(failure: Failure) -> str:
     lack = "SIGKILL" in failure.detail or "memory" in failure.detail.lower()
-    return "memory does not suffice" if lack else failure.detail
+    return "out of memory" if lack else failure.detail
 
 
 def cells(
@@ -191,13 +207,13 @@ def cells(
     device: str,
     rounds: int,
 ) -> list[Cell]:
-    """Of one `model` node every combination.
+    """Return the cells for every combination of mode, precision and batch size of one `model` node.
 
     Raises:
-        UserError: the model cannot be built.
+        UserError: The model cannot be built.
     """
     node: Any = OmegaConf.to_container(model, resolve=True)
-    node["compile"] = False  # that is a variant
+    node["compile"] = False  # Compilation is a variant of its own.
     on_meta(node)
     return [
         Cell(json.dumps(node), mode, dtype, batch, device, tuple(variants), rounds)
@@ -206,41 +222,43 @@ def cells(
 
 
 def on_meta(node: Mapping[str, Any], classes: int = 400) -> ViViT:
-    """The model of a `model` node, of which nothing is in memory.
+    """Build the model of a `model` node on the meta device, without allocating memory.
 
     Raises:
-        UserError: it cannot be built.
+        UserError: The model cannot be built.
     """
     try:
         with torch.device("meta"):
             return build_net(node, {"": [""] * classes})
     except InstantiationException as error:
-        why = str(error.__cause__ or error)  # of which hydra's own says where
+        why = str(error.__cause__ or error)  # The message of Hydra itself only tells the location.
         raise UserError(f"{node['model']} cannot be built: {why}") from error
 
 
 def usable(device: str) -> str:
-    """The name of a device that is there.
+    """Resolve "auto" to an available device, or check that the given device is available.
 
     Raises:
-        UserError: it is not.
+        UserError: The device is unknown or not available.
     """
     there = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not there):
-        raise UserError(f"--device {device}: " + ("no GPU here" if device == "cuda" else "cpu, cuda or auto"))
+        raise UserError(
+            f"--device {device}: " + ("no GPU found" if device == "cuda" else "must be cpu, cuda or auto")
+        )
     return "cuda" if there and device != "cpu" else "cpu"
 
 
 def about(rows: Sequence[Row]) -> str:
-    """What was measured, and on what."""
+    """Describe the model and the machine in one line."""
     cell = rows[0].cell
     net = json.loads(cell.model)
     what = f"{net['model']} {net['size']}, {net['frames']} frames of {net['image_size']}, tubelet {net['tubelet']}"
-    return f"{what}; {machine(cell.device)}, {cell.rounds} rounds"
+    return f"{what}; {machine(cell.device)}, {plural(cell.rounds, 'round')}"
 
 
 def machine(device: str) -> str:
-    """A device and the version of torch."""
+    """Describe a device and the version of torch."""
     return f"{device_name(device)}, torch {torch.__version__.partition('+')[0]}"
 
 
@@ -251,17 +269,18 @@ def device_name(device: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown: clips/s and peak memory of each variant, and what the later ones gain over the first."""
+    """Format the rows in Markdown, with the speed and memory of the later variants relative to the first."""
     first, *others = rows[0].cell.variants
-    head = ["", "precision", "clips", *(f"{name}, clips/s" for name in (first, *others))]
+    head = ["mode", "precision", "clips", *(f"{name}, clips/s" for name in (first, *others))]
     head += [f"{name} / {first}, speed" for name in others]
     head += [f"{first}, peak MB", *(f"{name} / {first}, memory" for name in others)]
-    lines = [f"| {' | '.join([*head, 'MFU', 'attention / products / rest'])} |", "|---" * (len(head) + 2) + "|"]
+    head += ["MFU", "attention / matrix products / rest"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cell = row.cell
         cells = [cell.mode, cell.dtype, str(cell.batch)]
         if row.failure:
-            lines.append(f"| {' | '.join(cells)} | {row.failure} {'|' * (len(head) - 1)}")
+            lines.append(f"| {' | '.join(cells)} | {row.failure} {'|' * (len(head) - 3)}")
             continue
         of = row.speeds[first]
         cells += [f"{cell.batch / row.speeds[name].step_s:.3g}" for name in (first, *others)]
@@ -277,21 +296,21 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def limits(rows: Sequence[Row]) -> str:
-    """What limits the fastest variant of the last cell that was measured, in a sentence."""
+    """Describe the bottleneck of the fastest variant of the last measured cell."""
     row = next((row for row in reversed(rows) if not row.failure), None)
     if row is None:
         return "nothing could be measured"
     kind, share = max(row.shares.items(), key=lambda item: item[1])
     reached = row.speeds[row.fastest].mfu
     meaning = {
-        "attention": "fewer tokens (data.frames, data.crop) or a factorised model cost less",
-        "matrix products": "the model's own work; a lower precision, where the device has it, is faster",
-        "rest": "memory is moved, not computed: compiling and larger batches help",
+        "attention": "fewer tokens (data.frames, data.crop) or a factorized model reduce it",
+        "matrix products": "the core work of the model; lower precision is faster if the device supports it",
+        "rest": "limited by memory bandwidth; compilation and larger batches help",
     }[kind]
     return (
-        f"What limits {row.cell.mode} in {row.cell.dtype} with {row.cell.batch} clips: {kind}, {share:.0%} of the "
-        f"time ({meaning}). MFU {reached:.0%} of {row.matmul_tflops:.3g} TFLOP/s, the matrix products of this "
-        "device in the same run."
+        f"Bottleneck of {row.cell.mode} in {row.cell.dtype} with {plural(row.cell.batch, 'clip')}: {kind}, "
+        f"{share:.0%} of the time ({meaning}). MFU is {reached:.0%} of {row.matmul_tflops:.3g} TFLOP/s, the speed "
+        "of a large matrix product on this device in the same run."
     )
 
 

@@ -1,4 +1,4 @@
-"""Times what a loader does to a clip, stage by stage, in this process."""
+"""Measure the stages of loading a clip in this process."""
 
 import time
 from collections.abc import Sequence
@@ -32,8 +32,10 @@ _spellings = count(1)
 
 
 def again(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipTable:
-    """The rows `times` times over, as if for the first time: on the doctor's clean lists, which training need not
-    scan, as they are."""
+    """Repeat the rows `times` times, so that each repetition reads its files as if for the first time.
+
+    Paths stay unchanged if the doctor's index of the clean lists spares training the scan anyway.
+    """
     return repeat_table(manifest, times) if data.video_reader.index_db else uncached_paths(manifest, times)
 
 
@@ -42,8 +44,11 @@ def repeat_table(manifest: ClipTable, times: int) -> ClipTable:
 
 
 def uncached_paths(manifest: ClipTable, times: int) -> ClipTable:
-    """The rows `times` times over, the paths spelled as never before: what is kept of a file under one name is not
-    known under another, so that it is opened as for the first time, as in a large data set."""
+    """Repeat the rows `times` times with a different spelling of the paths each time.
+
+    Cached results of a file are not found under another spelling, so each repetition opens and scans the files
+    again, as in a large dataset.
+    """
     spelled = [
         path if is_url(path) else f"{'/.' * number}{path}"
         for number in islice(_spellings, times)
@@ -53,7 +58,7 @@ def uncached_paths(manifest: ClipTable, times: int) -> ClipTable:
 
 
 def dataset(data: VideoDataModule, manifest: ClipTable) -> TrainDataset:
-    """The training clips of a manifest, as this configuration makes them."""
+    """Return a training dataset with the clips of a manifest and the settings of the configuration."""
     clips = copy(data.train_dataloader().dataset)
     assert isinstance(clips, TrainDataset)
     clips.manifest = manifest
@@ -61,7 +66,14 @@ def dataset(data: VideoDataModule, manifest: ClipTable) -> TrainDataset:
 
 
 def is_readable(data: VideoDataModule, manifest: ClipTable, row: int, number: int) -> bool:
-    """Whether the clip can be, that is drawn of a row as that of this number, also by libavcodec alone."""
+    """Return whether the clip that is sampled from a row can be read, by the loader and by libavcodec alone.
+
+    Args:
+        data: Data module of the configuration.
+        manifest: Table of the clips.
+        row: Row of the clip.
+        number: Number that seeds the random choices for the clip.
+    """
     try:
         with seeded(data.seed, number):
             loaded = dataset(data, manifest).load(row)
@@ -74,7 +86,7 @@ def is_readable(data: VideoDataModule, manifest: ClipTable, row: int, number: in
 
 @dataclass(frozen=True)
 class TimedReading(VideoReader):
-    """Notes the seconds that its frames take."""
+    """Records the time in seconds of each call that reads frames."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -88,11 +100,11 @@ class TimedReading(VideoReader):
 
 
 class Stages:
-    """Where the time of a clip goes: seconds by round, video and stage, and those of libavcodec alone."""
+    """Measures the time of each stage and of libavcodec alone, in seconds by round and video."""
 
     def __init__(self, data: VideoDataModule, manifest: ClipTable, rounds: int) -> None:
         self.data, self.clips, self.n = data, dataset(data, again(data, manifest, rounds)), len(manifest)
-        self.clips.finish = False  # that comes by itself
+        self.clips.finish = False  # The augmentation is measured separately.
         self.clips.video_reader = self.video_reader = TimedReading(**vars(self.clips.video_reader))
         self.seconds = np.zeros((rounds, self.n, len(STAGES)))
         self.raw_s, self.decoded = np.zeros((rounds, self.n)), np.zeros(self.n)
@@ -133,13 +145,19 @@ class Stages:
         self.seconds[turn, :, 6] = (time.perf_counter() - start) / self.n
 
     def per_clip(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The median of the rounds, and of these the mean over the videos."""
+        """Average the medians over the rounds over the videos, and divide by the number of clips per video."""
         return np.median(values, axis=0).mean(axis=0) / self.clips.clips_per_video
 
 
 class Alone(NamedTuple):
-    """Seconds that libavcodec takes from the key frame before a clip's first frame up to that one, from there to
-    its last, and to make RGB of the clip's frames; and how many frames were decoded."""
+    """The time that libavcodec alone takes for the clips of a video.
+
+    Attributes:
+        seek_s: Seconds to decode from the key frame before the first frame up to the first frame.
+        decode_s: Seconds to decode from the first frame to the last frame.
+        convert_s: Seconds to convert the frames of the clips to RGB.
+        frames: Number of decoded frames.
+    """
 
     seek_s: float
     decode_s: float
@@ -148,7 +166,7 @@ class Alone(NamedTuple):
 
 
 def decode_alone(path: str, loaded: Sequence[Sample], short_side: int) -> Alone:
-    """The clips of one video again. Of a folder of pictures, no seconds."""
+    """Decode the clips of one video with libavcodec alone. The times are 0 for a folder of images."""
     indices = np.unique([sample["frame_numbers"].numpy() for sample in loaded])
     indices, info = indices[indices != PAD_INDEX], probe(path)
     if state(path).is_folder:
@@ -161,13 +179,13 @@ def decode_alone(path: str, loaded: Sequence[Sample], short_side: int) -> Alone:
     first_s, last_s = times_s[indices.min()], times_s[indices.max()]
     with opened(path) as file, av.open(file, "r", options=OPENING, metadata_errors="ignore") as container:
         stream = container.streams.best("video")
-        assert isinstance(stream, VideoStream)  # as probe found
+        assert isinstance(stream, VideoStream)  # `probe` has found a video stream.
         stream.codec_context.thread_count = 1
         unit = float(stream.time_base or 1)
         begin = stream.start_time or 0
         start, seek_s, convert_s, decoded = time.perf_counter(), 0.0, 0.0, 0
         if first_s > 0:
-            with suppress(av.FFmpegError):  # of gif, say: then it is decoded from its start
+            with suppress(av.FFmpegError):  # Formats that cannot seek, such as GIF, are decoded from the start.
                 container.seek(begin + round(first_s / unit), stream=stream)
         for frame in container.decode(stream):
             decoded += 1

@@ -1,4 +1,4 @@
-"""`vivit bench train`: whole training steps, as train.py takes them, on clips that are in memory already."""
+"""`vivit bench train`: measure whole training steps, as in train.py, on clips that are already in memory."""
 
 import json
 import statistics
@@ -22,21 +22,26 @@ from vivit_train.training.checkpoint import build_net
 from vivit_train.training.failures import translate_compile_errors
 from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, matmul_peak, peak_memory_gb, step_dtype
+from vivit_train.utils.text import plural
 
 CLASSES = 400
-UNTIMED = 2  # steps, which prepare much
-LOOP, FORWARD, BACKWARD, OPTIMIZER = "transfer, loop", "normalise, mix, forward", "backward", "clip, optimizer"
+UNTIMED = 2  # The first steps are for warm-up and are not timed.
+LOOP, FORWARD, BACKWARD, OPTIMIZER = "transfer, loop", "normalize, mix, forward", "backward", "clip, optimizer"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured on one device.
+    """The result of the benchmark on one device.
 
     Attributes:
-        clips_per_s: of steps that follow each other as they do in training.
-        stage_ms: per step, of steps in which the device is waited for after each stage: where the time goes.
-        mfu: share of `matmul_peak` in the run's precision.
-        peak_memory_gb: see `measure.peak_memory_gb`.
+        model: Name, size and input of the model.
+        micro_batch: Number of clips per step.
+        precision: Precision of the trainer.
+        device: Name of the device.
+        clips_per_s: Throughput of consecutive steps, without synchronization between stages.
+        stage_ms: Time of each stage in milliseconds per step, with synchronization after each stage.
+        mfu: Model FLOPs utilization, as a fraction of `matmul_peak` in the run's precision.
+        peak_memory_gb: Peak memory in GB; see `profiling.peak_memory_gb`.
     """
 
     model: str
@@ -50,10 +55,10 @@ class Result:
 
 
 def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
-    """Time `steps` steps of a configuration's model, regularisation and optimizer, and as many again by stage.
+    """Time `steps` training steps of a configuration as a whole, and as many more by stage.
 
     Raises:
-        UserError: the configuration cannot run.
+        UserError: The configuration is invalid.
     """
     check(cfg)
     disable_fused_optimizer(cfg)
@@ -95,7 +100,7 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
 
 
 class SameBatch(IterableDataset[Batch]):
-    """One batch of noise, for ever."""
+    """Yields the same batch of noise forever."""
 
     def __init__(self, clips: int, frames: int, crop: int) -> None:
         video = torch.randint(256, (clips, frames, 3, crop, crop), dtype=torch.uint8)
@@ -109,7 +114,7 @@ class SameBatch(IterableDataset[Batch]):
 
 
 class Clock(Callback):
-    """Seconds of so many steps together, and of so many more by stage."""
+    """Times a number of steps as a whole, and the same number of steps by stage."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.all_s, self.last_s = steps, 0.0, 0.0
@@ -138,15 +143,17 @@ class Clock(Callback):
             if trainer.global_step > UNTIMED:
                 self.all_s = now_s - self.last_s
             self.last_s = now_s
-        elif trainer.global_step > UNTIMED + self.steps:  # the counter has gone up: this one began by stage
+        # The counter is already incremented, so a step that started before the timing by stage is excluded.
+        elif trainer.global_step > UNTIMED + self.steps:
             self.lap(trainer, OPTIMIZER)
 
 
 def table(result: Result, overrides: Sequence[str]) -> str:
-    """The result in Markdown, and what limits."""
+    """Format the result in Markdown and describe the bottleneck."""
     total_ms = sum(result.stage_ms.values())
-    lines = [f"{result.model}, {result.micro_batch} clips a step, {result.precision}; {result.device}", ""]
-    lines += ["| stage | ms a step | share |", "|---|---|---|"]
+    clips = plural(result.micro_batch, "clip")
+    lines = [f"{result.model}, {clips} per step, {result.precision}; {result.device}", ""]
+    lines += ["| stage | ms/step | share |", "|---|---|---|"]
     lines += [f"| {stage} | {ms:.1f} | {ms / total_ms:.0%} |" for stage, ms in result.stage_ms.items()]
     stage = max(result.stage_ms, key=result.stage_ms.__getitem__)
     rate = f"{result.clips_per_s:.3g}"
@@ -157,8 +164,9 @@ def table(result: Result, overrides: Sequence[str]) -> str:
             "",
             f"{rate} clips/s, MFU {result.mfu:.0%}, peak memory {result.peak_memory_gb:.1f} GB",
             "",
-            f"What limits: {stage}, {result.stage_ms[stage] / total_ms:.0%} of a step. So long as the loader "
-            f"brings {rate} clips/s, the model limits training; less, and the loader does:",
+            f"Slowest stage: {stage}, {result.stage_ms[stage] / total_ms:.0%} of a step. If the data loader "
+            f"delivers at least {rate} clips/s, the model limits training; otherwise, the loader does. To measure "
+            "the loader, run:",
             f"vivit bench loader {same} --gpu {rate}".replace("  ", " "),
         ]
     )
