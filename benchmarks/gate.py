@@ -41,7 +41,7 @@ def main() -> None:
     if different:
         step = different[0]
         sys.exit(f"gate: the losses differ from step {step} on: {then[step]} at {ref}, {now[step]} now")
-    print(f"gate: all {len(now)} losses match those of {ref} bit for bit; the last is {now[-1]}")
+    print(f"gate: all {len(now)} losses match {ref} bit for bit; the last is {now[-1]}")
 
 
 if __name__ == "__main__":

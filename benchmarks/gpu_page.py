@@ -19,7 +19,7 @@ scripts/gpu.sh all --budget 540     # both, most valuable rows first
 scripts/gpu.sh page --out DIR       # renders the page on another machine, from the results in DIR
 ```
 
-Rows that are already in the results are not measured again. If the time runs out, the same command continues. A
+Rows that are already in the results are not measured again. If time runs out, run the same command again. A
 row is stopped after 55 s. MFU is relative to the speed of one large bf16 matrix product in the same process.
 """
 SHARES = ("attention", "matrix products", "rest")
@@ -58,7 +58,7 @@ def tables(results: list[Json]) -> list[str]:
     lines += ["", "The first check runs `python " + " ".join(of_kind("check")[0].command[:-1]) + "`."]
     lines += ["", "## Speed", ""]
     lines += [
-        "Clips have 32x224x224 pixels and 400 classes. Models use bf16 autocast. Batch sizes are powers of 2.",
+        "Clips are 32x224x224. Models have 400 classes and use bf16 autocast. Batch sizes are powers of 2.",
         "",
     ]
     shares = "attention / matrix products / rest"

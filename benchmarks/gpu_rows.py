@@ -71,7 +71,10 @@ def rows(toy: bool) -> list[Row]:
         ),
         check("compile", "a compiled run gives the same results, with one graph each for training and validation"),
         check("resume", "a resumed run ends with the weights of an uninterrupted run (deterministic algorithms)"),
-        check("augment", "augmentation and mixing on the device match those in the workers for each random draw"),
+        check(
+            "augment",
+            "augmentation and mixing give the same results on the device as in the workers, draw by draw",
+        ),
         check("processes", "DDP and FSDP2 with one process match a run without them"),
         check("memory", "an out-of-memory error names the micro-batch"),
         check("demo", "the demo runs from videos to score"),

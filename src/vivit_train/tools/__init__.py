@@ -1,1 +1,1 @@
-"""Commands beside training: prepare, doctor, bench, replay and sweeps."""
+"""Tools that complement training: prepare, doctor, bench, replay and sweeps."""

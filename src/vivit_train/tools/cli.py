@@ -1,4 +1,7 @@
-"""The `vivit` command: the tools beside train.py and eval.py. Each tool's module is imported when it is called."""
+"""The `vivit` command with the tools that complement train.py and eval.py.
+
+The module of a tool is imported only when the tool is called.
+"""
 
 import logging
 import re
@@ -65,8 +68,9 @@ def prepare(
 ) -> None:
     """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
-    The frames and their timestamps stay the same. Videos that are already done are skipped. DST/manifest.csv lists
-    the videos with their checksums; DST/failed.csv lists the videos that could not be read.
+    The frames and their timestamps stay the same. Videos that are already done are skipped.
+
+    DST/manifest.csv lists the videos with their checksums. DST/failed.csv lists unreadable videos.
     """
     from vivit_train.tools.encode import Settings
     from vivit_train.tools.prepare import prepare as make
@@ -127,7 +131,10 @@ def loader(
         Path | None, typer.Option(metavar="FILE", help="Also write results to this JSON file.")
     ] = None,
 ) -> None:
-    """Measure the data loader: clips/s by number of workers, time per stage, the limit of libavcodec; advise."""
+    """Measure the throughput of the data loader and the time of its stages, and advise how to speed it up.
+
+    The results include clips/s by number of workers and the speed of libavcodec alone.
+    """
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.loader import bench_loader, save, table
@@ -164,7 +171,7 @@ def model(
     rounds: Rounds = 5,
     json: JsonFile = None,
 ) -> None:
-    """Measure a model's clips/s, peak memory and MFU with eager, fused or compiled attention; report the limit."""
+    """Measure a model's clips/s, peak memory and MFU, with eager, fused or compiled attention."""
     from vivit_train.tools.bench import model
 
     cells = model.cells(

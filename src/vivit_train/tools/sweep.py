@@ -252,7 +252,7 @@ def short(text: str) -> str:
 
 
 def is_job() -> bool:
-    """Return whether this process is where a Hydra launcher runs a job of a multirun."""
+    """Return whether a Hydra launcher runs a job of a multirun in this process."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 

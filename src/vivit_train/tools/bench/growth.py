@@ -50,7 +50,7 @@ def growth(
     """Measure models while varying their number of frames, and then while varying their crop size.
 
     Args:
-        models: The `model` node of a configuration for each name.
+        models: Mapping of names of models to the `model` node of a configuration.
         frames: Numbers of frames to measure.
         crops: Crop sizes to measure, in pixels.
         mode: One of `MODES` of bench.model.

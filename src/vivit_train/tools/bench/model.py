@@ -182,7 +182,7 @@ def bench(cells: Sequence[Cell]) -> Iterator[Row]:
     cell. Identical cells are measured once.
     """
     jobs = dict.fromkeys(cells, LIMIT_S)
-    os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # Silence the profiler.
+    os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # This silences the profiler.
     start_s = time.monotonic()
     with closing(run_isolated(measure_cell, jobs, workers=1)) as results:
         for number, (cell, row) in enumerate(results, 1):
@@ -213,7 +213,7 @@ def cells(
         UserError: The model cannot be built.
     """
     node: Any = OmegaConf.to_container(model, resolve=True)
-    node["compile"] = False  # Compilation is a variant of its own.
+    node["compile"] = False  # Compilation is one of the variants.
     on_meta(node)
     return [
         Cell(json.dumps(node), mode, dtype, batch, device, tuple(variants), rounds)

@@ -34,7 +34,7 @@ _spellings = count(1)
 def again(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipTable:
     """Repeat the rows `times` times, so that each repetition reads its files as if for the first time.
 
-    Paths stay unchanged if the doctor's index of the clean lists spares training the scan anyway.
+    With the clean lists of the doctor, the paths stay unchanged, as training reads the stored scans instead.
     """
     return repeat_table(manifest, times) if data.video_reader.index_db else uncached_paths(manifest, times)
 
@@ -145,7 +145,7 @@ class Stages:
         self.seconds[turn, :, 6] = (time.perf_counter() - start) / self.n
 
     def per_clip(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Average the medians over the rounds over the videos, and divide by the number of clips per video."""
+        """Take the median over the rounds for each video, and return the mean of these medians per clip."""
         return np.median(values, axis=0).mean(axis=0) / self.clips.clips_per_video
 
 
