@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # SIGINT is missing: a terminal sends it to both.
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
 STOPPED = (TRY_AGAIN, 130)  # A job that a signal stopped ends with one of these exit codes.
 STUDY = "vivit-train"
 PRUNED = "pruned after epoch"  # This is the user attribute of a pruned trial.

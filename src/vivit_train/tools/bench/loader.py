@@ -157,9 +157,8 @@ class _Workers:
 
     def __init__(self, data: VideoDataModule, manifest: ClipTable, workers: Sequence[int], rounds: int) -> None:
         self.data, self.n = data, len(manifest)
-        self.size = max(
-            1, min(data.micro_batch, self.n // (4 * max(*workers, 1)))
-        )  # This gives each worker several batches.
+        # Batches are small enough that each worker gets several of them.
+        self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))
         self.clips = dataset(data, again(data, manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
         self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}

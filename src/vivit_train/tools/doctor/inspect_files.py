@@ -44,8 +44,8 @@ class Settings(NamedTuple):
 
     Attributes:
         frames: Number of frames of the validation clip.
-        stride: Distance of these frames in frames of the video, or at `fps` if that is set.
-        fps: Frame rate at which the clip is sampled. None means the frame rate of the video.
+        stride: Distance between frames of the clip, in frames of the video. It is unused if `fps` is set.
+        fps: Frames of the clip per second of video, or None to use `stride`.
         short_side: Short side of the decoded frames in pixels.
         every_frame: Whether to decode all frames.
         allow_private_urls: Whether URLs may lead to private network addresses.
@@ -76,7 +76,7 @@ class FileReport:
         seconds: Duration in seconds.
         width: Width in pixels, as shown.
         height: Height in pixels, as shown.
-        rotation: Rotation for display in degrees.
+        rotation: Counterclockwise rotation for display, in degrees.
         codec: Name of the codec.
         promised: Number of frames that the header states, or 0 if it states none.
         promised_s: Duration in seconds that the header states, or 0 if it states none.

@@ -73,7 +73,7 @@ def find_problems(
     found: dict[Problem, None] = {}  # A file with many segments is reported only once.
     left_out: dict[str, set[int]] = {split: set() for split in manifests}
     first: dict[object, tuple[str, int]] = {}
-    # Training comes last, so that a training clip counts as the copy, not the clip it shares with another split.
+    # Training comes last, so that of two copies in different splits the training clip is left out.
     for split in sorted(manifests, key=("val", "test", "train").index):
         manifest = manifests[split]
         for row, path in enumerate(manifest.paths.tolist()):

@@ -65,7 +65,7 @@ def examine(
     splits, data = read_splits(cfg), cfg.data
     private = bool(data.allow_private_urls)
     settings = Settings(data.frames, data.stride, data.fps, data.short_side, every_frame, private)
-    if data.get("sampling") == "segments":  # With one frame per segment, a video needs only as many frames.
+    if data.get("sampling") == "segments":  # Each segment gives one frame, taken at any rate.
         settings = settings._replace(stride=1, fps=None)
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
