@@ -141,7 +141,7 @@ def test_a_step_that_is_left_out_changes_nothing(
     train(config(*choices))
     torch.testing.assert_close(state(tmp_path / "run/checkpoints/last.ckpt"), expected, rtol=0, atol=0)
     said = capsys.readouterr().out
-    assert "the loss of step 3 is not finite: the step is left out, the 1st so far" in said
+    assert "the loss of step 3 is not finite: skipping the step, the 1st so far" in said
     assert said.count("micro-batch 1 of 2, loss nan: ") == 4
     assert not list(tmp_path.glob("run/nonfinite/*"))
     rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
@@ -198,8 +198,8 @@ def test_lack_of_memory_names_the_micro_batch_to_set(
     with pytest.raises(OutOfMemoryError) as raised:
         train(config(*settings(videos)))
     said = str(raised.value)
-    assert "data.micro_batch=4 clips at once (after 0 steps: CUDA out of memory. Tried to allocate 2.00 " in said
-    assert "data.micro_batch=2 takes half; recipe.global_batch=8 stays" in said
+    assert "data.micro_batch=4 (after 0 steps: CUDA out of memory. Tried to allocate 2.00 " in said
+    assert "data.micro_batch=2 needs half; recipe.global_batch=8 stays" in said
     happened("A micro-batch of 4 does not fit", said)
     lack_memory_above(0, lambda: torch.empty(10**15), monkeypatch)  # a CPU says it otherwise
     with pytest.raises(OutOfMemoryError, match=r"can't allocate memory(.|\n)*it cannot be halved"):
@@ -221,7 +221,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     lack_memory_above(2, out_of_memory, monkeypatch)
     train(config(*settings(videos, "data.micro_batch=8", "trainer.max_steps=2", "trainer.auto_micro_batch=true")))
     said = capsys.readouterr().out
-    assert said.count("memory does not suffice") == 2
+    assert said.count("out of memory with") == 2
     assert "batch: 8 = 2 clips x 1 devices x 4 accumulated" in said
     torch.testing.assert_close(state(tmp_path / "run/checkpoints/last.ckpt"), expected, rtol=0, atol=0)
     happened(
@@ -246,7 +246,7 @@ def test_the_plan_and_the_log_say_what_training_costs(
     said = capsys.readouterr().out
     assert "0.001148 GFLOPs per clip (forward)" in said
     assert "1 epochs, 3 steps, 24 clips; precision 32-true, cpu" in said
-    assert re.search(r"measured: [\d.e-]+ s a step, 0:\d\d for 3 steps .*MFU \d+%; peak memory \d\.\d GB\n", said)
+    assert re.search(r"measured: [\d.e-]+ s per step, 0:\d\d for 3 steps .*MFU \d+%; peak memory \d\.\d GB\n", said)
     rows = [row for row in csv.DictReader((tmp_path / "run/metrics.csv").open()) if row["train/mfu_%"]]
     last = {name: float(value) for name, value in rows[-1].items() if value}
     peak = matmul_peak(torch.device("cpu"), torch.float32)

@@ -345,7 +345,7 @@ def test_a_signal_to_one_process_stops_all(
     hooked(tell)
     both = config(*settings(odd_videos, 2, *DDP))
     assert codes(start(both, both)) == [75, 75]
-    assert capfd.readouterr().err.count("goes on after step 2\n") == 1
+    assert capfd.readouterr().err.count("resumes after step 2\n") == 1
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     happened(
         "SIGUSR1 to one process of two", "both end after the same step with code 75; one checkpoint, one message"

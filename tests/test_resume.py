@@ -142,7 +142,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(
     step = torch.load(last, weights_only=True)["global_step"]
     assert step >= 3
     said = capfd.readouterr().err
-    assert f"goes on after step {step}\n" in said
+    assert f"resumes after step {step}\n" in said
     name = signal.Signals(number).name
     happened(f"{name} to all processes of a run", f"exit code {code}: {said.strip().splitlines()[-1]}")
 
@@ -226,7 +226,7 @@ def test_the_newest_whole_checkpoint_is_found(
     assert newest.name == "last.ckpt"
     said = caplog.messages
     assert len(said) == 2
-    assert "newer.ckpt is passed over" in said[1]
+    assert "newer.ckpt: " in said[1]
     happened("The newest checkpoint is cut in half", said[1])
     happened("A file of another program lies among the checkpoints", said[0])
 

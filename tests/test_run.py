@@ -236,7 +236,7 @@ def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
     assert (results["n"], results["failed"]) == (16, 1)
     listed = list(csv.DictReader((tmp_path / "run/bad_videos.csv").open()))
     assert [(row["split"], row["path"]) for row in listed] == [("train", str(bad)), ("test", str(bad_test))]
-    said = "1 videos could not be read and count as wrong"
+    said = "1 video could not be read and counted as wrong"
     assert said in capsys.readouterr().out
     happened("A bad video in the test split", f"n is that of all videos; {said}")
 
@@ -374,7 +374,7 @@ def test_a_checkpoint_whose_parts_do_not_belong_together_is_refused(
 ) -> None:
     stranger["state_dict"].popitem()
     torch.save(stranger, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match="not those of the model that it names") as error:
+    with pytest.raises(UserError, match="do not match the model in its configuration") as error:
         evaluate(config(f"ckpt_path={tmp_path}/x.ckpt", name="eval"))
     happened("A checkpoint without some of its model's weights", error.value)
 

@@ -96,7 +96,7 @@ def test_a_run_outlives_its_time_limit(
             slurm("scontrol", "update", f"JobId={job}", "TimeLimit=30", "StartTime=now")
     text = said.read_text()
     assert int(shown.split("Restarts=")[1].split()[0]) >= 1, shown
-    assert "SIGUSR1: the run ends after this step" in text
+    assert "SIGUSR1: stopping after this step" in text
     assert "going on from" in text
     assert not list(tmp_path.glob("run*/**/hpc_ckpt*"))
     found, expected = (

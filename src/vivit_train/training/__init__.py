@@ -1,1 +1,1 @@
-"""The LightningModule and what a run needs around it: schedule, metrics, checkpoints, callbacks."""
+"""The LightningModule and everything a run needs around it: schedule, metrics, checkpoints, and callbacks."""

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: speed, memory, a line per epoch, learning curves, and what the model sees."""
+"""Callbacks that report progress, plot learning curves, and show what the model sees during training."""
 
 import logging
 import sys
@@ -19,30 +19,30 @@ from vivit_train.training.profiling import (
     step_dtype,
 )
 from vivit_train.utils.plots import contact_sheet, learning_curves
-from vivit_train.utils.text import printable, shortened
+from vivit_train.utils.text import plural, printable, shortened
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0
-SHARES = 4  # of a mixed clip, that its caption has room for
-SHARED_NAME = 24  # characters of each
-MUCH_WAITING = 0.1  # of the time, in an epoch of a minute or more
-MEASURED_STEPS = 3  # then a line says what to expect; the first, which prepares much, is not timed
+SHARES = 4  # The caption of a mixed clip lists at most this many classes.
+SHARED_NAME = 24  # Each class name in that caption has at most this many characters.
+MUCH_WAITING = 0.1  # A larger data-wait share in an epoch of at least a minute triggers advice.
+MEASURED_STEPS = 3  # The estimate comes after this many steps; the first is not timed because it includes setup.
 
 
 class Report(Callback):
-    """Speed and memory in the log and the progress bar; after three steps what to expect of the whole training; a
-    line per epoch; learning curves.
+    """A callback that logs speed, memory, progress, and learning curves.
 
-    Data-wait is the share of the time between steps in which the trainer had nothing to do but wait for the
-    loader. MFU is the share of the device's speed in matrix products (`matmul_peak`, in the run's precision) that
-    went into the model's forward and backward passes (`forward_flops`, three times), the waiting included. Peak
-    memory is that of this process, on its device (`peak_memory_gb`).
+    It logs an estimate for the whole training after three steps, and one line per epoch. Without a terminal for a
+    progress bar, it also logs a progress line every 30 seconds.
 
-    Where there is no terminal for a progress bar, a line every half minute says how far it is.
+    Data-wait is the share of the time that the trainer spends waiting for the loader. MFU is the share of the
+    device's matmul throughput (`matmul_peak`, in the run's precision) that the model's forward and backward passes
+    use (three times `forward_flops`), including the time spent waiting. Peak memory is that of this process on its
+    device (`peak_memory_gb`).
 
     Args:
-        curves: file of the learning curves, drawn anew after each epoch.
+        curves: The file of the learning curves, which is redrawn after each epoch.
     """
 
     def __init__(self, curves: str | Path) -> None:
@@ -60,7 +60,7 @@ class Report(Callback):
             return
         assert isinstance(pl_module, VideoClassifier)
         self.device = trainer.strategy.root_device
-        # now, as the loader's processes have not yet begun to take their share of a CPU
+        # This is measured now, before the loader workers start to compete for the CPU.
         peak = matmul_peak(self.device, step_dtype(str(trainer.precision)))
         self.mfu_of_1_clip_per_s = FORWARD_AND_BACKWARD * pl_module.forward_flops / peak
         if self.device.type == "cuda":
@@ -73,7 +73,7 @@ class Report(Callback):
         self.total_steps = planned_steps(pl_module.total_steps + pl_module.schedule_offset, trainer)
         self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
         self.main_score = pl_module.main_score
-        # Lightning leaves it out where a run goes on within an epoch
+        # Lightning skips this hook if a run resumes in the middle of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,13 +109,16 @@ class Report(Callback):
             )
 
     def mfu(self, clips_per_s: float, trainer: L.Trainer) -> float:
+        """Returns the MFU of one device at a given global throughput."""
         return self.mfu_of_1_clip_per_s * clips_per_s / trainer.world_size
 
     def expect(self, trainer: L.Trainer, clips: int, took_s: float) -> None:
-        """Says what the first steps let expect, once they are done.
+        """Logs an estimate for the whole training once the first steps are done.
 
         Args:
-            clips, took_s: of the micro-batch that is over, the wait for it included.
+            trainer: The trainer.
+            clips: The number of clips in the last micro-batch, summed over all ranks.
+            took_s: The seconds that the last micro-batch took, including the wait for its data.
         """
         before, self.steps_done = self.steps_done, trainer.global_step - self.first_step
         if not 1 <= before < MEASURED_STEPS:
@@ -126,27 +129,28 @@ class Report(Callback):
             steps = self.total_steps - self.first_step
             mfu = self.mfu(self.timed_clips / self.timed_s, trainer)
             log.info(
-                f"measured: {step_s:.3g} s a step, {clock(step_s * steps)} for {steps} steps without validation; "
-                f"MFU {mfu:.0%}; peak memory {memory_text(self.device)}"
+                f"measured: {step_s:.3g} s per step, {clock(step_s * steps)} for {plural(steps, 'step')} without "
+                f"validation; MFU {mfu:.0%}; peak memory {memory_text(self.device)}"
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
-        if self.validated:  # in other epochs the values of an earlier one are still there
+        if self.validated:  # In other epochs, callback_metrics still has the values of an earlier one.
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
         self.history.append(row)
         val = {f"val_{name}": row.get(f"val/{name}") for name in (self.main_score, "loss")}
         self.line(trainer, loss=row["train/loss"], **val)
         if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
             log.info(
-                f"the model waited for its clips {self.data_wait:.0%} of the time: smaller videos with more key "
+                f"the model waited for data {self.data_wait:.0%} of the time: use smaller videos with more key "
                 "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
             )
         if trainer.is_global_zero:
             learning_curves(self.curves, self.history)
 
     def line(self, trainer: L.Trainer, *words: str, **numbers: Any) -> None:
+        """Logs a progress line with speed, data-wait, and ETA."""
         self.last_line_s = time.monotonic()
         done = trainer.global_step - self.first_step
         left = self.total_steps - trainer.global_step
@@ -161,15 +165,15 @@ class Report(Callback):
 
 
 def planned_steps(steps: int, trainer: L.Trainer) -> int:
-    """The optimizer steps of a training of so many, which trainer.max_steps may end before."""
+    """Returns the number of optimizer steps of a training run, which trainer.max_steps may limit."""
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
 class Overfit(Callback):
-    """Trains on the first batch alone, always the same clips, and says whether the model learns at least these.
+    """A callback that trains on the first batch only and reports whether the model can learn those clips.
 
     Args:
-        loss: training ends where it is below.
+        loss: Training stops once the loss is below this value.
     """
 
     def __init__(self, loss: float) -> None:
@@ -193,21 +197,27 @@ class Overfit(Callback):
         targets = zip(*pl_module.by_head(self.batch["label"].cpu()), strict=True)
         names = {tuple(map(caption, row, pl_module.classes.values())) for row in targets}
         found = "learned" if self.last_loss < self.loss else "NOT learned"
-        alike = "; they are of one class: another seed says more" if len(names) == 1 else ""
+        alike = "; they all have the same class, so another seed is a better test" if len(names) == 1 else ""
         log.info(
-            f"overfit: {len(self.batch['label'])} clips {found}: loss {self.last_loss:.4f} after "
-            f"{trainer.global_step} steps (wanted: below {self.loss:g}){alike}"
+            f"overfit: {plural(len(self.batch['label']), 'clip')} {found}: loss {self.last_loss:.4f} after "
+            f"{plural(trainer.global_step, 'step')} (target: below {self.loss:g}){alike}"
         )
 
 
 def clock(seconds: float) -> str:
+    """Formats a duration as h:mm:ss or m:ss."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
 
 
 class ContactSheet(Callback):
-    """Draws the first training batch as the model gets it, after augmentation and mixing."""
+    """A callback that draws the first training batch as the model sees it, after augmentation and mixing.
+
+    Args:
+        path: The output file.
+        clips: The maximum number of clips to draw.
+    """
 
     def __init__(self, path: str | Path, clips: int = 8) -> None:
         self.path, self.clips = Path(path), clips
@@ -218,7 +228,7 @@ class ContactSheet(Callback):
         if trainer.global_step > 0 or batch_idx > 0 or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, VideoClassifier)
-        with torch.random.fork_rng():  # the same draws as the step that follows, without using them up
+        with torch.random.fork_rng():  # This repeats the draws of the coming step without consuming them.
             torch.manual_seed(pl_module.step_seed(batch_idx))
             video_BCTHW, target = pl_module.training_input(batch)
         pixels = (video_BCTHW.transpose(1, 2)[: self.clips] * pl_module.std + pl_module.mean) / 255
@@ -233,7 +243,7 @@ class ContactSheet(Callback):
 
 
 def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:
-    """The class or classes; after mixing those with the largest shares, and these."""
+    """Returns the class name or names of a target; for a mixed clip, the classes with the largest shares."""
     if target.ndim == 0:
         return printable(classes[int(target)])
     if target.dtype == torch.bool:

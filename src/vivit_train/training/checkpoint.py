@@ -1,4 +1,4 @@
-"""What a checkpoint carries besides weights, so that it can be used with nothing else at hand."""
+"""The metadata that makes a checkpoint self-contained, and functions that read checkpoints."""
 
 import pickle
 import re
@@ -17,19 +17,21 @@ from vivit_train.models.weights.files import refuse_bomb, tensors_of
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.text import plural
 
 KEY = "vivit_train"
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Plain data only, so that every checkpoint loads with `torch.load(path, weights_only=True)`.
+    """The metadata of a checkpoint. It is plain data, so that `torch.load(path, weights_only=True)` can read it.
 
     Attributes:
-        config: the run's whole configuration, resolved.
-        classes: names in the order of the logits, by head; "" is a single head's.
-        mean, std: of the normalisation, for pixels in 0 .. 1.
-        multi_label: a video may have any number of the classes.
+        config: The complete, resolved configuration of the run.
+        classes: The class names of each head in the order of the logits. A single head has the name "".
+        mean: The per-channel mean of the normalization, for pixels in [0, 1].
+        std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
+        multi_label: Whether a video may have any number of classes.
     """
 
     config: dict[str, Any]
@@ -39,16 +41,19 @@ class Metadata:
     multi_label: bool = False
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the metadata as plain data, with short names for built-in targets."""
         return asdict(self) | {"config": with_short_names(self.config)}
 
     @classmethod
     def from_stored(cls, stored: Any, path: str | Path) -> "Metadata":
-        """What a checkpoint holds, once each part is of its type.
+        """Returns the metadata that a checkpoint holds after checking the type of each part.
 
         Raises:
-            UserError: it is not.
+            UserError: A part is missing or has the wrong type.
         """
-        if isinstance(stored, dict) and isinstance(stored.get("classes"), list):  # written before 0.2: one head
+        if isinstance(stored, dict) and isinstance(
+            stored.get("classes"), list
+        ):  # Before version 0.2, there was one head.
             stored = stored | {"classes": {"": stored["classes"]}}
         wanted = {field.name: field.type for field in fields(cls)}
         odd = [key for key in stored if key not in wanted] if isinstance(stored, dict) else ["all of it"]
@@ -59,25 +64,30 @@ class Metadata:
         ]
         if odd:
             raise UserError(
-                f"{path} was written by another version of vivit-train, or is damaged: its metadata has "
-                f"{ascii(odd[0])[:80]}, or has it in another form"
+                f"{path} was written by another version of vivit-train, or is damaged: its metadata has an "
+                f"unexpected, missing, or malformed entry: {ascii(odd[0])[:80]}"
             )
         check_statistics(stored["mean"], stored["std"], path)
         if not all(stored["classes"].values()) or not stored["classes"]:
-            raise UserError(f"{path} names no classes")
+            raise UserError(f"{path} contains no class names")
         return cls(**stored)
 
 
 def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> ViViT:
-    """A model from the `model` node of a person's own configuration, with a head for each entry of `classes`.
+    """Builds a model from the `model` node of the user's own configuration.
+
+    Args:
+        model_config: The `model` node.
+        classes: The class names by head. The model gets a head for each item.
 
     Raises:
-        ValueError: the sizes do not fit together.
+        ValueError: The sizes do not fit together.
     """
     return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
 
 
 def num_classes(classes: Mapping[str, Sequence[str]]) -> int | dict[str, int]:
+    """Returns the number of classes: an int for a single unnamed head, else a dict by head."""
     heads = {head: len(names) for head, names in classes.items()}
     return heads[""] if list(heads) == [""] else heads
 
@@ -89,17 +99,19 @@ def restore_net(
     trusted: Sequence[str] = (),
     allow_nonfinite: bool = False,
 ) -> ViViT:
-    """The model of a checkpoint, as `load_checkpoint` gives its parts. It takes no more memory than its weights.
+    """Builds the model of a checkpoint around the checkpoint's weights, which are not copied.
 
     Args:
-        path: of the checkpoint, for messages.
-        trusted: see `stored.build`.
-        allow_nonfinite: for a step that was saved because something in it is not finite.
+        metadata: The metadata of the checkpoint, from `load_checkpoint`.
+        weights: The weights of the model by parameter name, from `load_checkpoint`.
+        path: The path of the checkpoint, for messages.
+        trusted: The packages whose code may be called; see `targets.build`.
+        allow_nonfinite: Whether to accept non-finite weights, for a step that was saved because of them.
 
     Raises:
-        UserError: they do not belong together, are not finite, or the model is not ours.
+        UserError: Metadata and weights do not fit together, weights are not finite, or the model is not built in.
     """
-    # not compiled, though training was: this machine may have no compiler, and one pass may not be worth it
+    # This is not compiled: this machine may have no compiler, and a single pass may not be worth it.
     node = (
         {**metadata.config["model"], "compile": False} if isinstance(metadata.config.get("model"), dict) else None
     )
@@ -107,39 +119,42 @@ def restore_net(
         there = len({match[1] for name in weights if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))})
         unused = part == "temporal_encoder" and node is not None and node.get("model") != "vivit_fe"
         stored = None if unused or node is None else node.get(key)
-        if type(stored) is int and stored > max(there, 1):  # a million layers take long to build, and to refuse
-            raise UserError(f"{path}: model.{key} is {shown(stored)}, and the weights have {there} such layers")
+        if type(stored) is int and stored > max(there, 1):  # Building a million layers takes too long.
+            raise UserError(
+                f"{path}: model.{key} is {shown(stored)}, but the weights have {plural(there, 'layer')}"
+            )
     if not allow_nonfinite:
         check_finite(weights, path)
-    with torch.device("meta"):  # only shapes, until the weights take their places
+    with torch.device("meta"):  # The model has only shapes until the weights are assigned.
         net: ViViT = build(node, MODELS, f"{path}: model", trusted, num_classes=num_classes(metadata.classes))
     load_weights(net, weights, path)
     return net.float()
 
 
 def load_weights(net: ViViT, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Puts the weights of a checkpoint in the place of a net's.
+    """Assigns the weights of a checkpoint to a net.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: Names or shapes differ.
     """
     ours = {name: list(value.shape) for name, value in net.state_dict().items()}
     theirs = {name: list(value.shape) for name, value in weights.items()}
     if ours != theirs:
         name = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
         shapes = f"is {theirs.get(name, 'missing')} in the file and {ours.get(name, 'none')} in the model"
-        raise UserError(f"{path}: the weights are not those of the model that it names: {name!a} {shapes}")
+        raise UserError(f"{path}: the weights do not match the model in its configuration: {name!a} {shapes}")
     net.load_state_dict(dict(weights), assign=True)
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """All that a checkpoint of ours holds. Nothing in the file is executed.
+    """Reads a checkpoint of vivit-train. Nothing in the file is executed.
 
     Args:
-        mmap: leave the tensors in the file until they are used.
+        path: The path of the checkpoint.
+        mmap: Whether to memory-map the tensors, so that they stay in the file until they are used.
 
     Raises:
-        UserError: no such file, not readable, or not a checkpoint of vivit-train.
+        UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
@@ -147,23 +162,23 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, EOFError) as error:
-        why = "it is none, or holds more than tensors and plain data"
+        why = "it is not a checkpoint, or holds more than tensors and plain data"
         raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
-    except Exception as error:  # torch names a dozen kinds for damaged and for unsafe files
+    except Exception as error:  # torch raises many kinds of errors for damaged and unsafe files.
         raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     check_content(checkpoint, path)
     if not isinstance(checkpoint, dict) or not {KEY, "state_dict"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of vivit-train (for other weights: init.path)")
+        raise UserError(f"{path} is not a checkpoint of vivit-train (use init.path for other weights)")
     if not conforms(checkpoint["state_dict"], Mapping[str, Any]):
-        raise UserError(f"{path} holds no weights by name")
+        raise UserError(f"{path} does not contain a state dict with parameter names")
     return checkpoint
 
 
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
-    """Metadata and the net's weights. Nothing in the file is executed.
+    """Reads the metadata and the weights of the net from a checkpoint. Nothing in the file is executed.
 
     Raises:
-        UserError: no such file, not readable, or not a checkpoint of vivit-train.
+        UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
     checkpoint = read_checkpoint(Path(path))
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}

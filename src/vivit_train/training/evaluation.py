@@ -1,4 +1,4 @@
-"""What a model answered on a split becomes numbers, rows and pictures."""
+"""Turns the predictions of a model on a split into metrics, CSV files, and plots."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.plots import Ids, average_precision_bars, confusion
-from vivit_train.utils.text import csv_cell, file_stem, printable
+from vivit_train.utils.text import csv_cell, file_stem, plural, printable
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,16 @@ def score_task(
     views: str,
     order: str = "forward",
 ) -> dict[str, Any]:
-    """Scores the model of a checkpoint on `data.test_split`; returns what metrics.json holds.
+    """Evaluates the model on `data.test_split` and returns the contents of metrics.json.
 
     Args:
-        out: folder of metrics.json, predictions.csv and the pictures.
-        views: the protocol, temporal clips x spatial crops, such as "4x3"; order: see `EvalDataset`.
+        task: The LightningModule with the weights of the checkpoint.
+        ckpt_path: The path of the checkpoint, which is recorded in metrics.json.
+        data: The data module.
+        trainer: The trainer that runs the evaluation.
+        out: The output folder for metrics.json, predictions.csv, and the plots.
+        views: The number of temporal clips x spatial crops, such as "4x3".
+        order: The order of the frames; see `EvalDataset`.
     """
     data.views, data.order = parse_views(views), order
     with data.translate_worker_errors(), translate_rank_errors():
@@ -70,19 +75,22 @@ def score_task(
         numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
     log.info("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
     if scores["failed"]:
-        log.info(f"{scores['failed']} videos could not be read and count as wrong answers: {data.bad_videos_file}")
+        log.info(
+            f"{plural(scores['failed'], 'video')} could not be read and counted as wrong: {data.bad_videos_file}"
+        )
     log.info(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
     return results
 
 
 def pictures(task: VideoClassifier) -> list[str]:
-    """The names of a result's pictures."""
+    """Returns the file names of the plots of a result."""
     if task.multi_label:
         return ["average_precision.png"]
     return [f"confusion_{file_stem(head)}.png" if head else "confusion.png" for head in task.heads]
 
 
 def draw_result(out: Path, rows: Rows, task: VideoClassifier, scores: Mapping[str, float], protocol: str) -> None:
+    """Draws the confusion matrices, or the average precisions of a multi-label task."""
     if task.multi_label:
         title = f"{protocol}: mAP {scores['map']:.3f} of {scores['n']} videos, {scores['map_classes']} classes"
         has_NK = rows["label"]
@@ -97,6 +105,11 @@ def draw_result(out: Path, rows: Rows, task: VideoClassifier, scores: Mapping[st
 
 
 def parse_views(views: str) -> tuple[int, int]:
+    """Parses a number of temporal clips x spatial crops, such as "4x3".
+
+    Raises:
+        UserError: The text has another form.
+    """
     match = re.fullmatch(r"([1-9]\d*)x([13])", str(views))
     if not match:
         raise UserError(f"eval.views={views}: expected temporal clips x spatial crops (1 or 3), such as 4x3")
@@ -104,15 +117,20 @@ def parse_views(views: str) -> tuple[int, int]:
 
 
 def predictions_by_head(rows: Rows, heads: Mapping[str, int]) -> Iterator[tuple[str, Ids, Ids]]:
-    """Each head's name, and of every video its class and the one with the largest logit."""
+    """Yields the name of each head with its labels and its predictions.
+
+    Labels are class ids [N]; predictions are the class ids [N] with the largest logits.
+    """
     ends = np.cumsum(list(heads.values()))[:-1]
     for i, (head, logits_NK) in enumerate(zip(heads, np.split(rows["logits"], ends, axis=1), strict=True)):
         yield head, rows["label"][:, i], logits_NK.argmax(1)
 
 
 def answers(rows: Rows, classes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Each head's name, and of every video its class and the predicted one in words; several are "a;b", predicted
-    are those with a probability above one half."""
+    """Yields the name of each head with its true and its predicted class names, one entry per video.
+
+    For multi-label data, an entry is a list such as "a;b", and classes with a probability above 0.5 are predicted.
+    """
     if rows["label"].dtype == np.bool:
         (names,) = classes.values()
         label_N, prediction_N = (
@@ -126,10 +144,12 @@ def answers(rows: Rows, classes: Mapping[str, Sequence[str]]) -> Iterator[tuple[
 
 
 def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Mapping[str, Sequence[str]]) -> None:
-    """A row per video: id, true and predicted class, whether it failed, and the logits by class. Names are as
-    `csv_cell` makes them.
+    """Writes predictions.csv with one row per video.
 
-    Of several heads the columns say which: "verb_label", ..., "logit:verb:take"."""
+    The columns are the id, the true and the predicted class, whether the video failed, and the logit of each
+    class. Names are escaped with `csv_cell`. With several heads, the columns include the head: "verb_label",
+    "logit:verb:take".
+    """
     ids = data.manifest_of(data.test_split).ids
     header, columns = ["id"], [[ids[index] for index in rows["index"]]]
     for head, label_N, prediction_N in answers(rows, classes):

@@ -1,4 +1,4 @@
-"""Errors of torch and Lightning in our words: what did not fit, what could not be written or compiled."""
+"""Translates errors of torch and Lightning into messages that say what failed and what to do."""
 
 import logging
 from collections.abc import Iterator
@@ -10,60 +10,63 @@ import torch
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.utils.errors import OutOfMemoryError, UserError, reason
+from vivit_train.utils.text import plural
 
 
 def missing_checkpoint(trainer: L.Trainer, best: str) -> str:
-    """What a run says at its end, where its best checkpoint is not there to be scored."""
+    """Returns the final message of a run whose best checkpoint is missing and cannot be scored."""
     why = getattr(trainer.strategy.checkpoint_io, "failure", "") or f"{best} is gone"
     folder = Path(best).parent
     left = ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "no checkpoint"
     return (
-        f"training is done, but its best checkpoint was not kept and cannot be scored ({why}). {folder} holds "
-        f"{left}; metrics.csv has the scores of each epoch. Free some space: resume=auto in this folder goes on "
-        "from there"
+        f"training finished, but its best checkpoint was not saved and cannot be scored ({why}). {folder} holds "
+        f"{left}; metrics.csv has the scores of each epoch. Free some disk space; resume=auto in this folder "
+        "then resumes from there"
     )
 
 
-FIRST_STEPS = 10  # of an attempt, that are not missed where it begins anew
+FIRST_STEPS = 10  # A run that has done fewer steps may restart with a smaller micro-batch.
 
 
 @contextmanager
 def translate_out_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterator[None]:
-    """Says which micro-batch did not fit into memory, and what to set.
+    """A context manager that reports which micro-batch did not fit into memory, and what to set instead.
 
     Raises:
-        OutOfMemoryError: with half the micro-batch where one process has taken its first steps.
+        OutOfMemoryError: Memory ran out. The error carries half the micro-batch if the world size is 1 and the run
+        is still in its first steps.
     """
     try:
         yield
     except RuntimeError as error:
-        signs = ("DefaultCPUAllocator", "ALLOC_FAILED")  # the CPU's, and those of CUDA's libraries
+        signs = ("DefaultCPUAllocator", "ALLOC_FAILED")  # The CPU allocator and CUDA libraries raise these.
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in signs):
             raise
         epoch, step = data.first
         done = trainer.global_step - (epoch * data.steps_per_epoch + step + data.schedule_offset)
         half = data.micro_batch // 2 // data.clips_per_video * data.clips_per_video
         text = (
-            f"memory does not suffice for data.micro_batch={data.micro_batch} clips at once (after {done} steps: "
+            f"out of memory with data.micro_batch={data.micro_batch} (after {plural(done, 'step')}: "
             f"{reason(error)})\n"
         )
         if not half:
-            advice = "it cannot be halved: lower data.frames, data.crop or model.size, or trainer.precision"
+            advice = "it cannot be halved: lower data.frames, data.crop, model.size, or trainer.precision"
             raise OutOfMemoryError(text + advice, None) from error
-        text += f"data.micro_batch={half} takes half; recipe.global_batch={data.global_batch} stays as it is"
+        text += f"data.micro_batch={half} needs half; recipe.global_batch={data.global_batch} stays the same"
         early = done < FIRST_STEPS and trainer.world_size == 1
         raise OutOfMemoryError(text, half if early else None) from error
 
 
 @contextmanager
 def translate_compile_errors() -> Iterator[None]:
-    logging.getLogger("torch._functorch").setLevel(logging.ERROR)  # a page of traceback, and the error after it
+    """A context manager that turns errors of torch.compile into a `UserError`."""
+    logging.getLogger("torch._functorch").setLevel(logging.ERROR)  # It logs a long traceback before the error.
     try:
         yield
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise UserError(
-            f"model.compile=true: torch.compile fails here ({reason(error)}); model.compile=false trains the same "
-            "model uncompiled"
+            f"model.compile=true: torch.compile fails here ({reason(error)}); set model.compile=false to train "
+            "the same model without compiling it"
         ) from error

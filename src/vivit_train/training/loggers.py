@@ -1,7 +1,7 @@
-"""Lightning's loggers, where ours do otherwise: they go on where a run does, and ask nobody for an account.
+"""Variants of Lightning's loggers that continue when a run resumes and that never ask for an account.
 
-A run that was killed has logged steps behind its last checkpoint, and comes to them again. `first_step` is that
-of the checkpoint which a run goes on from; None for one that starts.
+A run that was killed may have logged steps after its last checkpoint, and logs them again when it resumes.
+`first_step` is the step of the checkpoint that the run resumes from, or None for a new run.
 """
 
 import csv
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(CSVLogger):
-    """metrics.csv in `save_dir`. A run that goes on keeps the rows up to there; Lightning would delete them."""
+    """A logger that writes metrics.csv in `save_dir` and keeps earlier rows when a run resumes."""
 
     def __init__(self, save_dir: str, first_step: int | None = None) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
@@ -28,24 +28,24 @@ class MetricsFile(CSVLogger):
 
     @rank_zero_only
     def keep(self, file: Path, first_step: int) -> None:
-        """The rows of before `first_step`."""
+        """Keeps the rows of `file` before `first_step`."""
         lines = (
             file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        )  # before `experiment` deletes the file
+        )  # The first use of `experiment` deletes the file.
         for row in csv.DictReader(lines):
             if (row.get("step") or "").isdigit() and int(row["step"]) < first_step:
                 self.experiment.metrics.append({name: value for name, value in row.items() if value})
 
 
 def tensorboard_logger(save_dir: str, first_step: int | None = None) -> TensorBoardLogger:
-    """Lightning's logger: TensorBoard passes over what an earlier process logged from `first_step` on."""
+    """Returns Lightning's TensorBoard logger; it hides what an earlier process logged from `first_step` on."""
     return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=first_step)
 
 
 class WandbRun(WandbLogger):
-    """One run at wandb, however often it is resumed; what an earlier process sent is not sent again.
+    """A logger that keeps a single wandb run across resumes and never sends the same metrics twice.
 
-    `save_dir`/wandb/sent.txt holds the run's id, and a line for all that was sent.
+    `save_dir`/wandb/sent.txt contains the run id, followed by one line for each set of metrics that was sent.
     """
 
     def __init__(self, save_dir: str, first_step: int | None, **init: Any) -> None:
@@ -60,23 +60,24 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        what = f"{step}:{max(metrics)}"  # several come of a step, each with other names
+        what = f"{step}:{max(metrics)}"  # One step has several calls with different names.
         if what not in self.sent:
             super().log_metrics(metrics, step)
             self.write("a", [what])
 
     @rank_zero_only
     def write(self, mode: Literal["w", "a"], lines: Sequence[str]) -> None:
+        """Writes lines to sent.txt."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open(mode, encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
 
 
 def wandb_logger(project: str, save_dir: str, first_step: int | None = None) -> WandbRun:
-    """Online where wandb finds credentials, else, or with WANDB_MODE=offline, offline."""
-    import wandb  # takes seconds
+    """Returns a wandb logger: online if wandb finds credentials, else, or with WANDB_MODE=offline, offline."""
+    import wandb  # This import takes seconds.
 
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     if mode == "offline":
-        log.info(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` sends this run later")
+        log.info(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` uploads this run later")
     return WandbRun(save_dir, first_step, project=project, mode=mode)

@@ -1,4 +1,4 @@
-"""Scores of a whole evaluation: every video once, whatever the number of processes and views."""
+"""Metrics of a whole evaluation, in which every video counts once for any world size and number of views."""
 
 import math
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ Rows = dict[str, np.ndarray[Any, Any]]
 
 
 class VideoTable(Metric):
-    """Collects one row per video, from every process.
+    """A metric that collects one row per video from all ranks.
 
-    A video that came twice (a sampler that pads the last batch of a process) counts once. A video that could
-    not be read is a row too: a wrong answer.
+    A video that occurs twice, because a sampler padded the last batch of a rank, counts once. A video that could
+    not be read also has a row, which counts as a wrong answer.
     """
 
     full_state_update = False
@@ -33,36 +33,46 @@ class VideoTable(Metric):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, index_B: Tensor, logits_BK: Tensor, label: Tensor, failed_B: Tensor) -> None:
-        """`logits_BK` are averaged over the video's views, those of several heads side by side. `label` is the
-        class in each head, [B, heads], or of each class whether the video has it, bool [B, K]."""
+        """Adds one row per video.
+
+        Args:
+            index_B: The row numbers of the videos in the manifest.
+            logits_BK: The logits, averaged over the views of each video. The logits of several heads are
+            concatenated.
+            label: The class ids [B, heads], or for multi-label data, bools [B, K] that mark the classes of each
+            video.
+            failed_B: Whether each video could not be read.
+        """
         self.index.append(index_B)
         self.logits.append(logits_BK.float())
         self.label.append(label)
         self.failed.append(failed_B)
 
     def compute(self) -> Rows:
-        """The table behind the scores: index, label, logits, failed; a row per video, in the manifest's order."""
+        """Returns the columns index, label, logits, and failed, with one row per video in manifest order."""
         index, first = np.unique(dim_zero_cat(self.index).cpu().numpy(), return_index=True)
         columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in ("label", "logits", "failed")}
         return {"index": index, **{name: column[first] for name, column in columns.items()}}
 
 
 def score(rows: Rows, heads: Mapping[str, int]) -> dict[str, float]:
-    """top1, top5 (where there are more than five classes), n, how many of them failed, and the others' loss.
+    """Computes top1, top5 (with more than five classes), loss, n, and the number of failed videos.
 
-    Several heads have a top1 and top5 each, "verb_top1", ..., and together those of the action, the tuple of their
-    classes: top-1 is the tuple of the most probable classes, top-5 are the tuples with the largest products of
-    probabilities (EPIC-Kitchens). The loss is the mean over the heads.
+    With several heads, each head has its own top1 and top5 ("verb_top1", ...). There are also scores of the
+    action, the tuple of all classes: the top-1 is the tuple of the most probable classes, and the top-5 are the
+    tuples with the largest products of probabilities (as in EPIC-Kitchens). The loss is the mean over the heads
+    and excludes failed videos.
 
     Args:
-        heads: their names and numbers of classes; "" is a single head's.
+        rows: The table of the videos, from `VideoTable.compute`.
+        heads: The number of classes by head name. A single head has the name "".
     """
     failed = torch.from_numpy(rows["failed"])
     logits = torch.from_numpy(rows["logits"]).split(list(heads.values()), dim=1)
     labels = torch.from_numpy(rows["label"]).unbind(1)
     scores: dict[str, float] = {}
     losses = []
-    # of the five best tuples, each part is among its head's five best
+    # Each element of the five best tuples is among the five best classes of its head.
     joint_NC, joint_right_NC = torch.zeros(len(failed), 1), ~failed[:, None]
     for (name, classes), logits_NK, label_N in zip(heads.items(), logits, labels, strict=True):
         best = logits_NK.log_softmax(1).topk(min(5, classes), dim=1)
@@ -79,7 +89,7 @@ def score(rows: Rows, heads: Mapping[str, int]) -> dict[str, float]:
 
 
 def top(right_NK: Tensor, classes: int, prefix: str) -> dict[str, float]:
-    """top1 and top5 from whether each of the five best, best first, is right."""
+    """Returns top1 and top5 from a table of whether each of the five best predictions, best first, is right."""
     scores = {f"{prefix}top1": right_NK[:, 0].double().mean().item()}
     if classes > 5:
         scores[f"{prefix}top5"] = right_NK.any(1).double().mean().item()
@@ -87,10 +97,10 @@ def top(right_NK: Tensor, classes: int, prefix: str) -> dict[str, float]:
 
 
 def score_multi_label(rows: Rows) -> dict[str, float]:
-    """For any number of classes per video: map, over how many classes, n, how many failed, and the others' loss.
+    """Computes the multi-label scores: map, map_classes, loss, n, and the number of failed videos.
 
-    map is the mean of the average precision of the classes that any video has. A video that failed comes after all
-    others in each of them.
+    The mAP is the mean average precision over the `map_classes` classes that occur in any video. A failed video
+    ranks last in every class and is excluded from the loss.
     """
     failed, has_NK = rows["failed"], rows["label"]
     aps_K = average_precisions(rows)
@@ -106,8 +116,8 @@ def score_multi_label(rows: Rows) -> dict[str, float]:
 
 
 def average_precisions(rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of each class, [K]; NaN where no video has it."""
-    # a logit that is not a number says as little as no logit
+    """Returns the average precision of each class, [K]; NaN for a class that no video has."""
+    # A NaN logit ranks last, just like a missing logit.
     ranked_NK = np.where(rows["failed"][:, None] | np.isnan(rows["logits"]), -np.inf, rows["logits"])
     return np.array(
         [average_precision(score_N, has_N) for score_N, has_N in zip(ranked_NK.T, rows["label"].T, strict=True)]
@@ -115,9 +125,11 @@ def average_precisions(rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def average_precision(score_N: np.ndarray[Any, Any], has_N: np.ndarray[Any, Any]) -> float:
-    """The precision at each score that is reached, weighted by the recall gained there; equal scores are reached
-    together (scikit-learn's definition). torchmetrics puts logits through a float32 sigmoid first, which makes
-    large ones equal."""
+    """Returns the average precision of one class as scikit-learn defines it.
+
+    It is the precision at each distinct score, weighted by the gain in recall; equal scores are counted together.
+    torchmetrics would first pass logits through a float32 sigmoid, which makes large logits equal.
+    """
     order = np.argsort(-score_N, kind="stable")
     score_N, hits_N = score_N[order], has_N[order].cumsum()
     last = np.flatnonzero(np.append(score_N[1:] != score_N[:-1], True))

@@ -1,4 +1,4 @@
-"""One training step, top to bottom: uint8 clips -> normalise -> mix -> logits -> loss."""
+"""The training step, from uint8 clips to the loss: normalize, mix, compute logits, compute the loss."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -23,22 +23,27 @@ from vivit_train.training.resume import align_loop_progress, keep_paths_inside, 
 from vivit_train.utils.errors import UserError
 
 Batch = dict[str, Any]
-EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # in a checkpoint
+EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # These are keys of a checkpoint.
 
 
 class VideoClassifier(L.LightningModule):
-    """Trains and scores a ViViT.
+    """A LightningModule that trains and evaluates a ViViT.
 
     Args:
-        net: the model; takes [B, C, T, H, W].
-        classes: names in the order of the logits, by head; "" is a single head's.
-        mean, std: of the normalisation, per channel, for pixels in 0 .. 1.
-        multi_label: a video may have any number of the one head's classes, each with a probability of its own.
-        optimizer: from parameter groups to an optimizer; its `lr` is the base learning rate.
-        weight_decay: of the matrices.
-        total_steps, warmup_steps: of the schedule, in optimizer steps.
-        label_smoothing, mixup, cutmix: the regularisation of the loss; mixing comes before smoothing.
-        metadata: plain data that every checkpoint carries (see checkpoint.py).
+        net: The model, which takes clips [B, C, T, H, W].
+        classes: The class names of each head in the order of the logits. A single head has the name "".
+        mean: The per-channel mean of the normalization, for pixels in [0, 1].
+        std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
+        multi_label: Whether a video may have any number of classes, each with an independent probability.
+        optimizer: A function from parameter groups to an optimizer whose `lr` is the base learning rate.
+        weight_decay: The weight decay of weight matrices; other parameters do not decay.
+        total_steps: The length of the learning-rate schedule in optimizer steps.
+        warmup_steps: The length of the warmup in optimizer steps.
+        label_smoothing: The amount of label smoothing, which is applied after mixing.
+        mixup: The alpha of mixup; 0 disables it.
+        cutmix: The alpha of CutMix; 0 disables it.
+        seed: The seed of mixing and stochastic depth.
+        metadata: Plain data that is saved in every checkpoint; see checkpoint.py.
     """
 
     mean: Tensor
@@ -73,12 +78,12 @@ class VideoClassifier(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
-        # its own search for nan would wait for the device at every micro-batch
+        # MeanMetric's own NaN check would synchronize with the device at every micro-batch.
         self.epoch_loss, self.table = MeanMetric(nan_strategy="disable"), VideoTable()
         self.test_rows: Rows = {}
 
     def configure_model(self) -> None:
-        """With trainer=fsdp each process keeps a share of every block, and has a whole one only to compute it."""
+        """Shards every block with trainer=fsdp; a rank holds a whole block only while it computes it."""
         if self.device_mesh is None or isinstance(self.net, FSDPModule):
             return
         for module in self.net.modules():
@@ -88,30 +93,34 @@ class VideoClassifier(L.LightningModule):
 
     @property
     def schedule_offset(self) -> int:
-        """Optimizer steps made beyond the place in the schedule; not 0 once data.changed=accept has changed the
-        epochs' length."""
+        """The number of optimizer steps beyond the position in the schedule.
+
+        It is nonzero only if data.changed=accept has changed the number of steps per epoch.
+        """
         data = self._trainer and self._trainer.datamodule  # type: ignore[attr-defined]
         return getattr(data, "schedule_offset", 0)
 
     @cached_property
     def forward_flops(self) -> int:
-        """Floating-point operations of one clip's forward pass."""
+        """The number of floating-point operations of one clip's forward pass."""
         return forward_flops(self.net)
 
     def on_train_start(self) -> None:
-        """Sets the learning rate of this run's schedule; a checkpoint's may be of one with other epochs."""
+        """Sets the learning rate of this run's schedule, which can differ from the schedule of the checkpoint."""
         schedule: Any = self.lr_schedulers()
         for group, lr, factor in zip(
             schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
             group["lr"] = lr * factor(schedule.last_epoch)
 
-    def on_train_epoch_start(self) -> None:  # not where a run goes on from within an epoch
+    def on_train_epoch_start(self) -> None:  # Lightning skips this if a run resumes in mid-epoch.
         self.epoch_loss.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's loss ahead of the epoch's checkpoint. Lightning would do it behind, where a run that is
-        killed in between never does."""
+        """Logs the loss of the epoch before the checkpoint of the epoch is written.
+
+        Lightning would log it afterwards, and a run that is killed in between would never log it.
+        """
         loss = float(self.trainer.callback_metrics["train/loss_epoch"])
         for logger in self.trainer.loggers:
             logger.log_metrics(
@@ -122,13 +131,13 @@ class VideoClassifier(L.LightningModule):
         torch.manual_seed(self.step_seed(batch_idx))
 
     def step_seed(self, batch_idx: int) -> int:
-        """Mixing and stochastic depth are a function of (seed, step, rank): a resumed run repeats them."""
+        """Returns the seed of mixing and stochastic depth for a step and rank; a resumed run repeats it."""
         return mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
         loss = self.loss(self.logits(video_BCTHW), target)
-        finite = loss.detach().isfinite()  # others have no part in the epoch's mean; callbacks.health sees to them
+        finite = loss.detach().isfinite()  # callbacks.health handles non-finite losses.
         self.epoch_loss.update(torch.where(finite, loss.detach(), 0.0), finite * len(target))
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, logger=False)
@@ -136,8 +145,11 @@ class VideoClassifier(L.LightningModule):
         return loss
 
     def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the net sees, [B, C, T, H, W], and its targets: ids [B, heads], or of each class whether the
-        clip has it, bool [B, K]; after mixing shares [B, K]."""
+        """Returns the input of the net, [B, C, T, H, W], and its targets.
+
+        Targets are class ids [B, heads], or bools [B, K] for multi-label data; after mixing, they are class shares
+        [B, K].
+        """
         video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
         if self.mixup or self.cutmix:
             video_BTCHW, target = mix_batch(
@@ -146,15 +158,19 @@ class VideoClassifier(L.LightningModule):
         return video_BTCHW.transpose(1, 2), target
 
     def logits(self, video_BCTHW: Tensor) -> Tensor:
-        """[B, K], those of several heads side by side."""
+        """Returns the logits [B, K]; those of several heads are concatenated."""
         logits = self.net(video_BCTHW)
         return logits if isinstance(logits, Tensor) else torch.cat(list(logits.values()), dim=1)
 
     def loss(self, logits_BK: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy, the mean over the heads; of several classes per video binary, the mean over the classes,
-        where smoothing takes the targets towards one half."""
+        """Returns the cross-entropy, averaged over the heads.
+
+        For multi-label data, this is the binary cross-entropy averaged over the classes, and label smoothing moves
+        the targets toward 0.5.
+        """
         if self.multi_label:
-            target = target.to(torch.promote_types(logits_BK.dtype, torch.float32))  # the loss has its precision
+            # The dtype of the target determines the precision of the loss.
+            target = target.to(torch.promote_types(logits_BK.dtype, torch.float32))
             smooth_BK = target * (1 - self.label_smoothing) + self.label_smoothing / 2
             return F.binary_cross_entropy_with_logits(logits_BK, smooth_BK)
         pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
@@ -162,14 +178,15 @@ class VideoClassifier(L.LightningModule):
         return torch.stack(losses).mean()
 
     def by_head(self, target: Tensor) -> Sequence[Tensor]:
-        """Each head's class ids [B] or classes and shares [B, classes] of `training_input`'s targets."""
+        """Splits targets from `training_input` by head: class ids [B], or bools or shares [B, classes]."""
         return target.unbind(1) if target.dtype == torch.int64 else target.split(list(self.heads.values()), dim=1)
 
     def normalise(self, video_uint8: Tensor) -> Tensor:
+        """Normalizes uint8 pixels with the mean and std of each channel."""
         return (video_uint8.to(self.mean.dtype) - self.mean) / self.std
 
     def score_views(self, batch: Batch) -> None:
-        """One row per video; logits are averaged over its views, [B, V, T, C, H, W]."""
+        """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
         B, V = batch["video"].shape[:2]
         video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
         logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
@@ -183,17 +200,18 @@ class VideoClassifier(L.LightningModule):
 
     @property
     def main_score(self) -> str:
-        """The name of the one that the best checkpoint is chosen by."""
+        """The name of the score that selects the best checkpoint."""
         return "map" if self.multi_label else "action_top1" if len(self.heads) > 1 else "top1"
 
     def scores(self, rows: Rows) -> dict[str, float]:
+        """Returns the scores of a table of videos."""
         return score_multi_label(rows) if self.multi_label else score(rows, self.heads)
 
     def on_validation_epoch_end(self) -> None:
         scores = self.scores(self.table.compute())
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == self.main_score)
-        self.log("val/score", scores[self.main_score])  # a name for callbacks and sweeps, whatever the labels
+        self.log("val/score", scores[self.main_score])  # Callbacks and sweeps use this name for any labels.
         self.table.reset()
 
     def on_test_epoch_end(self) -> None:
@@ -203,6 +221,7 @@ class VideoClassifier(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
+        """Clips the gradient and logs its norm before clipping."""
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         self.log("train/grad_norm", full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters(), limit)))
 
@@ -219,20 +238,22 @@ class VideoClassifier(L.LightningModule):
         checkpoint[KEY] = self.metadata
         checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
         if self.device_mesh is None:
-            states = checkpoint.get("optimizer_states", [])  # of weights alone there are none
+            states = checkpoint.get("optimizer_states", [])  # A weights-only checkpoint has none.
             for state, optimizer in zip(states, self.trainer.optimizers, strict=False):
                 to_fqn_order(state, optimizer, self)
-        with self.epoch_loss.sync_context():  # of all processes
-            checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)  # a run may go on from within an epoch
+        # This is saved because a run may resume in the middle of an epoch.
+        with self.epoch_loss.sync_context():
+            checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath:
                 keep_paths_inside(checkpoint.get("callbacks", {}), Path(callback.dirpath))
-        if self.global_rank == 0:  # the others begin at nothing
+        if self.global_rank == 0:  # The saved state is the sum over all ranks, so the others start from zero.
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))
-        # of this run, not of the one before: its strategy may have no such kernel. FSDP has loaded by now
+        # Use this run's setting instead of the saved one, because this strategy may not support a fused kernel.
+        # With FSDP, the optimizer is already loaded here.
         fused = getattr(self.optimizer, "keywords", {}).get("fused")
         loaded = [optimizer.param_groups for optimizer in self.trainer.optimizers]
         for groups in (*loaded, *(state["param_groups"] for state in checkpoint["optimizer_states"])):

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite is never taken, and can be looked at afterwards."""
+"""A guard that never takes an optimizer step with a non-finite loss or gradient, and saves it for analysis."""
 
 import logging
 from pathlib import Path
@@ -22,37 +22,40 @@ from vivit_train.utils.text import printable
 
 log = logging.getLogger(__name__)
 
-REPLAY = "replay"  # in a saved step
-IN_A_ROW = 20  # steps that are not finite, then it is not the clips; a loss scale needs up to 17 to find its place
-FILES = 5  # steps of a run that skips; each file holds the model's weights
+REPLAY = "replay"  # A saved step has this key.
+# This many non-finite steps in a row are not caused by the clips. A loss scale can take up to 17 to settle.
+IN_A_ROW = 20
+FILES = 5  # A run saves at most this many skipped steps, because each file contains the model's weights.
 
 
 class NonFiniteGuard(Callback):
-    """Looks at each optimizer step's loss and gradient before it is taken, and at the weights.
+    """A callback that checks the weights, and the loss and gradient of each optimizer step before it is taken.
 
-    A step whose loss or gradient is not finite is not taken: weights and optimizer stay as they were. What it was
-    made of is saved for `vivit replay`: the clips of its micro-batches, their seeds, and the weights. Of several
-    processes each saves its own clips, the first one says all, and all decide the same.
+    A step with a non-finite loss or gradient is not taken, so weights and optimizer state stay unchanged. The step
+    is saved for `vivit replay`: the clips and seeds of its micro-batches, and the weights. Each rank saves its own
+    clips, rank 0 reports for all ranks, and all ranks make the same decision.
 
-    Losses and gradient are read once per optimizer step, which waits for the device. Until then the micro-batches
-    of the step stay in its memory, as uint8.
+    Losses and gradients are read once per optimizer step, which synchronizes with the device. Until then, the
+    uint8 micro-batches of the step stay in device memory.
 
-    With precision 16-mixed a finite loss with another gradient only means that its scale is to be halved; then
-    Lightning leaves the step out, and it counts in a row alone.
+    With precision 16-mixed, a finite loss with a non-finite gradient only means that the loss scale must be
+    halved. Lightning skips that step, and this callback only counts it toward IN_A_ROW.
 
     Args:
-        on_nonfinite: "stop" ends the run; "skip" goes on with the next step: the schedule counts this one too, its
-            clips do not come again, and `train/skipped_steps` counts it. IN_A_ROW of them end the run.
-        folder: of the saved steps; of a run that skips, the first FILES.
+        on_nonfinite: "stop" ends the run. "skip" continues with the next step: the schedule advances, the clips of
+        the skipped step are not repeated, and `train/skipped_steps` counts it. IN_A_ROW non-finite steps in a row
+        end the run.
+        folder: The folder of the saved steps. A run saves at most FILES of them.
 
     Raises:
-        UserError: at a step that is not finite, or instead of a checkpoint of weights that are not.
+        UserError: A step is non-finite, or a checkpoint would contain non-finite weights.
     """
 
     def __init__(self, on_nonfinite: Literal["stop", "skip"], folder: str | Path) -> None:
         self.on_nonfinite, self.folder = on_nonfinite, Path(folder)
         self.skipped = self.in_a_row = self.found = 0
-        self.inputs: list[tuple[Batch, int]] = []  # of this optimizer step so far: micro-batches and their seeds
+        # The micro-batches of the current optimizer step so far, with their seeds.
+        self.inputs: list[tuple[Batch, int]] = []
         self.losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,16 +90,15 @@ class NonFiniteGuard(Callback):
         scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
         if scaler is not None and not bad_loss and self.in_a_row < IN_A_ROW:
             return
-        # what is sent backward is the mean's share, and scaled
+        # Backward gets the loss divided by the number of micro-batches and multiplied by the loss scale.
         unit = trainer.accumulate_grad_batches / (1.0 if scaler is None else float(scaler.get_scale()))
         values = [value * unit for value in values]
         assert isinstance(pl_module, VideoClassifier)
-        # `global_step` counts the steps that are done
         step = f"step {trainer.global_step + 1}"
-        what = f"the gradient of {step} is not finite (its norm is {norm_value}), though the losses are"
+        what = f"the gradient of {step} is not finite (norm {norm_value}), although the losses are"
         if bad_loss:
             what = f"the loss of {step} is not finite"
-        mine = bad or ([] if bad_loss else list(range(len(inputs))))  # whose clips this process answers for
+        mine = bad or ([] if bad_loss else list(range(len(inputs))))  # This rank reports these micro-batches.
         lines = [
             f"  micro-batch {i + 1} of {len(inputs)}{f', loss {values[i]}' if i in bad else ''}: {clip}"
             for i in mine
@@ -110,21 +112,21 @@ class NonFiniteGuard(Callback):
             }
             if mine:
                 self.save(file, trainer, pl_module, weights, inputs, values, norm_value)
-                lines += [f"`vivit replay {file}` says where it arose"] if file.exists() else []
+                lines += [f"`vivit replay {file}` shows where it started"] if file.exists() else []
         lines = [line for part in distributed.gather(lines) for line in part]
         if self.on_nonfinite == "skip" and self.in_a_row < IN_A_ROW:
             self.skipped += 1
             if trainer.is_global_zero:
-                log.info("\n".join([f"{what}: the step is left out, the {ordinal(self.skipped)} so far", *lines]))
-            optimizer.zero_grad(set_to_none=True)  # what has no gradient keeps its weights and moments
+                log.info("\n".join([f"{what}: skipping the step, the {ordinal(self.skipped)} so far", *lines]))
+            optimizer.zero_grad(set_to_none=True)  # Parameters without gradients are not updated.
             return
-        again = f", the {ordinal(self.in_a_row)} in a row: it is not the clips" if self.in_a_row > 1 else ""
+        again = f", the {ordinal(self.in_a_row)} in a row: not caused by the clips" if self.in_a_row > 1 else ""
         advice = (
-            "the weights are those of the step before, and so are the checkpoints. A lower recipe.optimizer.lr or "
+            "the weights and checkpoints are unchanged since the step before. A lower recipe.optimizer.lr or "
             "recipe.clip_grad_norm, or trainer.precision=32-true, may help"
         )
         if self.on_nonfinite == "stop":
-            advice += "; callbacks.health.on_nonfinite=skip leaves such steps out"
+            advice += "; callbacks.health.on_nonfinite=skip skips non-finite steps"
         distributed.abort_all_ranks(UserError("\n".join([f"{what}{again}", *lines, advice])))
 
     def save(
@@ -137,7 +139,7 @@ class NonFiniteGuard(Callback):
         losses: list[float],
         gradient_norm: float,
     ) -> None:
-        """A checkpoint's metadata and weights, and with them the step: plain data."""
+        """Saves the metadata and weights as in a checkpoint, together with the step, as plain data."""
         rows = manifest(trainer)
         micro_batches = [
             {name: batch[name].cpu() for name in ("video", "label", "index", "frame_numbers", "times_s")}
@@ -160,7 +162,7 @@ class NonFiniteGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, VideoClassifier)
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # the loggers write as seldom
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Loggers write at the same interval.
         if not self.inputs and trainer.global_step % every == 0:
             pl_module.log("train/weight_norm", total_norm(pl_module.net.parameters()))
         if self.on_nonfinite == "skip":
@@ -174,36 +176,41 @@ class NonFiniteGuard(Callback):
         if not finite.all():
             first = list(named)[finite.tolist().index(False)]
             raise UserError(
-                f"after step {trainer.global_step} weights are not finite ({first}, or more): the checkpoint "
-                "before stays. A lower recipe.optimizer.lr may help"
+                f"after step {trainer.global_step} weights are not finite ({first}, maybe more): the previous "
+                "checkpoint stays. A lower recipe.optimizer.lr may help"
             )
 
 
 def is_finite(value: float) -> bool:
-    return abs(value) < float("inf")  # which a nan is not
+    """Returns whether a number is neither NaN nor infinite."""
+    return abs(value) < float("inf")  # This is False for NaN.
 
 
 def manifest(trainer: L.Trainer) -> ClipTable:
+    """Returns the table of the training clips."""
     data: Any = trainer
     assert isinstance(data.datamodule, VideoDataModule)
     return data.datamodule.splits.train
 
 
 def paths(batch: Batch, rows: ClipTable) -> list[str]:
+    """Returns the file of each clip in a batch."""
     return [str(rows.paths[row]) for row in batch["index"].tolist()]
 
 
 def clips(batch: Batch, rows: ClipTable) -> list[str]:
-    """Of each clip its file and the frames of it."""
+    """Describes each clip in a batch by its file and its frames."""
     pairs = zip(paths(batch, rows), batch["frame_numbers"], strict=True)
     return [clip_text(path, frames) for path, frames in pairs]
 
 
 def clip_text(path: str, frame_numbers_T: Tensor) -> str:
-    shown = [number for number in frame_numbers_T.tolist() if number >= 0]  # without padding
+    """Describes a clip by its file and the range of its frames, without padding."""
+    shown = [number for number in frame_numbers_T.tolist() if number >= 0]
     return f"{printable(path)}, frames {min(shown)} to {max(shown)}"
 
 
 def ordinal(n: int) -> str:
+    """Formats an ordinal number: "1st", "12th"."""
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"

@@ -1,4 +1,4 @@
-"""Which parameters decay, and the learning rate of every step."""
+"""Parameter groups for weight decay, and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,10 @@ from torch import nn
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, norms, cls tokens and position embeddings do not."""
+    """Returns two parameter groups, with and without weight decay.
+
+    Matrices decay; biases, norms, class tokens, and position embeddings do not.
+    """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -19,8 +22,11 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, obje
 
 
 def warmup_cosine(warmup_steps: float, total_steps: int) -> Callable[[int], float]:
-    """The factor of the base learning rate at step s = 0 .. total - 1, as in the authors' code:
-    min(1, s / warmup) * 0.5 * (1 + cos(pi * max(0, s - warmup) / (total - warmup)))."""
+    """Returns a function from the step to a factor of the base learning rate: linear warmup, then cosine decay.
+
+    At step s in 0 .. total - 1, the factor is, as in the authors' code,
+    min(1, s / warmup) * 0.5 * (1 + cos(pi * max(0, s - warmup) / (total - warmup))).
+    """
 
     def factor(step: int) -> float:
         warm = min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0

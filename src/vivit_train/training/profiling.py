@@ -1,4 +1,4 @@
-"""What a training step costs: floating-point operations, the share of the device's speed, memory."""
+"""Measures the cost of a training step: FLOPs, device utilization, and memory."""
 
 import resource
 import sys
@@ -15,17 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.models.vivit import Block, ViViT
 
-# Training takes three times the operations of the forward pass, as the backward pass has two products for each of
-# its own. That is a little too much (nobody needs the gradient of the pixels); what is no product does not count.
+# Training takes three times the FLOPs of the forward pass: the backward pass has two products for each one.
+# This slightly overestimates, because the gradient of the pixels is not needed. Only products count.
 FORWARD_AND_BACKWARD = 3
 MEASURE_S = 0.1
 
 
 def forward_flops(net: ViViT) -> int:
-    """Floating-point operations of one clip's forward pass: of matrix products, convolutions and attention, a
-    multiply-add as two. Counted on the meta device, where nothing is computed."""
+    """Returns the floating-point operations of one clip's forward pass.
+
+    Matrix products, convolutions, and attention count, with a multiply-add as two operations. The count runs on
+    the meta device, so nothing is computed.
+    """
     tensors = [*net.named_parameters(), *net.named_buffers()]
-    # a compiled net is counted as it is written
+    # A compiled net is counted in eager mode.
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
         torch.func.functional_call(net, on_meta, torch.empty(1, *net.input_shape, device="meta"))
@@ -33,7 +36,7 @@ def forward_flops(net: ViViT) -> int:
 
 
 def step_dtype(precision: str) -> torch.dtype:
-    """In which the matrix products of a step are computed, by the name of Lightning's precision."""
+    """Returns the dtype of the matrix products of a step for a Lightning precision."""
     for part, dtype in (("bf16", torch.bfloat16), ("16", torch.float16), ("64", torch.float64)):
         if part in precision:
             return dtype
@@ -42,10 +45,13 @@ def step_dtype(precision: str) -> torch.dtype:
 
 @cache
 def half_precision_speedup(dtype: torch.dtype) -> float:
-    """How many times as fast as in float32 this processor trains one block of ViViT-S on one picture's tokens by
-    autocast to `dtype`. Measured once per process, in a tenth of a second, as no list of instructions tells it:
-    with AVX-512's bf16 one processor was faster, another slower (docs/benchmarks.md)."""
-    with torch.random.fork_rng(devices=[]):  # the run's own draws stay what they are
+    """Returns how many times faster this CPU trains with autocast to `dtype` than in float32.
+
+    The measurement trains one block of ViViT-S on the tokens of one image. It takes a tenth of a second and runs
+    once per process. CPU feature flags cannot replace it: with AVX-512's bf16, one CPU was faster and another was
+    slower (docs/benchmarks.md).
+    """
+    with torch.random.fork_rng(devices=[]):  # This leaves the random state of the run unchanged.
         block = Block(384, 6, 4 * 384, norm_eps=1e-6, drop_path=0.0)
         tokens_BND = torch.rand(1, 197, 384)
 
@@ -56,20 +62,23 @@ def half_precision_speedup(dtype: torch.dtype) -> float:
         output.sum().backward()
         return time.perf_counter() - start_s
 
-    times = [(seconds(torch.float32), seconds(dtype)) for _ in range(4)][1:]  # in turn, after one of each
+    times = [(seconds(torch.float32), seconds(dtype)) for _ in range(4)][1:]  # The first pair is a warmup.
     return min(whole for whole, _ in times) / min(half for _, half in times)
 
 
 @cache
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of one large matrix product, the best of those that fit in a tenth of
-    a second: what this device reaches, rather than what its data sheet says. Measured once per process."""
+    """Returns the floating-point operations per second of a large matrix product on this device.
+
+    This is the best measurement within a tenth of a second, which is what the device reaches, not what its data
+    sheet says. It is measured once per process.
+    """
     cuda = device.type == "cuda"
     n, products = (4096, 10) if cuda else (1024, 1)
-    draw = torch.Generator(device).manual_seed(0)  # the run's own draws stay what they are
+    draw = torch.Generator(device).manual_seed(0)  # This leaves the random state of the run unchanged.
     a, b = (torch.rand(n, n, generator=draw, device=device).to(dtype) for _ in range(2))
-    b = b.mT  # as in a linear layer: on a CPU only this is quick in float16
-    a @ b  # the first time, libraries prepare themselves
+    b = b.mT  # This is the layout of a linear layer, the only one that is fast in float16 on a CPU.
+    a @ b  # The first product initializes libraries.
     best_s, start_s = float("inf"), time.perf_counter()
     while time.perf_counter() - start_s < MEASURE_S:
         if cuda:
@@ -84,17 +93,17 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Itself; of a tensor that trainer=fsdp shares out among processes all of it, for which all ask together."""
+    """Returns a tensor, or all of a sharded tensor, for which all ranks must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Of all of them as one vector, in every process."""
+    """Returns the norm of all tensors as one vector. All ranks must call this together."""
     return full_tensor(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most that this process has held so far, in 1e9 bytes: tensors on a GPU, else resident memory."""
+    """Returns the peak memory of this process in 1e9 bytes: tensors on a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
@@ -102,7 +111,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def memory_text(device: torch.device) -> str:
-    """Peak memory, and of how much where that is the device's own."""
+    """Formats the peak memory and, for a GPU, its total memory."""
     peak = f"{peak_memory_gb(device):.1f}"
     if device.type != "cuda":
         return f"{peak} GB"
@@ -110,10 +119,10 @@ def memory_text(device: torch.device) -> str:
 
 
 def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
-    """The most memory that tensors take during a step, those `held` before it included.
+    """Returns the peak memory of tensors during a step in bytes, including the tensors in `held`.
 
-    On a GPU by torch's own account; else by the allocations that its profiler sees, exact and the same each time,
-    without what libraries take for themselves.
+    On a GPU, this is torch's own measurement. On a CPU, it is computed from the allocations that torch's profiler
+    records, which are exact and reproducible but exclude memory that libraries allocate themselves.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -132,13 +141,13 @@ def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of the memory behind tensors, each piece once, by its address."""
+    """Returns the size in bytes of each distinct storage behind tensors, by its address."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def bytes_kept(net: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Memory that a forward pass keeps for the backward pass, without the parameters, which are there anyway."""
-    kept: list[Tensor] = []  # alive, so that no two have the same address
+    """Returns the bytes that a forward pass keeps for the backward pass, excluding the parameters."""
+    kept: list[Tensor] = []  # The tensors must stay alive, so that addresses are unique.
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
         output = forward()
     del output
@@ -146,7 +155,7 @@ def bytes_kept(net: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(size for address, size in storages(kept).items() if address not in parameters)
 
 
-# By what a kernel's or an operator's name has in it, the first that fits.
+# A kernel or operator belongs to the first kind that has a substring of its name.
 KINDS = {
     "attention": ("scaled_dot_product", "flash", "fmha", "softmax", "bmm"),
     "matrix products": ("mm", "matmul", "conv", "linear", "cutlass", "nvjet", "xmma"),
@@ -155,7 +164,7 @@ KINDS = {
 
 
 def shares(step: Callable[[], object], device: torch.device) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """Where the time of a step goes, by `KINDS`; and the names that take most of it, each with its share."""
+    """Returns the share of a step's time by kind in `KINDS`, and the ten names with the largest shares."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         step()

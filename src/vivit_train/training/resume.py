@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly: whole files, every few minutes, between two optimizer steps."""
+"""Checkpoints for exact resumption: complete files, written every few minutes between two optimizer steps."""
 
 import logging
 import os
@@ -30,12 +30,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints bear another name until they are whole and on the disk.
+    """A checkpoint plugin that writes to a temporary name and renames the file once it is complete and on disk.
 
-    One that cannot be written, for want of space say, is a message; the one before it stays, and training goes on.
+    If a checkpoint cannot be written, for example because the disk is full, this logs a warning. The previous
+    checkpoint stays, and training continues.
 
     Attributes:
-        failure: the last one that could not be written, and why; "" where all could.
+        failure: The last checkpoint that could not be written, and the reason; "" if there is none.
     """
 
     failure = ""
@@ -52,32 +53,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(part, path)
         except (OSError, RuntimeError) as error:
-            # torch goes on to words of its own about what the file refused
+            # torch replaces the OSError of the file with an error that does not give the reason.
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
             with suppress(OSError):
                 os.remove(part)
             self.failure = f"{path}: {reason(cause)}"
-            log.warning(f"checkpoint {path} was not written ({reason(cause)}); training goes on")
+            log.warning(f"checkpoint {path} was not written ({reason(cause)}); training continues")
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes the latest checkpoint: at the end of each epoch, every `minutes` in between, and at a signal to end.
+    """A callback that writes the latest checkpoint: after each epoch, every few minutes, and on a stop signal.
 
-    After whole steps only: gradients that are still being accumulated are no part of a checkpoint.
+    It saves only between optimizer steps, because a checkpoint does not contain accumulated gradients.
 
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the run behind the step that it is in, a second Ctrl-C at once.
+    SIGTERM, SIGUSR1, SIGUSR2, and Ctrl-C stop the run after the current step; a second Ctrl-C stops it
+    immediately.
 
-    Several processes agree after each step, in one small message between their CPUs: whether to save, whether to
-    stop, and whether any has met bad videos.
+    After each step, the ranks agree in one small message between CPUs whether to save, whether to stop, and
+    whether any rank has found bad videos.
 
     Args:
-        path: of the file, which is replaced each time.
-        minutes: 0 for after every step.
+        path: The file, which is replaced each time.
+        minutes: The time between two checkpoints within an epoch; 0 saves after every step.
 
     Raises:
-        StoppedError: after a signal, once the checkpoint is written.
+        StoppedError: A signal stopped the run, and the checkpoint is written.
     """
 
     def __init__(self, path: str, minutes: float) -> None:
@@ -85,14 +87,16 @@ class LastCheckpoint(Checkpoint):
         self.received: signal.Signals | None = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Records a signal; a second Ctrl-C raises KeyboardInterrupt."""
         if number == signal.SIGINT == self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        hint = "; again: at once" if number == signal.SIGINT else ""
-        os.write(2, f"\n{self.received.name}: the run ends after this step{hint}\n".encode())
+        ctrl_c = number == signal.SIGINT
+        name, hint = ("Ctrl-C", "; press again to stop now") if ctrl_c else (self.received.name, "")
+        os.write(2, f"\n{name}: stopping after this step{hint}\n".encode())
 
     def agree(self, trainer: L.Trainer, due: bool = False) -> tuple[bool, bool]:
-        """Whether a checkpoint is due by the first process's clock, and whether any process was told to stop."""
+        """Returns whether a checkpoint is due by rank 0's clock, and whether any rank was told to stop."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, VideoDataModule)
         due, stops, bad_videos = distributed.any_rank(
@@ -103,21 +107,23 @@ class LastCheckpoint(Checkpoint):
         return due, stops
 
     def stop(self, trainer: L.Trainer) -> None:
-        text = (
-            f"stopped after step {trainer.global_step}; `ckpt_path=last` in this run's folder goes on after step "
-        )
+        """Ends all ranks after a signal."""
+        text = f"stopped after step {trainer.global_step}; `ckpt_path=last` in this folder resumes after step "
         received = self.received or signal.SIGTERM
         distributed.abort_all_ranks(StoppedError(received, f"{text}{self.saved_step}"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_s, self.step = time.monotonic(), trainer.global_step
         self.saved_step = trainer.global_step
-        for number in SIGNALS:  # in place of Lightning's, which at its end puts back those that it found
+        for number in SIGNALS:  # Lightning restores the original handlers when it ends.
             signal.signal(number, self.on_signal)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Saves what the step before has made. At its own end its line of the log is not written yet, which a run
-        that is killed in between would never write."""
+        """Saves the result of the previous step.
+
+        At the end of that step, its log line is not yet written, and a run that is killed in between would never
+        write it.
+        """
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -129,7 +135,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         _, stops = self.agree(trainer)
-        if stops:  # an hour of validation is more than a scheduler waits for
+        if stops:  # A scheduler does not wait for the end of a long validation.
             self.stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,22 +151,22 @@ class LastCheckpoint(Checkpoint):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that is furthest in its training; those that cannot be read are named and passed over."""
+    """Returns the checkpoint with the most steps; unreadable checkpoints are skipped with a warning."""
     steps: dict[Path, int] = {}
     for path in sorted(folder.glob("*.ckpt")):
         try:
             steps[path] = read_checkpoint(path, mmap=True)["global_step"]
         except (UserError, KeyError) as error:
-            log.warning(f"checkpoint {path} is passed over: {error}")
-    # "last" rather than "best" where they are equally far: it knows that the epoch is over
+            log.warning(f"skipping checkpoint {path}: {error}")
+    # If steps are equal, prefer "last" to "best", because it records that the epoch is complete.
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
 
 
 def check_resumable(path: Path) -> tuple[int, Any]:
-    """Checks a checkpoint before Lightning reads it; returns its step, and the state of its data.
+    """Checks a checkpoint before Lightning reads it; returns its step and the saved state of its data.
 
     Raises:
-        UserError: it cannot be read, has no state of a training run, or its weights are not finite.
+        UserError: The file cannot be read, has no state of a training run, or has non-finite weights.
     """
     checkpoint = read_checkpoint(path, mmap=True)
     Metadata.from_stored(checkpoint[KEY], path)
@@ -169,17 +175,17 @@ def check_resumable(path: Path) -> tuple[int, Any]:
     for key in ("global_step", "epoch"):
         if not conforms(checkpoint.get(key), int) or not 0 <= checkpoint[key] < 2**40:
             raise UserError(
-                f"{path} cannot be resumed: it has no {key}; init.path={path} starts anew from its weights"
+                f"{path} cannot be resumed: it has no {key}; init.path={path} starts a new run from its weights"
             )
     return int(checkpoint["global_step"]), checkpoint.get(VideoDataModule.__qualname__)
 
 
 @contextmanager
 def translate_resume_errors(trainer: L.Trainer, path: str | None) -> Iterator[None]:
-    """Says that a checkpoint's state of the loops, the optimizer or the callbacks is not this run's.
+    """A context manager that reports that the loop, optimizer, or callback state of a checkpoint does not fit.
 
     Raises:
-        UserError: anything failed between the reading of the checkpoint and the first step.
+        UserError: An error occurred between reading the checkpoint and the first step.
     """
     try:
         yield
@@ -187,16 +193,16 @@ def translate_resume_errors(trainer: L.Trainer, path: str | None) -> Iterator[No
         if path is None or trainer.fit_loop.epoch_loop.batch_progress.total.ready or trainer.training:
             raise
         raise UserError(
-            f"{path} cannot be resumed ({reason(error)}): it is another version's, another model's, or damaged; "
-            f"init.path={path} starts anew from its weights"
+            f"{path} cannot be resumed ({reason(error)}): it is from another version or model, or damaged; "
+            f"init.path={path} starts a new run from its weights"
         ) from error
 
 
 def keep_paths_inside(callbacks: dict[str, Any], folder: Path) -> None:
-    """Makes the paths in the state of a checkpoint's `ModelCheckpoint`s those of the run's own folder.
+    """Rewrites the paths in the saved state of `ModelCheckpoint` callbacks to the run's own folder.
 
-    Lightning deletes and loads by these paths. A checkpoint from elsewhere may name any file or URL, and a run's
-    folder may have been moved. Where the folder has no such best checkpoint, the search for one starts anew.
+    Lightning deletes and loads files by these paths. A checkpoint from elsewhere can name any file or URL, and a
+    run folder may have been moved. If the folder does not contain the best checkpoints, the state is reset.
     """
 
     def inside(path: Any) -> str:
@@ -215,9 +221,9 @@ def keep_paths_inside(callbacks: dict[str, Any], folder: Path) -> None:
 
 
 def to_fqn_order(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:
-    """Numbers the parameters of an optimizer's state as they come in the module: trainer=fsdp reads nothing else.
+    """Renumbers the parameters of an optimizer state dict in the order of the module, as trainer=fsdp requires.
 
-    torch numbers them as they come in the optimizer's groups; it reads any numbers, by their places in the groups.
+    torch numbers them in the order of the optimizer's parameter groups, but accepts any numbering.
     """
     places = {id(parameter): i for i, parameter in enumerate(module.parameters())}
     theirs = [places[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
@@ -229,24 +235,27 @@ def to_fqn_order(state: dict[str, Any], optimizer: torch.optim.Optimizer, module
 def align_loop_progress(
     epoch_loop: dict[str, Any], progress: dict[str, Any], accumulated: int, accumulation: int
 ) -> None:
-    """Turns Lightning's state of a checkpoint into what it expects of one that is written behind a whole step.
+    """Changes Lightning's saved loop state so that it ends at a complete optimizer step.
 
-    A checkpoint that `LastCheckpoint` writes has begun the next micro-batch. One of another number of processes
-    counts `accumulated` micro-batches to a step, where there are now `accumulation`.
+    A checkpoint from `LastCheckpoint` has already started the next micro-batch. A checkpoint from another world
+    size has `accumulated` micro-batches per step instead of `accumulation`.
     """
     ahead = progress["current"]["ready"] - progress["current"]["processed"]
     epoch_loop["_batches_that_stepped"] -= ahead
     for counts in (progress["total"], progress["current"]):
-        over = not ahead and counts["completed"] == counts["processed"]  # the epoch is
+        over = not ahead and counts["completed"] == counts["processed"]  # Whether the epoch is over.
         done = counts["processed"] // accumulated * accumulation
         counts.update(ready=done, started=done, processed=done, completed=done if over else done - 1)
-    if ahead:  # the epoch's last micro-batch may be the one that has begun; it is still to come
+    if ahead:  # The started micro-batch may be the last of the epoch, and it is not done.
         progress["is_last_batch"] = False
 
 
 def shift_loop_progress(progress: dict[str, Any], before: int, now: int, accumulation: int) -> None:
-    """Moves Lightning's progress in an epoch of `before` micro-batches into one of `now`: behind its end where it
-    was, else at the same place, with one step at least still to come."""
+    """Moves Lightning's progress from an epoch of `before` micro-batches to an epoch of `now` micro-batches.
+
+    If the epoch was complete, it stays complete. Otherwise the position stays the same, but at least one step
+    remains.
+    """
     current = progress["current"]
     over = current["completed"] >= before
     behind = current["ready"] - current["completed"]

@@ -1,7 +1,8 @@
-"""What a stored configuration names, called by us. It is data: no interpolation is resolved, nothing is imported.
+"""Calls the functions and classes that a stored configuration names, without executing anything else.
 
-A checkpoint names its model and its reader by the short names of a closed table. The arguments are checked against
-the signature before the call. What a person's own package defines is called only where that person trusts it.
+The configuration is treated as data: no interpolations are resolved and nothing is imported. A checkpoint names
+its model and reader by short names from a fixed table, and the arguments are checked against the signature before
+the call. Code from the user's own packages is called only if the user trusts the package.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ TARGETS = {
 READERS = {"folder", "csv", "kinetics", "moments", "something", "epic", "ucf101", "hmdb51", "demo"}
 MODELS = {"vivit", "vivit_of_size"}
 DATA = {"videos"}
-MOVED = {  # where checkpoints of before 2026-11-28 have them
+MOVED = {  # Checkpoints from before 2026-11-28 have these names.
     "vivit_train.model.vivit.ViViT": "vivit",
     "vivit_train.model.vivit.ViViT.from_size": "vivit_of_size",
     "vivit_train.data.datamodule.VideoDataModule": "videos",
@@ -47,7 +48,7 @@ SHORT_NAMES = {where.replace(":", "."): name for name, where in TARGETS.items()}
 
 
 def with_short_names(node: Any) -> Any:
-    """A configuration to be stored: what is ours in it is named as `TARGETS` does, wherever the code may move."""
+    """Returns a configuration for storage in which built-in targets have the short names of `TARGETS`."""
     if isinstance(node, Mapping):
         return {
             key: SHORT_NAMES.get(value, value)
@@ -59,17 +60,17 @@ def with_short_names(node: Any) -> Any:
 
 
 def build(node: Any, allowed: set[str], where: str, trusted: Sequence[str] = (), **given: Any) -> Any:
-    """Calls what a node of a stored configuration names.
+    """Calls the target of a node of a stored configuration.
 
     Args:
-        node: `_target_` and keyword arguments, plain data. A node at the key "reader" becomes a partial.
-        allowed: the short names that may stand here.
-        where: of the node, for messages: "x.ckpt: model".
-        trusted: packages, typed by the person at the keyboard, whose own classes and functions may be called too.
-        given: keyword arguments of ours, which are not checked.
+        node: `_target_` and keyword arguments as plain data. A node at the key "reader" becomes a partial.
+        allowed: The short names that are valid here.
+        where: The location of the node for messages, for example "x.ckpt: model".
+        trusted: The packages whose classes and functions may also be called, as typed by the user.
+        given: Additional keyword arguments, which are not checked.
 
     Raises:
-        UserError: the target is none of these, or the arguments are not what it takes.
+        UserError: The target is not allowed, or the arguments do not match its signature.
     """
     function, arguments = parts(node, allowed, where, trusted)
     if isinstance(arguments.get("reader"), Mapping):
@@ -79,40 +80,41 @@ def build(node: Any, allowed: set[str], where: str, trusted: Sequence[str] = (),
             check_arguments(reader, options, key, also=("root", "train", "val", "test"))
         arguments["reader"] = partial(reader, **options)
     if is_ours(function):
-        if function.__name__ == "from_size":  # null there: as the size says
+        if function.__name__ == "from_size":  # Null means the default of the size.
             arguments = {key: value for key, value in arguments.items() if value is not None}
         check_arguments(function, arguments, where, also=tuple(given))
     try:
         return function(**arguments, **given)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where} cannot be made as stored: {reason(error)}") from error
+        raise UserError(f"{where} cannot be built as stored: {reason(error)}") from error
 
 
 def parts(
     node: Any, allowed: set[str], where: str, trusted: Sequence[str]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What a node names, and its keyword arguments."""
+    """Returns the target of a node and its keyword arguments."""
     if not isinstance(node, Mapping):
-        raise UserError(f"{where} is missing, or not a set of settings")
+        raise UserError(f"{where} is missing or is not a mapping of settings")
     function = find(node.get("_target_"), allowed, where, trusted)
     settings = ("_target_", "_partial_", "_convert_", "_recursive_")
     return function, {key: value for key, value in node.items() if key not in settings}
 
 
 def is_ours(function: Callable[..., Any]) -> bool:
+    """Returns whether a function or class belongs to vivit_train."""
     return function.__module__.partition(".")[0] == "vivit_train"
 
 
 def find(target: Any, allowed: set[str], where: str, trusted: Sequence[str]) -> Callable[..., Any]:
-    """The function or class of a name.
+    """Returns the function or class with a given name.
 
-    A trusted package lends only what it defines itself: not what it imports, such as `os`.
+    A trusted package provides only what it defines itself, not what it imports, such as `os`.
     """
     name = SHORT_NAMES.get(target, target) if isinstance(target, str) else None
     if name in allowed:
         ours: Callable[..., Any] = resolve_name(TARGETS[name])
         return ours
-    shown = ascii(target)[:200] if isinstance(target, str) else "nothing that has a name"
+    shown = ascii(target)[:200] if isinstance(target, str) else "an object without a name"
     refusal = f"{where}: refusing to call {shown}, which the file names: it is not part of vivit_train"
     names = target.split(".") if isinstance(target, str) else [""]
     if names[0] not in trusted or names[0] == "vivit_train" or not all(map(str.isidentifier, names)):

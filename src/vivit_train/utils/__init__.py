@@ -1,1 +1,1 @@
-"""What every wing uses: errors, text, files, processes."""
+"""Utilities shared by the whole package: errors, text, files, and processes."""

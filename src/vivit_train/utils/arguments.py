@@ -1,4 +1,4 @@
-"""Arguments that come from a file, held against the signature and the bounds of what they are given to."""
+"""Checks arguments from a file against the signature and the bounds of the function that they are passed to."""
 
 import inspect
 import math
@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from vivit_train.utils.errors import UserError
 
-# Smallest and largest value of each number that sizes memory or time, by the name of the argument. Ample for any
-# model or data set that exists; a file that asks for more is damaged or hostile.
+# The smallest and largest value of each number that determines memory or time, by argument name. The bounds are
+# ample for any existing model or dataset; a file that asks for more is damaged or hostile.
 LIMITS: dict[str, tuple[float, float]] = {
     "dim": (1, 16_384),
     "depth": (1, 512),
@@ -42,7 +42,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_bad_fraction": (0, 1),
     "fold": (1, 100),
 }
-MAX_CLIP_BYTES = 1 << 28  # of uint8 pixels: 1,700 frames of 224 x 224
+MAX_CLIP_BYTES = 1 << 28  # This is about 1,700 RGB frames of 224 x 224 in uint8.
 WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -55,25 +55,25 @@ WORDS: dict[Any, str] = {
 def check_arguments(
     function: Callable[..., Any], arguments: Mapping[str, Any], where: str, also: Sequence[str] = ()
 ) -> None:
-    """Checks names, types and sizes, so that the call itself allocates nothing absurd.
+    """Checks names, types, and sizes, so that the call itself cannot allocate an absurd amount of memory.
 
     Args:
-        function: its signature is the rule. A constructor that passes `**kwargs` on to its class has those of the
-            class as well.
-        arguments: keyword arguments, plain data as a file holds it: a list stands for a tuple.
-        where: of messages, such as "x.ckpt: model".
-        also: arguments that come from elsewhere, and are not checked here.
+        function: The callable whose signature defines the valid arguments. If it is a classmethod that forwards
+            `**kwargs` to its class, the arguments of the class are valid as well.
+        arguments: The keyword arguments as plain data read from a file. A list stands for a tuple.
+        where: The prefix of the messages, for example "x.ckpt: model".
+        also: Names of arguments that are supplied elsewhere and are not checked here.
 
     Raises:
-        UserError: with a line per problem.
+        UserError: An argument is unknown, missing, or invalid. The message has one line per problem.
     """
     parameters = signature(function)
-    problems = [f"{where}: there is no setting {shown(name)}" for name in arguments if name not in parameters]
+    problems = [f"{where}: unknown setting {shown(name)}" for name in arguments if name not in parameters]
     for name, value in arguments.items():
         if name in parameters:
             hint = parameters[name].annotation
             if not conforms(value, hint):
-                problems.append(f"{where}.{name} is {shown(value)}: it must be {wording(hint)}")
+                problems.append(f"{where}.{name} is {shown(value)}, but must be {wording(hint)}")
             else:
                 problems += limit_problems(f"{where}.{name}", name, value)
     if not problems:
@@ -91,16 +91,16 @@ def check_arguments(
 
 
 def limit_problems(key: str, name: str, value: Any) -> list[str]:
-    """A line where a number of `LIMITS`, or one of several, is out of bounds."""
+    """Returns a one-line message if a number, or any number in a list, is out of the bounds in `LIMITS`."""
     numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     low, high = LIMITS.get(name, (-(2.0**63), 2.0**63))
     if all(low <= n <= high for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)):
         return []
-    return [f"{key} is {shown(value)}: it must lie between {low:,} and {high:,}"]
+    return [f"{key} is {shown(value)}, but must be between {low:,} and {high:,}"]
 
 
 def clip_problems(where: str, arguments: Mapping[str, Any]) -> list[str]:
-    """A line where a single clip would not fit into memory."""
+    """Returns a one-line message if a single clip would exceed `MAX_CLIP_BYTES`."""
     size = arguments.get("crop", arguments.get("image_size"))
     if "frames" not in arguments or size is None:
         return []
@@ -108,23 +108,28 @@ def clip_problems(where: str, arguments: Mapping[str, Any]) -> list[str]:
     num_bytes = 3 * arguments["frames"] * rows * columns
     if num_bytes <= MAX_CLIP_BYTES:
         return []
-    return [f"{where}: a clip of {arguments['frames']} frames of {rows}x{columns} takes {num_bytes:,} bytes"]
+    return [f"{where}: a clip of {arguments['frames']} frames of {rows}x{columns} would take {num_bytes:,} bytes"]
 
 
 def signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a function, with `**kwargs` replaced by those of the class it forwards to."""
     parameters = dict(inspect.signature(function).parameters)
     passes_on = [name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD]
     for name in passes_on:
         del parameters[name]
     cls = getattr(function, "__self__", None)
     if passes_on and isinstance(cls, type):
-        own = {k: p.replace(default=None) for k, p in inspect.signature(cls).parameters.items()}  # never missing
+        # A default makes each argument of the class optional here.
+        own = {k: p.replace(default=None) for k, p in inspect.signature(cls).parameters.items()}
         parameters = own | parameters
     return parameters
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether plain data is what a type hint says. Numbers are finite, true is no number, a list is a tuple."""
+    """Returns whether plain data matches a type hint.
+
+    Floats must be finite, bools do not count as numbers, and a list is accepted as a tuple.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or hint is inspect.Parameter.empty:
         return True
@@ -155,7 +160,7 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 def wording(hint: Any) -> str:
-    """A type hint in words."""
+    """Describes a type hint in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(wording(part) for part in args))
@@ -166,12 +171,12 @@ def wording(hint: Any) -> str:
     if origin in (tuple, list, Sequence):
         return f"a list, each {wording(args[0])}"
     if origin is Callable:
-        return "one of our readers"
+        return "one of the built-in readers"
     return WORDS.get(hint, "text" if hint is Path else "plain data")
 
 
 def shown(value: Any) -> str:
-    """A value of a file for a message, short and on one line."""
+    """Formats a value from a file for a message: short and on one line."""
     if isinstance(value, int) and abs(value) > 2**63:
         return "an absurdly large number"
     text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"

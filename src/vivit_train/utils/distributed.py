@@ -1,4 +1,4 @@
-"""What the processes of a job tell each other. Alone, a process sends nothing and waits for nobody."""
+"""Communication between the ranks of a job. With a world size of 1, nothing is sent and nothing waits."""
 
 import hashlib
 import logging
@@ -22,28 +22,31 @@ from vivit_train.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-PATIENCE = timedelta(seconds=10)  # with the first process, which says what ends all of them
-SHOWN = 10  # differences between configurations that a message names before it only counts
+PATIENCE = timedelta(seconds=10)  # The other ranks wait this long for rank 0 to report the error.
+SHOWN = 10  # A message lists this many differences between configurations and only counts the rest.
 
 
 def count() -> int:
+    """Returns the world size."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Returns the rank of this process."""
     return dist.get_rank() if count() > 1 else 0
 
 
 @cache
 def group() -> Any:
-    """Between their CPUs, so that no GPU is waited for, and it shows at once where a process has gone.
+    """Returns a gloo process group, so that collectives run between CPUs.
 
-    All processes ask for it together."""
+    They do not wait for a GPU, and they fail immediately if a rank is gone. All ranks must call this together.
+    """
     return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """Of each flag, whether any process has raised it. All processes ask together."""
+    """Returns, for each flag, whether it is set on any rank. All ranks must call this together."""
     if count() == 1:
         return list(flags)
     raised = torch.tensor(flags, dtype=torch.uint8)
@@ -53,7 +56,7 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 def gather(value: T) -> list[T]:
-    """Each process's value, by rank. All processes ask together."""
+    """Returns the value of every rank, ordered by rank. All ranks must call this together."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -64,8 +67,10 @@ def gather(value: T) -> list[T]:
 
 @contextmanager
 def exit_on_lost_rank() -> Iterator[None]:
-    """Ends this process at once where another has gone and a GPU waits for it: for half an hour, and whoever
-    cleans up waits for the GPU."""
+    """A context manager that ends this process immediately if another rank is gone and this one uses a GPU.
+
+    Otherwise the GPU would wait for the lost rank for half an hour, and so would any cleanup code.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -76,19 +81,21 @@ def exit_on_lost_rank() -> Iterator[None]:
 
 
 def is_loss(error: RuntimeError) -> bool:
+    """Returns whether an error means that another rank is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def loss() -> str:
+    """Returns the message for a job that has lost a rank."""
     return (
-        f"process {rank()} of {count()} has lost another one of the job: that one ended, or hangs, or the network "
-        "does. Its own last lines say why; resume=auto goes on from the newest checkpoint"
+        f"process {rank()} of {count()} has lost another one of the job: that process exited or hangs, or the "
+        "network failed. Its last log lines say why; resume=auto resumes from the newest checkpoint"
     )
 
 
 @contextmanager
 def translate_rank_errors() -> Iterator[None]:
-    """Says so where another process of the job is gone."""
+    """A context manager that raises `UserError` if another process of the job is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -98,11 +105,12 @@ def translate_rank_errors() -> Iterator[None]:
 
 
 def abort_all_ranks(error: UserError) -> NoReturn:
-    """Ends all processes, which have all found the same. All of them call it.
+    """Ends all ranks after all of them have found the same error. All ranks must call this together.
 
     Raises:
-        UserError: `error` in the first process, which so says it.
-        SystemExit: in the others, once the first has gone: a launcher kills the rest where one process ends.
+        UserError: On rank 0, which reports `error`.
+        SystemExit: On the other ranks, after rank 0 is gone. A launcher kills the remaining ranks as soon as one
+            exits, so rank 0 must report first.
     """
     if rank() == 0:
         raise error
@@ -112,18 +120,19 @@ def abort_all_ranks(error: UserError) -> NoReturn:
 
 
 class CheckRankConsistency(Callback):
-    """Ends a job whose processes have different configurations or data, before they wait for each other for ever.
+    """A callback that ends a job whose ranks have different configurations or data before they deadlock.
 
-    Folders that hold the time of the start may differ: the first process alone writes.
+    Run folders may differ, because their names can contain the start time and only rank 0 writes.
 
     Args:
-        cfg: the job's whole configuration.
+        cfg: The complete configuration of the job.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         cfg = deepcopy(cfg)
         cfg.run_dir = ""
-        trains = "recipe" in cfg  # in eval.py's configuration the data may refer to a recipe that is not there
+        # In eval.py's configuration, the data node may refer to a recipe that is missing.
+        trains = "recipe" in cfg
         self.facts = dict(leaves(OmegaConf.to_container(cfg, resolve=trains)))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -137,12 +146,12 @@ class CheckRankConsistency(Callback):
                 self.facts[f"the {name} clips"] = f"{len(manifest)} (checksum {digest})"
         if lines := differences(gather(self.facts)):
             more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-            text = "the processes of this job do not agree; start all of them with the same command and data:"
+            text = "the processes of this job disagree; start all of them with the same command and data:"
             abort_all_ranks(UserError("\n".join([text, *lines[:SHOWN], *more])))
 
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration as pairs of a dotted key and its value."""
+    """Yields the dotted key and the value of every leaf of a configuration."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from leaves(value, f"{name}.{key}" if name else str(key))
@@ -151,7 +160,7 @@ def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(facts: list[dict[str, Any]]) -> list[str]:
-    """A line for each fact that is not the same in all processes."""
+    """Returns one line for each fact that is not the same on all ranks."""
     lines = []
     for key in dict.fromkeys(key for one in facts for key in one):
         values = [one.get(key, "nothing") for one in facts]

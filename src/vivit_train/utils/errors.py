@@ -1,4 +1,4 @@
-"""Errors a person can act on. Everything else keeps its traceback, because it is a bug."""
+"""Errors that a user can act on. All other errors keep their traceback, because they are bugs."""
 
 import logging
 import os
@@ -13,7 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text says what is wrong, where, and what to do; a terminal may have it."""
+    """An error that the user can fix.
+
+    The text says what is wrong, where, and what to do. It is safe to print on a terminal.
+    """
 
     def __str__(self) -> str:
         return printable_lines(super().__str__())
@@ -23,14 +26,14 @@ class VideoError(UserError):
     """A video that cannot be read.
 
     Attributes:
-        path: the file.
-        reason: what the decoder said, in one line.
-        kind: "missing", "empty", "truncated", "no video", "damaged" (frames of it cannot be decoded) or
-            "unreadable" (all else).
+        path: The path of the file.
+        reason: The error message of the decoder, on one line.
+        kind: "missing", "empty", "truncated", "no video", "damaged" (some frames cannot be decoded), or
+            "unreadable" (any other reason).
     """
 
     def __init__(self, path: str, reason: str, *, kind: str = "unreadable") -> None:
-        super().__init__(path, reason)  # both in args, so that it survives pickling between processes
+        super().__init__(path, reason)  # Both are in args, so that pickling works.
         self.path = str(path)
         self.reason = printable(" ".join(str(reason).split()))
         self.kind = kind
@@ -39,14 +42,14 @@ class VideoError(UserError):
         return f"cannot read video {printable(self.path)}: {self.reason}"
 
 
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers requeue
+TRY_AGAIN = 75  # This is EX_TEMPFAIL of sysexits.h; schedulers requeue a job that exits with it.
 
 
 class StoppedError(UserError):
-    """A run that ended as a signal told it to, with its state saved.
+    """A run that was stopped by a signal after its state was saved.
 
     Attributes:
-        code: to exit with: 130 after Ctrl-C, TRY_AGAIN after others.
+        code: The exit code: 130 after Ctrl-C, `TRY_AGAIN` after any other signal.
     """
 
     def __init__(self, received: signal.Signals, text: str) -> None:
@@ -55,11 +58,14 @@ class StoppedError(UserError):
 
 
 def end_on_signals() -> None:
-    """Has a scheduler's signals end this process with the code to try again: while it starts, and while it scores
-    the result, there is nothing to save. In training LastCheckpoint takes the signals over."""
+    """Makes a scheduler's signals end this process with the exit code `TRY_AGAIN`.
+
+    This applies during startup and final evaluation, when there is no state to save. `LastCheckpoint` replaces
+    these handlers during training.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"\n{signal.Signals(number).name}: the run ends here\n".encode())
+        os.write(2, f"\n{signal.Signals(number).name}: stopping now\n".encode())
         sys.exit(TRY_AGAIN)
 
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -70,7 +76,8 @@ class OutOfMemoryError(UserError):
     """A micro-batch that does not fit into memory.
 
     Attributes:
-        micro_batch: half of it, to be tried in its place; None: there is none, or it is too late.
+        micro_batch: Half of the micro-batch, to retry with. None if it cannot be halved, or if the run has already
+            made too much progress to restart.
     """
 
     def __init__(self, text: str, micro_batch: int | None) -> None:
@@ -79,16 +86,16 @@ class OutOfMemoryError(UserError):
 
 
 def reason(error: Exception) -> str:
-    """What a library's error says, in one line."""
-    return printable(str(error).partition("\n")[0]) or type(error).__name__  # an EOFError says nothing
+    """Returns the first line of a library's error message, or the name of its type if there is none."""
+    return printable(str(error).partition("\n")[0]) or type(error).__name__  # Some errors have no text.
 
 
 def exit_with_message(main: Callable[[], object]) -> None:
-    """Runs a hydra main; what a user can mend ends in one message and exit code 1, without a traceback."""
+    """Runs a Hydra main; errors that a user can fix become one message and exit code 1, with no traceback."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra hands errors on instead of printing tracebacks of its own
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then re-raises errors instead of printing a traceback.
     try:
         main()
     except StoppedError as stopped:

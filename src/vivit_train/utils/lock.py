@@ -1,6 +1,6 @@
-"""One process at a time writes into a run's folder.
+"""A lock that lets only one process at a time write to a run folder.
 
-Imported by hydra at start-up: nothing heavy here.
+Hydra imports this module at startup, so it must not import anything heavy.
 """
 
 import errno
@@ -16,21 +16,23 @@ log = logging.getLogger(__name__)
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there, nothing is locked
+except ImportError:  # Windows has no fcntl, so nothing is locked there.
     fcntl = None  # type: ignore[assignment]
 NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
-_held: dict[str, int] = {}  # of this process, by folder: closing any descriptor of such a file would end its lock
+# The open descriptors by folder. Closing any descriptor of a lock file would release its lock.
+_held: dict[str, int] = {}
 
 
 def lock_folder(folder: str | Path) -> None:
-    """Locks a folder until this process ends, however it ends; makes the folder where there is none.
+    """Locks a folder until this process ends, however it ends. Creates the folder if it does not exist.
 
-    A POSIX record lock: the kernel drops it with the process, NFS knows it, and forked loader processes, which may
-    outlive a killed run by seconds, do not inherit it. The process may lock a folder again.
+    This is a POSIX record lock. The kernel releases it when the process ends, it works over NFS, and forked data
+    loader workers, which may outlive a killed run by seconds, do not inherit it. The process that holds the lock
+    may call this function again.
 
     Raises:
-        UserError: another process has locked it.
+        UserError: Another process has locked the folder.
     """
     folder = os.path.realpath(folder)
     if fcntl is None or folder in _held:
@@ -43,11 +45,13 @@ def lock_folder(folder: str | Path) -> None:
         holder = os.pread(file, 200, 0).decode(errors="replace").strip()
         os.close(file)
         if error.errno in NO_LOCKS:
-            log.warning(f"{folder}: this disk has no locks; make sure that no other run writes there")
+            log.warning(
+                f"{folder}: this file system does not support locks; make sure that no other run writes there"
+            )
             return
         raise UserError(
-            f"{folder} is in use by another run ({holder or 'which has only started'}): wait for it, or give this "
-            "one a folder of its own by hydra.run.dir=DIR (a sweep: hydra.sweep.dir=DIR)"
+            f"{folder} is in use by another run ({holder or 'which has just started'}): wait for it to end, or "
+            "choose another folder with hydra.run.dir=DIR (for a sweep: hydra.sweep.dir=DIR)"
         ) from error
     _held[folder] = file
     os.ftruncate(file, 0)

@@ -1,7 +1,8 @@
-"""Logging: what a person reads on the terminal, and what stays in a run's log file.
+"""Logging to the terminal and to the log file of a run.
 
-Modules log to `logging.getLogger(__name__)`. Of several processes the first one alone informs; warnings and errors
-come from any. Names in messages are made printable. Imported by hydra at start-up: nothing heavy here.
+Modules log to `logging.getLogger(__name__)`. Info messages come from rank 0 only; warnings and errors come from
+any rank. Names in messages are made printable. Hydra imports this module at startup, so it must not import
+anything heavy.
 """
 
 import logging
@@ -14,7 +15,7 @@ STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL
 
 
 class FirstRankFilter(logging.Filter):
-    """Keeps information of all processes but the first to themselves."""
+    """A filter that drops info messages on all ranks except rank 0."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno > logging.INFO or is_first_rank()
@@ -28,14 +29,14 @@ class OtherLoggersFilter(logging.Filter):
 
 
 class PrintableFormatter(logging.Formatter):
-    """Names that come from files cannot act on the terminal, nor forge lines."""
+    """A formatter that prevents names from files from controlling the terminal or forging lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
 
 
 class TerminalHandler(logging.Handler):
-    """Writes messages to stdout, errors to stderr; in color on a terminal, plain where they are piped."""
+    """A handler that writes messages to stdout and errors to stderr, in color if they are terminals."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class TerminalHandler(logging.Handler):
 
 
 def add_terminal_handler() -> None:
-    """Lets the package's messages reach the terminal, in notebooks and scripts too."""
+    """Makes the package's messages appear on the terminal, including in notebooks and scripts."""
     logger = logging.getLogger("vivit_train")
     if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
         logger.addHandler(TerminalHandler())

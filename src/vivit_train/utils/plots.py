@@ -1,4 +1,4 @@
-"""What people would rather see than read, as PNG files."""
+"""Plots of data and results, saved as PNG files."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,22 @@ from numpy.typing import NDArray
 
 from vivit_train.utils.text import printable, shortened
 
-if TYPE_CHECKING:  # a sweep draws without torch
+if TYPE_CHECKING:  # A sweep draws plots without importing torch.
     from torch import Tensor
 Ids = NDArray[np.integer]
-NAME, CAPTION = 40, 120  # characters that there is room for
+NAME, CAPTION = 40, 120  # Names and captions are shortened to this many characters.
 
 
 def drawn(text: str, length: int = NAME) -> str:
-    """What may have a name in it, as matplotlib is to draw it: a "$" is one, and begins no formula."""
+    """Escapes and shortens text for matplotlib.
+
+    The text may contain names, in which a "$" must not start a formula.
+    """
     return shortened(printable(text), length).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path | BytesIO) -> None:
-    """As PNG. Letters that the font lacks are boxes there, and no warnings."""
+    """Writes a figure as PNG. Characters that the font lacks appear as boxes, without warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
@@ -35,10 +38,14 @@ def save(figure: Figure, path: Path | BytesIO) -> None:
 def contact_sheet(
     path: Path, video_BTCHW: "Tensor", captions: Sequence[str], frame_numbers_BT: "Tensor", times_BT: "Tensor"
 ) -> None:
-    """A row per clip, up to eight of its frames with their number in the video and their time.
+    """Draws one row per clip with up to eight of its frames, each with its frame number and its time in the video.
 
     Args:
-        video_BTCHW: float pixels in 0 .. 1.
+        path: The output file.
+        video_BTCHW: Float pixels in [0, 1].
+        captions: One caption per clip.
+        frame_numbers_BT: The frame numbers in the video; negative for padding.
+        times_BT: The times of the frames in seconds.
     """
     rows, frames = len(video_BTCHW), video_BTCHW.shape[1]
     columns = np.linspace(0, frames - 1, min(8, frames)).astype(int)
@@ -64,7 +71,12 @@ def contact_sheet(
 
 
 def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Losses and validation accuracy by epoch; `history` has a row per epoch with the names that were logged."""
+    """Draws losses and validation accuracy by epoch.
+
+    Args:
+        path: The output file.
+        history: One row per epoch with "epoch" and the logged metrics by name.
+    """
     figure = Figure(figsize=(9, 3.4), dpi=100)
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.15, top=0.91, wspace=0.18)
     accuracy = ("val/top1", "val/top5", "val/action_top1", "val/action_top5", "val/map")
@@ -82,7 +94,7 @@ def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 def confusion(path: Path, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
-    """How often each class (row) was taken for each (column)."""
+    """Draws a confusion matrix: how often each true class (row) was predicted as each class (column)."""
     side = min(12.0, 3.0 + 0.38 * len(classes))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     confusion_axis(figure.subplots(), label_N, prediction_N, classes, title)
@@ -90,7 +102,7 @@ def confusion(path: Path, label_N: Ids, prediction_N: Ids, classes: Sequence[str
 
 
 def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
-    """Shares of each row as colour; counts up to 20 classes, names up to 40."""
+    """Draws row-normalized shares as colors, with counts for up to 20 classes and names for up to 40."""
     K = len(classes)
     counts = np.zeros((K, K))
     np.add.at(counts, (label_N, prediction_N), 1)
@@ -112,14 +124,19 @@ def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequenc
 def average_precision_bars(
     path: Path, precision_K: NDArray[np.float64], share_K: NDArray[np.float64], classes: Sequence[str], title: str
 ) -> None:
-    """Each class's average precision, best first, and the share of the videos that have it, which is what chance
-    gets; names up to 40 classes. NaN stands for a class that no video has, which is left out."""
+    """Draws the average precision of each class, best first, with names for up to 40 classes.
+
+    A marker shows the share of videos that have the class, which is the average precision of random guessing.
+    Classes that no video has (NaN) are left out.
+    """
     order = [k for k in np.argsort(-precision_K) if not np.isnan(precision_K[k])]
     rows = np.arange(len(order))
     figure = Figure(figsize=(8, min(12.0, 1.8 + 0.22 * len(order))), dpi=100, layout="constrained")
     axis = figure.subplots()
     axis.barh(rows, precision_K[order], height=0.8, color="tab:blue")
-    axis.scatter(share_K[order], rows, s=80, marker="|", color="black", label="chance: the share that has it")
+    axis.scatter(
+        share_K[order], rows, s=80, marker="|", color="black", label="chance: share of videos with the class"
+    )
     axis.set(title=drawn(title, CAPTION), xlabel="average precision", xlim=(0, 1), yticks=[])
     axis.invert_yaxis()
     if len(order) <= 40:
@@ -129,11 +146,13 @@ def average_precision_bars(
 
 
 def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) -> None:
-    """The scores of a sweep's jobs against each of their choices, the best as a star.
+    """Draws the scores of a sweep's jobs against each of their choices, with the best job as a star.
 
     Args:
-        jobs: what each chose, by name, and its score. More than six numbers have an axis, which is logarithmic
-            where they span more than a factor of 20; fewer, and other choices, have a place each.
+        path: The output file.
+        jobs: The choices of each job by name, and its score. A choice with more than six numeric values gets a
+            numeric axis, which is logarithmic if the values span more than a factor of 20. Any other choice gets a
+            categorical axis.
     """
     names = list(dict.fromkeys(name for chosen, _ in jobs for name in chosen)) or ["job"]
     columns = min(3, len(names))
@@ -143,7 +162,7 @@ def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) ->
     score_N = np.array([score for _, score in jobs])
     best = int(score_N.argmax())
     for axis, name in zip(axes, names, strict=False):
-        texts = [chosen.get(name, "") for chosen, _ in jobs]  # "" as chosen without it
+        texts = [chosen.get(name, "") for chosen, _ in jobs]
         kinds = sorted(set(texts), key=lambda text: (number(text) is None, number(text) or 0.0, text))
         numbers = [number(text) for text in kinds]
         if len(kinds) > 6 and None not in numbers:
@@ -169,6 +188,7 @@ def sweep_panels(path: Path, jobs: Sequence[tuple[Mapping[str, str], float]]) ->
 
 
 def number(text: str) -> float | None:
+    """Returns the number that a text represents, or None if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -181,11 +201,15 @@ def growth_curves(
     orders: Mapping[str, str],
     title: str,
 ) -> None:
-    """Time and memory (rows) against frames and crop (columns), on logarithmic axes; the operations are dashed.
+    """Draws time and memory (rows) against frames and crop (columns) on logarithmic axes.
+
+    Dashed lines show the expected number of operations, scaled to the last measured time.
 
     Args:
-        curves: by axis and model: value, seconds, bytes, operations.
-        orders: of each model, how its operations are expected to grow.
+        path: The output file.
+        curves: Points of (value, seconds, bytes, operations) by axis and model.
+        orders: The expected growth of the operations of each model, as text.
+        title: The title of the figure.
     """
     figure = Figure(figsize=(10, 7.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
@@ -207,9 +231,9 @@ def growth_curves(
         ticks = sorted({point[0] for (name, _), points in curves.items() if name == axis for point in points})
         panels[1, column].set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         panels[1, column].minorticks_off()
-        panels[1, column].set_xlabel({"frames": "frames", "crop": "crop (pixels a side)"}[axis])
-    panels[0, 0].set_ylabel("seconds a step")
-    panels[1, 0].set_ylabel("peak memory, GB")
-    panels[0, 0].legend(title="dashed: operations, as expected", fontsize=8, title_fontsize=8)
+        panels[1, column].set_xlabel({"frames": "frames", "crop": "crop (pixels per side)"}[axis])
+    panels[0, 0].set_ylabel("seconds per step")
+    panels[1, 0].set_ylabel("peak memory (GB)")
+    panels[0, 0].legend(title="dashed: expected operations", fontsize=8, title_fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

@@ -1,6 +1,7 @@
-"""Child processes that work on files: a file that crashes or hangs its decoder costs a child, and no other file.
+"""Child processes that work on files, so that a file that crashes or hangs its decoder costs only one child.
 
-The children are started anew ("spawn"), as decoders can hang in forked ones; each does one job after another.
+Children are started with "spawn", because decoders can hang in forked processes. Each child runs one job at a
+time.
 """
 
 import math
@@ -18,17 +19,18 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from vivit_train.utils.errors import VideoError, reason
 
-RENEWED_AFTER = 1000  # jobs: what libraries leak is the system's again
+RENEWED_AFTER = 1000  # A child is replaced after this many jobs, which frees memory that libraries have leaked.
 J = TypeVar("J", bound=Hashable)
 R = TypeVar("R")
 
 
 class Failure(NamedTuple):
-    """What comes of a job instead of a result.
+    """The outcome of a job that has no result.
 
     Attributes:
-        kind: "crash" or "hang" of the child; that of a `VideoError`; "unreadable" for any other error.
-        detail: one line.
+        kind: "crash" or "hang" if the child failed, the kind of the `VideoError` that the job raised, or
+        "unreadable" for any other error.
+        detail: A description on one line.
     """
 
     kind: str
@@ -36,25 +38,25 @@ class Failure(NamedTuple):
 
 
 def usable_cores() -> int:
-    """How many processes of this one's can run at the same time."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_isolated(
     work: Callable[[J], R], jobs: Mapping[J, float], workers: int
 ) -> Generator[tuple[J, R | Failure], None, None]:
-    """`work` of each job, as it is done.
+    """Yields each job with its result, in the order in which the jobs finish.
 
-    The children live no longer than the generator: to end them at once on Ctrl-C, use it within
-    `contextlib.closing`. They do not outlive this process either.
+    The children live no longer than the generator: wrap it in `contextlib.closing` to end them immediately on
+    Ctrl-C. They do not outlive this process either.
 
     Args:
-        work: found by its name in a child, as are the classes of jobs and results.
-        jobs: each with the seconds that it may take.
-        workers: so many children at a time.
+        work: The function to run. A child imports it by name, as well as the classes of jobs and results.
+        jobs: The jobs, each with its time limit in seconds.
+        workers: The number of children that run at the same time.
 
     Raises:
-        RuntimeError: a child ended before its first job; it has said why on stderr.
+        RuntimeError: A child exited before its first job; stderr has the reason.
     """
     todo, left = deque(jobs.items()), len(jobs)
     children: list[_Child[J, R]] = []
@@ -83,7 +85,7 @@ def run_isolated(
 
 
 class _Child(Generic[J, R]):
-    """A process that works on one job at a time; on none (`job` is None) before it says that it is there."""
+    """A process that works on one job at a time. `job` is None until the process reports that it is ready."""
 
     def __init__(self, work: Callable[[J], R]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -94,12 +96,12 @@ class _Child(Generic[J, R]):
         other.close()
         self.job: J | None = None
         self.jobs, self.is_lost = 0, False
-        self.limit_s = self.until_s = math.inf  # a slow start is no file's fault
+        self.limit_s = self.until_s = math.inf  # Startup time does not count against a job.
 
     def give(self, job: J, limit_s: float) -> None:
         self.job, self.limit_s, self.until_s = job, limit_s, time.monotonic() + limit_s
         self.jobs += 1
-        with suppress(OSError):  # it has died meanwhile: `result` will say so
+        with suppress(OSError):  # If the child has died, `result` reports it.
             self.pipe.send(job)
 
     def result(self) -> Any:
@@ -127,11 +129,11 @@ class _Child(Generic[J, R]):
 
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
-    """Children inherit it: Ctrl-C is for their parent, which ends them."""
+    """Starts children with SIGINT blocked, so that only their parent receives Ctrl-C and ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which, where it starts, lets Ctrl-C through again
+    resource_tracker.ensure_running()  # Starting it later would unblock SIGINT.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -140,8 +142,9 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+    """Runs jobs from the pipe until the parent is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(EOFError, BrokenPipeError):  # the parent is gone
+    with suppress(EOFError, BrokenPipeError):  # These mean that the parent is gone.
         pipe.send(None)
         while True:
             pipe.send(_result(work, pipe.recv()))
@@ -157,7 +160,7 @@ def _result(work: Callable[[Any], Any], job: Any) -> Any:
 
 
 def _end_with_parent() -> None:
-    """Also where a decoder hangs: it lets no signal through, but other threads run."""
+    """Ends this process when its parent ends. A thread can do this even if a decoder hangs and blocks signals."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

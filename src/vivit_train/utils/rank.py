@@ -1,4 +1,4 @@
-"""Which process of a job this is, from the environment: known before torch is imported."""
+"""Reads the rank of this process from the environment, before torch is imported."""
 
 import os
 
@@ -6,4 +6,5 @@ RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOB
 
 
 def is_first_rank() -> bool:
+    """Returns whether this process is rank 0 of the job."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)

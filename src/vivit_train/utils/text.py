@@ -1,23 +1,24 @@
-"""Names of classes, files and clips are data: what they may do depends on where they go.
+"""Escapes names of classes, files, and clips for the place that they are written to.
 
-Imported by hydra at start-up: nothing heavy here.
+Hydra imports this module at startup, so it must not import anything heavy.
 """
 
 import hashlib
 import re
 
-# What a terminal obeys, or no eye can see: controls, the order of writing, separators of lines, what is invisible,
-# and halves of characters, which no file can hold. Joiners stay, as emoji and scripts are written with them.
+# These characters control a terminal or are invisible: control characters, bidirectional marks, line separators,
+# zero-width characters, and lone surrogates, which cannot be encoded. Joiners stay, because emoji and some scripts
+# need them.
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _CONTROL_WITHIN_LINES = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
-# spreadsheets pass over blanks, and take the full-width forms for the same; an apostrophe in front ends that
+# Spreadsheets skip leading blanks and accept full-width forms; a leading apostrophe makes the cell plain text.
 _FORMULA = re.compile(r"[\t\r]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows reserves these names.
 SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
-FILE_NAME = 40  # characters, of up to four bytes; file systems have room for 255
+FILE_NAME = 40  # Characters have up to four bytes, and file systems allow names of 255 bytes.
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -27,40 +28,40 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """In one line, for people: what would act on a terminal, or hide, is written as in Python's strings."""
+    """Returns text on one line, with control and invisible characters escaped as in Python string literals."""
     return _CONTROL.sub(_escape, str(text))
 
 
 def plural(count: int, noun: str) -> str:
-    """A count and its noun: "1 device", "1,200 devices"."""
+    """Returns a count with its noun: "1 device", "1,200 devices"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def excerpt(text: object, longest: int = 500) -> str:
-    """`printable`, and no longer than a message bears."""
+    """Returns `printable` text, shortened to at most `longest` characters."""
     line = printable(text)
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def printable_lines(text: object) -> str:
-    """A message of several lines, likewise."""
+    """Returns text with control and invisible characters escaped, but keeps its line breaks."""
     return _CONTROL_WITHIN_LINES.sub(_escape, str(text))
 
 
 def csv_cell(text: object) -> str:
-    """A cell of text in a table for people: `printable`, and no spreadsheet takes it for a formula."""
+    """Returns `printable` text for a cell of a CSV file, so that no spreadsheet interprets it as a formula."""
     return f"'{printable(text)}" if _FORMULA.match(str(text)) else printable(text)
 
 
 def shortened(text: str, length: int) -> str:
-    """Without its middle, where it is longer."""
+    """Returns text with its middle replaced by an ellipsis if it is longer than `length`."""
     if len(text) <= length:
         return text
     return f"{text[: length - length // 2 - 1]}…{text[len(text) - length // 2 :]}"
 
 
 def file_stem(name: str) -> str:
-    """A name as part of a file's: itself where that is safe on all systems, else what is left of it and a hash."""
+    """Returns a name for use in a file name: unchanged if safe on all systems, else sanitized and with a hash."""
     kept = re.sub(r"[^\w.-]", "_", name)[:FILE_NAME].strip(".")
     if kept == name and name and not _RESERVED.fullmatch(name):
         return name

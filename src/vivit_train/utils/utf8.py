@@ -1,4 +1,4 @@
-"""Names of files are UTF-8, whatever the locale."""
+"""Makes file names UTF-8, whatever the locale."""
 
 import os
 import sys
@@ -6,10 +6,13 @@ from io import TextIOWrapper
 
 
 def in_utf_8() -> None:
-    """Starts Python anew in its UTF-8 mode where the locale has names of files in another encoding; first thing in
-    a script. What the terminal's encoding lacks is written as in Python's strings, and ends nothing."""
+    """Restarts Python in UTF-8 mode if the locale uses another encoding for file names.
+
+    Call this first in a script. Characters that the terminal's encoding lacks are escaped as in Python string
+    literals instead of raising an error.
+    """
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.environ["PYTHONUTF8"] = "1"  # Child processes inherit it.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
