@@ -246,7 +246,9 @@ def test_the_plan_and_the_log_say_what_training_costs(
     said = capsys.readouterr().out
     assert "0.001148 GFLOPs per clip (forward)" in said
     assert "1 epochs, 3 steps, 24 clips; precision 32-true, cpu" in said
-    assert re.search(r"measured: [\d.e-]+ s per step, 0:\d\d for 3 steps .*MFU \d+%; peak memory \d\.\d GB\n", said)
+    assert re.search(
+        r"measured: [\d.e-]+ s per step, 0:\d\d for 3 steps .*MFU \d+%; peak memory \d\.\d GB\n", said
+    )
     rows = [row for row in csv.DictReader((tmp_path / "run/metrics.csv").open()) if row["train/mfu_%"]]
     last = {name: float(value) for name, value in rows[-1].items() if value}
     peak = matmul_peak(torch.device("cpu"), torch.float32)

@@ -1,1 +1,1 @@
-"""ViViT: the four models of the paper."""
+"""The four ViViT models of the paper."""

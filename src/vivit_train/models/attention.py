@@ -1,6 +1,6 @@
-"""Attention that writes out no map, as fast as the device, the precision and the shape allow; exact everywhere.
+"""Exact attention that never materializes the full attention map, tuned for the device, precision, and shape.
 
-Shape suffixes: B batch, h heads, M queries, N keys, d width of a head, S sequences, one for each clip and head.
+Shape suffixes: B batch, h heads, M queries, N keys, d head width, S sequences (one for each clip and head).
 """
 
 import math
@@ -12,14 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# By measurement (docs/benchmarks.md): of a block of the map, per thread, so that it stays in the cache; and the
-# queries from which on a part of its own is worth it.
+# Both values are measured (docs/benchmarks.md): the elements of one thread's block of the map, which must fit in
+# the cache, and the fewest queries that are worth a separate part.
 BLOCK_ELEMENTS, PART_QUERIES = 2**20, 512
 
 
 def fused_attention(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
-    """Softmax of the scaled products of queries and keys, times values: [B, h, M, d]. By torch's kernel, but for
-    training and inference in bf16 on a CPU, and for training on a CPU whose threads it would leave idle."""
+    """Returns softmax(q k^T / sqrt(d)) v, [B, h, M, d].
+
+    This uses torch's fused kernel except in two cases: in bf16 on a CPU without AMX, and for training on a CPU if
+    the kernel would leave threads idle.
+    """
     on_cpu = q_BhMd.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_cpu and q_BhMd.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported():
         with torch.autocast("cpu", enabled=False):
@@ -33,25 +36,29 @@ def fused_attention(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
 
 
 def parts_of_queries(heads: int, queries: int, threads: int) -> int:
-    """Into how many parts to cut the queries of each head, so that all threads have as many to do in torch's
-    backward pass, which gives them whole heads: of two threads with three heads, one waits."""
+    """Returns the number of parts to split the queries of each head into, so that all threads have the same work.
+
+    torch's backward pass assigns whole heads to threads; with two threads and three heads, one thread would wait.
+    """
     return max(1, min(threads // math.gcd(heads, threads), queries // PART_QUERIES))
 
 
 def attention_by_parts(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, parts: int) -> Tensor:
-    """The same numbers, the parts of the queries being clips of their own."""
+    """Returns the same values, computed with each part of the queries as a separate batch item."""
     B, _, M, _ = q_BhMd.shape
     q = F.pad(q_BhMd, (0, 0, 0, -M % parts)).unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
-    # of one clip views, which take no memory
+    # For a single clip, these are views that take no memory.
     k, v = (x.unsqueeze(1).expand(-1, parts, -1, -1, -1).flatten(0, 1) for x in (k_BhNd, v_BhNd))
     x = F.scaled_dot_product_attention(q, k, v).unflatten(0, (B, parts)).transpose(1, 2)
     return x.flatten(2, 3)[:, :, :M]
 
 
 class BlockwiseAttention(torch.autograd.Function):
-    """[S, M, d], [S, N, d], [S, N, d] -> [S, M, d]: by blocks of the map small enough for the processor's cache,
-    each computed anew in the backward pass. On a processor that multiplies bf16 matrices, but has no AMX, 1.4 to 6
-    times as fast as torch's kernel; scores are rounded to bf16, as in attention step by step."""
+    """Attention over blocks of the map that fit in the CPU cache, each recomputed in the backward pass.
+
+    Maps [S, M, d], [S, N, d], [S, N, d] to [S, M, d]. On a CPU that multiplies bf16 matrices but has no AMX, this
+    is 1.4 to 6 times as fast as torch's kernel. Scores are rounded to bf16, as in step-by-step attention.
+    """
 
     @staticmethod
     def forward(q_SMd: Tensor, k_SNd: Tensor, v_SNd: Tensor) -> Tensor:
@@ -80,7 +87,7 @@ class BlockwiseAttention(torch.autograd.Function):
 
 
 def blocks(q_SMd: Tensor, k_SNd: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Which sequences, which queries, these scaled, and their map; block by block."""
+    """Yields the slice of sequences, the slice of queries, the scaled queries, and the map of each block."""
     (S, M, d), N = q_SMd.shape, k_SNd.shape[1]
     rows = min(M, max(1, BLOCK_ELEMENTS // N))
     sequences = max(1, torch.get_num_threads() * BLOCK_ELEMENTS // (rows * N))
@@ -91,9 +98,10 @@ def blocks(q_SMd: Tensor, k_SNd: Tensor) -> Iterator[tuple[slice, slice, Tensor,
 
 
 def slices(length: int, step: int) -> list[slice]:
+    """Splits a length into slices of `step`."""
     return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def softmax_backward(grad: Tensor, softmax: Tensor) -> Tensor:
-    """Of the scores, over the last axis."""
+    """Returns the gradient of the scores for a softmax over the last axis."""
     return torch.ops.aten._softmax_backward_data(grad, softmax, -1, softmax.dtype)

@@ -1,13 +1,13 @@
-"""ViViT: A Video Vision Transformer (arXiv 2103.15691): the paper's four models.
+"""The four models of ViViT: A Video Vision Transformer (arXiv 2103.15691).
 
     vivit_st    Model 1, spatio-temporal attention: one encoder over all tokens of the video.
-    vivit_fe    Model 2, factorised encoder: a spatial encoder per time index, then a temporal encoder.
-    vivit_fsa   Model 3, factorised self-attention: each block attends over space, then over time.
-    vivit_fdp   Model 4, factorised dot-product attention: half of the heads over space, half over time.
+    vivit_fe    Model 2, factorized encoder: a spatial encoder per time index, then a temporal encoder.
+    vivit_fsa   Model 3, factorized self-attention: each block attends over space, then over time.
+    vivit_fdp   Model 4, factorized dot-product attention: half of the heads over space, half over time.
 
-Shape suffixes: B batch, C channels, T H W input frames and pixels, t n time indices and places of the token
-grid (n = rows x columns), N tokens of any sequence, D width, h heads, d width of a head. Tokens are in the
-order time, row, column.
+Shape suffixes: B batch, C channels, T H W input frames and pixels, t time indices and n positions of the token
+grid (n = rows x columns), N tokens of any sequence, D width, h heads, d head width. Tokens are ordered by time,
+row, and column.
 """
 
 import math
@@ -36,9 +36,9 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 class TubeletEmbedding(nn.Module):
-    """Cuts a video into tubelets of t x h x w pixels and maps each to a token (paper, section 3.2).
+    """A layer that cuts a video into tubelets of t x h x w pixels and maps each to a token (paper, section 3.2).
 
-    With `sampled_frames`, uniform frame sampling: that many frames, evenly spaced, in 2-D patches.
+    With `sampled_frames`, it uses uniform frame sampling instead: 2-D patches of that many evenly spaced frames.
     """
 
     frame_index: Tensor | None
@@ -52,28 +52,28 @@ class TubeletEmbedding(nn.Module):
         self.register_buffer("frame_index", index, persistent=False)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """[B, t, n, D]."""
+        """Returns the tokens [B, t, n, D]."""
         if self.frame_index is not None:
             video_BCTHW = video_BCTHW.index_select(2, self.frame_index)
         t, h, w = self.projection.kernel_size
         cut = video_BCTHW.unfold(2, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, C, t, rows, columns, *tubelet]
         pixels_BtnP = cut.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(2, 3)
-        # one matrix product: the same as a convolution whose stride is its kernel, and up to twice as fast
+        # This equals a convolution whose stride is its kernel size, but is up to twice as fast.
         return F.linear(pixels_BtnP, self.projection.weight.flatten(1), self.projection.bias)
 
 
 def uniform_frames(frames: int, sampled: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The `sampled` of `frames` frames that uniform frame sampling keeps, rounded as by the authors."""
+    """Returns the indices of the frames that uniform frame sampling keeps, rounded as in the authors' code."""
     if sampled >= frames:
         return np.arange(frames)
     return np.round(frames / (sampled + 1) * np.arange(1, sampled + 1)).astype(np.int64)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the second-last axis of [..., N, D].
+    """Multi-head self-attention over the second-to-last axis of [..., N, D].
 
-    `eager` computes the same numbers step by step; a forward hook on `probabilities` then sees the
-    attention maps [B, h, N, N], which the fused kernel never writes out.
+    With `eager`, it computes the same values step by step, so that a forward hook on `probabilities` can see the
+    attention maps [B, h, N, N], which the fused kernel never materializes.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -85,13 +85,14 @@ class Attention(nn.Module):
         self.probabilities = nn.Identity()
 
     def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, num_queries: int | None = None) -> Tensor:
+        """Returns the attention output [B, h, N, d], or of the first `num_queries` tokens only."""
         if not self.eager:
             return fused_attention(q_BhNd[:, :, :num_queries], k_BhNd, v_BhNd)
         scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
         return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :num_queries]
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Of the first `num_queries` tokens, which may attend to all; None: of all."""
+        """Returns all tokens, or the first `num_queries`; each attends to all tokens."""
         qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         x_BND = self.attend(q, k, v, num_queries).transpose(1, 2).flatten(2)
@@ -99,10 +100,7 @@ class Attention(nn.Module):
 
 
 class FactorisedDotProductAttention(Attention):
-    """Model 4: the first half of the heads attends over time, the second half over space; [B, t, n, D].
-
-    There is no cls token, and all tokens are read.
-    """
+    """The attention of model 4: the first half of the heads covers time, the second half space; [B, t, n, D]."""
 
     def forward(self, x_BtnD: Tensor, num_queries: int | None = None) -> Tensor:
         B, t, n, _ = x_BtnD.shape
@@ -116,6 +114,8 @@ class FactorisedDotProductAttention(Attention):
 
 
 class MLP(nn.Module):
+    """A two-layer MLP with the tanh form of GELU."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -126,10 +126,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of models 1, 2 and, with its own attention, 4."""
+    """A pre-norm transformer block of models 1 and 2, and with another attention class, of model 4."""
 
     attention_class: type[Attention] = Attention
-    activation_checkpointing: ActivationCheckpointing = "none"  # of its activations, in the backward pass
+    activation_checkpointing: ActivationCheckpointing = "none"
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Returns all tokens, or the first `num_queries` along the second-last axis."""
+        """Returns all tokens, or the first `num_queries` along the second-to-last axis."""
         return self.maybe_checkpoint(self.compute, "block", x, num_queries)
 
     def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
@@ -151,18 +151,20 @@ class Block(nn.Module):
         return x + self.drop_path(self.maybe_checkpoint(self.mlp, "mlp", self.norm2(x)))
 
     def maybe_checkpoint(self, part: Callable[..., Tensor], name: ActivationCheckpointing, *inputs: Any) -> Tensor:
-        """What a part returns; its activations are kept for the backward pass, or it is computed again there."""
+        """Returns the output of a part, with activation checkpointing if it is on for `name`."""
         if self.activation_checkpointing == name and torch.is_grad_enabled():
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
 
 
 class FactorisedDotProductBlock(Block):
+    """A transformer block of model 4."""
+
     attention_class = FactorisedDotProductAttention
 
 
 class FactorisedSelfAttentionBlock(Block):
-    """Model 3: attention over space and attention over time, each with its own weights; [B, t, n, D]."""
+    """A block of model 3: attention over space and over time with separate weights; [B, t, n, D]."""
 
     def __init__(
         self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float, *, order: str
@@ -179,9 +181,8 @@ class FactorisedSelfAttentionBlock(Block):
         y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
         return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
 
-    def compute(
-        self, x_BtnD: Tensor, num_queries: int | None
-    ) -> Tensor:  # of all tokens, as there is no cls token
+    def compute(self, x_BtnD: Tensor, num_queries: int | None) -> Tensor:
+        # All tokens are returned, because this model has no class token.
         if self.order == "space_time":
             x_BtnD = self.over_time(self.over_space(x_BtnD))
         else:
@@ -190,10 +191,10 @@ class FactorisedSelfAttentionBlock(Block):
 
 
 class Encoder(nn.Module):
-    """Position embedding, blocks, norm, pooling over the token axes: [B, ..., *grid, D] -> [B, ..., D].
+    """A transformer encoder with position embeddings and pooling: [B, ..., *grid, D] -> [B, ..., D].
 
-    Args:
-        grid: the token axes without the cls token, (N,) or, where a block needs to tell them apart, (t, n).
+    `grid` has the sizes of the token axes without the class token: (N,), or (t, n) if blocks treat them
+    differently. With `cls_token`, pooling takes the class token instead of the mean.
     """
 
     def __init__(
@@ -212,31 +213,35 @@ class Encoder(nn.Module):
         x = x + self.pos_embed.unflatten(1, self.grid)
         for block in self.blocks[:-1]:
             x = block(x)
-        # after the last block nobody looks at any other token than the cls token: a twelfth less work in ViViT-B
+        # Only the class token is used after the last block, which saves a twelfth of the work in ViViT-B.
         x = self.norm(self.blocks[-1](x, num_queries=None if self.cls_token is None else 1))
         return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
 
 
 class ViViT(nn.Module):
-    """A video [B, C, T, H, W], normalised as the weights want it, to logits.
+    """A ViViT that maps a normalized video [B, C, T, H, W] to logits.
 
     Args:
-        model: which of the paper's four models.
-        num_classes: one head, logits [B, classes]; or several by name, a dict of logits [B, classes].
-        frames, image_size: the input's T and H (x W).
-        dim, depth, heads, mlp_dim: of the transformer; `mlp_dim` defaults to 4 x `dim`.
-        temporal_depth: layers of vivit_fe's temporal encoder; 0 averages over time instead.
-        tubelet: frames x rows x columns of a tubelet.
-        sampled_frames: uniform frame sampling of that many frames instead (`tubelet[0]` is 1 then).
-        pool: "cls" token or "mean" over tokens. Models 3 and 4 have no cls token: always the mean.
-        order: in vivit_fsa, which attention comes first: "space_time" or "time_space".
-        drop_path: stochastic depth of the last layer; a linear ramp from 0, each encoder its own.
-        checkpoint_activations: what is computed again in the backward pass instead of being kept: "none", the
-            hidden layer of each "mlp", or all of each "block". The same numbers, less memory, more time.
-        compile: by torch.compile, in place: the names of parameters stay what they are.
+        model: The name of one of the paper's four models.
+        num_classes: An int for one head with logits [B, classes], or a dict by head name for a dict of logits.
+        frames: The number of input frames T.
+        image_size: The input size H = W in pixels, or (H, W).
+        dim: The width of the tokens.
+        depth: The number of layers of the (spatial) encoder.
+        heads: The number of attention heads.
+        mlp_dim: The hidden width of the MLPs; the default is 4 x `dim`.
+        temporal_depth: The number of layers of vivit_fe's temporal encoder; 0 averages over time instead.
+        tubelet: The size of a tubelet in frames x rows x columns.
+        sampled_frames: If set, uniform frame sampling of this many frames, which requires `tubelet[0]` to be 1.
+        pool: The class token ("cls") or the mean of all tokens ("mean"). Models 3 and 4 always use the mean.
+        order: The attention that comes first in vivit_fsa, "space_time" or "time_space".
+        drop_path: The stochastic depth rate of the last layer; it increases linearly from 0 in each encoder.
+        checkpoint_activations: What the backward pass recomputes to save memory: "none", each "mlp", or each
+            "block".
+        compile: Whether to compile the model in place with torch.compile. Parameter names stay the same.
 
     Raises:
-        ValueError: sizes that do not divide or choices that contradict each other.
+        ValueError: Sizes are not divisible, or arguments contradict each other.
     """
 
     def __init__(
@@ -268,7 +273,7 @@ class ViViT(nn.Module):
         problems = shape_problems(model, self.input_shape, self.tubelet, sampled_frames, dim, heads)
         if problems:
             raise ValueError("; ".join(problems))
-        self.grid = (  # t, rows, columns
+        self.grid = (  # This is (t, rows, columns).
             min(sampled_frames, frames) if sampled_frames else frames // tubelet[0],
             height // tubelet[1],
             width // tubelet[2],
@@ -299,14 +304,14 @@ class ViViT(nn.Module):
         if compile:
             from torch.fx.experimental import _config as shapes
 
-            # "dynamic": one graph for whatever number of clips; all other sizes are fixed by `features`. torch
-            # would take a number of clips that is one of these, 32 of 32 frames, for the same size, and fix it too
+            # dynamic=True gives one graph for any batch size; `features` fixes all other sizes. Duck shaping would
+            # treat a batch size that equals one of them (32 clips of 32 frames) as the same size and fix it too.
             shapes.use_duck_shape = False
             self.compile(fullgraph=True, dynamic=True)
 
     @classmethod
     def from_size(cls, model: ModelName, size: str, **kwargs: Any) -> "ViViT":
-        """A ViViT of the paper's size "Ti", "S", "B", "L" or "H"; `kwargs` that are not None override it."""
+        """Builds a ViViT of size "Ti", "S", "B", "L", or "H"; `kwargs` that are not None override the size."""
         if size not in SIZES:
             raise ValueError(f"size is '{size}'; it must be one of {', '.join(SIZES)}")
         return cls(model, **SIZES[size] | {name: value for name, value in kwargs.items() if value is not None})
@@ -318,7 +323,7 @@ class ViViT(nn.Module):
         return dict(zip(self.head_sizes, logits.split(list(self.head_sizes.values()), dim=-1), strict=True))
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
-        """The video's representation [B, D] before the head."""
+        """Returns the representation of the video before the head, [B, D]."""
         if video_BCTHW.shape[1:] != self.input_shape:
             raise ValueError(
                 f"this model takes videos [B, C, T, H, W] with [C, T, H, W] = {list(self.input_shape)}, "
@@ -333,7 +338,7 @@ class ViViT(nn.Module):
         return self.encoder(x_BtnD)
 
     def use_eager_attention(self, eager: bool = True) -> "ViViT":
-        """Switches between the fused kernel and step-by-step attention, which shows its maps to hooks."""
+        """Switches between fused attention and step-by-step attention, which exposes its maps to hooks."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.eager = eager
@@ -348,17 +353,17 @@ def shape_problems(
     dim: int,
     heads: int,
 ) -> list[str]:
-    """Everything that keeps such a model from being built, in words; empty when nothing does."""
+    """Returns a message for each reason why a model with these sizes cannot be built."""
     problems = []
     if model not in MODELS:
         problems.append(f"model is '{model}'; it must be one of {', '.join(MODELS)}")
     for what, size, part in zip(("frames", "height", "width"), input_shape[1:], tubelet, strict=True):
         if part < 1:
-            problems.append(f"the tubelet's {what} are {part}: at least 1 is needed")
+            problems.append(f"the tubelet's {what} must be at least 1, not {part}")
         elif size < 1 or size % part:
             problems.append(f"{what} {size} is not a multiple of the tubelet's {part}")
     if sampled_frames is not None and tubelet[0] != 1:
-        problems.append(f"sampled_frames takes 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
+        problems.append(f"sampled_frames uses 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
     if sampled_frames is not None and sampled_frames < 1:
         problems.append(f"sampled_frames must be at least 1, not {sampled_frames}")
     if dim < 1 or heads < 1:
@@ -366,14 +371,14 @@ def shape_problems(
     elif dim % heads:
         problems.append(f"dim {dim} is not a multiple of heads {heads}")
     if model == "vivit_fdp" and heads % 2:
-        problems.append(f"vivit_fdp gives half of its heads to time: heads must be even, not {heads}")
+        problems.append(f"vivit_fdp uses half of its heads for time: heads must be even, not {heads}")
     return problems
 
 
 def init_weights(module: nn.Module) -> None:
-    """The authors' initialisation: Xavier for transformer kernels, 0.02 normal positions, zero classifier."""
+    """Initializes a module as the authors do: Xavier kernels, position embeddings of std 0.02, and a zero head."""
     if isinstance(module, Attention):
-        for weight in (*module.qkv.weight.chunk(3), module.out.weight):  # q, k and v are square kernels there
+        for weight in (*module.qkv.weight.chunk(3), module.out.weight):  # The authors have separate q, k, and v.
             nn.init.xavier_uniform_(weight)
         for linear in (module.qkv, module.out):
             nn.init.zeros_(linear.bias)
@@ -385,7 +390,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.pos_embed, std=0.02)
     elif isinstance(module, TubeletEmbedding):
         fan_in = module.projection.weight[0].numel()
-        nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # LeCun normal, flax's default
+        nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # This is LeCun normal, the default of flax.
         nn.init.zeros_(module.projection.bias)  # type: ignore[arg-type]
     elif isinstance(module, ViViT):
         nn.init.zeros_(module.head.weight)

@@ -34,7 +34,7 @@ def translate_out_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterat
 
     Raises:
         OutOfMemoryError: Memory ran out. The error carries half the micro-batch if the world size is 1 and the run
-        is still in its first steps.
+            is still in its first steps.
     """
     try:
         yield

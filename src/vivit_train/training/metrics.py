@@ -38,9 +38,9 @@ class VideoTable(Metric):
         Args:
             index_B: The row numbers of the videos in the manifest.
             logits_BK: The logits, averaged over the views of each video. The logits of several heads are
-            concatenated.
+                concatenated.
             label: The class ids [B, heads], or for multi-label data, bools [B, K] that mark the classes of each
-            video.
+                video.
             failed_B: Whether each video could not be read.
         """
         self.index.append(index_B)

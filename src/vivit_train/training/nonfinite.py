@@ -43,8 +43,8 @@ class NonFiniteGuard(Callback):
 
     Args:
         on_nonfinite: "stop" ends the run. "skip" continues with the next step: the schedule advances, the clips of
-        the skipped step are not repeated, and `train/skipped_steps` counts it. IN_A_ROW non-finite steps in a row
-        end the run.
+            the skipped step are not repeated, and `train/skipped_steps` counts it. IN_A_ROW non-finite steps in a
+            row end the run.
         folder: The folder of the saved steps. A run saves at most FILES of them.
 
     Raises:

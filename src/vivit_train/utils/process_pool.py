@@ -29,7 +29,7 @@ class Failure(NamedTuple):
 
     Attributes:
         kind: "crash" or "hang" if the child failed, the kind of the `VideoError` that the job raised, or
-        "unreadable" for any other error.
+            "unreadable" for any other error.
         detail: A description on one line.
     """
 

@@ -1,1 +1,1 @@
-"""Loads and saves weights: image ViTs, the authors' files, Hugging Face, and checkpoints of this package."""
+"""Loads and saves weights of image ViTs, the authors' code, Hugging Face, and vivit-train."""

@@ -1,4 +1,4 @@
-"""Builds a model from the settings in a foreign file, and fills it with exactly that file's weights."""
+"""Builds a model from the settings in a third-party file and loads exactly the weights of that file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,28 +13,39 @@ from vivit_train.utils.errors import UserError
 
 
 def heads_of(net: ViViT) -> int:
+    """Returns the number of attention heads."""
     block: Any = net.encoder.blocks[0]
     return int(block.attention.heads)
 
 
 def build(model: ModelName, **kwargs: Any) -> ViViT:
-    """A ViViT of shapes alone, whatever sizes a file claims: `load_exactly` gives it the file's tensors."""
+    """Builds a ViViT on the meta device, so that it needs no memory whatever sizes a file claims.
+
+    `load_exactly` then assigns the tensors of the file.
+
+    Raises:
+        UserError: The settings are invalid.
+    """
     check_arguments(ViViT, kwargs, model, also=("model",))
     try:
         with torch.device("meta"):
             return ViViT(model, **kwargs)
-    except ValueError as error:  # sizes that contradict the weights'
-        raise UserError(f"no such {model}: {error}") from error
+    except ValueError as error:  # The sizes contradict each other.
+        raise UserError(f"cannot build {model}: {error}") from error
 
 
 def load_exactly(net: ViViT, state: Mapping[str, Tensor]) -> None:
-    """Loads every parameter, or names the first whose shape does not fit."""
+    """Assigns every parameter.
+
+    Raises:
+        UserError: The shape of a parameter does not match, or weights are not finite.
+    """
     for name, parameter in net.named_parameters():
         if state[name].shape != parameter.shape:
             raise UserError(
                 f"'{name}' is {list(state[name].shape)} in the weights and {list(parameter.shape)} in a "
                 f"{net.model} for {net.input_shape[1]} frames of {net.input_shape[2]}x{net.input_shape[3]}: "
-                "were frames, image_size and pool those that the weights were made for?"
+                "do frames, image_size, and pool match the weights?"
             )
     check_finite(state, f"the {net.model}'s source")
     net.load_state_dict(dict(state), assign=True)

@@ -1,4 +1,4 @@
-"""What a file from a stranger may hold: tensors no larger than the file, and plain data."""
+"""Checks files from untrusted sources, which may hold only plain data and tensors no larger than the file."""
 
 import math
 import os
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from vivit_train.utils.errors import UserError
 
-MAX_DEPTH = 64  # of lists and maps within each other; a checkpoint has about 8
+MAX_DEPTH = 64  # Lists and dicts may be nested this deep; a checkpoint needs about 8 levels.
 MAX_INTEGER = 2**63
 
 
 def check_content(content: Any, path: str | Path) -> None:
-    """Checks what `torch.load` has made of a file.
+    """Checks the content of a file after `torch.load`.
 
-    A few bytes can claim a tensor of any shape (by strides of 0), a list that holds itself, or a number of a
-    million digits. Whatever touches these later fills the memory or never ends.
+    A few bytes can claim a tensor of any shape (with strides of 0), a list that contains itself, or a number with
+    a million digits. Code that uses them later would run out of memory or never finish.
 
     Raises:
-        UserError: a tensor is larger than the file or not dense, or data is nested or large beyond all use.
+        UserError: A tensor is not dense or is larger than the file, or data is nested too deeply or too large.
     """
     room, storages, seen = os.path.getsize(path), dict[int, int](), set[int]()
     waiting: list[tuple[Any, int]] = [(content, 0)]
@@ -38,45 +38,44 @@ def check_content(content: Any, path: str | Path) -> None:
                 parts = [*item.keys(), *item.values()] if isinstance(item, Mapping) else item
                 waiting += [(part, depth + 1) for part in parts]
         elif isinstance(item, int) and abs(item) >= MAX_INTEGER:
-            raise UserError(f"{path} is refused: it holds a whole number of more than 64 bits")
+            raise UserError(f"{path} is refused: it holds an integer of more than 64 bits")
         elif not isinstance(item, str | int | float | bytes | torch.dtype | torch.device | None):
             raise UserError(
-                f"{path} is refused: it holds a {type(item).__name__}, not tensors and plain data alone"
+                f"{path} is refused: it holds a {type(item).__name__}, but only tensors and plain data are allowed"
             )
     if sum(storages.values()) > room:
         raise UserError(
-            f"{path} is refused: its tensors claim {sum(storages.values()):,} bytes, the file has {room:,}"
+            f"{path} is refused: its tensors claim {sum(storages.values()):,} bytes, but the file has {room:,}"
         )
 
 
 def storage_of(tensor: Tensor, path: str | Path) -> dict[int, int]:
-    """Where a dense tensor's numbers are, and how many bytes."""
+    """Returns the address and the size in bytes of a dense tensor's storage."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise UserError(f"{path} is refused: it holds a tensor that is sparse, quantized or without values")
     storage = tensor.untyped_storage()
     if tensor.numel() * tensor.element_size() > storage.nbytes():
-        raise UserError(f"{path} is refused: a tensor of shape {list(tensor.shape)} has fewer numbers than that")
+        raise UserError(f"{path} is refused: a tensor of shape {list(tensor.shape)} has too few elements")
     return {storage.data_ptr(): storage.nbytes()}
 
 
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Weights that are not finite give scores that look like scores.
+    """Checks that all weights are finite, because non-finite weights can give plausible scores.
 
     Raises:
-        UserError: with the name of the first such tensor.
+        UserError: A tensor is not finite. The message names the first one.
     """
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise UserError(
-            f"{source}: the weights '{bad[0]}'{more} are not finite (nan or infinite): use another file"
-        )
+        raise UserError(f"{source}: the weights '{bad[0]}'{more} are not finite (NaN or inf): use another file")
 
 
 def check_statistics(mean: Any, std: Any, source: str | Path) -> None:
-    """
+    """Checks the mean and std of a normalization.
+
     Raises:
-        UserError: the mean and std of a normalization are not three usable numbers each.
+        UserError: The mean or the std is not three usable numbers.
     """
     for name, values, low in (("mean", mean, -1e6), ("std", std, 1e-6)):
         numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else []

@@ -43,8 +43,8 @@ def load_scenic(
     """A ViViT with the weights of a parameter tree of the authors' code; logits agree within 1e-5 in float32.
 
     Args:
-        params: the flax parameters, paths joined by "/". Kernels: q, k, v [D, h, d], out [h, d, D], dense
-            [in, out], tubelets [t, h, w, 3, D], 2-D patches (uniform frame sampling) [h, w, 3, D].
+        params: the flax parameters, paths joined by "/". Kernels: q, k, v [D, h, d], out [h, d, D], dense [in,
+            out], tubelets [t, h, w, 3, D], 2-D patches (uniform frame sampling) [h, w, 3, D].
         frames, image_size: the input the tree was made for; they say how its tokens divide into time and space.
         pool: "cls" for the authors' classifier "token", "mean" for "gap".
         order: their attention_order, for vivit_fsa.
