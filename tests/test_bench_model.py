@@ -133,7 +133,7 @@ def test_whole_training_steps(config: Callable[..., DictConfig]) -> None:
         (["model", "--dtype", "int8"], "--dtype int8: 'int8' is not one of float32, bf16, fp16"),
         (["model", "--device", "tpu"], "--device tpu: must be cpu, cuda or auto"),
         (["model", "data.crop=33"], "height 33 is not a multiple"),
-        (["growth", "model.heads=3", "--crops", "32"], "vivit_fdp gives half of its heads to time"),
+        (["growth", "model.heads=3", "--crops", "32"], "vivit_fdp uses half of its heads for time"),
         (["growth", "--mode", "train,infer"], "--mode train,infer: must be one of train, infer"),
         (["train", "data.crop=33"], "height 33 is not a multiple"),
     ],

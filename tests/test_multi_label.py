@@ -107,7 +107,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
 
     train(config(*folder, f"init.path={tmp_path}/several.ckpt", "recipe.optimizer.lr=0"))
     text = " ".join((tmp_path / "run/weight_report.txt").read_text().split())
-    assert "zero (it names any number of classes per video) head.weight" in text
+    assert "zero (trained for any number of classes per video) head.weight" in text
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert load_checkpoint(last)[1]["head.weight"].count_nonzero() == 0
     with pytest.raises(UserError, match="to name any number of classes per video, and data=folder has one"):
@@ -117,7 +117,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
 
     for ckpt, head in (
         ("several.ckpt", "copied head.weight"),
-        ("run/checkpoints/last.ckpt", "zero (it names one class per video) head.weight"),
+        ("run/checkpoints/last.ckpt", "zero (trained for one class per video) head.weight"),
     ):
         net = restore_net(*load_checkpoint(last), last)
         report, _ = initialise(net, str(tmp_path / ckpt), classes={"": CLASSES}, multi_label=True)

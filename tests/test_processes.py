@@ -376,7 +376,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(
     assert said.count("error:") == said.count("error: the loss of step 2 is not finite\n") == 1
     (file,) = (tmp_path / "run/nonfinite").iterdir()
     assert file.name == "step_2_rank_1.pt"
-    assert said.count(f"`vivit replay {file}` says where it arose") == 1
+    assert said.count(f"`vivit replay {file}` shows where it started") == 1
     last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 1
     saved = torch.load(file, weights_only=True)["state_dict"]

@@ -316,7 +316,7 @@ def test_deeply_nested_metadata_is_refused(stranger: dict[str, Any], config: Con
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (torch.zeros(1).expand(10**6, 10**4), "fewer numbers than that"),
+        (torch.zeros(1).expand(10**6, 10**4), "too few elements"),
         (torch.zeros(2, 2).to_sparse(), "sparse, quantized or without values"),
         (torch.zeros(4, device="meta"), "without values"),
     ],

@@ -185,7 +185,7 @@ def test_a_missing_parameter_is_named(case: str) -> None:
 @pytest.mark.parametrize("path", ["Transformer/encoderblock_0/extra/kernel", "pre_logits/kernel"])
 def test_a_parameter_left_over_is_named(path: str) -> None:
     tree, _, settings = golden("spacetime")
-    with pytest.raises(UserError, match=f"1 parameters have no place in vivit_st, the first: '{path}'"):
+    with pytest.raises(UserError, match=f"vivit_st has no place for 1 parameter, the first: '{path}'"):
         load_scenic(tree | {path: np.zeros((16, 16))}, **settings)
 
 
@@ -195,7 +195,7 @@ def test_wrong_input_sizes_name_the_parameter_that_shows_it(case: str, change: d
     tree, _, settings = golden(case)
     in_time = case == "factorized_encoder" and "frames" in change
     name = "temporal_encoder.pos_embed" if in_time else "encoder.pos_embed"
-    with pytest.raises(UserError, match=f"'{name}' is .*were frames, image_size and pool those"):
+    with pytest.raises(UserError, match=f"'{name}' is .*do frames, image_size, and pool match"):
         load_scenic(tree, **settings | change)
 
 
@@ -292,7 +292,10 @@ def test_missing_qkv_biases_are_zero_where_the_configuration_says_so(hub_folder:
         ({"vivit.layernorm.weight": None}, "have no 'vivit.layernorm.weight'"),
         ({"classifier.weight": None}, "have no 'classifier.weight'"),
         ({"vivit.encoder.layer.1.output.dense.bias": None}, "have no 'vivit.encoder.layer.1.output.dense.bias'"),
-        ({"vivit.pooler.dense.bias": torch.ones(48)}, "no place in ViViT, the first: 'vivit.pooler.dense.bias'"),
+        (
+            {"vivit.pooler.dense.bias": torch.ones(48)},
+            "no place for 1 Hugging Face weight, the first: 'vivit.pooler.dense.bias'",
+        ),
         ({"vivit.layernorm.bias": torch.ones(47)}, r"'encoder.norm.bias' is \[47\] in the weights and \[48\]"),
     ],
 )
@@ -423,7 +426,8 @@ def test_a_name_that_the_hub_does_not_give_says_what_to_do(
     monkeypatch.chdir(tmp_path)
     assert_logits_are_huggingfaces(load_huggingface("google/vivit"))
     with pytest.raises(
-        UserError, match=r"the Hugging Face hub gives none \(OSError: no network\): check the name"
+        UserError,
+        match=r"the Hugging Face Hub did not provide a model of that name \(OSError: no network\): check the name",
     ):
         load_huggingface("google/other")
     with pytest.raises(UserError, match="no weights at /no/such/folder"):

@@ -80,7 +80,7 @@ def test_the_same_model_comes_back_exactly(model: ModelName, form: str, tmp_path
     assert list(report.rows) == [name for name, _ in net.named_parameters()]
     assert set(report.rows.values()) == {"copied"}
     assert statistics == KNOWN.get(form)
-    assert "of what a ViViT can give" in str(report)
+    assert "of what a ViViT can fill" in str(report)
     assert report.source == (str(tmp_path / "checkpoint_7") if "scenic" in form else saved_as(form, tmp_path))
 
 
@@ -253,29 +253,29 @@ def refused(net: ViViT, source: str, message: str, **kwargs: Any) -> None:
             "checkpoint",
             "vivit_st",
             {},
-            "is a vivit_fe, the model a vivit_st: set model=vivit_fe, or start from other weights",
+            "is a vivit_fe, but the model is a vivit_st: set model=vivit_fe, or start from other weights",
         ),
         (
             "scenic file",
             "vivit_st",
             {},
-            "is a vivit_fe, the model a vivit_st: set model=vivit_fe, or start from other weights",
+            "is a vivit_fe, but the model is a vivit_st: set model=vivit_fe, or start from other weights",
         ),
-        ("state dict", "vivit_st", {}, r"another ViViT than the vivit_st here: 'temporal_encoder.*' has no place"),
+        ("state dict", "vivit_st", {}, r"does not match this vivit_st: the model has no 'temporal_encoder"),
         ("state dict", "vivit_fe", {"tubelet": (4, 4, 4)}, r"projection.weight' is .*2, 4, 4\] in .*4, 4, 4\] in"),
         ("state dict", "vivit_fsa", {}, "it has no 'encoder.blocks.0.norm_time.weight' and '.*cls_token' has no"),
         (
             "checkpoint",
             "vivit_fe",
             {"heads": 2},
-            "is a ViViT with heads 4, the model a ViViT with heads 2: set model.heads=4",
+            "is a ViViT with heads 4, but the model is a ViViT with heads 2: set model.heads=4",
         ),
         ("scenic file", "vivit_fe", {"heads": 2}, "query/kernel' has 4 heads, the model 2"),
         ("checkpoint", "vivit_fe", {"depth": 3}, "it has no 'encoder.blocks.2.norm1.weight'.*choose model"),
-        ("checkpoint", "vivit_fe", {"depth": 1}, "'encoder.blocks.1.norm1.weight' has no place"),
-        ("scenic file", "vivit_fe", {"depth": 1}, "no place in vivit_fe, the first: '.*encoderblock_1"),
-        ("checkpoint", "vivit_fe", {"temporal_depth": 0}, "'temporal_encoder.cls_token' has no place"),
-        ("checkpoint", "vivit_fe", {"pool": "mean"}, "'encoder.cls_token' has no place: .*model.pool"),
+        ("checkpoint", "vivit_fe", {"depth": 1}, "the model has no 'encoder.blocks.1.norm1.weight'"),
+        ("scenic file", "vivit_fe", {"depth": 1}, "vivit_fe has no place for .* the first: '.*encoderblock_1"),
+        ("checkpoint", "vivit_fe", {"temporal_depth": 0}, "the model has no 'temporal_encoder.cls_token'"),
+        ("checkpoint", "vivit_fe", {"pool": "mean"}, "the model has no 'encoder.cls_token': .*model.pool"),
         ("checkpoint", "vivit_fe", {"dim": 24}, r"projection.weight' is \[16, 3, .* in .* and \[24, 3, "),
         (
             "checkpoint",
@@ -303,7 +303,9 @@ def test_the_order_of_attention_must_be_the_same(tmp_path: Path) -> None:
     net = randomise(tiny("vivit_fsa", order="time_space"))
     path = save_checkpoint(net, tmp_path / "best.ckpt", order="time_space")
     refused(
-        tiny("vivit_fsa"), path, "with order time_space, the model a ViViT with order space_time: set model.order"
+        tiny("vivit_fsa"),
+        path,
+        "with order time_space, but the model is a ViViT with order space_time: set model.order",
     )
 
 
@@ -326,14 +328,14 @@ def test_older_and_strange_checkpoints(tmp_path: Path) -> None:
         ({"conv1.weight": torch.ones(1), "bn1.weight": torch.ones(1)}, "it has conv1.weight, bn1.weight, "),
         ({"state": {}, "param_groups": [{"lr": 0.1}]}, "holds no state dict of tensors .*state, param_groups"),
         ([1, 2], "holds no state dict of tensors"),
-        ({"vivit.layernorm.weight": torch.ones(1)}, "a Hugging Face ViViT: give the folder"),
+        ({"vivit.layernorm.weight": torch.ones(1)}, "a Hugging Face ViViT: pass the folder"),
         (
             {
                 "patch_embed.proj.weight": torch.ones(16, 3, 2, 4, 4),
                 "pos_embed": torch.ones(1, 4, 16),
                 "blocks.0.attn.qkv.weight": torch.ones(48, 16),
             },
-            r"no image ViT: its patches are \[16, 3, 2, 4, 4\]",
+            r"not an image ViT: its patch embedding is \[16, 3, 2, 4, 4\]",
         ),
     ],
 )
@@ -361,7 +363,7 @@ def test_malicious_files_execute_nothing(name: str, tmp_path: Path) -> None:
 
 
 def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
-    refused(tiny("vivit_st"), str(tmp_path), r"holds neither config\.json .* nor checkpoint_<step>")
+    refused(tiny("vivit_st"), str(tmp_path), r"has neither config\.json .* nor checkpoint_<step>")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
     refused(tiny("vivit_st"), str(tmp_path), r"config\.json describes 'videomae': weights of a ViViT")
 
@@ -392,7 +394,11 @@ def test_a_name_on_the_hub_is_looked_up_there(monkeypatch: pytest.MonkeyPatch, t
     report, statistics = initialise(net, "someone/vivit", classes={"": [str(i) for i in range(10)]})
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
     assert (report.source, statistics, asked) == ("someone/vivit", HALF, [("someone/vivit", False)])
-    refused(net, "someone/else", "no weights at someone/else, and by that name the Hugging Face hub gives none")
+    refused(
+        net,
+        "someone/else",
+        "no weights at someone/else, and the Hugging Face Hub did not provide a model of that name",
+    )
     (tmp_path / "weights").mkdir()
     refused(net, "weights/vivit", "no weights at weights/vivit$")
 
@@ -419,7 +425,7 @@ def test_image_vits_go_on_to_init_from_vit(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(about))
     report, statistics = initialise(net, str(folder))
     assert (report.source, statistics) == (str(folder), IMAGENET)
-    refused(net, "vit_tiny_patch16_225", "'vit_tiny_patch16_225' is neither a file nor a model of timm")
+    refused(net, "vit_tiny_patch16_225", "'vit_tiny_patch16_225' is neither a file nor a timm model")
 
 
 @pytest.mark.parametrize("case", INITS)

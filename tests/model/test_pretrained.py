@@ -428,9 +428,9 @@ def test_a_missing_file_is_no_model_to_download(name: str) -> None:
 
 
 def test_an_unknown_model_is_answered_with_its_neighbours() -> None:
-    with pytest.raises(UserError, match=r"'vit_tiny_patch16_225' is neither .* near: .*vit_tiny_patch16_224"):
+    with pytest.raises(UserError, match=r"'vit_tiny_patch16_225' is neither .* similar: .*vit_tiny_patch16_224"):
         read_weights("vit_tiny_patch16_225")
-    with pytest.raises(UserError, match=r"'nothing_like_it' is neither a file nor a model of timm$"):
+    with pytest.raises(UserError, match=r"'nothing_like_it' is neither a file nor a timm model$"):
         read_weights("nothing_like_it")
 
 

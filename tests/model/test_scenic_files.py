@@ -171,7 +171,7 @@ def test_files_of_other_kinds_are_refused_and_execute_nothing(tmp_path: Path) ->
         ({"optimizer": 3}, "holds no parameters: none"),
         (
             {"params": {"embedding": {"kernel": [1, 2]}}},
-            "holds no parameters: 'embedding/kernel' is no array",
+            "holds no parameters: 'embedding/kernel' is not an array",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_trees_without_parameters_are_refused(tree: dict[str, Any], message: str
 
 
 def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere is neither a file nor a folder with files checkpoint_<step>"):
+    with pytest.raises(UserError, match="nowhere is neither a file nor a folder with checkpoint_<step> files"):
         read_scenic(tmp_path / "nowhere")
     (tmp_path / "checkpoint_3").mkdir()
     with pytest.raises(UserError, match="checkpoint_3 is a folder"):

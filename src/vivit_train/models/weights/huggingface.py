@@ -1,4 +1,4 @@
-"""Hugging Face's ViViT: read and written, with equal outputs."""
+"""Reads and writes Hugging Face ViViT models with equal outputs."""
 
 import json
 import re
@@ -14,8 +14,9 @@ from vivit_train.models.weights.build import build, heads_of, load_exactly
 from vivit_train.models.weights.files import folder_weights, hub_folder, read_json
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import plural
 
-# Hugging Face's two key layouts for one encoder layer: ours -> files on the hub, and models in memory since v5
+# This maps our names to Hugging Face's two key layouts of a layer: Hub files, and models in memory since v5.
 HUGGINGFACE_LAYER = {
     "norm1": ("layernorm_before", "layernorm_before"),
     "attention.q": ("attention.attention.query", "attention.q_proj"),
@@ -37,29 +38,29 @@ HUGGINGFACE_REST = {
 
 
 def load_huggingface(folder: str | Path) -> ViViT:
-    """A vivit_st with the weights of a Hugging Face `VivitForVideoClassification`; logits agree within 1e-5.
+    """Loads a Hugging Face `VivitForVideoClassification` as a vivit_st; logits agree within 1e-5.
 
     Args:
-        folder: holds config.json and model.safetensors (or pytorch_model.bin), in the hub's key layout or in that
-            of version 5; or the name of such a model on the hub.
+        folder: A folder with config.json and model.safetensors (or pytorch_model.bin), in the key layout of the
+            Hub or of transformers version 5; or the name of a model on the Hub.
 
     Raises:
-        UserError: a file is missing, the configuration is not ViViT's, or the weights do not fit exactly.
+        UserError: A file is missing, the configuration is not that of a ViViT, or the weights do not fit exactly.
     """
     folder = hub_folder(folder)
     config = read_json(folder / "config.json")
     if config.get("model_type") != "vivit":
         raise UserError(f"{folder}/config.json describes '{config.get('model_type')}', not 'vivit'")
     activation = config.get("hidden_act", "gelu_fast")
-    if activation not in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh"):  # all names of the tanh form
+    if activation not in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh"):  # These are all names of the tanh form.
         raise UserError(f"{folder}/config.json: hidden_act '{activation}' is not the tanh GELU of ViViT")
 
     weights = folder_weights(folder)
     layer = re.compile(r"vivit\.(?:encoder\.layer|layers)\.(\d+)\.")
     layers = {match[1] for key in weights if (match := layer.match(key))}
     depth = config.get("num_hidden_layers", 12)
-    if not conforms(depth, int) or depth > len(layers):  # a million layers take long to build, and to refuse
-        what = f"num_hidden_layers is {shown(depth)}, and the weights have {len(layers)} layers"
+    if not conforms(depth, int) or depth > len(layers):  # Building a million layers takes too long.
+        what = f"num_hidden_layers is {shown(depth)}, but the weights have {plural(len(layers), 'layer')}"
         raise UserError(f"{folder}/config.json: {what}")
     size = config.get("image_size", 224)
     net = build(
@@ -79,6 +80,7 @@ def load_huggingface(folder: str | Path) -> ViViT:
 
 
 def from_huggingface(weights: Mapping[str, Tensor], net: ViViT, *, qkv_bias: bool) -> dict[str, Tensor]:
+    """Converts a Hugging Face state dict to our names; fails if a weight is missing or left over."""
     layout = int(any(key.startswith("vivit.layers.") for key in weights))
     layers = ("vivit.encoder.layer", "vivit.layers")[layout]
     left = dict(weights)
@@ -102,7 +104,8 @@ def from_huggingface(weights: Mapping[str, Tensor], net: ViViT, *, qkv_bias: boo
             state |= {f"encoder.blocks.{i}.{ours}.{kind}": value for ours, value in layer.items()}
             state[f"encoder.blocks.{i}.attention.qkv.{kind}"] = qkv
     if left:
-        raise UserError(f"{len(left)} Hugging Face weights have no place in ViViT, the first: '{min(left)}'")
+        weights_left = plural(len(left), "Hugging Face weight")
+        raise UserError(f"ViViT has no place for {weights_left}, the first: '{min(left)}'")
     return state
 
 
@@ -115,17 +118,21 @@ def save_huggingface(
     std: Sequence[float],
     short_side: int,
 ) -> None:
-    """Writes a folder that transformers and `load_huggingface` load: weights, labels, preprocessing.
+    """Writes a folder with weights, labels, and preprocessing that transformers and `load_huggingface` can load.
 
-    Versions 4 and 5 load it; inputs that are not square need version 5.
+    Versions 4 and 5 of transformers can load it; non-square inputs need version 5.
 
     Args:
-        classes: names, in the order of the logits.
-        mean, std: the normalisation that `net` was trained with, per channel, for pixels in 0 .. 1.
-        short_side: to which videos are resized before the centre crop.
+        net: The model.
+        folder: The output folder.
+        classes: The class names in the order of the logits.
+        mean: The per-channel mean that `net` was trained with, for pixels in [0, 1].
+        std: The per-channel standard deviation that `net` was trained with, for pixels in [0, 1].
+        short_side: The length in pixels to which the short side of a video is resized before the center crop.
 
     Raises:
-        UserError: transformers has no such model: not vivit_st, mean pooling, sampled frames, several heads.
+        UserError: transformers cannot represent the model: it is not a vivit_st, or it uses mean pooling, sampled
+            frames, or several heads.
     """
     problems = [
         problem
@@ -140,7 +147,7 @@ def save_huggingface(
     if problems:
         raise UserError(f"Hugging Face's ViViT cannot express {' and '.join(problems)}")
     if len(classes) != net.head.out_features:
-        raise UserError(f"{len(classes)} class names for {net.head.out_features} logits")
+        raise UserError(f"got {len(classes)} class names for {net.head.out_features} logits")
     _, frames, height, width = net.input_shape
     config = {
         "architectures": ["VivitForVideoClassification"],
@@ -162,14 +169,14 @@ def save_huggingface(
         "label2id": {name: i for i, name in enumerate(classes)},
         "torch_dtype": "float32",
     }
-    # Their processors compute (x / 127.5 - 1 - image_mean) / image_std, and the one for videos cannot leave the -1
-    # out: image_mean and image_std are those of pixels in -1 .. 1.
+    # Hugging Face's processors compute (x / 127.5 - 1 - image_mean) / image_std, and the video processor always
+    # subtracts the 1, so image_mean and image_std refer to pixels in [-1, 1].
     preprocessor = {
         "image_processor_type": "VivitImageProcessor",
         "video_processor_type": "VivitVideoProcessor",
         "do_resize": True,
         "size": {"shortest_edge": short_side},
-        "resample": 2,  # bilinear
+        "resample": 2,  # This is bilinear.
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
@@ -187,7 +194,10 @@ def save_huggingface(
 
 
 def into_huggingface(net: ViViT) -> dict[str, Tensor]:
-    """The inverse of `from_huggingface`, in the hub's layout: version 4 knows no other, version 5 converts it."""
+    """Converts the parameters to a Hugging Face state dict; the inverse of `from_huggingface`.
+
+    The keys have the layout of the Hub: version 4 of transformers requires it, and version 5 converts it.
+    """
     state = {name: value.detach().cpu().float() for name, value in net.named_parameters()}
     weights = {f"vivit.{theirs}": state[ours] for ours, theirs in HUGGINGFACE_REST.items()}
     weights |= {f"classifier.{kind}": state[f"head.{kind}"] for kind in ("weight", "bias")}
@@ -198,4 +208,4 @@ def into_huggingface(net: ViViT) -> dict[str, Tensor]:
                 state[f"{ours}.attention.{which}.{kind}"] = part
             for name, (theirs, _) in HUGGINGFACE_LAYER.items():
                 weights[f"vivit.encoder.layer.{i}.{theirs}.{kind}"] = state[f"{ours}.{name}.{kind}"]
-    return {name: value.clone() for name, value in weights.items()}  # safetensors takes no views of one storage
+    return {name: value.clone() for name, value in weights.items()}  # safetensors rejects shared storage.

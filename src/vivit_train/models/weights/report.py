@@ -1,4 +1,4 @@
-"""What loading weights did to each parameter of a model."""
+"""The weight-loading report, which says what loading did to each parameter of a model."""
 
 import re
 from collections import Counter
@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 
 from vivit_train.utils.text import plural
 
-MOST_ACTIONS = 7  # so that a terminal shows ten lines at most
+MOST_ACTIONS = 7  # This limits a report to ten lines on the terminal.
 
 
 @dataclass
 class LoadReport:
-    """What happened to each parameter of the model.
+    """The report of what loading weights did to each parameter of a model.
 
     Attributes:
-        rows: parameter -> what was done: "copied", "copied, scaled" (layer scale went into it), "inflated",
-            "resized", "repeated", "resized, repeated", "interpolated", "zero" (with a reason in brackets) or
-            "random" (left as initialised).
-        unused: weights of the source that went nowhere.
-        coverage: the share of the parameters that a source of its kind has a counterpart for which it filled.
-        kind: what the source is.
+        source: The source of the weights: a file, a folder, or a model name.
+        rows: The action for each parameter: "copied", "copied, scaled" (a layer scale was folded in), "inflated",
+            "resized", "repeated", "resized, repeated", "interpolated", "zero" (with a reason in parentheses), or
+            "random" (newly initialized).
+        unused: The names of weights in the source that were not used.
+        coverage: The share of parameters that were filled, among those that a source of this kind can fill.
+        kind: The kind of the source, for example "an image ViT".
     """
 
     source: str
@@ -29,23 +30,23 @@ class LoadReport:
     kind: str = "an image ViT"
 
     def full(self) -> str:
-        """Every parameter on a line of its own."""
+        """Returns the full report with one line per parameter."""
         return "\n".join(
             [f"weights from {self.source}", *(f"{action:<18} {name}" for name, action in self.rows.items())]
         )
 
     def __str__(self) -> str:
-        """A line for each action, with the first of its parameters; at most ten lines."""
+        """Returns a summary of at most ten lines: one per action, with the first of its parameters."""
         actions: dict[str, dict[str, None]] = {}
         for name, action in self.rows.items():
             actions.setdefault(action, {})[re.sub(r"blocks\.\d+\.", "blocks.*.", name)] = None
         counts = Counter(self.rows.values())
-        lines = [f"weights from {self.source}: {self.coverage:.1%} of what {self.kind} can give"]
+        lines = [f"weights from {self.source}: {self.coverage:.1%} of what {self.kind} can fill"]
         for action, names in list(actions.items())[:MOST_ACTIONS]:
             shown = ", ".join([*list(names)[:2], *(["..."] if len(names) > 2 else [])])
             lines.append(f"  {action:<18} {plural(counts[action], 'parameter')}: {shown}")
         if len(actions) > MOST_ACTIONS:
-            lines.append(f"  and {len(actions) - MOST_ACTIONS} other actions")
+            lines.append(f"  and {plural(len(actions) - MOST_ACTIONS, 'other action')}")
         if self.unused:
             lines.append(f"  not used: {', '.join(self.unused[:4])}{', ...' if len(self.unused) > 4 else ''}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Weights of the authors' code (scenic, JAX): read and written, with equal outputs."""
+"""Reads and writes weights of the authors' code (scenic, JAX) with equal outputs."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,9 @@ from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.build import build, heads_of, load_exactly
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file, read_parameters, write_flax
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import plural
 
-# one encoder block: our name -> scenic's, for models 1, 2 and 4, and for model 3
+# These map our names in an encoder block to scenic's: first for models 1, 2, and 4, then for model 3.
 SCENIC_BLOCK = {
     "norm1": "LayerNorm_0",
     "attention": "MultiHeadDotProductAttention_0",
@@ -40,17 +41,21 @@ def load_scenic(
     pool: Literal["cls", "mean"],
     order: Literal["space_time", "time_space"] = "space_time",
 ) -> ViViT:
-    """A ViViT with the weights of a parameter tree of the authors' code; logits agree within 1e-5 in float32.
+    """Builds a ViViT from a parameter tree of the authors' code; logits agree within 1e-5 in float32.
 
     Args:
-        params: the flax parameters, paths joined by "/". Kernels: q, k, v [D, h, d], out [h, d, D], dense [in,
-            out], tubelets [t, h, w, 3, D], 2-D patches (uniform frame sampling) [h, w, 3, D].
-        frames, image_size: the input the tree was made for; they say how its tokens divide into time and space.
+        params: The flax parameters, with paths joined by "/". The kernels have these shapes: q, k, and v [D, h,
+            d]; out [h, d, D]; dense [in, out]; tubelets [t, h, w, 3, D]; 2-D patches (uniform frame sampling) [h,
+            w, 3, D].
+        model: The name of the model.
+        frames: The number of input frames that the tree was made for.
+        image_size: The input height and width in pixels that the tree was made for.
         pool: "cls" for the authors' classifier "token", "mean" for "gap".
-        order: their attention_order, for vivit_fsa.
+        order: The authors' attention_order, for vivit_fsa.
 
     Raises:
-        UserError: a parameter is missing, left over, or of an unexpected shape; or the input does not divide.
+        UserError: A parameter is missing, left over, or has an unexpected shape, or the input size is not
+            divisible.
     """
     params = {path: np.asarray(value) for path, value in params.items()}
     encoder = "SpatialTransformer" if model == "vivit_fe" else "Transformer"
@@ -58,7 +63,7 @@ def load_scenic(
     mlp = "MlpBlock" if model == "vivit_fsa" else "MlpBlock_0"
     first_block = f"{encoder}/encoderblock_0"
     query, dense = f"{first_block}/{attention}/query/kernel", f"{first_block}/{mlp}/Dense_0/kernel"
-    for path, name in (  # they show the sizes
+    for path, name in (  # The sizes are read from these.
         ("embedding/kernel", "embedding.projection.weight"),
         (query, "qkv.weight"),
         (dense, "fc1.weight"),
@@ -91,42 +96,43 @@ def load_scenic(
 
 
 def scenic_state(params: Mapping[str, np.ndarray], net: ViViT) -> dict[str, Tensor]:
-    """A parameter tree in the names and layouts of `net`, but in the tree's own sizes.
+    """Converts a parameter tree to the names and layouts of `net`, but keeps the sizes of the tree.
 
     Raises:
-        UserError: a parameter is missing or left over, or its heads are not those of `net`.
+        UserError: A parameter is missing or left over, or its number of heads differs from that of `net`.
     """
     left, state, heads = dict(params), {}, heads_of(net)
     for ours, theirs in scenic_paths(net):
         state[ours] = from_scenic(ours, [left.pop(path, None) for path in theirs], theirs)
         if ours.endswith("qkv.weight") and params[theirs[0]].shape[1] != heads:
             raise UserError(
-                f"'{theirs[0]}' has {params[theirs[0]].shape[1]} heads, the model {heads}: model.heads"
+                f"'{theirs[0]}' has {params[theirs[0]].shape[1]} heads, the model {heads}: set model.heads"
             )
     if left:
-        raise UserError(f"{len(left)} parameters have no place in {net.model}, the first: '{min(left)}'")
+        raise UserError(f"{net.model} has no place for {plural(len(left), 'parameter')}, the first: '{min(left)}'")
     return state
 
 
 def count_blocks(params: Mapping[str, Any], encoder: str) -> int:
+    """Returns the number of blocks of an encoder in a parameter tree."""
     return len({match[0] for path in params if (match := re.match(rf"{encoder}/encoderblock_\d+/", path))})
 
 
 def scenic_sampled_frames(
     params: Mapping[str, np.ndarray], model: ModelName, image_size: tuple[int, int], frames: int
 ) -> int:
-    """How many frames uniform frame sampling took: the tree shows it in its position embedding."""
+    """Returns the number of frames of uniform frame sampling, from the position embeddings of a tree."""
     cls_tokens = sum(path.startswith("cls") for path in params) and 1
     if model != "vivit_fe":
         h, w = params["embedding/kernel"].shape[:2]
         tokens = params["Transformer/posembed_input/pos_embedding"].shape[1] - cls_tokens
         return tokens // ((image_size[0] // h) * (image_size[1] // w))
     temporal = params.get("TemporalTransformer/posembed_input/pos_embedding")
-    return frames if temporal is None else temporal.shape[1] - cls_tokens  # L_t = 0 leaves no trace: all
+    return frames if temporal is None else temporal.shape[1] - cls_tokens  # With L_t = 0, it is unknown.
 
 
 def scenic_paths(net: ViViT) -> Iterator[tuple[str, list[str]]]:
-    """Each parameter of ours with the scenic parameters that it is made of, in order."""
+    """Yields each of our parameters with the ordered paths of the scenic parameters that it consists of."""
     encoders = {"encoder": "SpatialTransformer" if net.model == "vivit_fe" else "Transformer"}
     if net.temporal_encoder is not None:
         encoders["temporal_encoder"] = "TemporalTransformer"
@@ -160,10 +166,14 @@ def scenic_paths(net: ViViT) -> Iterator[tuple[str, list[str]]]:
 
 
 def from_scenic(name: str, values: list[np.ndarray | None], paths: list[str]) -> Tensor:
-    """One parameter in our layout: [out, in] where flax has [in, out], q k v stacked, tubelets [D, 3, t, h, w]."""
+    """Converts one parameter to our layout.
+
+    Kernels become [out, in] instead of flax's [in, out], q, k, and v are stacked, and tubelets become [D, 3, t, h,
+    w].
+    """
     for path, value in zip(paths, values, strict=True):
         if value is None:
-            raise UserError(f"the parameter tree has no '{path}' (for our '{name}')")
+            raise UserError(f"the parameter tree has no '{path}' (needed for '{name}')")
         check_axes(name, path, value)
     x = [torch.from_numpy(np.array(value)).float() for value in values]
     if name.endswith("qkv.weight"):
@@ -179,6 +189,7 @@ def from_scenic(name: str, values: list[np.ndarray | None], paths: list[str]) ->
 
 
 def check_axes(name: str, path: str, value: np.ndarray) -> None:
+    """Checks the number of dimensions of a scenic parameter."""
     axes: tuple[int, ...] = (1,)
     if name == "embedding.projection.weight":
         axes = (4, 5)
@@ -187,13 +198,14 @@ def check_axes(name: str, path: str, value: np.ndarray) -> None:
     elif name.endswith(("qkv.bias", "fc1.weight", "fc2.weight", "head.weight")):
         axes = (2,)
     if value.ndim not in axes:
-        raise UserError(f"'{path}' is {list(value.shape)}, which is no '{name}' of a ViViT")
+        raise UserError(f"'{path}' is {list(value.shape)}, which cannot be '{name}' of a ViViT")
 
 
 def to_scenic(net: ViViT) -> Tree:
-    """The parameter tree of the authors' code, paths joined by "/": what `load_scenic` reads, bit for bit.
+    """Returns the parameter tree of the authors' code, with paths joined by "/".
 
-    Several heads are one `output_projection`, in the order of `net.head_sizes`, as in the authors' EPIC models.
+    `load_scenic` reads it back bit for bit. As in the authors' EPIC models, several heads become one
+    `output_projection` in the order of `net.head_sizes`.
     """
     tree: Tree = {}
     for name, paths in scenic_paths(net):
@@ -204,7 +216,7 @@ def to_scenic(net: ViViT) -> Tree:
 
 
 def into_scenic(name: str, value: Tensor, net: ViViT) -> list[Tensor]:
-    """The inverse of `from_scenic`."""
+    """Converts one of our parameters to scenic's layout; the inverse of `from_scenic`."""
     heads = (heads_of(net), -1)
     if name.endswith("qkv.weight"):
         return [part.T.unflatten(1, heads) for part in value.chunk(3)]
@@ -219,20 +231,20 @@ def into_scenic(name: str, value: Tensor, net: ViViT) -> list[Tensor]:
 
 
 def read_scenic(path: str | Path) -> Tree:
-    """The parameters in a checkpoint of the authors' code, paths joined by "/", as `load_scenic` takes them.
+    """Reads the parameters of a checkpoint of the authors' code for `load_scenic`, with paths joined by "/".
 
     Args:
-        path: a flax msgpack file: a train state of any age, or the bare tree; or a folder of `checkpoint_<step>`
-            files, of which the last is read.
+        path: A flax msgpack file with a train state of any version or a bare parameter tree, or a folder of
+            `checkpoint_<step>` files, of which the last one is read.
 
     Raises:
-        UserError: no such file, damaged, or no parameters in it.
+        UserError: The file does not exist, is damaged, or contains no parameters.
     """
     return read_parameters(checkpoint_file(path))
 
 
 def save_scenic(net: ViViT, path: str | Path) -> None:
-    """Writes a checkpoint that flax, the authors' `restore_pretrained_checkpoint` and `read_scenic` read."""
+    """Writes a checkpoint for flax, the authors' `restore_pretrained_checkpoint`, and `read_scenic`."""
     params: dict[str, Any] = {}
     for name, value in to_scenic(net).items():
         *modules, leaf = name.split("/")

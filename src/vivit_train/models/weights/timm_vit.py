@@ -1,4 +1,4 @@
-"""From an image ViT (timm's keys) to a ViViT (paper, section 3.4), with a report of every parameter."""
+"""Initializes a ViViT from an image ViT with timm's keys (paper, section 3.4) and reports every parameter."""
 
 import math
 import re
@@ -18,8 +18,9 @@ from vivit_train.models.weights.files import WEIGHT_FILES, Statistics, folder_we
 from vivit_train.models.weights.huggingface import HUGGINGFACE_LAYER
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.text import plural
 
-# ImageNet-21k ViTs of timm, the paper's starting point, for each of our sizes
+# These are timm's ImageNet-21k ViTs for each model size; the paper starts from ImageNet-21k weights too.
 IMAGENET = {
     "Ti": "vit_tiny_patch16_224.augreg_in21k",
     "S": "vit_small_patch16_224.augreg_in21k",
@@ -27,12 +28,12 @@ IMAGENET = {
     "L": "vit_large_patch16_224.augreg_in21k",
     "H": "vit_huge_patch14_224.orig_in21k",
 }
-# what of an image ViT has a place in ours
+# These parameters of an image ViT have a counterpart in ViViT.
 PLACES = re.compile(
     r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)"
 )
-# what changes the numbers and has none; the rest (heads, poolings, decoders) comes after the encoder
+# These change the encoder's output and have no counterpart. Others (heads, pooling, decoders) come after it.
 FOREIGN = re.compile(r"(blocks|patch_embed)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos")
 
 
@@ -43,21 +44,30 @@ def init_from_vit(
     tubelet: Literal["central_frame", "inflation"] = "central_frame",
     min_coverage: float = 0.9,
 ) -> LoadReport:
-    """Fills `model` in place from an image ViT.
+    """Initializes `model` in place from an image ViT and returns the weight-loading report.
 
-    Tubelets: the 2-D kernel at frame t // 2 and zeros elsewhere ("central_frame"), or repeated and divided by t
-    ("inflation"). Positions: the image's grid, resized (bilinear, corners aligned, as the authors') and, in
-    models 1, 3 and 4, repeated over time. Model 2's temporal encoder stays random. Model 3's temporal attention
-    starts as a no-op by a zero out projection alone: were q, k and v zero too, as in the authors' code, it
-    would never learn. Models without cls token leave the image's out. Layer scale goes into the weights before it.
+    Tubelets: the 2-D kernel is placed at frame t // 2 with zeros elsewhere ("central_frame"), or repeated and
+    divided by t ("inflation").
+
+    Position embeddings: the image's grid is resized (bilinear with aligned corners, as in the authors' code) and,
+    in models 1, 3, and 4, repeated over time. Models without a class token drop the image's.
+
+    Temporal layers: model 2's temporal encoder is newly initialized. Model 3's temporal attention starts as a no-
+    op because its output projection is zero-initialized. If q, k, and v were zero too, as in the authors' code, it
+    would never learn.
+
+    Layer scale is folded into the preceding weights.
 
     Args:
-        weights: a state dict with timm's keys or those of Hugging Face's ViT, a file or a Hugging Face folder with
+        model: The model to initialize.
+        weights: A state dict with the keys of timm or of Hugging Face's ViT, a file or a Hugging Face folder with
             one, or the name of a timm model.
+        tubelet: How the patch embedding is expanded in time.
+        min_coverage: The share of parameters that the weights must fill, among those that an image ViT can fill.
 
     Raises:
-        UserError: the weights are not a plain ViT's, do not fit, or fill less than `min_coverage`. The model is as
-            it was then.
+        UserError: The weights are not those of a plain ViT, do not fit, or fill less than `min_coverage`. The
+            model is then unchanged.
     """
     source = weights if isinstance(weights, str) else "a state dict"
     given = read_weights(weights) if isinstance(weights, str) else weights
@@ -82,7 +92,7 @@ def init_from_vit(
                 action += ", scaled" * (key in scaled)
                 used.add(key)
                 filled += parameter.numel()
-            elif key.removesuffix("bias") + "weight" in image:  # a layer without bias
+            elif key.removesuffix("bias") + "weight" in image:  # The layer has no bias.
                 action, value = "zero", torch.zeros_like(parameter)
                 filled += parameter.numel()
         report.rows[name] = action
@@ -106,10 +116,10 @@ def init_from_vit(
 
 
 def copy_params(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:
-    """Copies values into parameters; the last step, so that whatever fails leaves the model as it was.
+    """Copies values into parameters. This is the last step, so that any earlier error leaves the model unchanged.
 
     Raises:
-        UserError: values are not finite.
+        UserError: Values are not finite.
     """
     check_finite(values, source)
     with torch.no_grad():
@@ -118,7 +128,7 @@ def copy_params(model: ViViT, values: Mapping[str, Tensor], source: str) -> None
 
 
 def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict of a Hugging Face image ViT in timm's keys; others as they are."""
+    """Converts the state dict of a Hugging Face image ViT to timm's keys; returns any other unchanged."""
     if not any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in weights):
         return weights
     left = {key.removeprefix("vit."): value for key, value in weights.items()}
@@ -143,14 +153,15 @@ def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             if all(part is not None for part in qkv):
                 image[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([part for part in qkv if part is not None])
             image |= layer
-    left.pop("embeddings.mask_token", None)  # of the pre-training
+    left.pop("embeddings.mask_token", None)  # Only pretraining uses it.
     if "cls_token" in image and not any(re.match(r"(deit\.)?(embeddings|encoder|layers)\.", key) for key in left):
-        return image | {f"head.{key}": value for key, value in left.items()}  # classifier, pooler
-    return weights  # another architecture with such embeddings: refused by its own names
+        # What is left is the classifier and the pooler.
+        return image | {f"head.{key}": value for key, value in left.items()}
+    return weights  # `check_plain_vit` rejects other architectures with these embeddings by their own keys.
 
 
 def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
-    """Multiplies each layer scale into the linear layer before it, exactly; returns the keys that changed."""
+    """Multiplies each layer scale into the preceding linear layer and returns the keys that changed."""
     changed = set()
     for key in [key for key in image if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]:
         block, gamma = key.rpartition(".ls")[0], image.pop(key)
@@ -163,13 +174,13 @@ def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
 
 
 def image_key(name: str) -> str:
-    """The timm name of one of our parameters."""
+    """Returns the timm name of one of our parameters."""
     name = name.replace("embedding.projection.", "patch_embed.proj.").removeprefix("encoder.")
     return name.replace(".attention.qkv.", ".attn.qkv.").replace(".attention.out.", ".attn.proj.")
 
 
 def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) -> tuple[str, Tensor]:
-    """A weight of the image model in the shape that the video model's `name` wants, and what was done to it."""
+    """Returns the action and a weight of the image model, converted to the shape of our parameter `name`."""
     if name == "embedding.projection.weight":
         t = model.tubelet[0]
         if t == 1:
@@ -181,7 +192,7 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
         return "inflated", kernel
     if name != "encoder.pos_embed":
         return "copied", value
-    num_cls = int(has_cls and square(value.shape[1] - 1) > 0)  # timm's no_embed_class: none for the cls token
+    num_cls = int(has_cls and square(value.shape[1] - 1) > 0)  # With timm's no_embed_class, it is 0.
     side, actions = square(value.shape[1] - num_cls), []
     cls_slot, grid = value[:, :num_cls], value[:, num_cls:]
     t, rows, columns = model.grid
@@ -198,18 +209,22 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
 
 
 def square(tokens: int) -> int:
-    """The side of a square of so many tokens; 0 where there is none."""
+    """Returns the side of a square with this many tokens, or 0 if there is none."""
     return math.isqrt(tokens) if tokens > 0 and math.isqrt(tokens) ** 2 == tokens else 0
 
 
 def resize_positions(x_1ND: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
-    """Position embeddings of a grid [t, rows, columns] for another one: linear in each axis, corners kept."""
+    """Interpolates position embeddings between grids [t, rows, columns]: linear, with aligned corners."""
     x_1Dthw = x_1ND.unflatten(1, old).permute(0, 4, 1, 2, 3)
     return F.interpolate(x_1Dthw, new, mode="trilinear", align_corners=True).flatten(2).transpose(1, 2)
 
 
 def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> None:
-    """Refuses, by name, what our block cannot hold."""
+    """Checks that a ViViT can represent the image ViT.
+
+    Raises:
+        UserError: It cannot. The message names the first parameter that does not fit.
+    """
     foreign = [key for key in image if FOREIGN.match(key) and not PLACES.fullmatch(key)]
     is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
@@ -218,12 +233,12 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
                 f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...)"
             )
     if foreign:
-        raise UserError(f"{source} is not a plain ViT: no place for '{foreign[0]}' in ViViT")
+        raise UserError(f"{source} is not a plain ViT: ViViT has no place for '{foreign[0]}'")
     deep = [key for key in image if key.startswith(f"blocks.{len(model.encoder.blocks)}.")]
     if deep:
         raise UserError(
-            f"{source} is deeper than the model: no place for '{deep[0]}' in {len(model.encoder.blocks)} layers: "
-            "choose model.size or model.depth to match the weights"
+            f"{source} is deeper than the model: no place for '{deep[0]}' in "
+            f"{plural(len(model.encoder.blocks), 'layer')}: choose model.size or model.depth to match the weights"
         )
     tokens = image["pos_embed"].shape[1] if image["pos_embed"].ndim == 3 else 0
     if not square(tokens) and not ("cls_token" in image and square(tokens - 1)):
@@ -233,22 +248,22 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
         )
     if image["patch_embed.proj.weight"].ndim != 4:
         raise UserError(
-            f"{source} is no image ViT: its patches are {list(image['patch_embed.proj.weight'].shape)}"
+            f"{source} is not an image ViT: its patch embedding is {list(image['patch_embed.proj.weight'].shape)}"
         )
     dim, _, *patch = image["patch_embed.proj.weight"].shape
     if dim != model.head.in_features or tuple(patch) != model.tubelet[1:]:
         raise UserError(
-            f"{source} is a ViT of width {dim} and patch {patch[0]}x{patch[1]}, the model has width "
+            f"{source} is a ViT of width {dim} and patch {patch[0]}x{patch[1]}, but the model has width "
             f"{model.head.in_features} and tubelets {'x'.join(map(str, model.tubelet))}: choose model.size and "
             "model.tubelet to match the weights, or other weights (init.name, init.path)"
         )
 
 
 def read_weights(source: str) -> Mapping[str, Tensor]:
-    """A state dict from a file (safetensors, or PyTorch's, nothing executed), a folder, or from timm by name.
+    """Reads a state dict from a safetensors or PyTorch file, a folder, or timm. Nothing in a file is executed.
 
     Raises:
-        UserError: no such file or model, or it cannot be read or downloaded.
+        UserError: The file or model does not exist, or cannot be read or downloaded.
     """
     path = Path(source)
     if path.is_dir():
@@ -264,27 +279,28 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
 
 
 def download(name: str) -> Mapping[str, Tensor]:
+    """Downloads the weights of a timm model."""
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:4])
-        raise UserError(f"'{name}' is neither a file nor a model of timm{f'; near: {near}' if near else ''}")
+        raise UserError(f"'{name}' is neither a file nor a timm model{f'; similar: {near}' if near else ''}")
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
         if type(model) is not VisionTransformer or any(type(block) is not Block for block in model.blocks):
-            # some of them (norms after the layer, rotary positions) have the very keys of a plain ViT
-            raise UserError(f"timm's '{name}' is not a plain ViT: its blocks have no place in ViViT")
+            # Some variants (post-norm, rotary position embeddings) have the same keys as a plain ViT.
+            raise UserError(f"timm's '{name}' is not a plain ViT: ViViT cannot represent its blocks")
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except UserError:
         raise
-    except Exception as error:  # hubs fail in many ways, all of them outside this program
+    except Exception as error:  # Downloads fail in many ways that this package cannot control.
         raise UserError(
             f"timm's '{name}' cannot be downloaded ({type(error).__name__}: {reason(error)}): "
-            "check the network, or give a file by init.path=FILE, or train from random weights by init=none"
+            "check the network, pass a file with init.path=FILE, or train from random weights with init=none"
         ) from error
 
 
 def normalisation(source: str) -> Statistics | None:
-    """The mean and std that a timm model was trained with, by its name or by that of a file called after it."""
+    """Returns the mean and std of a timm model, by its name or by the name of a file that is named after it."""
     path = Path(source)
     name = path.stem if path.suffix in WEIGHT_FILES else path.name
     architecture = name.partition(".")[0]
