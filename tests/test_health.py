@@ -222,7 +222,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     train(config(*settings(videos, "data.micro_batch=8", "trainer.max_steps=2", "trainer.auto_micro_batch=true")))
     said = capsys.readouterr().out
     assert said.count("out of memory with") == 2
-    assert "batch: 8 = 2 clips x 1 devices x 4 accumulated" in said
+    assert "batch: 8 = 2 clips x 1 device x 4 accumulated" in said
     torch.testing.assert_close(state(tmp_path / "run/checkpoints/last.ckpt"), expected, rtol=0, atol=0)
     happened(
         "The same with `trainer.auto_micro_batch=true`",
@@ -245,7 +245,7 @@ def test_the_plan_and_the_log_say_what_training_costs(
     train(config(*settings(videos), report))
     said = capsys.readouterr().out
     assert "0.001148 GFLOPs per clip (forward)" in said
-    assert "1 epochs, 3 steps, 24 clips; precision 32-true, cpu" in said
+    assert "1 epoch, 3 steps, 24 clips; precision 32-true, cpu" in said
     assert re.search(
         r"measured: [\d.e-]+ s per step, 0:\d\d for 3 steps .*MFU \d+%; peak memory \d\.\d GB\n", said
     )

@@ -1,4 +1,4 @@
-"""Every problem that a configuration alone shows, in one message, before anything heavy starts."""
+"""Checks a configuration for all problems that can be found before anything expensive starts."""
 
 import os
 from pathlib import Path
@@ -17,18 +17,21 @@ from vivit_train.utils.errors import UserError
 
 
 def disable_fused_optimizer(cfg: DictConfig) -> None:
-    """Where a fused one would be wrong: fp16's gradients would be clipped before it unscales them, and SGD has no
-    such kernel for parameters that are shared out."""
+    """Disables the fused optimizer where it would be wrong.
+
+    With fp16, gradients would be clipped before the fused optimizer unscales them. SGD has no fused kernel for
+    sharded parameters.
+    """
     unfused = uses_fsdp(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
     if unfused and cfg.recipe.optimizer.get("fused"):
         cfg.recipe.optimizer.fused = False
 
 
 def check(cfg: DictConfig) -> None:
-    """Every problem that the configuration alone shows, in one message, before anything heavy starts.
+    """Checks the configuration and reports all problems in one message.
 
     Raises:
-        UserError: with a line per problem.
+        UserError: The configuration is invalid. The message has one line per problem.
     """
     model, data = cfg.model, cfg.data
     problems = []
@@ -47,9 +50,9 @@ def check(cfg: DictConfig) -> None:
     ):
         value = OmegaConf.select(cfg, name)
         if not isinstance(value, int | kind) or value < low:
-            problems.append(f"{name}={value}: must be {'a whole' if kind is int else 'a'} number, at least {low}")
+            problems.append(f"{name}={value}: must be {'an integer' if kind is int else 'a number'} >= {low}")
     if problems:
-        pass  # the rules below need numbers
+        pass  # The checks below need valid numbers.
     elif model.size not in SIZES:
         problems.append(f"model.size={model.size}: must be one of {', '.join(SIZES)}")
     else:
@@ -66,29 +69,29 @@ def check(cfg: DictConfig) -> None:
     if cfg.recipe.scale_lr not in (None, *recipe.SCALES):
         problems.append(f"recipe.scale_lr={cfg.recipe.scale_lr}: must be null, {' or '.join(recipe.SCALES)}")
     if data.fps is not None and not (isinstance(data.fps, int | float) and data.fps > 0):
-        problems.append(f"data.fps={data.fps}: must be a positive number, or null for a stride in frames")
+        problems.append(f"data.fps={data.fps}: must be a positive number, or null to use data.stride instead")
     if cfg.recipe.ema and uses_fsdp(cfg):
         problems.append(
-            f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shares out among processes cannot be "
-            "averaged; recipe.ema=null, or trainer=ddp"
+            f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shards cannot be averaged; set "
+            "recipe.ema=null or trainer=ddp"
         )
     if cfg.model.compile and uses_fsdp(cfg):
-        problems.append("model.compile=true: trainer=fsdp shares out every block, and cannot be compiled as one")
+        problems.append("model.compile=true: trainer=fsdp shards every block, and the model cannot be compiled")
     path = Path(cfg.init.path or ".")
-    if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # else a name on a hub
+    if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # Else it is a name on a hub.
         problems.append(f"init.path={cfg.init.path}: no such file")
     try:
         parse_views(cfg.eval.views)
     except UserError as error:
         problems.append(str(error))
     if not os.access(cfg.run_dir, os.W_OK):
-        problems.append(f"run_dir={cfg.run_dir}: cannot write there")
+        problems.append(f"run_dir={cfg.run_dir}: the folder is not writable")
     if problems:
-        raise UserError("\n".join(["the configuration cannot run:", *(f"  - {problem}" for problem in problems)]))
+        raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
 
 
 def uses_fsdp(cfg: DictConfig) -> bool:
-    """Whether the parameters are, among processes: trainer=fsdp."""
+    """Returns whether parameters are sharded among ranks (trainer=fsdp)."""
     return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
 
@@ -108,7 +111,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
-    """A line for each key of `CHOICES` that has another value, and for a precision that is not offered."""
+    """Returns a message for each key of `CHOICES` with an invalid value, and for an unsuitable precision."""
     problems = [problem] if (problem := check_cpu_precision(cfg)) else []
     for key, choices in CHOICES.items():
         value = OmegaConf.select(cfg, key, default=choices[0])
@@ -119,12 +122,12 @@ def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[s
 
 
 def check_cpu_precision(cfg: DictConfig) -> str:
-    """Why not to compute in half precision, on a processor that is slower in it than in float32; else ""."""
+    """Returns a message if half precision would be slower than float32 on this CPU, else ""."""
     precision = str(cfg.trainer.precision)
     on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
     if not on_cpu or "16" not in precision or (gain := half_precision_speedup(step_dtype(precision))) >= 1:
         return ""
     return (
-        f"trainer.precision={precision}: on this processor a step takes {1 / gain:.1f} times as long as in "
-        "float32 (measured just now, on one block of ViViT-S): trainer.precision=32-true, or null"
+        f"trainer.precision={precision}: on this CPU a step takes {1 / gain:.1f} times as long as in float32 "
+        "(measured just now on one block of ViViT-S): set trainer.precision=32-true or null"
     )

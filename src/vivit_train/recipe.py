@@ -1,4 +1,4 @@
-"""The page of a run's recipe: what the run does otherwise, and the learning rate of another batch."""
+"""Compares a run with its recipe and scales the learning rate to the global batch."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# where a value of the page takes effect, for those that are not read from `recipe` itself
+from vivit_train.utils.text import plural
+
+# Maps values of a recipe to the keys where they take effect, unless they are read from `recipe` itself.
 EFFECT = {
     "recipe.epochs": "trainer.max_epochs",
     "recipe.clip_grad_norm": "trainer.gradient_clip_val",
@@ -26,7 +28,7 @@ EFFECT = {
     "recipe.mixup": "task.mixup",
     "recipe.cutmix": "task.cutmix",
 }
-# what no page states, and what it is then
+# These settings are not part of any recipe; the values are their defaults.
 UNSTATED: dict[str, Any] = {
     "init.path": None,
     "data.fps": None,
@@ -45,14 +47,19 @@ SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
 @dataclass(frozen=True)
 class Page:
-    """A file of conf/recipe as it is written; `values` by dotted key."""
+    """A recipe as it is written in conf/recipe.
+
+    Attributes:
+        name: The name of the recipe.
+        values: The values by dotted key.
+    """
 
     name: str
     values: dict[str, Any]
 
 
 def read_page() -> Page | None:
-    """The recipe that Hydra chose for this job; None where the configuration was not composed by a Hydra job."""
+    """Reads the recipe of this Hydra job; returns None if Hydra did not compose the configuration."""
     if not HydraConfig.initialized():
         return None
     runtime = HydraConfig.get().runtime
@@ -62,7 +69,7 @@ def read_page() -> Page | None:
 
 
 def merged(name: str, folders: list[Path]) -> DictConfig:
-    """A page after the pages that it starts from."""
+    """Returns a recipe merged over the recipes that it is based on."""
     file = next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file())
     page = OmegaConf.load(file)
     assert isinstance(page, DictConfig)
@@ -73,6 +80,7 @@ def merged(name: str, folders: list[Path]) -> DictConfig:
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of a configuration by dotted key."""
     values: dict[str, Any] = {}
     for key, value in node.items():
         values |= flatten(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
@@ -80,7 +88,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(cfg: DictConfig, page: Page) -> list[tuple[str, Any, Any]]:
-    """(key, the page's value, this run's) for each that is not the same."""
+    """Returns (key, value of the recipe, value of this run) for each setting that differs."""
     found = []
     for key, stated in (page.values | UNSTATED).items():
         where = EFFECT.get(key, key.replace("recipe.optimizer.", "task.optimizer."))
@@ -91,24 +99,26 @@ def differences(cfg: DictConfig, page: Page) -> list[tuple[str, Any, Any]]:
 
 
 def plain(value: Any) -> Any:
+    """Returns a value with OmegaConf lists as plain lists."""
     return list(value) if isinstance(value, ListConfig) else value
 
 
 def table(cfg: DictConfig, page: Page | None) -> str:
-    """What this run does otherwise than its recipe, for a person to read."""
+    """Returns a readable table of the settings in which this run differs from its recipe."""
     if page is None:
-        return "recipe: not composed by Hydra, so there is no page to compare with"
+        return "recipe: not composed by Hydra, so there is no recipe to compare with"
     rows = differences(cfg, page)
     if not rows:
-        return f"recipe={page.name}: nothing differs from its page"
+        return f"no settings differ from recipe `{page.name}`"
     cells = [("", "recipe", "this run"), *((key, str(stated), str(actual)) for key, stated, actual in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(2)]
     lines = [f"  {key:<{widths[0]}}  {stated:<{widths[1]}}  {actual}" for key, stated, actual in cells]
-    return "\n".join([f"recipe={page.name}: {len(rows)} differences from its page", *lines])
+    verb = "differs" if len(rows) == 1 else "differ"
+    return "\n".join([f"{plural(len(rows), 'setting')} {verb} from recipe `{page.name}`", *lines])
 
 
 def scale_learning_rate(cfg: DictConfig, page: Page | None) -> None:
-    """By the global batch relative to the page's, and only where `recipe.scale_lr` asks for it."""
+    """Scales the learning rate by the global batch relative to the recipe's if `recipe.scale_lr` is set."""
     if cfg.recipe.scale_lr is not None and page is not None:
         ratio = cfg.data.global_batch / page.values["recipe.global_batch"]
         cfg.recipe.optimizer.lr *= SCALES[cfg.recipe.scale_lr](ratio)

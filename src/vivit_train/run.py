@@ -1,4 +1,4 @@
-"""train(cfg) and evaluate(cfg): from a configuration to a result. The scripts and the tests call these two."""
+"""The entry points train(cfg) and evaluate(cfg), which the scripts and tests call with a configuration."""
 
 import gc
 import inspect
@@ -43,19 +43,20 @@ from vivit_train.utils.distributed import CheckRankConsistency, translate_rank_e
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
+from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float:
-    """Trains as conf/train.yaml says, scores the best checkpoint, and returns its val/score.
+    """Trains a model as conf/train.yaml describes, evaluates the best checkpoint, and returns its val/score.
 
-    Leaves in `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv, curves.png,
-    contact_sheet.png, metrics.json, predictions.csv, confusion.png (of several classes per video
-    average_precision.png) and, where there were any, bad_videos.csv.
+    Writes these files to `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv,
+    curves.png, contact_sheet.png, metrics.json, predictions.csv, confusion.png (for multi-label data,
+    average_precision.png), and, if there are bad videos, bad_videos.csv.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: An error that the user can fix.
     """
     if is_first_rank():
         lock_folder(cfg.run_dir)
@@ -69,14 +70,17 @@ def train(cfg: DictConfig) -> float:
         except OutOfMemoryError as error:
             if error.micro_batch is None or not cfg.trainer.auto_micro_batch:
                 raise
-            log.info(f"{error}\ntrainer.auto_micro_batch: once more so\n")
+            log.info(f"{error}\ntrainer.auto_micro_batch: retrying with this value\n")
             cfg.data.micro_batch = error.micro_batch
-        gc.collect()  # here the error is gone, and what its traceback held
+        gc.collect()  # The error is gone here, so the objects in its traceback can be freed.
         torch.cuda.empty_cache()
 
 
 def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
-    """`train`, for a configuration that is checked. A function of it alone, so that it may be tried again."""
+    """Runs `train` once with a checked configuration.
+
+    It depends only on its arguments, so that it can be retried.
+    """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet_lightning()
     run_dir = Path(cfg.run_dir)
@@ -95,6 +99,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     cfg.ckpt_path = checkpoint_to_resume(cfg)
     if cfg.ckpt_path:
         step, state = check_resumable(Path(cfg.ckpt_path))
+        log.info(f"Resuming from {cfg.ckpt_path} (step {step})")
         if notice := check_unchanged(data, state, cfg.ckpt_path, run_dir / "data_changes.txt", step):
             log.info(notice)
         if cfg.logger and "first_step" in cfg.logger:
@@ -102,13 +107,13 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     trainer = build_trainer(cfg)
     if data.global_batch % trainer.world_size:
         raise UserError(
-            f"recipe.global_batch={data.global_batch} does not divide among {trainer.world_size} devices"
+            f"recipe.global_batch={data.global_batch} is not divisible by {plural(trainer.world_size, 'device')}"
         )
     trainer.accumulate_grad_batches = data.divide_batch(trainer.world_size)
     if data.micro_batch == 1 and (cfg.task.mixup or cfg.task.cutmix):
         raise UserError(
-            "mixup and CutMix mix the clips that a device takes at once, and that is one (data.micro_batch and "
-            "recipe.global_batch say how many): allow two or more, or set recipe.mixup=0 recipe.cutmix=0"
+            "mixup and CutMix mix the clips of a micro-batch, which has only one clip (data.micro_batch and "
+            "recipe.global_batch determine its size): allow two or more, or set recipe.mixup=0 recipe.cutmix=0"
         )
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"]["root"] = os.path.abspath(data.root)
@@ -120,7 +125,7 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
         multi_label=multi_label,
         **instantiate(cfg.task, _convert_="all"),
         total_steps=data.steps_per_epoch * int(cfg.trainer.max_epochs),
-        warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # whole steps, as the authors'
+        warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # Like the authors, use whole steps.
         metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
     )
     log.info(plan(cfg, task, data, trainer))
@@ -136,12 +141,13 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
             data.count_bad_videos()
         if bad := data.bad_videos["train"]:
             log.info(
-                f"{len(bad)} training videos could not be read; others took their places: {data.bad_videos_file}"
+                f"{plural(len(bad), 'training video')} could not be read and were replaced with others: "
+                f"{data.bad_videos_file}"
             )
         kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
-        # without validation there is no best, nor with callbacks.checkpoint=null
+        # There is no best checkpoint without validation or with callbacks.checkpoint=null.
         best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
-        best = trainer.strategy.broadcast(best)  # that of the first process, which wrote it
+        best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
         if not Path(best).is_file():
             raise UserError(missing_checkpoint(trainer, best))
         log.info(f"\nbest checkpoint: {best}")
@@ -153,19 +159,20 @@ def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
-        if "wandb" in sys.modules:  # a second attempt, with a smaller micro-batch, is another run there
+        if "wandb" in sys.modules:  # A retry with a smaller micro-batch is a new wandb run.
             sys.modules["wandb"].finish()
     return float("nan") if kept is None or kept.best_model_score is None else float(kept.best_model_score)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Scores a checkpoint as conf/eval.yaml says; model, labels and preprocessing come from the checkpoint.
+    """Evaluates a checkpoint as conf/eval.yaml describes.
 
-    Leaves metrics.json, predictions.csv and confusion.png (of several classes per video average_precision.png) in
-    `cfg.run_dir`; returns what metrics.json holds.
+    Model, labels, and preprocessing come from the checkpoint. Writes metrics.json, predictions.csv, and
+    confusion.png (for multi-label data, average_precision.png) to `cfg.run_dir`, and returns the contents of
+    metrics.json.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: An error that the user can fix.
     """
     quiet_lightning()
     if is_first_rank():
@@ -178,16 +185,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     clip = (3, data.sampling.frames, data.crop, data.crop)
     if net.input_shape != clip:
         raise UserError(
-            f"{cfg.ckpt_path}: the model takes clips of {net.input_shape[1:]}, frames x height x width, and the "
-            f"data gives {clip[1:]}: data.frames and data.crop must be those of the training"
+            f"{cfg.ckpt_path}: the model takes clips of {net.input_shape[1:]} (frames, height, width), but the "
+            f"data has {clip[1:]}: data.frames and data.crop must be the same as in training"
         )
     check_splits(data, metadata, cfg)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
         theirs, here = kinds[metadata.multi_label], kinds[data.splits.multi_label]
         raise UserError(
-            f"{cfg.ckpt_path} was trained to name {theirs}, and data={data.name} has {here}: only data=csv can "
-            "have either, as data.reader.multi_label says"
+            f"{cfg.ckpt_path} was trained to predict {theirs}, but data={data.name} has {here}: only data=csv "
+            "supports both, depending on data.reader.multi_label"
         )
     log.info(data.splits.summary())
     data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
@@ -197,27 +204,33 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:
-    """The file that `ckpt_path` or `resume` stand for."""
+    """Returns the checkpoint that `ckpt_path` or `resume` refers to, or None to start a new run.
+
+    Raises:
+        UserError: ckpt_path=last is set, but there is no checkpoint.
+    """
     if cfg.ckpt_path != "last" and cfg.resume != "auto":
         return cfg.ckpt_path
     folder = Path(cfg.run_dir) / "checkpoints"
     newest = newest_checkpoint(folder)
     if newest is None and cfg.resume != "auto":
         raise UserError(
-            f"ckpt_path=last: no checkpoint in {folder}; hydra.run.dir=DIR names the run to go on with"
+            f"ckpt_path=last: no checkpoint in {folder}; set hydra.run.dir=DIR to the folder of the run to resume"
         )
-    log.info(f"going on from {newest}" if newest else f"no checkpoint in {folder} yet: training starts")
+    if newest is None:
+        log.info(f"no checkpoint in {folder} yet: starting a new run")
     return str(newest) if newest else None
 
 
-SOURCE = ("name", "root", "reader", "train", "val", "test")  # keys that say which videos, and with which labels
+# These keys determine the videos and their labels.
+SOURCE = ("name", "root", "reader", "train", "val", "test")
 
 
 def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
-    """What the command line says of the data; null there means: as in the checkpoint.
+    """Returns the data settings from the command line; null means to use the setting of the checkpoint.
 
-    `data=NAME` brings another source of videos and labels. What the model sees of a video (frames, stride,
-    crop) stays as it was trained unless it is named too.
+    `data=NAME` selects another source of videos and labels. The clip settings (frames, stride, crop, and so on)
+    stay the same as in training unless they are set too.
     """
     clip = ("frames", "stride", "fps", "sampling", "short", "short_side", "crop", "squash")
     keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch")
@@ -226,72 +239,75 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     if given.get("reader") is not None:
         given["reader"] = OmegaConf.to_container(given["reader"], resolve=True)
         if metadata.multi_label and "multi_label" in given["reader"]:
-            given["reader"]["multi_label"] = True  # as the model answers, so that other data need not say so
+            given["reader"]["multi_label"] = True  # Multi-label follows the model.
         given["reader"] = instantiate(given["reader"], _convert_="all")
-    given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # never as a checkpoint has it
+    given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
     return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
 
 
 def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
-    """The checkpoint's data with what the command line changes.
+    """Returns the data of the checkpoint with the changes from the command line.
 
     Raises:
-        UserError: what the checkpoint stores of its data is not what data is made of.
+        UserError: The data settings in the checkpoint are invalid.
     """
     given, stored = given_data(metadata, cfg), metadata.config.get("data")
     where = f"{cfg.ckpt_path}: data"
     if not isinstance(stored, Mapping):
-        raise UserError(f"{where} is missing, or not a set of settings")
+        raise UserError(f"{where} is missing or is not a mapping of settings")
     known = VideoDataModule.__init__
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
     node = {key: value for key, value in stored.items() if key not in given}
     data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given)
-    if cfg.data.name is not None:  # other data than the checkpoint was trained on: its labels in the model's terms
+    if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
         data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
         data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
     return data
 
 
 def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> None:
-    """Reads the annotations, and compares their classes with the model's.
+    """Reads the annotations and compares their classes with those of the model.
 
-    A reader's message quotes the files that it read. Where the checkpoint alone names them, they may be any
-    files of this machine, and nothing of them is shown.
+    The error message of a reader quotes the files that it has read. If only the checkpoint names these files, they
+    could be any files on this machine, so none of their content is shown.
 
     Raises:
-        UserError: they cannot be read, or have other classes.
+        UserError: The annotations cannot be read or have other classes.
     """
     files = [name for name in data.annotations.values() if name is not None]
     inside = all(not os.path.isabs(name) and ".." not in Path(name).parts for name in files)
     if cfg.data.name is not None or (cfg.data.root is not None and inside):
         _ = data.splits
         return
-    advice = f"data.root=DIR, or data=NAME data.root=DIR, names the data for {cfg.ckpt_path}"
+    advice = f"set data.root=DIR, or data=NAME data.root=DIR, to the data for {cfg.ckpt_path}"
     if not Path(data.root).expanduser().is_dir():
-        raise UserError(f"no folder {shown(data.root)}, in which the checkpoint's data was: {advice}")
+        raise UserError(f"the data folder of the checkpoint, {shown(data.root)}, does not exist: {advice}")
     try:
         classes = {head: list(names) for head, names in data.splits.classes.items()}
     except UserError:
         raise UserError(
             f"the data that the checkpoint names, in {shown(data.root)}, cannot be read as it was in training: "
-            f"{advice}, and shows what is wrong with it"
+            f"{advice}; the message then shows what is wrong with it"
         ) from None
     if classes != metadata.classes:
         raise UserError(
-            f"the data that the checkpoint names, in {shown(data.root)}, has other classes by now than the model: "
-            f"{advice}, and takes its labels in the model's terms"
+            f"the data that the checkpoint names, in {shown(data.root)}, no longer has the classes of the model: "
+            f"{advice}; its labels are then mapped to the model's classes"
         )
 
 
 def init_weights(
     net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
 ) -> tuple[list[float], list[float]]:
-    """Fills the net as the `init` node says, prints the report, and returns the normalisation's mean and std."""
+    """Initializes the net as the `init` node specifies and logs the weight-loading report.
+
+    Returns the mean and std of the normalization.
+    """
     init = cfg.init
     source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
-        log.info("model starts from random weights (init=imagenet or init.path=FILE start it from others)")
+        log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
     else:
         report, statistics = initialise(
             net,
@@ -305,25 +321,23 @@ def init_weights(
         log.info(report)
         rank_zero_only((run_dir / "weight_report.txt").write_text)(report.full() + "\n", encoding="utf-8")
         if statistics is None and init.mean is None:
-            log.info(
-                f"what {source} was normalised with is not known: set init.mean and init.std if it was not 0.5"
-            )
+            log.info(f"the normalization of {source} is unknown: set init.mean and init.std if they are not 0.5")
     if init.mean is not None and init.std is not None:
         statistics = (tuple(init.mean), tuple(init.std))
     mean, std = statistics or ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    log.info(f"pixels are normalised with mean {list(mean)}, std {list(std)}")
+    log.info(f"normalizing pixels with mean {list(mean)}, std {list(std)}")
     return list(mean), list(std)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
-    """Lightning's Trainer from the `trainer`, `callbacks` and `logger` nodes."""
+    """Builds Lightning's Trainer from the `trainer`, `callbacks`, and `logger` nodes."""
     callbacks: list[L.Callback] = [CheckRankConsistency(cfg)]
     callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     if "recipe" in cfg and cfg.recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     settings: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    del settings["auto_micro_batch"]  # train()'s own
+    del settings["auto_micro_batch"]  # Only `train` uses this.
     trainer: L.Trainer = instantiate(
         settings,
         callbacks=callbacks,
@@ -337,7 +351,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:
-    """What is about to happen, in a few lines. callbacks.report adds what the first steps took."""
+    """Returns a few lines that describe the run; callbacks.report adds measurements of the first steps."""
     net = task.net
     t, rows, columns = net.grid
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
@@ -346,18 +360,19 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
         f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
         f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
-        f"batch: {data.global_batch} = {data.micro_batch} clips x {trainer.world_size} devices x "
-        f"{trainer.accumulate_grad_batches} accumulated; {trainer.max_epochs} epochs, {steps} steps, "
-        f"{steps * data.global_batch} clips; precision {trainer.precision}, {trainer.strategy.root_device}",
+        f"batch: {data.global_batch} = {plural(data.micro_batch, 'clip')} x "
+        f"{plural(trainer.world_size, 'device')} x {trainer.accumulate_grad_batches} accumulated; "
+        f"{plural(trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch} clips; "
+        f"precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]
     if cfg.model.compile:
-        lines.append("the first step, and the first of validation, compile the model: minutes")
+        lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)
 
 
 def quiet_lightning() -> None:
-    """Leaves what the user should read: no device banners, no tips about workers, which `data` sets itself."""
+    """Silences Lightning's device banners, and its tips about workers, which the `data` node sets."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

@@ -57,4 +57,4 @@ def test_where_memory_lacks_half_is_tried(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     train(config(*settings(videos), *on_device, "trainer.auto_micro_batch=true", tiny=False))
-    assert "trainer.auto_micro_batch: once more so" in capsys.readouterr().out
+    assert "trainer.auto_micro_batch: retrying with this value" in capsys.readouterr().out

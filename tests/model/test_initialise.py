@@ -305,7 +305,7 @@ def test_the_order_of_attention_must_be_the_same(tmp_path: Path) -> None:
     refused(
         tiny("vivit_fsa"),
         path,
-        "with order time_space, but the model is a ViViT with order space_time: set model.order",
+        "time_space, but the model is a ViViT with order space_time: set model.order",
     )
 
 
@@ -397,7 +397,7 @@ def test_a_name_on_the_hub_is_looked_up_there(monkeypatch: pytest.MonkeyPatch, t
     refused(
         net,
         "someone/else",
-        "no weights at someone/else, and the Hugging Face Hub did not provide a model of that name",
+        "someone/else, and the Hugging Face Hub did not provide a model of that",
     )
     (tmp_path / "weights").mkdir()
     refused(net, "weights/vivit", "no weights at weights/vivit$")

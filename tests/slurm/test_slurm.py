@@ -97,7 +97,7 @@ def test_a_run_outlives_its_time_limit(
     text = said.read_text()
     assert int(shown.split("Restarts=")[1].split()[0]) >= 1, shown
     assert "SIGUSR1: stopping after this step" in text
-    assert "going on from" in text
+    assert "Resuming from" in text
     assert not list(tmp_path.glob("run*/**/hpc_ckpt*"))
     found, expected = (
         torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
