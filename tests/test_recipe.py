@@ -84,7 +84,7 @@ def test_the_papers_recipes(data: str, config: Config) -> None:
     page = recipe.read_page()
     assert page is not None
     assert recipe.differences(cfg, page) == []
-    assert recipe.table(cfg, page) == f"recipe={data}: nothing differs from its page"
+    assert recipe.table(cfg, page) == f"no settings differ from recipe `{data}`"
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -134,7 +134,7 @@ def test_a_run_says_what_it_does_otherwise(config: Config) -> None:
     cfg = config("data=kinetics400", "recipe.epochs=10", "data.flip=0", "init=none", "eval.views=1x1", tiny=False)
     text = recipe.table(cfg, recipe.read_page())
     lines = [line.split() for line in text.splitlines()]
-    assert text.startswith("recipe=kinetics400: 4 differences from its page")
+    assert text.startswith("4 settings differ from recipe `kinetics400`")
     assert lines[1] == ["recipe", "this", "run"]
     assert ["trainer.max_epochs", "30", "10"] in lines
     assert ["data.flip", "0.5", "0"] in lines
@@ -159,4 +159,4 @@ def test_an_unknown_rule_is_an_error(config: Config) -> None:
 
 
 def test_pages_are_not_needed_outside_of_a_job(config: Config) -> None:
-    assert "no page to compare with" in recipe.table(config(), None)
+    assert "no recipe to compare with" in recipe.table(config(), None)

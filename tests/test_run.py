@@ -444,7 +444,7 @@ def test_a_processor_is_not_asked_to_be_slower_in_half_precision(
     precision: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vivit_train.config.half_precision_speedup", {torch.bfloat16: 0.5, torch.float16: 0.5}.get)
-    named = rf"trainer\.precision={precision}: on this processor a step takes 2\.0 times as long .*32-true"
+    named = rf"trainer\.precision={precision}: on this CPU a step takes 2\.0 times as long .*32-true"
     with pytest.raises(UserError, match=named):
         train(config(f"trainer.precision={precision}"))
     with pytest.raises(UserError, match=named):
