@@ -51,9 +51,8 @@ class Metadata:
         Raises:
             UserError: A part is missing or has the wrong type.
         """
-        if isinstance(stored, dict) and isinstance(
-            stored.get("classes"), list
-        ):  # Before version 0.2, there was one head.
+        # Before version 0.2, there was only one head.
+        if isinstance(stored, dict) and isinstance(stored.get("classes"), list):
             stored = stored | {"classes": {"": stored["classes"]}}
         wanted = {field.name: field.type for field in fields(cls)}
         odd = [key for key in stored if key not in wanted] if isinstance(stored, dict) else ["all of it"]
@@ -111,7 +110,7 @@ def restore_net(
     Raises:
         UserError: Metadata and weights do not fit together, weights are not finite, or the model is not built in.
     """
-    # This is not compiled: this machine may have no compiler, and a single pass may not be worth it.
+    # The model is not compiled: this machine may have no compiler, and a single pass may not be worth it.
     node = (
         {**metadata.config["model"], "compile": False} if isinstance(metadata.config.get("model"), dict) else None
     )

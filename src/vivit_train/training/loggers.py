@@ -29,9 +29,8 @@ class MetricsFile(CSVLogger):
     @rank_zero_only
     def keep(self, file: Path, first_step: int) -> None:
         """Keeps the rows of `file` before `first_step`."""
-        lines = (
-            file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        )  # The first use of `experiment` deletes the file.
+        # The file is read here because the first use of `experiment` deletes it.
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         for row in csv.DictReader(lines):
             if (row.get("step") or "").isdigit() and int(row["step"]) < first_step:
                 self.experiment.metrics.append({name: value for name, value in row.items() if value})

@@ -115,7 +115,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_s, self.step = time.monotonic(), trainer.global_step
         self.saved_step = trainer.global_step
-        for number in SIGNALS:  # Lightning restores the original handlers when it ends.
+        # These handlers replace Lightning's, and Lightning restores the original ones when it ends.
+        for number in SIGNALS:
             signal.signal(number, self.on_signal)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -243,10 +244,10 @@ def align_loop_progress(
     ahead = progress["current"]["ready"] - progress["current"]["processed"]
     epoch_loop["_batches_that_stepped"] -= ahead
     for counts in (progress["total"], progress["current"]):
-        over = not ahead and counts["completed"] == counts["processed"]  # Whether the epoch is over.
+        over = not ahead and counts["completed"] == counts["processed"]  # The epoch is over.
         done = counts["processed"] // accumulated * accumulation
         counts.update(ready=done, started=done, processed=done, completed=done if over else done - 1)
-    if ahead:  # The started micro-batch may be the last of the epoch, and it is not done.
+    if ahead:  # The started micro-batch, maybe the last of the epoch, is not done.
         progress["is_last_batch"] = False
 
 

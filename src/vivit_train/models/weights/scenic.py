@@ -128,7 +128,8 @@ def scenic_sampled_frames(
         tokens = params["Transformer/posembed_input/pos_embedding"].shape[1] - cls_tokens
         return tokens // ((image_size[0] // h) * (image_size[1] // w))
     temporal = params.get("TemporalTransformer/posembed_input/pos_embedding")
-    return frames if temporal is None else temporal.shape[1] - cls_tokens  # With L_t = 0, it is unknown.
+    # Without a temporal encoder (L_t = 0), the tree does not show the number, so all frames are used.
+    return frames if temporal is None else temporal.shape[1] - cls_tokens
 
 
 def scenic_paths(net: ViViT) -> Iterator[tuple[str, list[str]]]:
