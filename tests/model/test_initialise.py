@@ -263,7 +263,12 @@ def refused(net: ViViT, source: str, message: str, **kwargs: Any) -> None:
         ),
         ("state dict", "vivit_st", {}, r"does not match this vivit_st: the model has no 'temporal_encoder"),
         ("state dict", "vivit_fe", {"tubelet": (4, 4, 4)}, r"projection.weight' is .*2, 4, 4\] in .*4, 4, 4\] in"),
-        ("state dict", "vivit_fsa", {}, "it has no 'encoder.blocks.0.norm_time.weight' and '.*cls_token' has no"),
+        (
+            "state dict",
+            "vivit_fsa",
+            {},
+            "it has no 'encoder.blocks.0.norm_time.weight' and the model has no '.*cls_token'",
+        ),
         (
             "checkpoint",
             "vivit_fe",
@@ -365,7 +370,11 @@ def test_malicious_files_execute_nothing(name: str, tmp_path: Path) -> None:
 def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
     refused(tiny("vivit_st"), str(tmp_path), r"has neither config\.json .* nor checkpoint_<step>")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
-    refused(tiny("vivit_st"), str(tmp_path), r"config\.json describes 'videomae': weights of a ViViT")
+    refused(
+        tiny("vivit_st"),
+        str(tmp_path),
+        r"config\.json describes 'videomae', but the weights must be those of a ViViT",
+    )
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder/x", "/no/such.ckpt", "weights/x.safetensors", "runs/x.pth"])

@@ -277,7 +277,7 @@ def test_too_little_coverage_is_an_error_unless_allowed() -> None:
     ("name", "settings", "message"),
     [
         ("resnet10t", {}, "not a timm ViT: it has no 'patch_embed.proj.weight'"),
-        ("vit_small_patch16_224", {"depth": 1}, "width 384 and patch 16x16, the model has width 192 "),
+        ("vit_small_patch16_224", {"depth": 1}, "width 384 and patch 16x16, but the model has width 192 "),
         ("vit_tiny_patch16_224", {"patch_size": 8}, "patch 8x8, .*tubelets 2x16x16"),
         ("vit_tiny_patch16_224", {"reg_tokens": 4}, "no place for 'reg_token'"),
         ("vit_tiny_patch16_224", {"qk_norm": True}, "no place for 'blocks.0.attn.q_norm.weight'"),

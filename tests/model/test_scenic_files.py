@@ -166,9 +166,9 @@ def test_files_of_other_kinds_are_refused_and_execute_nothing(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"params": {}}, "holds no parameters: none"),
-        ({"optimizer": {"state": {}}}, "holds no parameters: none"),
-        ({"optimizer": 3}, "holds no parameters: none"),
+        ({"params": {}}, "holds no parameters$"),
+        ({"optimizer": {"state": {}}}, "holds no parameters$"),
+        ({"optimizer": 3}, "holds no parameters$"),
         (
             {"params": {"embedding": {"kernel": [1, 2]}}},
             "holds no parameters: 'embedding/kernel' is not an array",

@@ -172,10 +172,7 @@ def as_number(text: str) -> int:
 
 
 def detect_in_file(source: str, content: Any) -> SourceWeights | ImageWeights:
-    """Returns the weights of a vivit-train checkpoint or state dict.
-
-    Everything else is left to `init_from_vit`, which reports what is wrong with it.
-    """
+    """Returns the weights of a vivit-train file; `init_from_vit` handles or rejects everything else."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if "embedding.projection.weight" in tensors:
@@ -266,11 +263,7 @@ def settings_of(net: ViViT) -> dict[str, Any]:
 
 
 def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None:
-    """Checks that the settings of a source match those of the model.
-
-    Raises:
-        UserError: A setting differs.
-    """
+    """Checks that the settings of a source match those of the model."""
     ours = settings_of(net)
     for key in ours.keys() & settings.keys():
         if ours[key] != settings[key]:
@@ -317,11 +310,7 @@ def load_from_vivit(
 
 
 def check_shapes(net: ViViT, found: SourceWeights) -> None:
-    """Checks that everything except the number of positions and classes matches.
-
-    Raises:
-        UserError: A parameter is missing, left over, or of another shape.
-    """
+    """Checks that everything except the number of positions and classes matches."""
     parameters = dict(net.named_parameters())
     problems = [f"it has no '{name}'" for name in parameters if name not in found.state][:1]
     problems += [f"the model has no '{name}'" for name in found.state if name not in parameters][:1]
@@ -341,13 +330,7 @@ def check_shapes(net: ViViT, found: SourceWeights) -> None:
 
 
 def guess_grid(net: ViViT, found: SourceWeights, frames: int | None) -> Grid:
-    """Returns the token grid of position embeddings of which only the number is known.
-
-    If the image size differs from that of the model, the images are assumed to be square.
-
-    Raises:
-        UserError: No grid fits, or more than one does.
-    """
+    """Returns the grid of position embeddings from their number; other image sizes are taken as square."""
     num_cls = int("encoder.cls_token" in found.state)
     tokens = found.state["encoder.pos_embed"].shape[1] - num_cls
     t, rows, columns = net.grid

@@ -47,14 +47,12 @@ def load_scenic(
         params: The flax parameters, with paths joined by "/". The kernels have these shapes: q, k, and v [D, h,
             d]; out [h, d, D]; dense [in, out]; tubelets [t, h, w, 3, D]; 2-D patches (uniform frame sampling) [h,
             w, 3, D].
-        model: The name of the model.
-        frames: The number of input frames that the tree was made for.
-        image_size: The input height and width in pixels that the tree was made for.
+        frames, image_size: The input frames, and the height and width in pixels, that the tree was made for.
         pool: "cls" for the authors' classifier "token", "mean" for "gap".
         order: The authors' attention_order, for vivit_fsa.
 
     Raises:
-        UserError: A parameter is missing, left over, or has an unexpected shape, or the input size is not
+        UserError: A parameter is missing, left over, or of an unexpected shape, or the input size is not
             divisible.
     """
     params = {path: np.asarray(value) for path, value in params.items()}
