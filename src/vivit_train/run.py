@@ -362,7 +362,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
         f"batch: {data.global_batch} = {plural(data.micro_batch, 'clip')} x "
         f"{plural(trainer.world_size, 'device')} x {trainer.accumulate_grad_batches} accumulated; "
-        f"{plural(trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch} clips; "
+        f"{plural(cfg.trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch} clips; "
         f"precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]
