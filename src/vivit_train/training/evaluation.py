@@ -76,7 +76,8 @@ def score_task(
     log.info("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
     if scores["failed"]:
         log.info(
-            f"{plural(int(scores['failed']), 'video')} could not be read and counted as wrong: {data.bad_videos_file}"
+            f"{plural(int(scores['failed']), 'video')} could not be read and counted as wrong: "
+            f"{data.bad_videos_file}"
         )
     log.info(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
     return results
