@@ -134,7 +134,7 @@ def main() -> None:
     page = [
         "# Fidelity",
         "",
-        "`make fidelity` writes this page (benchmarks/fidelity.py). Tests assert the same numbers. Differences are",
+        "`make fidelity` writes this page (benchmarks/fidelity.py). Tests check the same numbers. Differences are",
         f"the largest absolute ones, on a CPU with torch {torch.__version__.partition('+')[0]}.",
         "",
         "## Size and cost",
