@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from videos import encode
 
 from vivit_train.tools.bench.loader import advise, bench_loader, device_stages, table
-from vivit_train.tools.bench.stages import again, decode_alone
+from vivit_train.tools.bench.stages import decode_alone, repeat_rows
 from vivit_train.tools.cli import app
 from vivit_train.utils.errors import UserError
 
@@ -150,8 +150,8 @@ def test_what_the_doctor_stored_is_found_again_in_each_round(
 ) -> None:
     data = instantiate(config("data=folder", f"data.root={videos}").data, _convert_="all")
     paths = data.splits.train.paths.tolist()
-    other = again(data, data.splits.train, 2).paths.tolist()
+    other = repeat_rows(data, data.splits.train, 2).paths.tolist()
     assert not set(other) & set(paths)
     assert [Path(path) for path in other] == [Path(path) for path in paths * 2]
     data.video_reader = replace(data.video_reader, index_db=videos / "timelines.sqlite")
-    assert again(data, data.splits.train, 2).paths.tolist() == paths * 2
+    assert repeat_rows(data, data.splits.train, 2).paths.tolist() == paths * 2

@@ -110,7 +110,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
     assert "zero (trained for any number of classes per video) head.weight" in text
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert load_checkpoint(last)[1]["head.weight"].count_nonzero() == 0
-    with pytest.raises(UserError, match="to name any number of classes per video, and data=folder has one"):
+    with pytest.raises(UserError, match="to predict any number of classes per video, but data=folder has one"):
         evaluate(config(f"ckpt_path={tmp_path}/several.ckpt", *folder, name="eval"))
     with pytest.raises(UserError, match="to name one class per video, and data=csv has any number"):
         evaluate(config(f"ckpt_path={last}", *several(root)[:3], name="eval"))

@@ -171,6 +171,8 @@ def lock_or_refuse(folder: str) -> None:
         lock_folder(folder)
     except UserError as error:
         refuse(str(error))
+    except OSError as error:
+        refuse(f"{folder}: {error.strerror or error}")
 
 
 def started_from_outside() -> bool:

@@ -95,7 +95,7 @@ def parts(
     """Returns the target of a node and its keyword arguments."""
     if not isinstance(node, Mapping):
         raise UserError(f"{where} is missing or is not a mapping of settings")
-    function = find(node.get("_target_"), allowed, where, trusted)
+    function = resolve_target(node.get("_target_"), allowed, where, trusted)
     settings = ("_target_", "_partial_", "_convert_", "_recursive_")
     return function, {key: value for key, value in node.items() if key not in settings}
 
@@ -105,7 +105,7 @@ def is_ours(function: Callable[..., Any]) -> bool:
     return function.__module__.partition(".")[0] == "vivit_train"
 
 
-def find(target: Any, allowed: set[str], where: str, trusted: Sequence[str]) -> Callable[..., Any]:
+def resolve_target(target: Any, allowed: set[str], where: str, trusted: Sequence[str]) -> Callable[..., Any]:
     """Returns the function or class with a given name.
 
     A trusted package provides only what it defines itself, not what it imports, such as `os`.

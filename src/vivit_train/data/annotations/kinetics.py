@@ -37,8 +37,7 @@ def read_kinetics(
         train, val, test: The annotation files, which are searched in root, in root/annotations and at the path as
             given. With `num_classes`, names such as kinetics400/train.csv or kinetics-400_train.csv are searched
             too. If there is no val.csv, validate.csv is used. train=None, for evaluation only, needs `classes`.
-        classes: A published label map with one name per line or `id,name`, or the names. These classes may have no
-            training clips.
+        classes: A label map (a name or `id,name` per line), or the names. Classes may have no training clips.
         num_classes: The published number of classes. Another number gives a notice.
         max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
 

@@ -23,7 +23,7 @@ from vivit_train.data.sampler import Key
 from vivit_train.data.transforms import seeded
 from vivit_train.data.video.scan import probe
 from vivit_train.data.video.storage import is_plain, state
-from vivit_train.tools.bench.stages import STAGES, Stages, again, dataset, is_readable, uncached_paths
+from vivit_train.tools.bench.stages import STAGES, Stages, dataset, is_readable, repeat_rows, uncached_paths
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import usable_cores
@@ -159,7 +159,7 @@ class _Workers:
         self.data, self.n = data, len(manifest)
         # Batches are small enough that each worker gets several of them.
         self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))
-        self.clips = dataset(data, again(data, manifest, rounds + 1))
+        self.clips = dataset(data, repeat_rows(data, manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
         self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
         for number in workers:

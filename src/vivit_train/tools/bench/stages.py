@@ -31,7 +31,7 @@ STAGES = ("open/probe", "seek", "decode", "convert/scale", "augment", "other", "
 _spellings = count(1)
 
 
-def again(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipTable:
+def repeat_rows(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipTable:
     """Repeat the rows `times` times, so that each repetition reads its files as if for the first time.
 
     With the clean lists of the doctor, the paths stay unchanged, as training reads the stored scans instead.
@@ -103,7 +103,7 @@ class Stages:
     """Measures the time of each stage and of libavcodec alone, in seconds by round and video."""
 
     def __init__(self, data: VideoDataModule, manifest: ClipTable, rounds: int) -> None:
-        self.data, self.clips, self.n = data, dataset(data, again(data, manifest, rounds)), len(manifest)
+        self.data, self.clips, self.n = data, dataset(data, repeat_rows(data, manifest, rounds)), len(manifest)
         self.clips.finish = False  # The augmentation is measured separately.
         self.clips.video_reader = self.video_reader = TimedReading(**vars(self.clips.video_reader))
         self.seconds = np.zeros((rounds, self.n, len(STAGES)))
@@ -112,13 +112,13 @@ class Stages:
     def measure(self, turn: int) -> None:
         samples: list[Sample] = []
         for row in range(self.n):
-            again = turn * self.n + row
-            path = str(self.clips.manifest.paths[again])
+            repeated_row = turn * self.n + row
+            path = str(self.clips.manifest.paths[repeated_row])
             with seeded(self.data.seed, row):
                 start = time.perf_counter()
                 timeline(path)
                 opened = time.perf_counter()
-                loaded = self.clips.load(again)
+                loaded = self.clips.load(repeated_row)
                 read = time.perf_counter()
             if not self.data.augments_on_device:
                 for sample in loaded:
