@@ -270,7 +270,7 @@ def test_one_folder_within_the_other_is_refused(target: str, source: Path) -> No
 
 @pytest.mark.fault("vivit prepare and vivit doctor")
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_leaves_nothing_half_made(
     how: signal.Signals, tmp_path: Path, happened: Happened
 ) -> None:

@@ -480,6 +480,7 @@ def test_choices_of_speed_that_cannot_be(config: Config) -> None:
         train(config("trainer=fsdp", "model.compile=true"))
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_compile_says_so(
     videos: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

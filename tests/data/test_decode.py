@@ -413,7 +413,14 @@ def in_order(path: Path, wanted: set[int]) -> tuple[int, dict[int, np.ndarray]]:
 
 
 @pytest.mark.skipif(not REAL, reason="no real videos here")
-@pytest.mark.parametrize("path", [path for path in REAL if path.name not in BROKEN], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (number % 3 > 0))
+        for number, path in enumerate(path for path in REAL if path.name not in BROKEN)
+    ],
+    ids=lambda path: path.name,
+)
 def test_real_files(path: Path) -> None:
     num_frames = probe(path).num_frames
     start = random.Random(path.name).randrange(num_frames)

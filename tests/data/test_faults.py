@@ -219,7 +219,14 @@ DECORD = "import decord; decord.VideoReader({path!r}, num_threads=1).get_batch([
 
 @pytest.mark.fault("Videos")
 @pytest.mark.skipif(sys.platform == "win32", reason="its C library has no sleep")
-@pytest.mark.parametrize("call", [NATIVE_SLEEP, SLEEP_WITH_GIL, DECORD], ids=["sleep", "sleep with GIL", "decord"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(NATIVE_SLEEP, id="sleep", marks=pytest.mark.slow),
+        pytest.param(SLEEP_WITH_GIL, id="sleep with GIL"),
+        pytest.param(DECORD, id="decord", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hang_ends_its_process(call: str, numbered: Make, happened: Happened) -> None:
     if call is DECORD and "decord" not in engines():
         pytest.skip("no decord")
