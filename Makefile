@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 demo: install
 	@echo "Makes 1,400 small videos of eight motions (data/demo, 1 minute, once), trains a small ViViT on them and scores it"
-	@echo "on frames in order, reversed and shuffled: about 4 minutes on 2 CPU cores. All results go to runs/demo."
+	@echo "on frames in order, reversed and shuffled: two to four minutes on 2 CPU cores. All results go to runs/demo."
 	rm -rf runs/demo
 	$(BIN)/python train.py hydra.run.dir=runs/demo
 	$(BIN)/python eval.py ckpt_path=runs/demo/checkpoints/best.ckpt eval.order=reversed hydra.run.dir=runs/demo/reversed

@@ -116,3 +116,10 @@ def test_the_readme_shows_the_tree() -> None:
             folders = folders[: depth // 2]
         shown += ["/".join([*folders, name]).strip("/") for name in re.findall(r"(?<!\S)\w+\.py\b", line)]
     assert sorted(shown) == [name for name, _ in files() if not name.endswith("__init__.py")]
+
+
+def test_modules_that_are_run_log_under_their_own_name() -> None:
+    """Run by `python -m`, a module's `__name__` is "__main__", whose messages no handler of ours takes."""
+    for name, _ in files():
+        text = (SRC / name).read_text(encoding="utf-8")
+        assert not ('__name__ == "__main__"' in text and "getLogger(__name__)" in text), name

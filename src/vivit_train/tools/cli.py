@@ -15,7 +15,7 @@ from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.text import file_stem
 from vivit_train.utils.utf8 import in_utf_8
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vivit_train.tools.cli")  # run as a module, its name would be __main__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Overrides = Annotated[

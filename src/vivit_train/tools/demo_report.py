@@ -21,7 +21,7 @@ from vivit_train.data.video.decode import read_frames
 from vivit_train.utils.plots import confusion_axis, drawn, save
 from vivit_train.utils.utf8 import in_utf_8
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vivit_train.tools.demo_report")  # run as a module, its name would be __main__
 
 ORDERS = {"forward": ".", "reversed": "reversed", "shuffled": "shuffled"}
 
