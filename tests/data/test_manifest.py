@@ -562,7 +562,7 @@ def test_summary(csv_tree: Path) -> None:
         f"source   csv {csv_tree}/train.csv, {csv_tree}/val.csv, classes {csv_tree}/classes.txt\n"
         "classes  2: hug, kick\n"
         "train    3 clips, 1 to 2 per class\n"
-        "val      2 clips, 1 to 1 per class"
+        "val      2 clips, 1 per class"
     )
     touch(csv_tree, *(f"split/{chr(97 + i)}/{j}.mp4" for i in range(20) for j in range(2)))
     assert "classes  20: a, b, c, d, ..., t" in read_folder(csv_tree / "split").summary()

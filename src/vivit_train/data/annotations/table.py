@@ -164,13 +164,14 @@ class Splits:
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             if split is not None:
                 counts = split.class_counts(self.classes)
+                ranges = [str(c.min()) if c.min() == c.max() else f"{c.min()} to {c.max()}" for c in counts]
                 spread = "; ".join(
-                    f"{c.min()} to {c.max()} per {printable(head or 'class')}"
-                    for head, c in zip(self.classes, counts, strict=True)
+                    f"{shown} per {printable(head or 'class')}"
+                    for head, shown in zip(self.classes, ranges, strict=True)
                 )
                 if isinstance(split.labels, LabelSets):
                     sizes = split.labels.sizes
                     spread += f"; {sizes.sum() / max(len(sizes), 1):.1f} classes per clip, "
                     spread += f"{plural(int(np.count_nonzero(sizes == 0)), 'clip')} without a label"
-                lines.append(f"{name:<8} {len(split)} clips, {spread}")
+                lines.append(f"{name:<8} {plural(len(split), 'clip')}, {spread}")
         return "\n".join(lines + [f"note     {printable(notice)}" for notice in self.notices])
