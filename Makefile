@@ -34,7 +34,7 @@ fidelity: install # writes docs/fidelity.md: our numbers compared with the paper
 	PYTHONPATH=tests $(BIN)/python benchmarks/fidelity.py
 
 bench: install # docs/benchmarks.md, "Decoding": the speed of reading clips; 10 minutes. PYTHONPATH may add pytorchvideo
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/data:$(PYTHONPATH) $(BIN)/python benchmarks/speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
 
 bench-model: install # docs/benchmarks.md, "The model": compared with Hugging Face's, and its parts; half an hour on two cores
 	$(BIN)/python benchmarks/speed_model.py

@@ -158,7 +158,7 @@ def targets(folder: Path) -> dict[str, Target]:
     def packed_scan(file: Path) -> object:
         try:
             return index.unpack(file.read_bytes())
-        except index.DAMAGE:  # which `timelines.read` takes for no scan
+        except index.DAMAGE:  # which `index.read` takes for no scan
             return None
 
     def stored_scan(file: Path) -> object:

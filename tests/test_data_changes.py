@@ -105,7 +105,7 @@ def test_a_digest_of_300_000_clips_is_quick_and_small(tmp_path: Path) -> None:
     manifest = ClipTable(names, np.arange(300_000)[:, None] % 400, ids)
     classes = {"": tuple(f"class {i}" for i in range(400))}
     splits = Splits(
-        classes=classes, train=manifest, val=manifest.take(np.arange(1)), test=None, source="", missing={}
+        classes=classes, train=manifest, val=manifest.select(np.arange(1)), test=None, source="", missing={}
     )
     began = time.process_time()
     assert len(digest(splits)) < 10e6

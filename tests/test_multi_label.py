@@ -132,7 +132,7 @@ def test_the_doctor_s_clean_lists_hold_them(root: Path, tmp_path: Path) -> None:
     assert words == f"data=csv data.root={tmp_path} data.reader.multi_label=true"
     clean = read_csv(tmp_path, train="train.csv", val="val.csv", multi_label=True)
     assert clean.classes == splits.classes
-    for before, after in ((splits.train.take(np.arange(1, 32)), clean.train), (splits.val, clean.val)):
+    for before, after in ((splits.train.select(np.arange(1, 32)), clean.train), (splits.val, clean.val)):
         assert before.paths.tolist() == after.paths.tolist()
         for row in range(len(before)):
             assert before.labels_of(row) == after.labels_of(row)

@@ -433,9 +433,9 @@ def test_several_labels_of_each_form(csv_tree: Path) -> None:
     assert splits.classes[""] == ("a", "b", "c")
     assert labels(splits.train) == [(0, 1), (1, 2), (), ()]
     assert [splits.train.target(row).tolist() for row in (0, 2)] == [[True, True, False], [False, False, False]]
-    assert [splits.train.written(row, "abc") for row in range(3)] == ["a;b", "b;c", ""]
+    assert [splits.train.label_string(row, "abc") for row in range(3)] == ["a;b", "b;c", ""]
     assert [counts.tolist() for counts in splits.train.class_counts(splits.classes)] == [[1, 2, 1]]
-    assert labels(splits.train.take(np.array([2, 1]))) == [(), (1, 2)]
+    assert labels(splits.train.select(np.array([2, 1]))) == [(), (1, 2)]
     assert labels(pickle.loads(pickle.dumps(splits.train))) == labels(splits.train)
     assert has(
         splits.summary(),

@@ -33,7 +33,7 @@ def golden(case: str) -> tuple[Tree, Tree, dict[str, Any]]:
 
 
 def to_scenic(net: ViViT) -> Tree:
-    """The authors' parameter tree of a model of ours: the layout of exchange.py backwards, written on its own."""
+    """The authors' parameter tree of a model of ours: the layout of scenic.py backwards, written on its own."""
     tree: Tree = {}
 
     def put(path: str, value: torch.Tensor) -> None:

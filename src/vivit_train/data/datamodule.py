@@ -146,12 +146,12 @@ class VideoDataModule(L.LightningDataModule):
         taken: Counter[tuple[int, ...]] = Counter()
         rows = []
         for row in order.tolist():
-            groups = splits.train.groups(row)
+            groups = splits.train.balance_groups(row)
             if min(taken[group] for group in groups) < self.limit_per_class:
                 taken.update(groups)
                 rows.append(row)
         notice = f"train is limited to {self.limit_per_class} clips per class: {len(rows)} of {len(order)}"
-        train = splits.train.take(np.array(sorted(rows)))
+        train = splits.train.select(np.array(sorted(rows)))
         return replace(splits, train=train, notices=(*splits.notices, notice))
 
     @cached_property

@@ -37,12 +37,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def excerpt(text: object, longest: int = 500) -> str:
-    """Returns `printable` text, shortened to at most `longest` characters."""
-    line = printable(text)
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
 def printable_lines(text: object) -> str:
     """Returns text with control and invisible characters escaped, but keeps its line breaks."""
     return _CONTROL_WITHIN_LINES.sub(_escape, str(text))

@@ -13,13 +13,14 @@ from vivit_train.data.annotations.table import StrPath
 from vivit_train.data.video.storage import folder_and_name, is_picture, listing
 from vivit_train.data.video.urls import is_url
 from vivit_train.utils.errors import UserError, VideoError, reason
-from vivit_train.utils.text import excerpt, printable
+from vivit_train.utils.text import printable, shortened
 
 VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
     *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
 )
 SHOWN = 5  # A message names this many problems and counts the rest.
+LONGEST = 500  # A message shows this many characters of a problem or a name.
 VIDEO_PATTERN = rf"\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
 IS_VIDEO = re.compile(rf"[^.].*{VIDEO_PATTERN}", re.IGNORECASE | re.DOTALL)
 _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
@@ -275,7 +276,7 @@ def unquote(text: str) -> str:
 
 def shorten(things: Iterable[object], shown: int = SHOWN) -> str:
     """Returns the first items for a message, and the total count if there are more."""
-    items = list(map(excerpt, things))
+    items = [shortened(printable(thing), LONGEST) for thing in things]
     more = f", ... ({len(items)} in all)" if len(items) > shown else ""
     return ", ".join(items[:shown]) + more
 
@@ -283,5 +284,5 @@ def shorten(things: Iterable[object], shown: int = SHOWN) -> str:
 def raise_listed(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
     """Raises a UserError that lists the first problems, one per line, and counts the rest."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    shown = map(excerpt, problems[:SHOWN])
+    shown = [shortened(printable(problem), LONGEST) for problem in problems[:SHOWN]]
     raise UserError("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")

@@ -38,7 +38,7 @@ class LabelSets:
         class_ids = np.fromiter((class_id for one in sets for class_id in sorted(one)), np.int32)
         return cls(class_ids, np.cumsum([len(one) for one in sets], dtype=np.int64), num_classes)
 
-    def take(self, rows: NDArray[np.int64]) -> "LabelSets":
+    def select(self, rows: NDArray[np.int64]) -> "LabelSets":
         """Returns a table of these rows, in this order."""
         return self.of([set(self[row].tolist()) for row in rows], self.num_classes)
 
@@ -76,10 +76,10 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64]) -> "ClipTable":
+    def select(self, rows: NDArray[np.int64]) -> "ClipTable":
         """Returns a table of these rows, in this order."""
         spans_s = None if self.spans_s is None else self.spans_s[rows]
-        labels = self.labels.take(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
+        labels = self.labels.select(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
         return ClipTable(self.paths[rows], labels, self.ids[rows], spans_s)
 
     @property
@@ -91,7 +91,7 @@ class ClipTable:
         """Returns the class id of a clip in each head or, for multi-label data, all its class ids."""
         return tuple(self.labels[row].tolist())
 
-    def written(self, row: int, names: Sequence[str]) -> str:
+    def label_string(self, row: int, names: Sequence[str]) -> str:
         """Returns the label of a clip in the format of data=csv: its first head's class, or all its classes."""
         labels = self.labels_of(row)
         return SEPARATOR.join(names[label] for label in (labels if self.multi_label else labels[:1]))
@@ -112,7 +112,7 @@ class ClipTable:
             for column, names in zip(columns, classes.values(), strict=True)
         ]
 
-    def groups(self, row: int) -> Sequence[tuple[int, ...]]:
+    def balance_groups(self, row: int) -> Sequence[tuple[int, ...]]:
         """Returns the groups of a clip, for balancing and limiting classes.
 
         With heads, the group is the combination of the labels of all heads. With multi-label data, each class is a
@@ -122,8 +122,8 @@ class ClipTable:
         return [(label,) for label in labels] or [()] if self.multi_label else [labels]
 
     def label_counts(self) -> NDArray[np.int64]:
-        """Returns the size of each clip's smallest group, [n]; see `groups`."""
-        groups = [self.groups(row) for row in range(len(self))]
+        """Returns the size of each clip's smallest group, [n]; see `balance_groups`."""
+        groups = [self.balance_groups(row) for row in range(len(self))]
         counts = Counter(group for several in groups for group in several)
         return np.array([min(counts[group] for group in several) for several in groups], np.int64)
 

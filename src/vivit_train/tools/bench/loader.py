@@ -103,14 +103,14 @@ def bench_loader(
     cores = usable_cores()
     workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
     sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
-    manifest = data.splits.train.take(sample)
+    manifest = data.splits.train.select(sample)
     good: list[int] = []
     for row in range(len(manifest)):
         if is_readable(data, manifest, row, number=len(good)):
             good.append(row)
     if not good:
         raise UserError(f"none of {plural(len(manifest), 'clip')} can be read: `vivit doctor` reports the reasons")
-    manifest = manifest.take(np.array(good))
+    manifest = manifest.select(np.array(good))
     with tempfile.TemporaryDirectory() as folder:
         gain = _prepared_gain(data, manifest, Settings(data.short_side // 2 * 2, gop), rounds, Path(folder))
     stages, loaders = Stages(data, manifest, rounds), _Workers(data, manifest, workers, rounds)
@@ -240,7 +240,7 @@ def _prepared_gain(
                 rows.append(row)
     if not before:
         return None
-    chosen = manifest.take(np.array(rows))
+    chosen = manifest.select(np.array(rows))
     made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
     both = [dataset(data, uncached_paths(one, rounds)) for one in (chosen, made)]
     seconds = np.zeros((2, rounds, len(rows)))

@@ -40,7 +40,7 @@ def repeat_rows(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipT
 
 
 def repeat_table(manifest: ClipTable, times: int) -> ClipTable:
-    return manifest.take(np.tile(np.arange(len(manifest)), times))
+    return manifest.select(np.tile(np.arange(len(manifest)), times))
 
 
 def uncached_paths(manifest: ClipTable, times: int) -> ClipTable:

@@ -88,7 +88,7 @@ def find_problems(
             before, at = first.setdefault((entry.sha256, span), (split, row))
             if (before, at) != (split, row):
                 other = str(manifests[before].paths[at])
-                labels = [m.written(i, classes) for m, i in ((manifest, row), (manifests[before], at))]
+                labels = [m.label_string(i, classes) for m, i in ((manifest, row), (manifests[before], at))]
                 differ = (
                     f", but labeled {labels[1]!r} there and {labels[0]!r} here" if labels[0] != labels[1] else ""
                 )

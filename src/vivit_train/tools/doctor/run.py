@@ -179,9 +179,10 @@ def write_clean(
         rows = [row for row in range(len(manifest)) if row not in left_out[split]]
         ids = list(map(str, range(len(names))))
         _write(
-            out / f"{split}.csv", (f"{_quoted(manifest.paths[row])},{manifest.written(row, ids)}" for row in rows)
+            out / f"{split}.csv",
+            (f"{_quoted(manifest.paths[row])},{manifest.label_string(row, ids)}" for row in rows),
         )
-        (counts,) = manifest.take(np.array(rows, np.int64)).class_counts(splits.classes)
+        (counts,) = manifest.select(np.array(rows, np.int64)).class_counts(splits.classes)
         if split == "train" and not counts.all():
             words.append("data.reader.classes=classes.txt")  # It allows classes without training clips.
         if split == "test":
