@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vivit_train.data.synthetic import CLASSES, PARTNER
 from vivit_train.data.video.decode import read_frames
-from vivit_train.utils.plots import confusion_axis, drawn, save
+from vivit_train.utils.plots import CAPTION, confusion_axis, drawn, save
 from vivit_train.utils.utf8 import in_utf_8
 
 log = logging.getLogger("vivit_train.tools.demo_report")  # run as a module, its name would be __main__
@@ -43,11 +43,11 @@ def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: P
         apart = np.pad(frames_THWC, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
         axis.imshow(np.concatenate(list(apart), axis=1))
         axis.set(xticks=[], yticks=[])
-        axis.set_title(drawn(f"{label}: predicted {prediction}"), fontsize=10, loc="left")
+        axis.set_title(drawn(f"{label}: predicted {prediction}", CAPTION), fontsize=10, loc="left")
     for axis, (order, rows) in zip(halves[1].subplots(1, 3), predictions.items(), strict=True):
         labels = np.array([CLASSES.index(label) for _, label, _ in rows])
         guesses = np.array([CLASSES.index(prediction) for *_, prediction in rows])
-        confusion_axis(axis, labels, guesses, CLASSES, f"frames {order}: {np.mean(labels == guesses):.0%} correct")
+        confusion_axis(axis, labels, guesses, CLASSES, f"{order}: {np.mean(labels == guesses):.1%} correct")
     save(figure, path)
 
 

@@ -6,6 +6,7 @@ anything heavy.
 """
 
 import logging
+import os
 import sys
 
 from vivit_train.utils.rank import is_first_rank
@@ -54,6 +55,9 @@ class TerminalHandler(logging.Handler):
             else:
                 stream.write(text + "\n")
                 stream.flush()
+        except BrokenPipeError:
+            # The reader, such as `head`, is gone. The run goes on, and the exit must not flush into the pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except Exception:
             self.handleError(record)
 
