@@ -50,7 +50,7 @@ def test_the_first_process_informs_and_any_process_warns(
 def test_a_reader_that_leaves_ends_nothing() -> None:
     """As in `python train.py | head`."""
     code = "import logging, vivit_train; log = logging.getLogger('vivit_train.x')"
-    code += "\\nfor i in range(999): log.info('x' * 999)"
+    code += "\nfor i in range(999): log.info('x' * 999)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
