@@ -15,7 +15,7 @@ from vivit_train.utils.process_pool import usable_cores
 ROOT = Path(__file__).resolve().parents[1]
 TOY = [
     *("model.dim=32", "model.depth=1", "model.heads=2", "model.temporal_depth=1", "data.frames=4"),
-    *("data.crop=32", "data.short_side=36", "recipe.global_batch=4", "trainer=cpu", "data.num_workers=1"),
+    *("data.crop=32", "data.short_side=36", "global_batch_size=4", "trainer=cpu", "data.num_workers=1"),
 ]
 
 
@@ -26,14 +26,14 @@ def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
     videos = prepared(work / f"loader{size}", size, frames, copies)
     words = [
         f"data.root={videos}",
-        f"recipe.global_batch={batch}",
-        f"data.micro_batch={batch}",
+        f"global_batch_size={batch}",
+        f"micro_batch_size={batch}",
         *(TOY if toy else []),
     ]
     words += [
         "trainer.limit_val_batches=1",
         "trainer.limit_test_batches=1",
-        "trainer.auto_micro_batch=true",
+        "auto_micro_batch_size=true",
         f"trainer.max_steps={steps}",
     ]
     words += [f"trainer.log_every_n_steps={steps // 4}", f"hydra.run.dir={work / 'loader-run'}"]
@@ -43,7 +43,7 @@ def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
         "recipe=modern_kinetics",
         "init=none",
         "model=vivit_fe",
-        "recipe.ema=null",
+        "ema_decay=null",
         "eval.views=1x1",
     ]
     done = subprocess.run(

@@ -296,7 +296,8 @@ def optimizer(options: Options) -> Json:
         ways: dict[str, Json] = {"default": {}, "fused": {"fused": True}, "foreach": {"foreach": True}}
         ways["one by one"] = {"foreach": False}
         steps = {
-            name: kind(parameter_groups(net, 0.05), lr=1e-4, **extra, **way).step for name, way in ways.items()
+            name: kind(parameter_groups(net), lr=1e-4, weight_decay=0.05, **extra, **way).step
+            for name, way in ways.items()
         }
         rows.append({"optimizer": kind.__name__} | medians_ms(dict(steps), options))
     return {"rows": rows}

@@ -229,7 +229,7 @@ def parts(options: argparse.Namespace, device: torch.device) -> None:
     for kind in (torch.optim.SGD, torch.optim.AdamW):
         extra: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD else {}
         both = {
-            name: kind(parameter_groups(net, 0.05), lr=1e-4, fused=fused, **extra).step
+            name: kind(parameter_groups(net), lr=1e-4, weight_decay=0.05, fused=fused, **extra).step
             for name, fused in (("fused", True), ("default", None))
         }
         line(kind.__name__, turns(dict(both), options.rounds, device))

@@ -19,7 +19,7 @@ TINY = [
     "data.crop=32",
     "data.short_side=36",
     "data.num_workers=0",
-    "recipe.global_batch=8",
-    "recipe.epochs=1",
+    "global_batch_size=8",
+    "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
 ]

@@ -19,7 +19,9 @@ from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic, to_scenic
 from vivit_train.models.weights.timm_vit import init_from_vit, read_weights
+from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.module import VideoClassifier
+from vivit_train.training.optim import warmup_cosine
 
 GOLDENS = Path(__file__).parent / "goldens"  # outputs of the reference code on tiny random models
 MODELS: dict[str, ModelName] = {
@@ -99,9 +101,8 @@ def trainstep_errors(case: str, precision: Any) -> dict[str, float]:
         optimizer=lambda groups: torch.optim.SGD(
             groups, lr=schedule["base_learning_rate"], momentum=config["momentum"]
         ),
-        total_steps=schedule["steps_per_cycle"],
-        warmup_steps=schedule["warmup_steps"],
-        label_smoothing=config["label_smoothing"],
+        schedule=warmup_cosine(schedule["warmup_steps"], schedule["steps_per_cycle"]),
+        loss=CrossEntropy(config["label_smoothing"]),
     )
     batches: Any = []
     for step in range(4):
@@ -231,7 +232,7 @@ def processor_error(shared: Path) -> int:
     errors = []
     for name in names:
         video_TCHW = torch.from_numpy(arrays[f"{name}/input"]).permute(0, 3, 1, 2)
-        (view,) = crop_views(video_TCHW, 224, short_side=256, squash=False, crops=1)
+        (view,) = crop_views(video_TCHW, 224, short_side=256, resize_mode="keep_ratio", crops=1)
         theirs = torch.from_numpy(arrays[f"{name}/resized256_crop224_uint8"])[0]
         errors.append(int((view.int() - theirs.int()).abs().max()))
         served = torch.from_numpy(arrays[f"{name}/zero_center"])[0]

@@ -112,8 +112,8 @@ def test_growth_as_a_picture(tmp_path: Path) -> None:
 
 
 def test_whole_training_steps(config: Callable[..., DictConfig]) -> None:
-    result = bench_train(config("recipe.label_smoothing=0.1", "recipe.mixup=0.3"), steps=3)
-    assert result.micro_batch == 8
+    result = bench_train(config("loss.label_smoothing=0.1", "mixup=0.3"), steps=3)
+    assert result.micro_batch_size == 8
     assert result.clips_per_s > 0
     assert all(ms > 0 for ms in result.stage_ms.values())
     assert 0 < result.mfu < 1
@@ -155,8 +155,8 @@ def test_a_compiled_run_is_the_same_run(videos: Path, config: Callable[..., Dict
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         cfg = config(
-            "data=folder", f"data.root={videos}", *TINY, f"model.compile={compiled}", "recipe.ema=0.9",
-            "data.micro_batch=4", "recipe.epochs=2", f"run_dir={tmp_path / compiled}",
+            "data=folder", f"data.root={videos}", *TINY, f"model.compile={compiled}", "ema_decay=0.9",
+            "micro_batch_size=4", "trainer.max_epochs=2", f"run_dir={tmp_path / compiled}",
         )  # fmt: skip
         Path(cfg.run_dir).mkdir()
         score = train(cfg)

@@ -40,7 +40,7 @@ def test_cfg_job_answers_without_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["data.rot=/x"], ["modle=vivit_fe"], ["model=vivit_xl"], ["recipe.optimizer.lrr=1"], ["trainer.max_epoch=3"]],
+    [["data.rot=/x"], ["modle=vivit_fe"], ["model=vivit_xl"], ["optimizer.lrr=1"], ["trainer.max_epoch=3"]],
     ids=" ".join,
 )
 def test_a_typo_in_an_override_is_one_message(arguments: list[str], tmp_path: Path) -> None:

@@ -64,16 +64,16 @@ def test_data_that_changed_is_named_and_stops_a_resumed_run(
 ) -> None:
     root = tmp_path / "videos"
     shutil.copytree(videos, root)
-    data = ("data=folder", f"data.root={root}", "recipe.epochs=2", "resume=auto", "recipe.global_batch=16")
+    data = ("data=folder", f"data.root={root}", "trainer.max_epochs=2", "resume=auto", "global_batch_size=16")
     train(config(*data))
     change(root)
     with pytest.raises(UserError, match="the data differs from what") as error:
-        train(config(*data, "recipe.epochs=3"))
+        train(config(*data, "trainer.max_epochs=3"))
     assert words in str(error.value).replace("val/train", "train/train")
     assert "data.changed=accept" in str(error.value)
-    train(config(*data, "recipe.epochs=3", "data.changed=accept"))
+    train(config(*data, "trainer.max_epochs=3", "data.changed=accept"))
     assert words.partition(" (")[0] in (tmp_path / "run/data_changes.txt").read_text()
-    train(config(*data, "recipe.epochs=4"))  # the new checkpoints know the data as it is now
+    train(config(*data, "trainer.max_epochs=4"))  # the new checkpoints know the data as it is now
     happened(f"A data set in which a resumed run finds another video ({change.__name__})", error.value)
 
 
@@ -151,9 +151,9 @@ def test_a_run_goes_on_with_epochs_of_any_length(
     data = (
         "data=folder",
         f"data.root={root}",
-        "recipe.epochs=4",
+        "trainer.max_epochs=4",
         "resume=auto",
-        "recipe.global_batch=8",
+        "global_batch_size=8",
         "trainer.log_every_n_steps=1",
     )
     stop_after(config(*data), done)
@@ -175,8 +175,8 @@ def test_a_run_goes_on_with_epochs_of_any_length(
         rows = list(csv.DictReader(file))
     rates = {int(row["step"]): float(row["train/lr"]) for row in rows if row["train/lr"]}
     cfg = config(*data)
-    factor = warmup_cosine(int(now * cfg.recipe.warmup_epochs), 4 * now)
-    expected = [cfg.recipe.optimizer.lr * factor(place) for place in range(start, 4 * now)]
+    factor = warmup_cosine(int(now * cfg.scheduler.warmup_epochs), 4 * now)
+    expected = [cfg.optimizer.lr * factor(place) for place in range(start, 4 * now)]
     assert sorted(rates) == list(range(done + len(expected)))
     assert [rates[step] for step in range(done, len(rates))] == pytest.approx(expected, rel=1e-4)
     assert [int(row["epoch"]) for row in rows if row["val/score"]] == [0, 1, 2, 3]

@@ -20,7 +20,7 @@ EPOCHS = {"vivit_fe": 10, "vivit_st": 10, "vivit_fsa": 10, "vivit_fdp": 20}  # t
 @pytest.mark.slow
 @pytest.mark.parametrize("model", EPOCHS)
 def test_the_demo_s_motions_are_learned(model: str, tmp_path: Path) -> None:
-    arguments = [f"model={model}", f"recipe.epochs={EPOCHS[model]}", "hydra.run.dir=run"]
+    arguments = [f"model={model}", f"trainer.max_epochs={EPOCHS[model]}", "hydra.run.dir=run"]
     trained = run("train.py", *arguments, cwd=tmp_path, timeout=900)
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test/top1@1x1"] >= 0.9

@@ -210,7 +210,7 @@ def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeyp
 
     def clips(num_workers: int, is_stored: bool = True) -> list[dict[str, Any]]:
         monkeypatch.setattr(scan, "_scans", scan._Scans())
-        small = {"frames": 4, "short_side": 36, "crop": 32, "global_batch": 1, "augment_on": "worker"}
+        small = {"frames": 4, "short_side": 36, "crop": 32, "global_batch_size": 1, "augment_on": "worker"}
         lists = {split: f"{split}.csv" for split in ("train", "val", "test")}
         root = str(sick.out / "clean")
         data = VideoDataModule("clean", root, read_csv, **lists, **small, num_workers=num_workers)  # type: ignore[arg-type]

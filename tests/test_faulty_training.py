@@ -79,7 +79,7 @@ def bad_videos(run: Path) -> list[dict[str, str]]:
 def test_training_goes_on_over_a_crawl(
     crawl: Path, trained_on: list[dict[str, Any]], config: Config, tmp_path: Path, happened: Happened
 ) -> None:
-    cfg = config("data=folder", f"data.root={crawl}", "recipe.epochs=2", "data.num_workers=2")
+    cfg = config("data=folder", f"data.root={crawl}", "trainer.max_epochs=2", "data.num_workers=2")
     cfg.data.max_bad_fraction, cfg.data.timeout_s = 1, 60
     train(cfg)
     listed = bad_videos(tmp_path / "run")
@@ -179,7 +179,14 @@ def test_a_video_that_crashes_its_decoder_is_named_in_evaluation_too(
     happened(f"A video of the {split} split crashes its decoder", error.value)
 
 
-SMALL = {"frames": 4, "crop": 32, "short_side": 36, "global_batch": 8, "micro_batch": 4, "num_workers": 2}
+SMALL = {
+    "frames": 4,
+    "crop": 32,
+    "short_side": 36,
+    "global_batch_size": 8,
+    "micro_batch_size": 4,
+    "num_workers": 2,
+}
 
 
 class Dying(TrainDataset):

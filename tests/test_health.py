@@ -31,7 +31,7 @@ Config = Callable[..., DictConfig]
 
 def settings(videos: Path, *others: str) -> list[str]:
     """Three steps an epoch of two micro-batches each, with all that is random."""
-    common = ["recipe.mixup=0.3", "recipe.drop_path=0.1", "data.micro_batch=4", "trainer.log_every_n_steps=1"]
+    common = ["mixup=0.3", "model.drop_path=0.1", "micro_batch_size=4", "trainer.log_every_n_steps=1"]
     common += ["callbacks.contact_sheet=null", "callbacks.report=null"]  # pictures take longer than the training
     return ["data=folder", f"data.root={videos}", *common, *others]
 
@@ -59,7 +59,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
 ) -> None:
     break_losses(monkeypatch, 9)  # the second micro-batch of the fifth step
     with pytest.raises(UserError) as raised:
-        train(config(*settings(videos, "recipe.epochs=2", "callbacks.last.minutes=0")))
+        train(config(*settings(videos, "trainer.max_epochs=2", "callbacks.last.minutes=0")))
     monkeypatch.undo()
     stopped = str(raised.value)
     folder = tmp_path / "run/checkpoints"
@@ -158,7 +158,7 @@ def test_too_many_in_a_row_stop_a_run_that_skips(
     monkeypatch.setattr(nonfinite, "IN_A_ROW", 3)
     break_losses(monkeypatch, 0, 4, 6, 8)  # steps 1, 3, 4, 5
     with pytest.raises(UserError, match=r"the loss of step 5 is not finite, the 3rd in a row") as error:
-        train(config(*settings(videos, "recipe.epochs=3", "callbacks.health.on_nonfinite=skip")))
+        train(config(*settings(videos, "trainer.max_epochs=3", "callbacks.health.on_nonfinite=skip")))
     happened("Too many of them in a row (here 3, else 20)", str(error.value).splitlines()[0])
 
 
@@ -198,12 +198,12 @@ def test_lack_of_memory_names_the_micro_batch_to_set(
     with pytest.raises(OutOfMemoryError) as raised:
         train(config(*settings(videos)))
     said = str(raised.value)
-    assert "data.micro_batch=4 (after 0 steps: CUDA out of memory. Tried to allocate 2.00 " in said
-    assert "data.micro_batch=2 needs half; recipe.global_batch=8 stays" in said
+    assert "micro_batch_size=4 (after 0 steps: CUDA out of memory. Tried to allocate 2.00 " in said
+    assert "micro_batch_size=2 needs half; global_batch_size=8 stays" in said
     happened("A micro-batch of 4 does not fit", said)
     lack_memory_above(0, lambda: torch.empty(10**15), monkeypatch)  # a CPU says it otherwise
     with pytest.raises(OutOfMemoryError, match=r"can't allocate memory(.|\n)*it cannot be halved"):
-        train(config(*settings(videos, "recipe.mixup=0", "data.micro_batch=1", "trainer.auto_micro_batch=true")))
+        train(config(*settings(videos, "mixup=0", "micro_batch_size=1", "auto_micro_batch_size=true")))
 
 
 @pytest.mark.fault("Memory")
@@ -215,17 +215,17 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     capsys: pytest.CaptureFixture[str],
     happened: Happened,
 ) -> None:
-    train(config(*settings(videos, "data.micro_batch=2", "trainer.max_steps=2")))
+    train(config(*settings(videos, "micro_batch_size=2", "trainer.max_steps=2")))
     expected = state(tmp_path / "run/checkpoints/last.ckpt")
     capsys.readouterr()
     lack_memory_above(2, out_of_memory, monkeypatch)
-    train(config(*settings(videos, "data.micro_batch=8", "trainer.max_steps=2", "trainer.auto_micro_batch=true")))
+    train(config(*settings(videos, "micro_batch_size=8", "trainer.max_steps=2", "auto_micro_batch_size=true")))
     said = capsys.readouterr().out
     assert said.count("out of memory with") == 2
     assert "batch: 8 = 2 clips x 1 device x 4 accumulated" in said
     torch.testing.assert_close(state(tmp_path / "run/checkpoints/last.ckpt"), expected, rtol=0, atol=0)
     happened(
-        "The same with `trainer.auto_micro_batch=true`",
+        "The same with `auto_micro_batch_size=true`",
         "it is halved until it fits; the weights are those of a run that was told so, bit by bit",
     )
 

@@ -52,8 +52,8 @@ def several(root: Path) -> list[str]:
 def test_they_are_learned_scored_and_repeated(
     root: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learning = ["recipe.epochs=4", "recipe.warmup_epochs=1", "recipe.optimizer.lr=0.003", "data.color_jitter=0"]
-    best = train(config(*several(root), *learning, "recipe.label_smoothing=0.1"))
+    learning = ["trainer.max_epochs=4", "scheduler.warmup_epochs=1", "optimizer.lr=0.003", "data.color_jitter=0"]
+    best = train(config(*several(root), *learning, "loss.label_smoothing=0.1"))
     run = tmp_path / "run"
     printed = capsys.readouterr().out
     assert "train    32 clips, 16 per class; 1.5 classes per clip, 4 clips without a label" in printed
@@ -85,7 +85,7 @@ def test_a_video_that_cannot_be_read_counts(root: Path, config: Config, tmp_path
     broken = tmp_path / "broken"
     shutil.copytree(root, broken)
     (broken / "val0.mp4").write_text("not a video")
-    train(config(*several(broken), "recipe.mixup=0.4", "data.balance=class", "data.limit_per_class=9"))
+    train(config(*several(broken), "mixup=0.4", "data.balance=class", "data.limit_per_class=9"))
     results = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (results["n"], results["failed"]) == (16, 1)
     rows = list(csv.DictReader((tmp_path / "run/predictions.csv").open()))
@@ -102,10 +102,10 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
             (single / split / name).mkdir(parents=True)
             shutil.copy(root / f"{split}{i}.mp4", single / split / name)
     folder = ["data=folder", f"data.root={single}"]
-    train(config(*several(root), "recipe.optimizer.lr=0.1"))
+    train(config(*several(root), "optimizer.lr=0.1"))
     (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "several.ckpt")
 
-    train(config(*folder, f"init.path={tmp_path}/several.ckpt", "recipe.optimizer.lr=0"))
+    train(config(*folder, f"init.path={tmp_path}/several.ckpt", "optimizer.lr=0"))
     text = " ".join((tmp_path / "run/weight_report.txt").read_text().split())
     assert "zero (trained for any number of classes per video) head.weight" in text
     last = tmp_path / "run/checkpoints/last.ckpt"

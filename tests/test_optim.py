@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vivit_train.models.vivit import MODELS, ModelName, ViViT
-from vivit_train.training.optim import parameter_groups, warmup_cosine
+from vivit_train.training.optim import constant, cosine, parameter_groups, warmup_cosine
 
 tiny = {"num_classes": 3, "frames": 4, "image_size": 8, "tubelet": (2, 4, 4), "dim": 8, "depth": 2, "heads": 2}
 
@@ -56,10 +56,16 @@ def test_torch_applies_the_factor_of_step_zero_first() -> None:
     )
 
 
+def test_a_warmup_in_epochs_takes_whole_steps() -> None:
+    assert [cosine(40, 10, 0.25)(step) for step in range(3)] == [warmup_cosine(2, 40)(step) for step in range(3)]
+    assert [constant(40, 10, 0.2)(step) for step in (0, 1, 2, 39)] == [0, 0.5, 1, 1]
+    assert constant(40, 10, 0)(0) == 1
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_matrices_decay_and_nothing_else_does(model: ModelName) -> None:
     net = ViViT(model, **tiny)
-    decaying, others = parameter_groups(net, 0.05)
+    decaying, others = torch.optim.AdamW(parameter_groups(net), weight_decay=0.05).param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     name_of = {id(parameter): name for name, parameter in net.named_parameters()}
     names = [{name_of[id(parameter)] for parameter in group["params"]} for group in (decaying, others)]
@@ -74,5 +80,5 @@ def test_matrices_decay_and_nothing_else_does(model: ModelName) -> None:
 def test_frozen_parameters_are_left_out() -> None:
     net = ViViT("vivit_st", **tiny)
     net.encoder.requires_grad_(False)
-    groups = parameter_groups(net, 0.1)
+    groups = parameter_groups(net)
     assert [len(group["params"]) for group in groups] == [2, 2]  # tubelets and head

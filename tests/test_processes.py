@@ -84,16 +84,16 @@ def odd_videos(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def settings(videos: Path, micro_batch: int, *others: str) -> list[str]:
+def settings(videos: Path, micro_batch_size: int, *others: str) -> list[str]:
     """Three steps an epoch, two micro-batches in each; a checkpoint after every step."""
     return [
         "data=folder",
         f"data.root={videos}",
-        f"data.micro_batch={micro_batch}",
-        "recipe.epochs=2",
+        f"micro_batch_size={micro_batch_size}",
+        "trainer.max_epochs=2",
         "recipe=kinetics400",
         "init=none",
-        "recipe.warmup_epochs=0",
+        "scheduler.warmup_epochs=0",
         "trainer.log_every_n_steps=1",
         "callbacks.last.minutes=0",
         "callbacks.contact_sheet=null",
@@ -253,13 +253,13 @@ def test_processes_that_do_not_agree_end_before_training(
         shutil.copytree(odd_videos, other)
         next(other.glob("train/*/*.mp4")).unlink()
     one, two = (config(*settings(odd_videos, 2, *DDP)) for _ in range(2))
-    two.recipe.optimizer.lr, two.data.root = 0.3, str(other)
+    two.optimizer.lr, two.data.root = 0.3, str(other)
     two.run_dir = str(tmp_path / "elsewhere")  # as the time of the start may have it
     Path(two.run_dir).mkdir()
     assert codes(start(one, two)) == [1, 1]
     said = capfd.readouterr()
     assert (said.out + said.err).count("error:") == 1
-    assert "  recipe.optimizer.lr: 0.1 in process 0, 0.3 in process 1\n" in said.err
+    assert "  optimizer.lr: 0.1 in process 0, 0.3 in process 1\n" in said.err
     assert "  the train clips: 24 (checksum" in said.err
     assert "run_dir" not in said.err
     assert "epoch 1" not in said.out
@@ -387,7 +387,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(
 
 def test_weights_that_are_shared_out_are_not_averaged(config: Config) -> None:
     with pytest.raises(UserError, match=r"recipe\.ema=0\.9: weights that trainer=fsdp shards"):
-        train(config("trainer=fsdp", "recipe.ema=0.9"))
+        train(config("trainer=fsdp", "ema_decay=0.9"))
 
 
 @pytest.mark.parametrize("backend", ["nccl", "gloo"])

@@ -1,19 +1,22 @@
 """The pages say what the paper's Table 7 says, and a run says what it does otherwise."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import ROOT
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train import recipe
-from vivit_train.config import check
+from vivit_train.config import derive, validate
+from vivit_train.recipe import flatten, read_recipe
+from vivit_train.run import train
 from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
 
-PAGES = sorted(file.stem for file in (ROOT / "conf/recipe").glob("*.yaml"))
+PAGES = sorted(file.stem for file in (ROOT / "conf/recipe").glob("*.yaml") if file.stem != "none")
 PAPER: dict[str, dict[str, Any]] = {  # Table 7
     "kinetics400": {"lr": 0.1, "epochs": 30, "color_jitter": 0.8},
     "kinetics600": {"lr": 0.1, "epochs": 30, "color_jitter": 0.8},
@@ -36,12 +39,12 @@ PAPER: dict[str, dict[str, Any]] = {  # Table 7
     },
 }
 AUTHORS: dict[str, dict[str, Any]] = {  # where their released configurations differ from the paper
-    "authors_kinetics400_fe_b": {"recipe.optimizer.lr": 0.05},
+    "authors_kinetics400_fe_b": {"optimizer.lr": 0.05},
     "authors_kinetics400_fe_l": {"model.size": "L", "model.temporal_depth": 24},
-    "authors_kinetics600_fe_l": {"recipe.optimizer.lr": 0.05, "model.size": "L", "model.temporal_depth": 24},
+    "authors_kinetics600_fe_l": {"optimizer.lr": 0.05, "model.size": "L", "model.temporal_depth": 24},
     "authors_epic_kitchens100": {"data.stride": 1, "model.size": "L", "eval.views": "4x3"},
     "authors_something_something_v2": {
-        "recipe.optimizer.lr": 0.4,
+        "optimizer.lr": 0.4,
         "data.stride": 1,
         "data.short_side": 288,
         "data.crop": 256,
@@ -56,24 +59,23 @@ def test_the_papers_recipes(data: str, config: Config) -> None:
     cfg = config(f"data={data}", tiny=False)
     stated = {"randaugment": None, "drop_path": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "color_jitter": 0.0}
     stated |= PAPER[data]
-    assert cfg.task.optimizer == {
+    assert cfg.optimizer == {
         "_target_": "torch.optim.SGD",
-        "_partial_": True,
         "lr": stated["lr"],
-        "fused": True,
+        "weight_decay": 0.0,
         "momentum": 0.9,
     }
-    assert (cfg.trainer.max_epochs, cfg.recipe.warmup_epochs) == (stated["epochs"], 2.5)
-    assert (cfg.data.global_batch, cfg.trainer.gradient_clip_val, cfg.task.weight_decay) == (64, 1.0, 0.0)
+    assert (cfg.trainer.max_epochs, cfg.scheduler.warmup_epochs) == (stated["epochs"], 2.5)
+    assert (cfg.global_batch_size, cfg.trainer.gradient_clip_val) == (64, 1.0)
     assert (cfg.data.frames, cfg.data.stride, cfg.data.short_side, cfg.data.crop) == (32, 2, 256, 224)
     assert (list(cfg.data.scale_jitter), cfg.data.flip) == ([0.9, 1.33], 0.5)
     assert (cfg.data.color_jitter, cfg.data.randaugment) == (stated["color_jitter"], stated["randaugment"])
-    assert (cfg.task.label_smoothing, cfg.task.mixup, cfg.task.cutmix) == (
+    assert (cfg.loss.label_smoothing, cfg.mixup, cfg.cutmix) == (
         stated["label_smoothing"],
         stated["mixup"],
         0.0,
     )
-    assert (cfg.model.drop_path, cfg.recipe.ema, cfg.data.random_erasing) == (stated["drop_path"], None, 0.0)
+    assert (cfg.model.drop_path, cfg.ema_decay, cfg.data.random_erasing) == (stated["drop_path"], None, 0.0)
     assert cfg.eval.views == ("4x3" if "kinetics" in data else "4x1")
     assert (cfg.model.model, cfg.model.size, cfg.model.temporal_depth) == ("vivit_fe", "B", 4)
     assert (cfg.init.name, cfg.init.tubelet, list(cfg.model.tubelet)) == (
@@ -81,18 +83,18 @@ def test_the_papers_recipes(data: str, config: Config) -> None:
         "central_frame",
         [2, 16, 16],
     )
-    page = recipe.read_page()
-    assert page is not None
-    assert recipe.differences(cfg, page) == []
-    assert recipe.table(cfg, page) == f"no settings differ from recipe `{data}`"
+    recipe = read_recipe()
+    assert recipe is not None
+    assert recipe.differences(cfg) == []
+    assert recipe.table(cfg) == f"no settings differ from recipe `{data}`"
 
 
 @pytest.mark.parametrize("name", AUTHORS)
 def test_the_authors_variants_change_only_what_theirs_do(name: str, config: Config) -> None:
     base = next(data for data in PAPER if name.startswith(f"authors_{data}"))
-    paper = recipe.flatten(config(f"data={base}", tiny=False))
-    theirs = recipe.flatten(config(f"data={base}", f"recipe={name}", tiny=False))
-    derived = ("task.", "model.image_size")
+    paper = flatten(config(f"data={base}", tiny=False))
+    theirs = flatten(config(f"data={base}", f"recipe={name}", tiny=False))
+    derived = ("model.image_size",)
     changed = {
         key: value for key, value in theirs.items() if paper.get(key) != value and not key.startswith(derived)
     }
@@ -103,42 +105,97 @@ def test_the_authors_variants_change_only_what_theirs_do(name: str, config: Conf
 def test_every_page_takes_effect_and_says_what_it_costs(name: str, config: Config) -> None:
     data = name if (ROOT / f"conf/data/{name}.yaml").is_file() else "folder"
     cfg = config(f"data={data}", f"recipe={name}", tiny=False)
-    page = recipe.read_page()
-    assert page is not None
-    assert page.name == name
-    assert recipe.differences(cfg, page) == []
-    check(cfg)
-    stated = set(page.values)
-    common = {"recipe.optimizer._target_", "recipe.optimizer._partial_", "recipe.optimizer.lr", *recipe.EFFECT}
-    assert stated >= common, common - stated
-    header = (ROOT / f"conf/recipe/{name}.yaml").read_text()
+    recipe = read_recipe()
+    assert recipe is not None
+    assert recipe.name == name
+    assert recipe.differences(cfg) == []
+    validate(cfg)
+    page = (ROOT / f"conf/recipe/{name}.yaml").read_text()
+    for key, value in flatten(OmegaConf.create(page)).items():
+        if key != "defaults":
+            assert OmegaConf.select(cfg, key) == value
+            assert key in recipe.values or key == "micro_batch_size"
     if name not in ("demo", "finetune", "csv", "folder"):
-        assert "python train.py" in header
-        assert "Cost" in header
-        assert "Expected" in header
+        assert "python train.py" in page
+        assert "Cost" in page
+        assert "Expected" in page
 
 
-def test_every_key_of_a_page_is_compared(config: Config) -> None:
+def test_every_key_of_a_recipe_is_compared(config: Config) -> None:
     cfg = config("data=kinetics400", tiny=False)
-    page = recipe.read_page()
-    assert page is not None
-    for key in page.values | recipe.UNSTATED:
-        where = recipe.EFFECT.get(key, key.replace("recipe.optimizer.", "task.optimizer."))
+    recipe = read_recipe()
+    assert recipe is not None
+    common = {
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "loss.label_smoothing",
+        "mixup",
+        "data.flip",
+        "data.padding",
+    }
+    common |= {
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "model.drop_path",
+        "init.path",
+        "scheduler.warmup_epochs",
+    }
+    assert common <= recipe.values.keys()
+    for key in recipe.values:
         other = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-        OmegaConf.update(other, where, "something else")
-        shown = where.replace("task.optimizer.", "recipe.optimizer.")
-        assert [row[0] for row in recipe.differences(other, page)] == [shown]
+        OmegaConf.update(other, key, "something else")
+        assert [row[0] for row in recipe.differences(other)] == [key]
+
+
+def test_what_only_costs_time_is_not_compared(config: Config) -> None:
+    words = ["data.num_workers=3", "micro_batch_size=2", "data.root=/x", "trainer.devices=1", "model.compile=true"]
+    cfg = config("data=kinetics400", "model.size=L", "model=vivit_st", *words, tiny=False)
+    recipe = read_recipe()
+    assert recipe is not None
+    assert recipe.differences(cfg) == []
+
+
+def test_the_size_is_compared_where_a_recipe_states_it(config: Config) -> None:
+    cfg = config("data=folder", "model.size=B", tiny=False)
+    recipe = read_recipe()
+    assert recipe is not None
+    assert recipe.differences(cfg) == [("model.size", "Ti", "B")]
+
+
+@pytest.mark.parametrize("data", ["demo", "kinetics400"])
+@pytest.mark.parametrize(("name", "other"), [("sgd", "betas"), ("adamw", "momentum")])
+def test_another_optimizer_comes_with_its_own_arguments(data: str, name: str, other: str, config: Config) -> None:
+    cfg = config(f"data={data}", f"optimizer={name}", tiny=False)
+    file = OmegaConf.load(ROOT / f"conf/optimizer/{name}.yaml")
+    assert cfg.optimizer == {key: file[key] for key in file if key != "defaults"}
+    assert other not in cfg.optimizer
+    cfg = config(f"data={data}", f"optimizer={name}", "optimizer.lr=0.3", tiny=False)
+    assert cfg.optimizer.lr == 0.3
+
+
+def test_data_of_ones_own_needs_no_recipe(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "conf/data").mkdir(parents=True)
+    (tmp_path / "conf/data/mine.yaml").write_text("defaults: [_base, _self_]\nname: mine\nreader: x\n")
+    cfg = config("data=mine", f"hydra.searchpath=[file://{tmp_path}/conf]", tiny=False)
+    recipe = read_recipe()
+    assert recipe is not None
+    assert recipe.table(cfg) == "no settings differ from the defaults of conf/train.yaml"
+    assert (cfg.optimizer.lr, cfg.global_batch_size) == (0.0001, 64)
 
 
 def test_a_run_says_what_it_does_otherwise(config: Config) -> None:
-    cfg = config("data=kinetics400", "recipe.epochs=10", "data.flip=0", "init=none", "eval.views=1x1", tiny=False)
-    text = recipe.table(cfg, recipe.read_page())
+    cfg = config(
+        "data=kinetics400", "trainer.max_epochs=10", "data.flip=0", "init=none", "eval.views=1x1", tiny=False
+    )
+    recipe = read_recipe()
+    assert recipe is not None
+    text = recipe.table(cfg)
     lines = [line.split() for line in text.splitlines()]
     assert text.startswith("4 settings differ from recipe `kinetics400`")
     assert lines[1] == ["recipe", "this", "run"]
     assert ["trainer.max_epochs", "30", "10"] in lines
     assert ["data.flip", "0.5", "0"] in lines
-    assert ["init.name", "imagenet", "None"] in lines
+    assert ["init.name", "imagenet", "null"] in lines
     assert ["eval.views", "4x3", "1x1"] in lines
 
 
@@ -146,17 +203,24 @@ def test_a_run_says_what_it_does_otherwise(config: Config) -> None:
     ("rule", "batch", "lr"), [("null", 256, 0.1), ("linear", 256, 0.4), ("sqrt", 256, 0.2), ("linear", 16, 0.025)]
 )
 def test_the_learning_rate_is_scaled_only_when_asked(rule: str, batch: int, lr: float, config: Config) -> None:
-    cfg = config("data=kinetics400", f"recipe.global_batch={batch}", f"recipe.scale_lr={rule}", tiny=False)
-    page = recipe.read_page()
-    recipe.scale_learning_rate(cfg, page)
-    assert cfg.task.optimizer.lr == pytest.approx(lr)
-    assert ("recipe.optimizer.lr" in recipe.table(cfg, page)) == (lr != 0.1)
+    cfg = config("data=kinetics400", f"global_batch_size={batch}", f"scale_lr={rule}", tiny=False)
+    recipe = read_recipe()
+    assert recipe is not None
+    derived = derive(cfg, recipe)
+    assert derived.optimizer.lr == pytest.approx(lr)
+    assert cfg.optimizer.lr == 0.1  # what is composed is never changed
+    assert ("optimizer.lr" in recipe.table(derived)) == (lr != 0.1)
 
 
 def test_an_unknown_rule_is_an_error(config: Config) -> None:
-    with pytest.raises(UserError, match=r"recipe\.scale_lr=cubic: must be null, linear or sqrt"):
-        check(config("recipe.scale_lr=cubic"))
+    with pytest.raises(UserError, match=r"scale_lr=cubic: must be null, linear or sqrt"):
+        validate(config("scale_lr=cubic"))
 
 
-def test_pages_are_not_needed_outside_of_a_job(config: Config) -> None:
-    assert "no recipe to compare with" in recipe.table(config(), None)
+def test_a_configuration_that_hydra_did_not_compose_has_no_recipe(
+    config: Config, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config("data=folder", f"data.root={videos}")
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
+    train(cfg)
+    assert "no recipe to compare with" in (tmp_path / "run/recipe_differences.txt").read_text()

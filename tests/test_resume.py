@@ -31,10 +31,10 @@ fork = multiprocessing.get_context("fork")  # a new interpreter takes ten second
 def settings(videos: Path, epochs: int, *others: str) -> list[str]:
     """Three steps an epoch, with everything that has a state: accumulation, mixing, averaged weights."""
     names = [
-        f"recipe.epochs={epochs}",
-        "recipe.mixup=0.3",
-        "recipe.ema=0.9",
-        "data.micro_batch=2",
+        f"trainer.max_epochs={epochs}",
+        "mixup=0.3",
+        "ema_decay=0.9",
+        "micro_batch_size=2",
         "callbacks.last.minutes=0",
         "callbacks.contact_sheet=null",
     ]

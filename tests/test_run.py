@@ -56,7 +56,7 @@ def test_every_model_trains_and_eval_repeats_its_number(
 
 
 def test_last_is_the_latest_epoch_even_where_best_is_older(videos: Path, config: Config, tmp_path: Path) -> None:
-    train(config(*folder(videos), "recipe.epochs=3", "recipe.optimizer.lr=0"))  # val/top1 never gets better
+    train(config(*folder(videos), "trainer.max_epochs=3", "optimizer.lr=0"))  # val/top1 never gets better
     epochs = {
         name: torch.load(tmp_path / f"run/checkpoints/{name}.ckpt", weights_only=True)["epoch"]
         for name in ("best", "last")
@@ -65,7 +65,7 @@ def test_last_is_the_latest_epoch_even_where_best_is_older(videos: Path, config:
 
 
 def test_checkpoints_carry_plain_data_and_load_safely(videos: Path, config: Config, tmp_path: Path) -> None:
-    train(config(*folder(videos), "recipe.ema=0.9"))
+    train(config(*folder(videos), "ema_decay=0.9"))
     for name in ("best", "last"):
         path = tmp_path / f"run/checkpoints/{name}.ckpt"
         assert "state_dict" in torch.load(path, weights_only=True)
@@ -134,15 +134,21 @@ def test_every_debug_choice_runs(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.label_smoothing=0.1"],
-        ["recipe.global_batch=16", "data.micro_batch=3", "model.drop_path=0.2"],
-        ["recipe.randaugment=[2,15]", "data.color_jitter=1", "data.fps=6"],
+        ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1"],
+        ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2"],
+        ["data.randaugment=[2,15]", "data.color_jitter=1", "data.fps=6"],
         ["model.temporal_depth=0", "model.pool=mean"],
         ["model.sampled_frames=2", "model.tubelet=[1,16,16]"],
         ["data.num_workers=2", "eval.views=2x3"],
         ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
-        ["data.decoder=pyav", "data.short=edge", "data.frames=8", "data.limit_per_class=2", "data.balance=class"],
-        ["callbacks.checkpoint=null", "data.short=pad", "data.augment_on=device"],
+        [
+            "data.decoder=pyav",
+            "data.padding=repeat_last",
+            "data.frames=8",
+            "data.limit_per_class=2",
+            "data.balance=class",
+        ],
+        ["callbacks.checkpoint=null", "data.padding=black", "data.augment_on=device"],
     ],
 )
 def test_options_run(overrides: list[str], videos: Path, config: Config) -> None:
@@ -150,7 +156,7 @@ def test_options_run(overrides: list[str], videos: Path, config: Config) -> None
 
 
 def test_a_single_loss_step_is_what_the_log_says(videos: Path, config: Config, tmp_path: Path) -> None:
-    train(config(*folder(videos), "recipe.optimizer.lr=0", "trainer.log_every_n_steps=1"))
+    train(config(*folder(videos), "optimizer.lr=0", "trainer.log_every_n_steps=1"))
     rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
     losses = [float(row["train/loss_step"]) for row in rows if row.get("train/loss_step")]
     assert losses == pytest.approx([torch.log(torch.tensor(8.0)).item()] * 3)  # the head starts at zero
@@ -231,7 +237,7 @@ def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
     bad.write_text("not a video")
     bad_test = root / "test/recede/0001.mp4"
     bad_test.write_bytes(bad_test.read_bytes()[:300])
-    train(config("data=folder", f"data.root={root}", "recipe.epochs=2"))
+    train(config("data=folder", f"data.root={root}", "trainer.max_epochs=2"))
     results = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (results["n"], results["failed"]) == (16, 1)
     listed = list(csv.DictReader((tmp_path / "run/bad_videos.csv").open()))
@@ -267,7 +273,7 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
     with pytest.raises(UserError) as error:
         train(
             config(
-                "data.short=none",
+                "data.padding=none",
                 "data.frames=5",
                 "data.crop=40",
                 "model=vivit_fdp",
@@ -276,7 +282,7 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
             )
         )
     for words in (
-        "data.short=none: must be one of loop, edge, pad",
+        "data.padding=none: must be one of loop, edge, pad",
         "frames 5",
         "height 40",
         "heads must be even",
@@ -288,8 +294,8 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
 
 
 def test_mixing_needs_clips_to_mix(videos: Path, config: Config) -> None:
-    with pytest.raises(UserError, match=r"data\.micro_batch .* allow two or more, or set recipe\.mixup=0"):
-        train(config(*folder(videos), "recipe.mixup=0.2", "data.micro_batch=1"))
+    with pytest.raises(UserError, match=r"data\.micro_batch_size .* allow two or more, or set recipe\.mixup=0"):
+        train(config(*folder(videos), "mixup=0.2", "micro_batch_size=1"))
 
 
 def empty_folder(root: Path) -> list[str]:
@@ -396,7 +402,7 @@ def test_init_path_fills_the_model_and_writes_a_receipt(
 ) -> None:
     weights = shared / "weights/deit_tiny_patch16_224.fp16.safetensors"
     size = ["model.dim=null", "model.depth=null", "model.heads=null"]
-    train(config(*folder(videos), *size, f"init.path={weights}", "recipe.optimizer.lr=0"))
+    train(config(*folder(videos), *size, f"init.path={weights}", "optimizer.lr=0"))
     report = (tmp_path / "run/weight_report.txt").read_text()
     assert "copied             encoder.blocks.11.mlp.fc2.weight" in report
     metadata, state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
@@ -414,7 +420,7 @@ def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
         for split in ("train", "val"):
             shutil.copytree(videos / split / name, other / split / name)
     larger = ["data.frames=8", "data.stride=1", "data.short_side=52", "data.crop=48"]
-    start = [f"init.path={tmp_path}/before.ckpt", "recipe.optimizer.lr=0"]
+    start = [f"init.path={tmp_path}/before.ckpt", "optimizer.lr=0"]
     train(config("data=folder", f"data.root={other}", *larger, *start))
     report = (tmp_path / "run/weight_report.txt").read_text()
     assert re.search(r"interpolated +encoder.pos_embed", report)
@@ -428,11 +434,11 @@ def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
 
 
 def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tmp_path: Path) -> None:
-    train(config(*folder(videos), "recipe.epochs=2"))
+    train(config(*folder(videos), "trainer.max_epochs=2"))
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    train(config(*folder(videos), "recipe.epochs=2", "trainer.max_steps=3"))
+    train(config(*folder(videos), "trainer.max_epochs=2", "trainer.max_steps=3"))
     last = tmp_path / "run/checkpoints/last.ckpt"
-    train(config(*folder(videos), "recipe.epochs=2", f"ckpt_path={last}"))
+    train(config(*folder(videos), "trainer.max_epochs=2", f"ckpt_path={last}"))
     resumed = torch.load(last, weights_only=True)
     assert resumed["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():

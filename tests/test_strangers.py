@@ -422,7 +422,7 @@ def test_a_checkpoint_that_is_resumed_names_no_file_to_delete_or_score(
         state = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: torch.tensor(-1.0)}}
         content["callbacks"][key] |= state | {"kth_value": torch.tensor(-1.0)}
         torch.save(content, tmp_path / "x.ckpt")
-        train(config(*folder, f"ckpt_path={tmp_path}/x.ckpt", "recipe.epochs=2"))
+        train(config(*folder, f"ckpt_path={tmp_path}/x.ckpt", "trainer.max_epochs=2"))
         assert precious.read_text() == "of somebody else"
         scored = Path(json.loads((tmp_path / "run/metrics.json").read_text())["checkpoint"])
         assert scored.parent == last.parent
@@ -445,9 +445,9 @@ def test_a_checkpoint_without_the_state_of_a_run_is_not_resumed(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("recipe.optimizer.lr", "${oc.env:VIVIT_SECRET}"),
+        ("optimizer.lr", "${oc.env:VIVIT_SECRET}"),
         ("model._target_", "os.system"),
-        ("recipe.optimizer.lr", 1e9),
+        ("optimizer.lr", 1e9),
     ],
 )
 def test_a_search_s_file_is_no_command_line(name: str, value: Any, tmp_path: Path, happened: Happened) -> None:
@@ -460,7 +460,7 @@ def test_a_search_s_file_is_no_command_line(name: str, value: Any, tmp_path: Pat
     else:
         span = optuna.distributions.FloatDistribution(value, value)
     study.ask({name: span})
-    params = OmegaConf.create({"recipe.optimizer.lr": "interval(0.0001, 0.01)"}, flags={"struct": False})
+    params = OmegaConf.create({"optimizer.lr": "interval(0.0001, 0.01)"}, flags={"struct": False})
     sampler = OmegaConf.create({"_target_": "optuna.samplers.RandomSampler"})
     searching: Any = Search(
         str(tmp_path / "journal"), n_trials=2, n_jobs=1, params=params, seed=0, sampler=sampler

@@ -45,7 +45,7 @@ def main(cfg):
         open("waits", "w").close()
         time.sleep(1)
     print("rank", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_PORT"))
-    return cfg.recipe.optimizer.lr
+    return cfg.optimizer.lr
 
 exit_with_message(main)
 """
@@ -68,7 +68,7 @@ def summary(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.fault("Sweeps and clusters")
 def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path, happened: Happened) -> None:
-    result = run(sweep(tmp_path, "seed=1,2,0", "recipe.optimizer.lr=0.25"), tmp_path)
+    result = run(sweep(tmp_path, "seed=1,2,0", "optimizer.lr=0.25"), tmp_path)
     assert result.returncode == 1
     assert result.stderr.count("error: 2 of 3 jobs failed") == 1
     assert "Traceback" not in result.stderr
@@ -83,7 +83,7 @@ def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path, happene
     assert (tmp_path / "sweep/summary.png").stat().st_size > 1000
     assert json.loads((tmp_path / "sweep/2/outcome.json").read_text())["overrides"] == [
         "seed=0",
-        "recipe.optimizer.lr=0.25",
+        "optimizer.lr=0.25",
     ]
 
 
@@ -107,7 +107,7 @@ def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: st
 def test_submitit_starts_the_ranks(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="needs the extra `submitit`")
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "trainer.devices=2"]
-    result = run(sweep(tmp_path, *launcher, "recipe.optimizer.lr=0.5"), tmp_path)
+    result = run(sweep(tmp_path, *launcher, "optimizer.lr=0.5"), tmp_path)
     assert result.returncode == 0, result.stderr
     assert [row["val/score"] for row in summary(tmp_path)] == ["0.5"]
     logs = sorted((tmp_path / "sweep/.submitit").glob("*/*_log.out"))
@@ -135,14 +135,14 @@ def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
     scores = {0: 0.5, 1: None, 2: 0.75}
     for job, score in scores.items():
         (tmp_path / str(job)).mkdir()
-        overrides = ["data=folder", f"recipe.optimizer.lr=0.00123456{job}", "model=vivit_fe"]
+        overrides = ["data=folder", f"optimizer.lr=0.00123456{job}", "model=vivit_fe"]
         Outcome(job, overrides, score, failed=False, note="pruned" if job == 2 else "").write(tmp_path / str(job))
     lines = table(write_summary(tmp_path)).splitlines()
     assert lines == [
         " job  val/score  choices                       note",
-        "   2     0.7500  recipe.optimizer.lr=0.001235  pruned",
-        "   0     0.5000  recipe.optimizer.lr=0.001235",
-        "   1          -  recipe.optimizer.lr=0.001235",
+        "   2     0.7500  optimizer.lr=0.001235  pruned",
+        "   0     0.5000  optimizer.lr=0.001235",
+        "   1          -  optimizer.lr=0.001235",
     ]
 
 
@@ -176,7 +176,7 @@ class Jobs:
 def search(storage: Path, dies_in: int | None, n_jobs: int) -> list[tuple[int, str]]:
     from hydra_plugins.vivit_search import Search
 
-    params = OmegaConf.create({"recipe.optimizer.lr": "tag(log, interval(0.0001, 0.01))"}, flags={"struct": False})
+    params = OmegaConf.create({"optimizer.lr": "tag(log, interval(0.0001, 0.01))"}, flags={"struct": False})
     sampler = OmegaConf.create({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3})
     searching: Any = Search(str(storage), n_trials=7, n_jobs=n_jobs, params=params, seed=0, sampler=sampler)
     searching.launcher = Jobs(dies_in)
@@ -211,7 +211,7 @@ def test_a_search_that_was_killed_tries_what_it_would_have(
 
 @pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
-    choices = ["model=vivit_st,vivit_fe", "recipe.optimizer.lr=0.01,0.1", "hydra.sweep.dir=sweep"]
+    choices = ["model=vivit_st,vivit_fe", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=sweep"]
     result = run(
         [sys.executable, str(ROOT / "train.py"), "-m", "data=folder", f"data.root={videos}", *TINY, *choices],
         tmp_path,
@@ -225,7 +225,7 @@ def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_sweep_of_two_processes_has_one_folder(videos: Path, tmp_path: Path) -> None:
-    ranks = ["trainer.strategy=ddp", "trainer.devices=2", "recipe.optimizer.lr=0.01,0.1"]
+    ranks = ["trainer.strategy=ddp", "trainer.devices=2", "optimizer.lr=0.01,0.1"]
     training = [str(ROOT / "train.py"), "-m", "data=folder", f"data.root={videos}", *TINY, *ranks]
     result = run([sys.executable, *training], tmp_path)
     assert result.returncode == 0, result.stderr
@@ -249,7 +249,7 @@ def test_optuna_searches_and_prunes(videos: Path, tmp_path: Path) -> None:
     chosen = [
         "hparams_search=optuna",
         "hydra.sweeper.n_trials=3",
-        "recipe.epochs=3",
+        "trainer.max_epochs=3",
         f"{pruner}._target_=optuna.pruners.ThresholdPruner",
         f"~{pruner}.n_startup_trials",
         f"+{pruner}.lower=1.1",  # of an accuracy: all

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from parity import HALF, MODELS, trainstep_errors
 
 from vivit_train.models.vivit import ViViT
+from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.module import VideoClassifier
 
 
@@ -37,7 +38,7 @@ def two_headed() -> VideoClassifier:
     net = small_net({"verb": 3, "noun": 7})
     torch.nn.init.normal_(net.head.weight)
     classes = {"verb": list("abc"), "noun": list("defghij")}
-    return VideoClassifier(net, classes, HALF, HALF, label_smoothing=0.2, mixup=0.3)
+    return VideoClassifier(net, classes, HALF, HALF, loss=CrossEntropy(0.2), mixup=0.3)
 
 
 def test_the_loss_of_two_heads_is_their_mean() -> None:
@@ -83,7 +84,7 @@ def test_each_class_is_a_question_of_its_own(dtype: torch.dtype) -> None:
     torch.testing.assert_close(several().loss(logits_BK, HAS_BK), -right_BK.log().mean())
     smooth_BK = 0.1 + 0.8 * HAS_BK.to(dtype)
     expected = F.binary_cross_entropy(p_BK, smooth_BK)
-    torch.testing.assert_close(several(label_smoothing=0.2).loss(logits_BK, HAS_BK), expected)
+    torch.testing.assert_close(several(loss=CrossEntropy(0.2, multi_label=True)).loss(logits_BK, HAS_BK), expected)
 
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.4}, {"cutmix": 0.4}, {"mixup": 0.4, "cutmix": 0.4}])

@@ -1,124 +1,115 @@
-"""Compares a run with its recipe and scales the learning rate to the global batch."""
+"""Compares a run with its recipe: the configuration of the same data, model and recipe without other overrides."""
 
-import math
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.utils.text import plural
 
-# Maps values of a recipe to the keys where they take effect, unless they are read from `recipe` itself.
-EFFECT = {
-    "recipe.epochs": "trainer.max_epochs",
-    "recipe.clip_grad_norm": "trainer.gradient_clip_val",
-    "recipe.global_batch": "data.global_batch",
-    "recipe.drop_path": "model.drop_path",
-    "recipe.init": "init.name",
-    "recipe.scale_jitter": "data.scale_jitter",
-    "recipe.flip": "data.flip",
-    "recipe.color_jitter": "data.color_jitter",
-    "recipe.strong_color": "data.strong_color",
-    "recipe.randaugment": "data.randaugment",
-    "recipe.random_erasing": "data.random_erasing",
-    "recipe.weight_decay": "task.weight_decay",
-    "recipe.label_smoothing": "task.label_smoothing",
-    "recipe.mixup": "task.mixup",
-    "recipe.cutmix": "task.cutmix",
-}
-# These settings are not part of any recipe; the values are their defaults.
-UNSTATED: dict[str, Any] = {
-    "init.path": None,
-    "data.fps": None,
-    "data.sampling": "window",
-    "data.short": "loop",
-    "data.clips_per_video": 1,
-    "data.balance": None,
-    "data.limit_per_class": None,
-    "data.squash": False,
-    "trainer.max_steps": -1,
-    "trainer.max_time": None,
-    "trainer.limit_train_batches": 1.0,
-}
-SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
+# A recipe is about these keys and sections.
+COMPARED = (
+    *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss."),
+    *("global_batch_size", "mixup", "cutmix", "ema_decay"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.gradient_clip_val"),
+    "trainer.limit_train_batches",
+)
+# These keys choose the videos, or affect only the speed.
+NEUTRAL = (
+    *("data.name", "data.root", "data.reader", "data.train", "data.val", "data.test"),
+    *("data.augment_on", "data.num_workers", "data.decoder", "data.timeout_s", "data.allow_private_urls"),
+    *("data.changed", "data.max_bad_fraction", "model.model", "model.checkpoint_activations", "model.compile"),
+    *("model.frames", "model.image_size", "optimizer.fused"),
+)
+IF_STATED = ("model.size", "eval.views")  # Most recipes leave these to the user.
 
 
 @dataclass(frozen=True)
-class Page:
-    """A recipe as it is written in conf/recipe.
+class Recipe:
+    """The recipe of a run.
 
     Attributes:
-        name: The name of the recipe.
-        values: The values by dotted key.
+        name: The name of its file in conf/recipe, or "" if the data set has none.
+        values: What the recipe and the defaults give, by dotted key.
+        typed: The keys that the command line sets.
     """
 
     name: str
     values: dict[str, Any]
+    typed: frozenset[str] = field(default_factory=frozenset)
+
+    def differences(self, cfg: DictConfig) -> list[tuple[str, Any, Any]]:
+        """Returns (key, value of the recipe, value of this run) for each setting that differs."""
+        actual = {key: value for key, value in flatten(cfg).items() if compared(key) or key in self.values}
+        keys = dict.fromkeys((*self.values, *actual))
+        pairs = ((key, self.values.get(key), actual.get(key)) for key in keys)
+        return [(key, ours, theirs) for key, ours, theirs in pairs if ours != theirs]
+
+    def table(self, cfg: DictConfig) -> str:
+        """Returns a readable table of the settings in which this run differs from the recipe."""
+        title = f"recipe `{self.name}`" if self.name else "the defaults of conf/train.yaml"
+        rows = self.differences(cfg)
+        if not rows:
+            return f"no settings differ from {title}"
+        cells = [
+            ("", "recipe", "this run"),
+            *((key, shown(stated), shown(actual)) for key, stated, actual in rows),
+        ]
+        widths = [max(len(row[i]) for row in cells) for i in range(2)]
+        lines = [f"  {key:<{widths[0]}}  {stated:<{widths[1]}}  {actual}" for key, stated, actual in cells]
+        verb = "differs" if len(rows) == 1 else "differ"
+        return "\n".join([f"{plural(len(rows), 'setting')} {verb} from {title}", *lines])
 
 
-def read_page() -> Page | None:
-    """Reads the recipe of this Hydra job; returns None if Hydra did not compose the configuration."""
+def read_recipe() -> Recipe | None:
+    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration."""
     if not HydraConfig.initialized():
         return None
-    runtime = HydraConfig.get().runtime
-    name = runtime.choices["recipe"]
-    folders = [Path(source.path) / "recipe" for source in runtime.config_sources if source.schema == "file"]
-    return Page(name, flatten(merged(name, folders)))
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    name = str(choices.get("recipe") or "")
+    if not any((folder / "recipe" / f"{name}.yaml").is_file() for folder in folders):
+        name = ""
+    added = ", ".join(f"'file://{folder}'" for folder in folders[1:])
+    groups = [f"hydra.searchpath=[{added}]", f"model={choices['model']}", f"data={choices['data']}"]
+    in_job = GlobalHydra.instance().is_initialized()
+    with nullcontext() if in_job else initialize_config_dir(str(folders[0]), version_base="1.3"):
+        stated = flatten(compose(hydra.job.config_name, [*groups, f"recipe={name or 'none'}"]))
+        default = flatten(compose(hydra.job.config_name, [*groups, "recipe=none"]))
+    kept = {k: v for k, v in stated.items() if compared(k) or (k in IF_STATED and v != default.get(k))}
+    typed = (text.lstrip("+~").partition("=")[0] for text in hydra.overrides.task)
+    return Recipe(name, kept, frozenset(typed))
 
 
-def merged(name: str, folders: list[Path]) -> DictConfig:
-    """Returns a recipe merged over the recipes that it is based on."""
-    file = next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file())
-    page = OmegaConf.load(file)
-    assert isinstance(page, DictConfig)
-    bases = [merged(base, folders) for base in page.pop("defaults", []) if base != "_self_"]
-    result = OmegaConf.merge(*bases, page)
-    assert isinstance(result, DictConfig)
-    return result
+def compared(key: str) -> bool:
+    """Returns whether a key is a part of every recipe."""
+    return key.startswith(COMPARED) and not key.startswith(NEUTRAL) and key not in IF_STATED
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of a configuration by dotted key."""
+    """Returns the leaves of a configuration by dotted key; lists and values that cannot be resolved are leaves."""
     values: dict[str, Any] = {}
-    for key, value in node.items():
-        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
+    for key in node:
+        if OmegaConf.is_missing(node, key) or key == "run_dir":
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig):
+            values |= flatten(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = list(value) if OmegaConf.is_list(value) else value
     return values
 
 
-def differences(cfg: DictConfig, page: Page) -> list[tuple[str, Any, Any]]:
-    """Returns (key, value of the recipe, value of this run) for each setting that differs."""
-    found = []
-    for key, stated in (page.values | UNSTATED).items():
-        where = EFFECT.get(key, key.replace("recipe.optimizer.", "task.optimizer."))
-        actual = OmegaConf.select(cfg, where)
-        if plain(actual) != plain(stated):
-            found.append((where.replace("task.optimizer.", "recipe.optimizer."), plain(stated), plain(actual)))
-    return found
-
-
-def plain(value: Any) -> Any:
-    """Returns a value with OmegaConf lists as plain lists."""
-    return list(value) if isinstance(value, ListConfig) else value
-
-
-def table(cfg: DictConfig, page: Page | None) -> str:
-    """Returns a readable table of the settings in which this run differs from its recipe."""
-    if page is None:
-        return "recipe: not composed by Hydra, so there is no recipe to compare with"
-    rows = differences(cfg, page)
-    if not rows:
-        return f"no settings differ from recipe `{page.name}`"
-    cells = [("", "recipe", "this run"), *((key, str(stated), str(actual)) for key, stated, actual in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(2)]
-    lines = [f"  {key:<{widths[0]}}  {stated:<{widths[1]}}  {actual}" for key, stated, actual in cells]
-    verb = "differs" if len(rows) == 1 else "differ"
-    return "\n".join([f"{plural(len(rows), 'setting')} {verb} from recipe `{page.name}`", *lines])
-
-
-def scale_learning_rate(cfg: DictConfig, page: Page | None) -> None:
-    """Scales the learning rate by the global batch relative to the recipe's if `recipe.scale_lr` is set."""
-    if cfg.recipe.scale_lr is not None and page is not None:
-        ratio = cfg.data.global_batch / page.values["recipe.global_batch"]
-        cfg.recipe.optimizer.lr *= SCALES[cfg.recipe.scale_lr](ratio)
+def shown(value: Any) -> str:
+    """Formats a value as it is written in YAML."""
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, list)
+        else str(value)
+    )

@@ -14,32 +14,29 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train import recipe
-from vivit_train.config import check, choice_problems, disable_fused_optimizer
+from vivit_train.build import build_data, build_module, build_trainer, init_weights
+from vivit_train.config import choice_problems, derive, validate, with_values
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import check_unchanged
-from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.load import initialise
-from vivit_train.models.weights.timm_vit import IMAGENET
+from vivit_train.recipe import Recipe, read_recipe
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
 from vivit_train.training.evaluation import score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import (
-    AtomicCheckpointIO,
     check_resumable,
     newest_checkpoint,
     translate_resume_errors,
 )
 from vivit_train.training.targets import DATA, build
 from vivit_train.utils.arguments import check_arguments, shown
-from vivit_train.utils.distributed import CheckRankConsistency, translate_rank_errors
+from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
@@ -60,108 +57,113 @@ def train(cfg: DictConfig) -> float:
     """
     if is_first_rank():
         lock_folder(cfg.run_dir)
-    check(cfg)
-    page = recipe.read_page()
-    recipe.scale_learning_rate(cfg, page)
-    disable_fused_optimizer(cfg)
+    quiet_lightning()
+    recipe = read_recipe()
+    validate(cfg, recipe)
     while True:
         try:
-            return train_once(cfg, page)
+            return train_once(derive(cfg, recipe), recipe)
         except OutOfMemoryError as error:
-            if error.micro_batch is None or not cfg.trainer.auto_micro_batch:
+            if error.micro_batch_size is None or not cfg.auto_micro_batch_size:
                 raise
-            log.info(f"{error}\ntrainer.auto_micro_batch: retrying with this value\n")
-            cfg.data.micro_batch = error.micro_batch
+            log.info(f"{error}\nauto_micro_batch_size: retrying with this value\n")
+            cfg = with_values(cfg, micro_batch_size=error.micro_batch_size)
         gc.collect()  # The error is gone here, so the objects in its traceback can be freed.
         torch.cuda.empty_cache()
 
 
-def train_once(cfg: DictConfig, page: recipe.Page | None) -> float:
-    """Runs `train` once with a checked configuration.
+def train_once(cfg: DictConfig, recipe: Recipe | None) -> float:
+    """Runs `train` once with a configuration from `derive`.
 
     It depends only on its arguments, so that it can be retried.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    quiet_lightning()
     run_dir = Path(cfg.run_dir)
-    data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    data = build_data(cfg)
     log.info(data.splits.summary())
     if notice := data.flip_notice():
         log.info(f"note     {notice}")
-    differences = recipe.table(cfg, page)
+    differences = (
+        recipe.table(cfg) if recipe else "recipe: not composed by Hydra, so there is no recipe to compare with"
+    )
     log.info(differences)
     rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n", encoding="utf-8")
-    classes = {head: list(names) for head, names in data.splits.classes.items()}
-    net = build_net(cfg.model, classes)
-    multi_label = data.splits.multi_label
-    mean, std = init_weights(net, cfg, run_dir, classes, multi_label)
-
-    cfg.ckpt_path = checkpoint_to_resume(cfg)
-    if cfg.ckpt_path:
-        step, state = check_resumable(Path(cfg.ckpt_path))
-        log.info(f"Resuming from {cfg.ckpt_path} (step {step})")
-        if notice := check_unchanged(data, state, cfg.ckpt_path, run_dir / "data_changes.txt", step):
-            log.info(notice)
-        if cfg.logger and "first_step" in cfg.logger:
-            cfg.logger.first_step = step
-    trainer = build_trainer(cfg)
-    if data.global_batch % trainer.world_size:
-        raise UserError(
-            f"recipe.global_batch={data.global_batch} is not divisible by {plural(trainer.world_size, 'device')}"
-        )
-    trainer.accumulate_grad_batches = data.divide_batch(trainer.world_size)
-    if data.micro_batch == 1 and (cfg.task.mixup or cfg.task.cutmix):
-        raise UserError(
-            "mixup and CutMix mix the clips of a micro-batch, which has only one clip (data.micro_batch and "
-            "recipe.global_batch determine its size): allow two or more, or set recipe.mixup=0 recipe.cutmix=0"
-        )
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["data"]["root"] = os.path.abspath(data.root)
-    task = VideoClassifier(
-        net,
-        classes,
-        mean,
-        std,
-        multi_label=multi_label,
-        **instantiate(cfg.task, _convert_="all"),
-        total_steps=data.steps_per_epoch * int(cfg.trainer.max_epochs),
-        warmup_steps=int(data.steps_per_epoch * cfg.recipe.warmup_epochs),  # Like the authors, use whole steps.
-        metadata=Metadata(config, classes, mean, std, multi_label).to_dict(),
+    classes, multi_label = (
+        {head: list(names) for head, names in data.splits.classes.items()},
+        data.splits.multi_label,
     )
+    net = build_net(cfg.model, classes)
+    mean, std = init_weights(net, cfg, run_dir, classes, multi_label)
+    ckpt_path, first_step = resumed_step(cfg, data, run_dir)
+    trainer = build_trainer(cfg, first_step)
+    metadata = Metadata(OmegaConf.to_container(cfg), classes, mean, std, multi_label)  # type: ignore[arg-type]
+    task = build_module(cfg, net, metadata, data.steps_per_epoch)
     log.info(plan(cfg, task, data, trainer))
     try:
-        with (
-            data.translate_worker_errors(),
-            translate_rank_errors(),
-            translate_out_of_memory(data, trainer),
-            translate_compile_errors(),
-        ):
-            with translate_resume_errors(trainer, cfg.ckpt_path):
-                trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-            data.count_bad_videos()
-        if bad := data.bad_videos["train"]:
-            log.info(
-                f"{plural(len(bad), 'training video')} could not be read and were replaced with others: "
-                f"{data.bad_videos_file}"
-            )
-        kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
-        # There is no best checkpoint without validation or with callbacks.checkpoint=null.
-        best = (kept and kept.best_model_path) or str(run_dir / "checkpoints/last.ckpt")
-        best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
-        if not Path(best).is_file():
-            raise UserError(missing_checkpoint(trainer, best))
-        log.info(f"\nbest checkpoint: {best}")
-        data.test_split = "test" if data.splits.test is not None else "val"
-        kept_net = build_net({**config["model"], "compile": False}, classes)
-        load_weights(kept_net, load_checkpoint(best)[1], best)
-        kept_task = VideoClassifier(kept_net, classes, mean, std, multi_label=multi_label)
-        score_task(kept_task, best, data, trainer, run_dir, cfg.eval.views)
+        fit(trainer, task, data, ckpt_path)
+        score_best(cfg, metadata, data, trainer)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
         if "wandb" in sys.modules:  # A retry with a smaller micro-batch is a new wandb run.
             sys.modules["wandb"].finish()
+    kept = kept_checkpoint(trainer)
     return float("nan") if kept is None or kept.best_model_score is None else float(kept.best_model_score)
+
+
+def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_path: str | None) -> None:
+    """Trains, from a checkpoint if there is one, and reports the unreadable videos."""
+    with (
+        data.translate_worker_errors(),
+        translate_rank_errors(),
+        translate_out_of_memory(data, trainer),
+        translate_compile_errors(),
+    ):
+        with translate_resume_errors(trainer, ckpt_path):
+            trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        data.count_bad_videos()
+    if bad := data.bad_videos["train"]:
+        log.info(
+            f"{plural(len(bad), 'training video')} could not be read and were replaced with others: "
+            f"{data.bad_videos_file}"
+        )
+
+
+def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+    """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
+
+    Raises:
+        UserError: There is no best checkpoint.
+    """
+    kept = kept_checkpoint(trainer)
+    # There is no best checkpoint without validation or with callbacks.checkpoint=null.
+    best = (kept and kept.best_model_path) or f"{cfg.run_dir}/checkpoints/last.ckpt"
+    best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
+    if not Path(best).is_file():
+        raise UserError(missing_checkpoint(trainer, best))
+    log.info(f"\nbest checkpoint: {best}")
+    data.test_split = "test" if data.splits.test is not None else "val"
+    net = build_net({**metadata.config["model"], "compile": False}, metadata.classes)
+    load_weights(net, load_checkpoint(best)[1], best)
+    task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
+    score_task(task, best, data, trainer, Path(cfg.run_dir), cfg.eval.views)
+
+
+def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """Returns the callback that keeps the best checkpoint, or None."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+
+
+def resumed_step(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> tuple[str | None, int | None]:
+    """Returns the checkpoint that the run resumes from and its step; both are None for a new run."""
+    ckpt_path = checkpoint_to_resume(cfg)
+    if ckpt_path is None:
+        return None, None
+    step, state = check_resumable(Path(ckpt_path))
+    log.info(f"Resuming from {ckpt_path} (step {step})")
+    if notice := check_unchanged(data, state, ckpt_path, run_dir / "data_changes.txt", step):
+        log.info(notice)
+    return ckpt_path, step
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -224,6 +226,7 @@ def checkpoint_to_resume(cfg: DictConfig) -> str | None:
 
 # These keys determine the videos and their labels.
 SOURCE = ("name", "root", "reader", "train", "val", "test")
+JOB = ("micro_batch_size", "seed")  # These keys are outside of the data node.
 
 
 def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
@@ -232,8 +235,8 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     `data=NAME` selects another source of videos and labels. The clip settings (frames, stride, crop, and so on)
     stay the same as in training unless they are set too.
     """
-    clip = ("frames", "stride", "fps", "sampling", "short", "short_side", "crop", "squash")
-    keys = (*SOURCE, *clip, "num_workers", "decoder", "micro_batch")
+    clip = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop", "resize_mode")
+    keys = (*SOURCE, *clip, "num_workers", "decoder")
     typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
     given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
     if given.get("reader") is not None:
@@ -242,6 +245,7 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
             given["reader"]["multi_label"] = True  # Multi-label follows the model.
         given["reader"] = instantiate(given["reader"], _convert_="all")
     given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
+    given |= {key: cfg[key] for key in JOB if cfg[key] is not None}
     return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
 
 
@@ -257,7 +261,8 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
         raise UserError(f"{where} is missing or is not a mapping of settings")
     known = VideoDataModule.__init__
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
-    node = {key: value for key, value in stored.items() if key not in given}
+    node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
+    node = {key: value for key, value in node.items() if key not in given}
     data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given)
     if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
         data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
@@ -296,60 +301,6 @@ def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> 
         )
 
 
-def init_weights(
-    net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
-) -> tuple[list[float], list[float]]:
-    """Initializes the net as the `init` node specifies and logs the weight-loading report.
-
-    Returns the mean and std of the normalization.
-    """
-    init = cfg.init
-    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
-    statistics = None
-    if source is None:
-        log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
-    else:
-        report, statistics = initialise(
-            net,
-            str(source),
-            tubelet=init.tubelet,
-            min_coverage=init.min_coverage,
-            classes=classes,
-            frames=init.frames,
-            multi_label=multi_label,
-        )
-        log.info(report)
-        rank_zero_only((run_dir / "weight_report.txt").write_text)(report.full() + "\n", encoding="utf-8")
-        if statistics is None and init.mean is None:
-            log.info(f"the normalization of {source} is unknown: set init.mean and init.std if they are not 0.5")
-    if init.mean is not None and init.std is not None:
-        statistics = (tuple(init.mean), tuple(init.std))
-    mean, std = statistics or ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    log.info(f"normalizing pixels with mean {list(mean)}, std {list(std)}")
-    return list(mean), list(std)
-
-
-def build_trainer(cfg: DictConfig) -> L.Trainer:
-    """Builds Lightning's Trainer from the `trainer`, `callbacks`, and `logger` nodes."""
-    callbacks: list[L.Callback] = [CheckRankConsistency(cfg)]
-    callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
-    if "recipe" in cfg and cfg.recipe.ema:
-        callbacks.append(EMAWeightAveraging(decay=cfg.recipe.ema))
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    settings: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    del settings["auto_micro_batch"]  # Only `train` uses this.
-    trainer: L.Trainer = instantiate(
-        settings,
-        callbacks=callbacks,
-        logger=instantiate(cfg.logger) if cfg.get("logger") else False,
-        plugins=[AtomicCheckpointIO()],
-        precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
-        enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
-        _convert_="all",
-    )
-    return trainer
-
-
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:
     """Returns a few lines that describe the run; callbacks.report adds measurements of the first steps."""
     net = task.net
@@ -360,9 +311,10 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
         f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
         f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
-        f"batch: {data.global_batch} = {plural(data.micro_batch, 'clip')} x "
+        f"batch: {data.global_batch_size} = {plural(data.micro_batch_size, 'clip')} x "
         f"{plural(trainer.world_size, 'device')} x {trainer.accumulate_grad_batches} accumulated; "
-        f"{plural(cfg.trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch} clips; "
+        f"{plural(cfg.trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch_size} "
+        f"clips; "
         f"precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]

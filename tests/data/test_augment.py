@@ -169,7 +169,7 @@ def test_a_box_larger_than_the_picture_is_the_picture() -> None:
 
 @pytest.mark.parametrize(("probability", "flipped"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
 def test_flips_are_as_frequent_as_asked(probability: float, flipped: set[bool]) -> None:
-    apply, said = TrainTransform(24, 32, False, None, probability, 0.0, None), []
+    apply, said = TrainTransform(24, 32, "keep_ratio", None, probability, 0.0, None), []
 
     def draw() -> Tensor:
         clip, was_flipped = augment(apply, ruler(32, 48))
@@ -228,10 +228,10 @@ def test_views_are_left_centre_right_or_top_centre_bottom(height: int, width: in
     else:
         corners = [(top, (width - crop) // 2) for top in (0, (height - crop) // 2, height - crop)]
     expected = [picture[..., top : top + crop, left : left + crop] for top, left in corners]
-    views = crop_views(picture, crop, short_side=32, squash=False, crops=3)
+    views = crop_views(picture, crop, short_side=32, resize_mode="keep_ratio", crops=3)
     assert len(views) == 3
     assert all(torch.equal(view, want) for view, want in zip(views, expected, strict=True))
-    (centre,) = crop_views(picture, crop, short_side=32, squash=False, crops=1)
+    (centre,) = crop_views(picture, crop, short_side=32, resize_mode="keep_ratio", crops=1)
     assert torch.equal(centre, expected[1])
 
 
@@ -240,7 +240,7 @@ def test_a_view_may_be_the_whole_short_side(height: int) -> None:
     # short_side / height x height is less than short_side in floating point for some of them
     video = torch.full((1, 3, height, height + 40), 255, dtype=torch.uint8)
     for short_side in (112, 224, 320):
-        for view in crop_views(video, short_side, short_side, squash=False, crops=3):
+        for view in crop_views(video, short_side, short_side, resize_mode="keep_ratio", crops=3):
             assert view.shape[-2:] == (short_side, short_side)
             assert view.min() == 255  # nothing was padded with black
 
@@ -371,9 +371,9 @@ def test_views_are_huggingfaces_pictures(shared: Path) -> None:
 def test_squash_keeps_what_a_crop_would_cut_off() -> None:
     video = torch.zeros(2, 3, 24, 64, dtype=torch.uint8)
     video[..., :4], video[..., -4:] = 255, 255  # white at the far left and right
-    (cropped,) = crop_views(video, 24, short_side=24, squash=False, crops=1)
-    (whole,) = crop_views(video, 24, short_side=24, squash=True, crops=1)
+    (cropped,) = crop_views(video, 24, short_side=24, resize_mode="keep_ratio", crops=1)
+    (whole,) = crop_views(video, 24, short_side=24, resize_mode="stretch", crops=1)
     assert cropped.max() == 0
     assert whole[..., 0].min() > 200
     assert whole[..., -1].min() > 200
-    assert augment(TrainTransform(24, 24, True, None, 0, 0, None), video)[0].equal(whole)
+    assert augment(TrainTransform(24, 24, "stretch", None, 0, 0, None), video)[0].equal(whole)

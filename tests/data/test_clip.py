@@ -1,6 +1,7 @@
 """Which frames make a clip, for every length, stride and number of clips."""
 
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -119,10 +120,13 @@ def test_a_frame_from_each_segment(num_frames: int, frames: int) -> None:
     assert np.array_equal(sampling.uniform(num_frames, 25, 1), [segment_clip(num_frames, frames, 0.5)])
 
 
+PADDING: tuple[Literal["wrap", "repeat_last", "black"], ...] = ("wrap", "repeat_last", "black")
+
+
 def test_short_videos_loop_stand_still_or_go_black() -> None:
     assert Sampling(5, 2).random(4, 25, [0.3]).tolist() == [0, 2, 0, 2, 0]
-    assert Sampling(5, 2, short="edge").random(4, 25, [0.3]).tolist() == [0, 2, 3, 3, 3]
-    assert Sampling(5, 2, short="edge").uniform(4, 25, 2).tolist() == [[0, 2, 3, 3, 3]] * 2
-    assert Sampling(5, 2, short="pad").uniform(4, 25, 2).tolist() == [[0, 2, -1, -1, -1]] * 2
-    long = [Sampling(4, 2, short=short).random(100, 25, [0.5]) for short in ("loop", "edge", "pad")]
+    assert Sampling(5, 2, padding="repeat_last").random(4, 25, [0.3]).tolist() == [0, 2, 3, 3, 3]
+    assert Sampling(5, 2, padding="repeat_last").uniform(4, 25, 2).tolist() == [[0, 2, 3, 3, 3]] * 2
+    assert Sampling(5, 2, padding="black").uniform(4, 25, 2).tolist() == [[0, 2, -1, -1, -1]] * 2
+    long = [Sampling(4, 2, padding=padding).random(100, 25, [0.5]) for padding in PADDING]
     assert len({tuple(indices.tolist()) for indices in long}) == 1

@@ -18,7 +18,7 @@ from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalDataset, TrainDataset, collate, to_torch
-from vivit_train.data.sampler import GlobalBatchSampler, Key, steps_per_epoch
+from vivit_train.data.sampler import GlobalBatchSampler, Key, split_batch, steps_per_epoch
 from vivit_train.data.sampling import Sampling
 from vivit_train.data.transforms import TrainTransform, crop_views
 from vivit_train.data.video.decode import read_frames
@@ -59,11 +59,11 @@ def manifest(*paths: Path) -> ClipTable:
 
 def sampling_of(settings: dict[str, Any]) -> Sampling:
     """Takes what `Sampling` is made of out of the settings."""
-    names = ("frames", "stride", "fps", "kind", "short")
+    names = ("frames", "stride", "fps", "kind", "padding")
     return Sampling(**{"frames": 8} | {name: settings.pop(name) for name in names if name in settings})
 
 
-WHOLE = TrainTransform(SIDE, SIDE, False, None, 0, 0, None)
+WHOLE = TrainTransform(SIDE, SIDE, "keep_ratio", None, 0, 0, None)
 
 
 def train_clips(*paths: Path, transform: TrainTransform = WHOLE, **kwargs: Any) -> TrainDataset:
@@ -84,19 +84,27 @@ def numbers(video_TCHW: Tensor) -> list[int]:
 
 
 def batches(
-    n: int, global_batch: int, micro_batch: int, rank: int = 0, world_size: int = 1, seed: int = 0, epoch: int = 0
+    n: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> list[list[Key]]:
-    sampler = GlobalBatchSampler(n, global_batch, micro_batch, rank, world_size, seed)
+    sampler = GlobalBatchSampler(n, global_batch_size, micro_batch_size, rank, world_size, seed)
     sampler.set_epoch(epoch)
     result = list(sampler)
     assert len(result) == len(sampler)
-    assert all(len(batch) == micro_batch for batch in result)
+    assert all(len(batch) == micro_batch_size for batch in result)
     return result
 
 
-@pytest.mark.parametrize(("n", "global_batch", "micro_batch"), [(24, 8, 8), (24, 8, 2), (24, 24, 3), (7, 1, 1)])
-def test_an_epoch_takes_every_clip_once(n: int, global_batch: int, micro_batch: int) -> None:
-    keys = [key for batch in batches(n, global_batch, micro_batch, epoch=3) for key in batch]
+@pytest.mark.parametrize(
+    ("n", "global_batch_size", "micro_batch_size"), [(24, 8, 8), (24, 8, 2), (24, 24, 3), (7, 1, 1)]
+)
+def test_an_epoch_takes_every_clip_once(n: int, global_batch_size: int, micro_batch_size: int) -> None:
+    keys = [key for batch in batches(n, global_batch_size, micro_batch_size, epoch=3) for key in batch]
     assert sorted(keys) == [(3, 0, row) for row in range(n)]
     assert keys != sorted(keys)
 
@@ -108,11 +116,11 @@ def test_clips_that_do_not_fill_a_step_wait_for_another_epoch() -> None:
     assert set.union(*epochs) == set(range(27))  # and not the same ones left out for ever
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
-def test_a_step_takes_the_same_clips_on_any_number_of_devices(world_size: int, micro_batch: int) -> None:
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
+def test_a_step_takes_the_same_clips_on_any_number_of_devices(world_size: int, micro_batch_size: int) -> None:
     alone = batches(50, 8, 8)
-    ranks = [batches(50, 8, micro_batch, rank, world_size) for rank in range(world_size)]
-    accumulated = 8 // (micro_batch * world_size)
+    ranks = [batches(50, 8, micro_batch_size, rank, world_size) for rank in range(world_size)]
+    accumulated = 8 // (micro_batch_size * world_size)
     assert len({len(rank) for rank in ranks}) == 1
     for step, keys in enumerate(alone):
         micro = slice(step * accumulated, (step + 1) * accumulated)
@@ -145,12 +153,11 @@ def test_a_set_smaller_than_the_batch_comes_round_with_other_draws(n: int, times
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("at_most", [1, 3, 8, 100])
-def test_the_global_batch_is_divided_exactly(devices: int, at_most: int, tmp_path: Path) -> None:
-    data = VideoDataModule("x", str(tmp_path), read_folder, global_batch=48, micro_batch=at_most)
-    accumulation = data.divide_batch(devices)
-    assert data.micro_batch <= at_most
-    assert data.micro_batch * devices * accumulation == 48
-    larger = range(data.micro_batch + 1, at_most + 1)
+def test_the_global_batch_is_divided_exactly(devices: int, at_most: int) -> None:
+    micro_batch_size, accumulation = split_batch(48, at_most, devices)
+    assert micro_batch_size <= at_most
+    assert micro_batch_size * devices * accumulation == 48
+    larger = range(micro_batch_size + 1, at_most + 1)
     assert not any(48 % (micro * devices) == 0 for micro in larger)
 
 
@@ -205,7 +212,7 @@ def test_a_clip_in_time_takes_its_stride_from_the_videos_rate(video: Path) -> No
 
 
 def test_the_same_key_is_the_same_clip_in_any_order_and_process(wide_video: Path) -> None:
-    augment = TrainTransform(32, 48, False, (0.9, 1.33), 0.5, 0.8, (2, 15))
+    augment = TrainTransform(32, 48, "keep_ratio", (0.9, 1.33), 0.5, 0.8, (2, 15))
     dataset = train_clips(wide_video, wide_video, transform=augment, short_side=48, frames=4)
     keys = [(epoch, repeat, row) for epoch in range(2) for repeat in range(2) for row in range(2)]
     here = {key: dataset[key]["video"] for key in keys}
@@ -266,7 +273,7 @@ def test_several_clips_come_from_one_opening(video: Path, monkeypatch: pytest.Mo
 def test_what_no_clip_shows_need_not_be_read(
     clips_per_video: int, wide_video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zoom = TrainTransform(32, SIDE, False, (1.5, 3.0), 0.5, 0.0, None)
+    zoom = TrainTransform(32, SIDE, "keep_ratio", (1.5, 3.0), 0.5, 0.0, None)
 
     def clips() -> list[Tensor]:
         made = train_clips(wide_video, transform=zoom, clips_per_video=clips_per_video)
@@ -289,24 +296,24 @@ def test_segments_spread_over_the_whole_video(video: Path) -> None:
 
 def test_short_videos_may_stand_still(tmp_path: Path) -> None:
     h264(tmp_path / "short.mp4", frames=5, size=(SIDE, SIDE))
-    sample = train_clips(tmp_path / "short.mp4", short="edge")[0, 0, 0]
+    sample = train_clips(tmp_path / "short.mp4", padding="repeat_last")[0, 0, 0]
     assert numbers(sample["video"]) == [0, 2, 4, 4, 4, 4, 4, 4]
 
 
 def test_short_videos_may_be_padded_with_black(tmp_path: Path) -> None:
     h264(tmp_path / "short.mp4", frames=5, size=(SIDE, SIDE))
-    sample = train_clips(tmp_path / "short.mp4", short="pad")[0, 0, 0]
+    sample = train_clips(tmp_path / "short.mp4", padding="black")[0, 0, 0]
     assert sample["frame_numbers"].tolist() == [0, 2, 4, -1, -1, -1, -1, -1]
     assert numbers(sample["video"][:3]) == [0, 2, 4]
     assert sample["video"][3:].max() == 0
     assert sample["times_s"].isnan().tolist() == [False] * 3 + [True] * 5
-    (view,) = videos_to_test(tmp_path / "short.mp4", short="pad", order="reversed")[0]["video"]
+    (view,) = videos_to_test(tmp_path / "short.mp4", padding="black", order="reversed")[0]["video"]
     assert view[:5].max() == 0
     assert numbers(view[5:]) == [4, 2, 0]
 
 
 def test_a_flipped_clip_has_its_mirrored_label(video: Path) -> None:
-    flip = TrainTransform(SIDE, SIDE, False, None, 0.5, 0, None)
+    flip = TrainTransform(SIDE, SIDE, "keep_ratio", None, 0.5, 0, None)
     mirrored = [np.array([1, 0, 2])]
     dataset = train_clips(video, video, video, transform=flip, mirrored=mirrored)
     labels = [[int(dataset[epoch, 0, row]["label"]) for epoch in range(12)] for row in range(3)]
@@ -418,19 +425,19 @@ def fit(folder: Path, **kwargs: Any) -> tuple[VideoDataModule, dict[str, float]]
         "frames": 4,
         "short_side": 48,
         "crop": 32,
-        "global_batch": 4,
-        "micro_batch": 2,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
         "num_workers": 0,
         "bad_videos_file": folder / "bad_videos.csv",
     }
     data = VideoDataModule("test", str(folder), read_folder, **settings | kwargs)
     net = ViViT("vivit_fe", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2, temporal_depth=1)
-    task = VideoClassifier(net, {"": ["down", "up"]}, [0.5] * 3, [0.5] * 3, total_steps=4)
+    task = VideoClassifier(net, {"": ["down", "up"]}, [0.5] * 3, [0.5] * 3)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=2,
-        accumulate_grad_batches=data.divide_batch(1),
+        accumulate_grad_batches=data.global_batch_size // data.micro_batch_size,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -460,9 +467,17 @@ AUGMENTED = {"scale_jitter": (0.9, 1.33), "color_jitter": 0.8, "randaugment": (2
 def batches_of(folder: Path, device: str, **kwargs: Any) -> list[Any]:
     """The training batches of two epochs, as the model gets them."""
     data = VideoDataModule(
-        "test", str(folder), read_folder, frames=4, short_side=48, crop=32, global_batch=4, **AUGMENTED, **kwargs
+        "test",
+        str(folder),
+        read_folder,
+        frames=4,
+        short_side=48,
+        crop=32,
+        global_batch_size=4,
+        micro_batch_size=4,
+        **AUGMENTED,
+        **kwargs,
     )
-    data.divide_batch(1)
     loader = data.train_dataloader()
     batches = []
     for epoch in range(2):
@@ -553,9 +568,10 @@ def test_classes_can_be_limited_and_balanced(folder: Path) -> None:
     assert "train is limited to 2 clips per class: 4 of 6" in data.splits.summary()
     assert data.weights() is None
     with pytest.raises(UserError, match=r"data\.clips_per_video=3 must divide the 64 clips"):
-        VideoDataModule("test", str(folder), read_folder, clips_per_video=3).divide_batch(1)
-    several = VideoDataModule("test", str(folder), read_folder, clips_per_video=4, micro_batch=10)
-    assert (several.divide_batch(2), several.micro_batch) == (4, 8)
+        split_batch(64, 8, 1, clips_per_video=3)
+    assert split_batch(64, 10, 2, clips_per_video=4) == (8, 4)
+    with pytest.raises(UserError, match="global_batch_size=64 is not divisible by 3 devices"):
+        split_batch(64, 8, 3)
 
 
 def test_a_split_that_is_not_there_is_named(folder: Path) -> None:
@@ -565,10 +581,10 @@ def test_a_split_that_is_not_there_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("videos_there", "micro_batch", "sizes"), [(16, 8, [8, 8]), (16, 5, [4] * 4), (16, 3, [3] * 4 + [2] * 2)]
+    ("videos_there", "micro_batch_size", "sizes"), [(16, 8, [8, 8]), (16, 5, [4] * 4), (16, 3, [3] * 4 + [2] * 2)]
 )
 def test_no_batch_of_an_evaluation_is_much_smaller_than_the_others(
-    videos_there: int, micro_batch: int, sizes: list[int], videos: Path
+    videos_there: int, micro_batch_size: int, sizes: list[int], videos: Path
 ) -> None:
     data = VideoDataModule(
         "folder",
@@ -577,7 +593,7 @@ def test_no_batch_of_an_evaluation_is_much_smaller_than_the_others(
         frames=4,
         short_side=36,
         crop=32,
-        micro_batch=micro_batch,
+        micro_batch_size=micro_batch_size,
         num_workers=0,
     )
     batches = list(data.test_dataloader())

@@ -60,7 +60,7 @@ class Draws(TorchFunctionMode):
 
 @pytest.mark.parametrize("what", EACH)
 def test_a_device_augments_as_a_worker_does(what: str, device: torch.device) -> None:
-    transform = TrainTransform(crop=32, short_side=40, squash=False, **NOTHING | EACH[what])
+    transform = TrainTransform(crop=32, short_side=40, resize_mode="keep_ratio", **NOTHING | EACH[what])
     draw = torch.Generator().manual_seed(0)
     for clip in range(16):
         rough = torch.rand(4, 3, 6, 8, generator=draw)

@@ -22,7 +22,12 @@ def test_a_compiled_run_is_the_same_run(
     for compiled in ("false", "true"):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        settings = [f"model.compile={compiled}", "data.micro_batch=3", "recipe.global_batch=6", "recipe.epochs=2"]
+        settings = [
+            f"model.compile={compiled}",
+            "micro_batch_size=3",
+            "global_batch_size=6",
+            "trainer.max_epochs=2",
+        ]
         settings += ["model.temporal_depth=1", f"run_dir={tmp_path / compiled}"]
         cfg = config("data=folder", f"data.root={videos}", *settings, *on_device)
         Path(cfg.run_dir).mkdir()

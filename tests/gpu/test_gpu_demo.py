@@ -19,7 +19,13 @@ def test_the_demo_is_learned(tmp_path: Path, videos: Path, device: torch.device)
         words, videos_tested = ["trainer=gpu", f"data.root={tmp_path / 'demo'}"], 256
     else:
         words, videos_tested = ["trainer=cpu", "data=folder", f"data.root={videos}", "recipe=demo"], 16
-        words += ["data.short_side=36", "data.crop=36", "data.frames=8", "recipe.epochs=1", "data.num_workers=1"]
+        words += [
+            "data.short_side=36",
+            "data.crop=36",
+            "data.frames=8",
+            "trainer.max_epochs=1",
+            "data.num_workers=1",
+        ]
     run = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words, f"hydra.run.dir={run}"],

@@ -37,13 +37,13 @@ def test_nothing_leaks(videos: Path, device: torch.device) -> None:
         "test",
         str(videos),
         read_folder,
-        global_batch=8,
+        global_batch_size=8,
+        micro_batch_size=8,
         num_workers=2,
         augment_on="device",
         color_jitter=0.8,
         **sizes,
     )
-    data.divide_batch(1)
     net = ViViT("vivit_fe", num_classes=8, frames=4, image_size=32, dim=32, depth=1, heads=2, temporal_depth=1).to(
         device
     )

@@ -37,16 +37,18 @@ def settings(videos: Path, *others: str) -> list[str]:
         "model.dim=null",
         "model.depth=null",
     ]
-    batch = ["model.heads=null", "data.micro_batch=16", "recipe.global_batch=16", "recipe.epochs=1"]
+    batch = ["model.heads=null", "micro_batch_size=16", "global_batch_size=16", "trainer.max_epochs=1"]
     return ["data=folder", f"data.root={videos}", *size, *crop, *batch, "data.num_workers=0", *others]
 
 
 def test_a_lack_of_memory_names_the_micro_batch(
     videos: Path, config: Callable[..., DictConfig], on_device: list[str], little_memory: None
 ) -> None:
-    with pytest.raises(OutOfMemoryError, match=r"data\.micro_batch=16 .*\n.*data\.micro_batch=8") as lack:
+    with pytest.raises(
+        OutOfMemoryError, match=r"data\.micro_batch_size=16 .*\n.*data\.micro_batch_size=8"
+    ) as lack:
         train(config(*settings(videos), *on_device, tiny=False))
-    assert lack.value.micro_batch == 8
+    assert lack.value.micro_batch_size == 8
 
 
 def test_where_memory_lacks_half_is_tried(
@@ -56,5 +58,5 @@ def test_where_memory_lacks_half_is_tried(
     little_memory: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train(config(*settings(videos), *on_device, "trainer.auto_micro_batch=true", tiny=False))
-    assert "trainer.auto_micro_batch: retrying with this value" in capsys.readouterr().out
+    train(config(*settings(videos), *on_device, "auto_micro_batch_size=true", tiny=False))
+    assert "auto_micro_batch_size: retrying with this value" in capsys.readouterr().out

@@ -25,8 +25,8 @@ def command(run: Path, videos: Path, *others: str) -> list[str]:
     data = [
         "data=folder",
         f"data.root={videos}",
-        "recipe.epochs=2",
-        "data.micro_batch=4",
+        "trainer.max_epochs=2",
+        "micro_batch_size=4",
         "model.temporal_depth=1",
         "trainer.deterministic=true",
     ]

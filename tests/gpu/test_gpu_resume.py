@@ -31,10 +31,10 @@ def test_a_resumed_run_is_the_same_run(
 ) -> None:
     """With what draws at random: augmentation, mixing, stochastic depth. It ends in its second epoch's midst."""
     monkeypatch.setattr("vivit_train.config.half_precision_speedup", lambda dtype: 2.0)  # a CPU may be slower so
-    settings = ["data=folder", f"data.root={videos}", "recipe.epochs=3", "recipe.mixup=0.3", "model.drop_path=0.2"]
-    settings += ["recipe.flip=0.5", "recipe.scale_jitter=[0.8,1.3]", "recipe.color_jitter=0.8", "recipe.ema=0.9"]
+    settings = ["data=folder", f"data.root={videos}", "trainer.max_epochs=3", "mixup=0.3", "model.drop_path=0.2"]
+    settings += ["data.flip=0.5", "data.scale_jitter=[0.8,1.3]", "data.color_jitter=0.8", "ema_decay=0.9"]
     settings += [
-        "data.micro_batch=4",
+        "micro_batch_size=4",
         "data.num_workers=1",
         "callbacks.last.minutes=0",
         "trainer.deterministic=true",

@@ -49,7 +49,7 @@ def uninterrupted(slurm: Slurm, videos: Path, tmp_path_factory: pytest.TempPathF
 
 
 def settings(videos: Path) -> list[str]:
-    epochs = [f"recipe.epochs={EPOCHS}", "recipe.optimizer.lr=0.001"]
+    epochs = [f"trainer.max_epochs={EPOCHS}", "optimizer.lr=0.001"]
     return ["data=folder", f"data.root={videos}", *TINY, *epochs, "trainer.strategy=ddp", "trainer.devices=2"]
 
 
@@ -126,7 +126,7 @@ def test_ranks_without_a_common_folder_are_refused(slurm: Slurm, tmp_path: Path,
 def test_a_sweep_is_an_array(slurm: Slurm, videos: Path, tmp_path: Path, devices: int, happened: Happened) -> None:
     pytest.importorskip("submitit", reason="needs the extra `submitit`")
     training = ["data=folder", f"data.root={videos}", *TINY, "trainer.strategy=ddp", f"trainer.devices={devices}"]
-    sweep = ["hydra/launcher=slurm", "recipe.optimizer.lr=0.01,-1", "hydra.sweep.dir=sweep"]
+    sweep = ["hydra/launcher=slurm", "optimizer.lr=0.01,-1", "hydra.sweep.dir=sweep"]
     result = slurm(sys.executable, str(ROOT / "train.py"), "-m", *training, *sweep, cwd=tmp_path)
     assert result.returncode == 1
     assert "error: 1 of 2 jobs failed" in result.stderr
@@ -134,6 +134,6 @@ def test_a_sweep_is_an_array(slurm: Slurm, videos: Path, tmp_path: Path, devices
     good, bad = csv.DictReader((tmp_path / "sweep/summary.csv").open())
     assert good["failed"] == "0"
     assert 0 <= float(good["val/score"]) <= 1
-    assert "recipe.optimizer.lr=-1: must be" in bad["note"]
+    assert "optimizer.lr=-1: must be" in bad["note"]
     assert len(list((tmp_path / "sweep/.submitit").glob("*_0/*_log.out"))) == devices
     happened(f"In an array of SLURM's, {devices} processes a job, one job fails", f"the other runs; {bad['note']}")

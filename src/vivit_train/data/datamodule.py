@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from vivit_train.data.annotations.table import ClipTable, Splits
 from vivit_train.data.dataset import EvalDataset, Sample, TrainDataset, VideoReader, collate
 from vivit_train.data.digest import digest
-from vivit_train.data.sampler import GlobalBatchSampler, steps_per_epoch
+from vivit_train.data.sampler import GlobalBatchSampler, check_split, steps_per_epoch
 from vivit_train.data.sampling import Sampling
-from vivit_train.data.transforms import TrainTransform, mirrored_classes
+from vivit_train.data.transforms import ResizeMode, TrainTransform, mirrored_classes
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
 from vivit_train.data.watchdog import WorkerStatus, explain, start_worker
@@ -41,19 +41,20 @@ class VideoDataModule(L.LightningDataModule):
         root: The folder of the videos, or the folder of the doctor's clean lists and stored scans.
         train, val, test: The annotation files or folders, as `reader` interprets them.
         reader: A function (root, train, val, test) -> Splits.
-        frames, stride, fps, sampling, short: See `Sampling`.
+        frames, stride, fps, sampling, padding: See `Sampling`.
         clips_per_video: The number of clips per decoded video (repeated augmentation), which lengthens an epoch.
         balance: "class" draws training videos with replacement so that all classes are equally frequent; "sqrt"
             draws each class in proportion to the square root of its size. A class is one combination of the
             labels of all heads. A multi-label video counts as its rarest class.
         limit_per_class: The number of training videos per class; multi-label data may exceed it.
         short_side, crop: The video's short side is resized to `short_side` pixels; the model sees `crop` x `crop`.
-        squash, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: See `TrainTransform`.
+        resize_mode, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: See
+            `TrainTransform`.
         mirror_labels: Whether flipping a clip exchanges "left" and "right" in its class.
         augment_on: Where clips are augmented, with the same random draws: in the loader's workers ("worker") or
             after the transfer ("device"). "auto" means the device if it is a GPU.
-        global_batch: The number of clips per optimizer step, over all devices.
-        micro_batch: The largest number of clips that one device processes at once.
+        global_batch_size: The number of clips per optimizer step, over all devices.
+        micro_batch_size: The number of clips that one device processes at once; see `split_batch`.
         num_workers: The number of loader processes per device; "auto" divides the CPU cores among the devices.
         decoder: See `read_frames`.
         timeout_s: The time limit for reading one video, in seconds. Training stops and names a video that hangs.
@@ -77,23 +78,23 @@ class VideoDataModule(L.LightningDataModule):
         stride: int = 2,
         fps: float | None = None,
         sampling: Literal["window", "segments"] = "window",
-        short: Literal["loop", "edge", "pad"] = "loop",
+        padding: Literal["wrap", "repeat_last", "black"] = "wrap",
         clips_per_video: int = 1,
         balance: Literal["sqrt", "class"] | None = None,
         limit_per_class: int | None = None,
         short_side: int = 256,
         crop: int = 224,
-        squash: bool = False,
-        scale_jitter: tuple[float, float] | None = None,
+        resize_mode: ResizeMode = "keep_ratio",
+        scale_jitter: tuple[float, float] | None = (0.9, 1.33),
         flip: float = 0.5,
-        color_jitter: float = 0.0,
+        color_jitter: float = 0.8,
         strong_color: bool = False,
         randaugment: tuple[int, int] | None = None,
         random_erasing: float = 0.0,
         mirror_labels: bool = False,
-        global_batch: int = 64,
+        global_batch_size: int = 64,
         augment_on: Literal["auto", "worker", "device"] = "auto",
-        micro_batch: int = 8,
+        micro_batch_size: int = 8,
         num_workers: int | str = "auto",
         decoder: str = "auto",
         timeout_s: float = 120,
@@ -106,14 +107,22 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         self.name, self.root, self.reader = name, root, reader
         self.annotations = {"train": train, "val": val, "test": test}
-        self.sampling = Sampling(frames, stride, fps, sampling, short)
+        self.sampling = Sampling(frames, stride, fps, sampling, padding)
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
-        self.short_side, self.crop, self.squash = short_side, crop, squash
+        self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
         self.transform = TrainTransform(
-            crop, short_side, squash, scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color
+            crop,
+            short_side,
+            resize_mode,
+            scale_jitter,
+            flip,
+            color_jitter,
+            randaugment,
+            random_erasing,
+            strong_color,
         )
         self.mirror_labels, self.augment_on = mirror_labels, augment_on
-        self.global_batch, self.max_micro_batch, self.micro_batch = global_batch, micro_batch, micro_batch
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
         index_db = Path(root).expanduser() / index.NAME
@@ -135,10 +144,8 @@ class VideoDataModule(L.LightningDataModule):
         """The annotations, which are read on first use."""
         with urls.private_urls(self.video_reader.allow_private_urls):
             splits = self.reader(self.root, **self.annotations)
-        if self.video_reader.index_db and (why := index.why_unused(self.video_reader.index_db)):
-            notice = (
-                f"{self.video_reader.index_db} is ignored ({why}), so videos are scanned; vivit doctor rebuilds it"
-            )
+        if (db := self.video_reader.index_db) and (why := index.why_unused(db)):
+            notice = f"{db} is ignored ({why}), so videos are scanned; vivit doctor rebuilds it"
             splits = replace(splits, notices=(*splits.notices, notice))
         if self.limit_per_class is None:
             return splits
@@ -161,18 +168,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.splits.train) * self.clips_per_video, self.global_batch)
-
-    def divide_batch(self, devices: int) -> int:
-        """Chooses the largest micro-batch that divides the global batch; returns the gradient accumulation."""
-        per_device, clips = self.global_batch // devices, self.clips_per_video
-        if per_device % clips or clips > self.max_micro_batch:
-            raise UserError(
-                f"data.clips_per_video={clips} must divide the {per_device} clips of a step on each device "
-                f"(recipe.global_batch) and must not exceed data.micro_batch={self.max_micro_batch}"
-            )
-        self.micro_batch = max(m for m in range(clips, self.max_micro_batch + 1, clips) if per_device % m == 0)
-        return per_device // self.micro_batch
+        return steps_per_epoch(len(self.splits.train) * self.clips_per_video, self.global_batch_size)
 
     @property
     def mirrored(self) -> list[NDArray[np.int64]] | None:
@@ -231,11 +227,14 @@ class VideoDataModule(L.LightningDataModule):
         return self.augment_on == "device"
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        manifest = self.splits.train
+        manifest, trainer = self.splits.train, self.trainer
+        if trainer:
+            micro_batches = trainer.world_size * trainer.accumulate_grad_batches
+            check_split(self.global_batch_size, self.micro_batch_size, micro_batches)
         batches = GlobalBatchSampler(
             len(manifest),
-            self.global_batch,
-            self.micro_batch,
+            self.global_batch_size,
+            self.micro_batch_size,
             self.trainer.global_rank if self.trainer else 0,
             self.trainer.world_size if self.trainer else 1,
             self.seed,
@@ -282,7 +281,7 @@ class VideoDataModule(L.LightningDataModule):
             self.sampling,
             short_side=self.short_side,
             crop=self.crop,
-            squash=self.squash,
+            resize_mode=self.resize_mode,
             views=views,
             order=order,
             video_reader=self.video_reader,
@@ -292,7 +291,7 @@ class VideoDataModule(L.LightningDataModule):
         # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
         # rows; the row number identifies the repeats.
         rows = range(rank, -(-len(videos) // world_size) * world_size, world_size)
-        most = max(1, self.micro_batch // (views[0] * views[1]))
+        most = max(1, self.micro_batch_size // (views[0] * views[1]))
         # Batches have similar sizes, because a compiled model would recompile for a small last batch.
         batches = np.array_split(np.array(rows) % len(videos), -(-len(rows) // most))
         return self.loader(videos, batch_sampler=[batch.tolist() for batch in batches])

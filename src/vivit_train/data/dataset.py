@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from vivit_train.data.annotations.table import ClipTable, Target
 from vivit_train.data.sampler import Key
 from vivit_train.data.sampling import PAD_INDEX, Indices, Sampling
-from vivit_train.data.transforms import ClipParams, TrainTransform, crop_views, seeded, union_box
+from vivit_train.data.transforms import ClipParams, ResizeMode, TrainTransform, crop_views, seeded, union_box
 from vivit_train.data.video import urls
 from vivit_train.data.video.decode import BBox, CropFn, read_frames
 from vivit_train.data.video.index import Timeline
@@ -192,7 +192,7 @@ class EvalDataset(Dataset[Sample]):
         sampling: The way clips are sampled from a video.
         short_side: The length of the resized short side, in pixels.
         crop: The side of the square crops, in pixels.
-        squash: Whether to resize both sides to `short_side`.
+        resize_mode: See `TrainTransform`.
         views: The number of temporal clips and the number of spatial crops per clip.
         order: The order of the frames in a clip: "forward", "reversed" or "shuffled". The last two measure how
             much a model uses time.
@@ -209,7 +209,7 @@ class EvalDataset(Dataset[Sample]):
         *,
         short_side: int,
         crop: int,
-        squash: bool = False,
+        resize_mode: ResizeMode = "keep_ratio",
         views: tuple[int, int] = (1, 1),
         order: str = "forward",
         video_reader: VideoReader | None = None,
@@ -217,7 +217,7 @@ class EvalDataset(Dataset[Sample]):
     ) -> None:
         self.manifest, self.views, self.order, self.seed = manifest, views, order, seed
         self.video_reader = video_reader or VideoReader()
-        self.sampling, self.short_side, self.crop, self.squash = sampling, short_side, crop, squash
+        self.sampling, self.short_side, self.crop, self.resize_mode = sampling, short_side, crop, resize_mode
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -246,7 +246,7 @@ class EvalDataset(Dataset[Sample]):
             clips = self.sampling.uniform(num_frames, times.fps, self.views[0])
             clips = self.reorder(in_video(first, clips), row)
             decoded_TCHW, places = self.video_reader.frames(path, clips, self.short_side)
-        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.squash, self.views[1])
+        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.resize_mode, self.views[1])
         return torch.stack([crop[place] for place in places for crop in crops])
 
     def reorder(self, clips: Indices, row: int) -> Indices:

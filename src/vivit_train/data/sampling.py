@@ -1,9 +1,9 @@
 """Chooses the frames of a clip with index arithmetic, without I/O.
 
 A clip has `frames` frames that are `step` source frames apart. `step` is the stride, or `video_fps / fps` for a
-stride in time, which need not be an integer. If a video is shorter than the clip, the clip loops, repeats the last
-frame or is padded with black frames. Alternatively, a clip has one frame from each of `frames` equal segments of
-the whole video.
+stride in time, which need not be an integer. If a video is shorter than the clip, the clip starts it again,
+repeats its last frame or is padded with black frames. Alternatively, a clip has one frame from each of `frames`
+equal segments of the whole video.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ class Sampling:
         fps: The number of clip frames per second of video, which replaces `stride`; None uses `stride`.
         kind: "window" takes frames at the stride. "segments" takes one frame from each of `frames` equal segments
             of the video (TSN), at random in training and from the middle in evaluation.
-        short: The padding of a video that is shorter than its window: "loop" starts again, "edge" repeats the last
-            frame, and "pad" appends black frames.
+        padding: What fills the window of a shorter video: "wrap" starts the video again, "repeat_last" repeats its
+            last frame, and "black" appends black frames.
     """
 
     frames: int = 32
     stride: int = 2
     fps: float | None = None
     kind: Literal["window", "segments"] = "window"
-    short: Literal["loop", "edge", "pad"] = "loop"
+    padding: Literal["wrap", "repeat_last", "black"] = "wrap"
 
     @property
     def num_random(self) -> int:
@@ -53,7 +53,7 @@ class Sampling:
         if self.kind == "segments":
             return segment_clip(num_frames, self.frames, np.array(rand))
         step = frame_step(self.stride, self.fps, video_fps)
-        return random_clip(num_frames, self.frames, step, rand[0], self.short)
+        return random_clip(num_frames, self.frames, step, rand[0], self.padding)
 
     def uniform(self, num_frames: int, video_fps: float, clips: int) -> Indices:
         """Returns the frame numbers of the evaluation clips, int64 [clips, frames]."""
@@ -61,7 +61,7 @@ class Sampling:
             places = (np.arange(clips) + 0.5) / clips
             return np.stack([segment_clip(num_frames, self.frames, place) for place in places])
         step = frame_step(self.stride, self.fps, video_fps)
-        return np.stack(uniform_clips(num_frames, self.frames, step, clips, self.short))
+        return np.stack(uniform_clips(num_frames, self.frames, step, clips, self.padding))
 
 
 def segment_clip(num_frames: int, frames: int, rand: float | NDArray[np.float64]) -> Indices:
@@ -80,36 +80,36 @@ def frame_step(stride: int, fps: float | None, video_fps: float) -> float:
     return float(stride) if fps is None else video_fps / fps
 
 
-def clip_at(start: float, num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
+def clip_at(start: float, num_frames: int, frames: int, step: float, padding: str = "wrap") -> Indices:
     """Returns the frame numbers of the clip that starts at `start`, int64 [frames].
 
-    All numbers are less than `num_frames`; `short` defines the numbers after the end of the video.
+    All numbers are less than `num_frames`; `padding` defines the numbers after the end of the video.
     """
     positions = np.floor(start + step * np.arange(frames) + 1e-6).astype(np.int64)
-    if short == "pad":
+    if padding == "black":
         return np.where(positions < num_frames, positions, PAD_INDEX)
-    return positions % num_frames if short == "loop" else np.minimum(positions, num_frames - 1)
+    return positions % num_frames if padding == "wrap" else np.minimum(positions, num_frames - 1)
 
 
-def random_clip(num_frames: int, frames: int, step: float, rand: float, short: str = "loop") -> Indices:
+def random_clip(num_frames: int, frames: int, step: float, rand: float, padding: str = "wrap") -> Indices:
     """Returns a training window; `rand` in [0, 1) chooses its start uniformly among the valid ones."""
     last_start = max(0, int(num_frames - frames * step))
-    return clip_at(int(rand * (last_start + 1)), num_frames, frames, step, short)
+    return clip_at(int(rand * (last_start + 1)), num_frames, frames, step, padding)
 
 
-def center_clip(num_frames: int, frames: int, step: float, short: str = "loop") -> Indices:
+def center_clip(num_frames: int, frames: int, step: float, padding: str = "wrap") -> Indices:
     """Returns the window in the middle of the video, which validation uses."""
-    return clip_at(max(0, int(num_frames - frames * step)) // 2, num_frames, frames, step, short)
+    return clip_at(max(0, int(num_frames - frames * step)) // 2, num_frames, frames, step, padding)
 
 
-def uniform_clips(num_frames: int, frames: int, step: float, clips: int, short: str = "loop") -> list[Indices]:
+def uniform_clips(num_frames: int, frames: int, step: float, clips: int, padding: str = "wrap") -> list[Indices]:
     """Returns `clips` windows spread evenly over the video, as in the authors' evaluation.
 
     The starts are `int(linspace(0, max(0, L - n*s), k))` (scenic's test sampling) for L frames of video and k
     clips of n frames at step s. A single clip is the center clip.
     """
     if clips == 1:
-        return [center_clip(num_frames, frames, step, short)]
+        return [center_clip(num_frames, frames, step, padding)]
     last_start = max(0, int(num_frames - frames * step))
     starts = np.linspace(0, last_start, clips).astype(int)
-    return [clip_at(int(start), num_frames, frames, step, short) for start in starts]
+    return [clip_at(int(start), num_frames, frames, step, padding) for start in starts]

@@ -7,7 +7,7 @@ Therefore the draws are the same on every device.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+ResizeMode = Literal["keep_ratio", "stretch"]
 
 
 @contextmanager
@@ -81,7 +83,8 @@ class TrainTransform:
     Args:
         crop: The side of the output, in pixels.
         short_side: The length of the resized short side before jitter and crop, in pixels.
-        squash: Whether to resize both sides to `short_side`, so that the left and right margins are not lost.
+        resize_mode: "keep_ratio" resizes the short side to `short_side`; "stretch" resizes both sides to it, so
+            that the left and right margins are not lost.
         scale_jitter: The range of the scale factors of height and width, which are drawn independently (paper,
             Table 7).
         flip: The probability of a horizontal flip.
@@ -95,7 +98,7 @@ class TrainTransform:
         self,
         crop: int,
         short_side: int,
-        squash: bool,
+        resize_mode: ResizeMode,
         scale_jitter: tuple[float, float] | None,
         flip: float,
         color_jitter: float,
@@ -103,7 +106,7 @@ class TrainTransform:
         random_erasing: float = 0.0,
         strong_color: bool = False,
     ) -> None:
-        self.crop, self.short_side, self.squash = crop, short_side, squash
+        self.crop, self.short_side, self.resize_mode = crop, short_side, resize_mode
         self.scale_jitter = scale_jitter or (1.0, 1.0)
         self.flip, self.color_jitter = flip, color_jitter
         self.jitter_colors = jitter_colors_more if strong_color else jitter_colors
@@ -115,7 +118,7 @@ class TrainTransform:
 
         The box lies inside the frames. Cropping before the resize changes only the pixels at the border.
         """
-        full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.squash)
+        full_h, full_w = crop_box(height, width, self.crop, self.short_side, self.resize_mode)
         box_h = min(height, round(full_h / uniform(*self.scale_jitter)))
         box_w = min(width, round(full_w / uniform(*self.scale_jitter)))
         top = int(torch.randint(height - box_h + 1, ()))
@@ -175,13 +178,15 @@ def mirrored_classes(names: Sequence[str]) -> NDArray[np.int64]:
     return np.array([ids.get(name, i) for i, name in enumerate(mirrored)])
 
 
-def crop_box(height: int, width: int, crop: int, short_side: int, squash: bool) -> tuple[float, float]:
+def crop_box(height: int, width: int, crop: int, short_side: int, resize_mode: ResizeMode) -> tuple[float, float]:
     """Returns the height and width, in source pixels, of the region that is resized to `crop` x `crop` pixels."""
-    base_h, base_w = (height, width) if squash else (min(height, width),) * 2
+    base_h, base_w = (height, width) if resize_mode == "stretch" else (min(height, width),) * 2
     return base_h * crop / short_side, base_w * crop / short_side
 
 
-def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, crops: int) -> list[Tensor]:
+def crop_views(
+    video_TCHW: Tensor, crop: int, short_side: int, resize_mode: ResizeMode, crops: int
+) -> list[Tensor]:
     """Returns the spatial views for evaluation, each uint8 [T, C, crop, crop].
 
     The short side is resized to `short_side` pixels. Then `crops` squares are cropped along the long side: 1 is
@@ -189,7 +194,7 @@ def crop_views(video_TCHW: Tensor, crop: int, short_side: int, squash: bool, cro
     """
     height, width = video_TCHW.shape[-2:]
     video = TF.resize(
-        video_TCHW, [short_side] * (2 if squash else 1), antialias=True
+        video_TCHW, [short_side] * (2 if resize_mode == "stretch" else 1), antialias=True
     )  # with one number, torchvision resizes the short side
     room_y, room_x = video.shape[-2] - crop, video.shape[-1] - crop
     views = []

@@ -19,11 +19,11 @@ from torch.utils.data import get_worker_info
 
 from vivit_train.utils.errors import VideoError
 
-LESS_MEMORY = "lower data.num_workers or data.micro_batch, or give the job more memory"
+LESS_MEMORY = "lower data.num_workers or data.micro_batch_size, or give the job more memory"
 LEAVE_OUT = "leave it out of the data set, with any others that `vivit doctor` finds"
 NO_SHARED_MEMORY = (
     "the shared memory (/dev/shm) through which loader processes pass clips is full: "
-    "lower data.num_workers or data.micro_batch, or enlarge it (docker run --ipc=host, or --shm-size=16g)"
+    "lower data.num_workers or data.micro_batch_size, or enlarge it (docker run --ipc=host, or --shm-size=16g)"
 )
 
 

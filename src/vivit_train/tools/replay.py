@@ -14,6 +14,7 @@ from vivit_train.training.callbacks import caption
 from vivit_train.training.checkpoint import load_checkpoint, read_checkpoint, restore_net
 from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.nonfinite import REPLAY, clip_text, is_finite
+from vivit_train.training.targets import LOSSES, build
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.plots import contact_sheet
 from vivit_train.utils.text import plural
@@ -126,14 +127,15 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
 def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     """Rebuild the model of a saved step in training mode, on the GPU if there is one."""
     metadata, weights = load_checkpoint(file)
-    settings = metadata.config["task"]
+    settings = metadata.config
+    given = {"multi_label": True} if metadata.multi_label else {}
     task = VideoClassifier(
         restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
         metadata.std,
         multi_label=metadata.multi_label,
-        label_smoothing=float(settings["label_smoothing"]),
+        loss=build(settings["loss"], LOSSES, f"{file}: loss", trusted, **given),
         mixup=float(settings["mixup"]),
         cutmix=float(settings["cutmix"]),
     )

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.training.module import Batch, VideoClassifier
 from vivit_train.training.profiling import (
     FORWARD_AND_BACKWARD,
@@ -70,7 +71,9 @@ class Report(Callback):
         self.started_s = self.last_line_s = time.monotonic()
         assert isinstance(pl_module, VideoClassifier)
         self.first_step = trainer.global_step
-        self.total_steps = planned_steps(pl_module.total_steps + pl_module.schedule_offset, trainer)
+        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        epochs = trainer.max_epochs or 1
+        self.total_steps = planned_steps(data.steps_per_epoch * epochs + data.schedule_offset, trainer)
         self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
         self.main_score = pl_module.main_score
         # Lightning skips this hook if a run resumes in the middle of an epoch.

@@ -14,6 +14,7 @@ from torch import Tensor
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
 from vivit_train.models.weights.files import refuse_bomb, tensors_of
+from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
@@ -69,7 +70,7 @@ class Metadata:
         check_statistics(stored["mean"], stored["std"], path)
         if not all(stored["classes"].values()) or not stored["classes"]:
             raise UserError(f"{path} contains no class names")
-        return cls(**stored)
+        return cls(**stored | {"config": with_current_keys(stored["config"])})
 
 
 def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> ViViT:
@@ -180,5 +181,10 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
         UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
     checkpoint = read_checkpoint(Path(path))
-    net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+    # A loss may have tensors, too.
+    net = {
+        name.removeprefix("net."): value
+        for name, value in checkpoint["state_dict"].items()
+        if not name.startswith("criterion.")
+    }
     return Metadata.from_stored(checkpoint[KEY], path), tensors_of(net, Path(path))

@@ -44,15 +44,15 @@ def translate_out_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterat
             raise
         epoch, step = data.first
         done = trainer.global_step - (epoch * data.steps_per_epoch + step + data.schedule_offset)
-        half = data.micro_batch // 2 // data.clips_per_video * data.clips_per_video
+        half = data.micro_batch_size // 2 // data.clips_per_video * data.clips_per_video
         text = (
-            f"out of memory with data.micro_batch={data.micro_batch} (after {plural(done, 'step')}: "
+            f"out of memory with micro_batch_size={data.micro_batch_size} (after {plural(done, 'step')}: "
             f"{reason(error)})\n"
         )
         if not half:
             advice = "it cannot be halved: lower data.frames, data.crop, model.size, or trainer.precision"
             raise OutOfMemoryError(text + advice, None) from error
-        text += f"data.micro_batch={half} needs half; recipe.global_batch={data.global_batch} stays the same"
+        text += f"micro_batch_size={half} needs half; global_batch_size={data.global_batch_size} stays the same"
         early = done < FIRST_STEPS and trainer.world_size == 1
         raise OutOfMemoryError(text, half if early else None) from error
 

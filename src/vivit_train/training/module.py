@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -16,8 +15,9 @@ from torchmetrics import MeanMetric
 from vivit_train.data.transforms import mix_batch, mix_seed
 from vivit_train.models.vivit import Block, ViViT
 from vivit_train.training.checkpoint import KEY
+from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label
-from vivit_train.training.optim import parameter_groups, warmup_cosine
+from vivit_train.training.optim import Schedule, parameter_groups
 from vivit_train.training.profiling import forward_flops, full_tensor
 from vivit_train.training.resume import align_loop_progress, keep_paths_inside, shift_loop_progress, to_fqn_order
 from vivit_train.utils.errors import UserError
@@ -35,11 +35,11 @@ class VideoClassifier(L.LightningModule):
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
         multi_label: Whether a video may have any number of classes, each with an independent probability.
-        optimizer: A function from parameter groups to an optimizer whose `lr` is the base learning rate.
-        weight_decay: The weight decay of weight matrices; other parameters do not decay.
-        total_steps: The length of the learning-rate schedule in optimizer steps.
-        warmup_steps: The length of the warmup in optimizer steps.
-        label_smoothing: The amount of label smoothing, which is applied after mixing.
+        loss: The loss of one head, a function of its logits [B, K] and target; see `CrossEntropy.forward`. None
+            is the cross-entropy.
+        optimizer: A function from parameter groups to an optimizer. Its `lr` is the base learning rate, and its
+            `weight_decay` applies to weight matrices.
+        schedule: A function from the optimizer step to a factor of the base learning rate.
         mixup: The alpha of mixup; 0 disables it.
         cutmix: The alpha of CutMix; 0 disables it.
         seed: The seed of mixing and stochastic depth.
@@ -57,11 +57,9 @@ class VideoClassifier(L.LightningModule):
         std: Sequence[float],
         *,
         multi_label: bool = False,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
-        weight_decay: float = 0.0,
-        total_steps: int = 1,
-        warmup_steps: float = 0.0,
-        label_smoothing: float = 0.0,
+        schedule: Schedule = lambda step: 1.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
@@ -72,9 +70,9 @@ class VideoClassifier(L.LightningModule):
         self.classes = {head: tuple(names) for head, names in classes.items()}
         self.heads = {head: len(names) for head, names in self.classes.items()}
         self.multi_label = multi_label
-        self.optimizer, self.weight_decay = optimizer, weight_decay
-        self.total_steps, self.warmup_steps = total_steps, warmup_steps
-        self.label_smoothing, self.mixup, self.cutmix, self.seed = label_smoothing, mixup, cutmix, seed
+        self.criterion = CrossEntropy(multi_label=multi_label) if loss is None else loss
+        self.optimizer, self.schedule = optimizer, schedule
+        self.mixup, self.cutmix, self.seed = mixup, cutmix, seed
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
@@ -163,19 +161,10 @@ class VideoClassifier(L.LightningModule):
         return logits if isinstance(logits, Tensor) else torch.cat(list(logits.values()), dim=1)
 
     def loss(self, logits_BK: Tensor, target: Tensor) -> Tensor:
-        """Returns the cross-entropy, averaged over the heads.
-
-        For multi-label data, this is the binary cross-entropy averaged over the classes, and label smoothing moves
-        the targets toward 0.5.
-        """
-        if self.multi_label:
-            # The dtype of the target determines the precision of the loss.
-            target = target.to(torch.promote_types(logits_BK.dtype, torch.float32))
-            smooth_BK = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-            return F.binary_cross_entropy_with_logits(logits_BK, smooth_BK)
+        """Returns the loss, averaged over the heads."""
+        target = target.float() if target.dtype == torch.bool else target
         pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
-        losses = [F.cross_entropy(logits, t, label_smoothing=self.label_smoothing) for logits, t in pairs]
-        return torch.stack(losses).mean()
+        return torch.stack([self.criterion(logits, head_target) for logits, head_target in pairs]).mean()
 
     def by_head(self, target: Tensor) -> Sequence[Tensor]:
         """Splits targets from `training_input` by head: class ids [B], or bools or shares [B, classes]."""
@@ -227,11 +216,12 @@ class VideoClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer(parameter_groups(self.net, self.weight_decay))
-        except TypeError as error:
-            raise UserError(f"recipe.optimizer: {error}") from error
-        factor = warmup_cosine(self.warmup_steps, self.total_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step - self.schedule_offset))
+            optimizer = self.optimizer(parameter_groups(self.net))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer: {error}") from error
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule(step - self.schedule_offset)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -122,8 +122,8 @@ class NonFiniteGuard(Callback):
             return
         again = f", the {ordinal(self.in_a_row)} in a row: not caused by the clips" if self.in_a_row > 1 else ""
         advice = (
-            "the weights and checkpoints are unchanged since the step before. A lower recipe.optimizer.lr or "
-            "recipe.clip_grad_norm, or trainer.precision=32-true, may help"
+            "the weights and checkpoints are unchanged since the step before. A lower optimizer.lr or "
+            "trainer.gradient_clip_val, or trainer.precision=32-true, may help"
         )
         if self.on_nonfinite == "stop":
             advice += "; callbacks.health.on_nonfinite=skip skips non-finite steps"
@@ -177,7 +177,7 @@ class NonFiniteGuard(Callback):
             first = list(named)[finite.tolist().index(False)]
             raise UserError(
                 f"after step {trainer.global_step} weights are not finite ({first}, maybe more): the previous "
-                "checkpoint stays. A lower recipe.optimizer.lr may help"
+                "checkpoint stays. A lower optimizer.lr may help"
             )
 
 

@@ -1,13 +1,19 @@
-"""Parameter groups for weight decay, and the learning-rate schedule."""
+"""Parameter groups for weight decay, and the learning-rate schedules.
+
+A schedule is a function from the optimizer step to a factor of the base learning rate. The functions in
+conf/scheduler build one from the length of training; so can your own: scheduler._target_=package.function.
+"""
 
 import math
 from collections.abc import Callable
 
 from torch import nn
 
+Schedule = Callable[[int], float]
 
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Returns two parameter groups, with and without weight decay.
+
+def parameter_groups(net: nn.Module) -> list[dict[str, object]]:
+    """Returns two parameter groups: one with the optimizer's own weight decay, and one without weight decay.
 
     Matrices decay; biases, norms, class tokens, and position embeddings do not.
     """
@@ -15,14 +21,22 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, obje
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             groups[parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
+    return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
 
 
-def warmup_cosine(warmup_steps: float, total_steps: int) -> Callable[[int], float]:
-    """Returns a function from the step to a factor of the base learning rate: linear warmup, then cosine decay.
+def cosine(total_steps: int, steps_per_epoch: int, warmup_epochs: float = 2.5) -> Schedule:
+    """Returns `warmup_cosine` with a warmup in epochs; like the authors, the warmup takes whole steps."""
+    return warmup_cosine(int(steps_per_epoch * warmup_epochs), total_steps)
+
+
+def constant(total_steps: int, steps_per_epoch: int, warmup_epochs: float = 2.5) -> Schedule:
+    """Returns a schedule with a linear warmup and then a factor of 1."""
+    warmup_steps = int(steps_per_epoch * warmup_epochs)
+    return lambda step: min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
+def warmup_cosine(warmup_steps: float, total_steps: int) -> Schedule:
+    """Returns a schedule with a linear warmup, then cosine decay to 0.
 
     At step s in 0 .. total - 1, the factor is, as in the authors' code,
     min(1, s / warmup) * 0.5 * (1 + cos(pi * max(0, s - warmup) / (total - warmup))).

@@ -17,6 +17,7 @@ TARGETS = {
     "vivit": "vivit_train.models.vivit:ViViT",
     "vivit_of_size": "vivit_train.models.vivit:ViViT.from_size",
     "videos": "vivit_train.data.datamodule:VideoDataModule",
+    "cross_entropy": "vivit_train.training.losses:CrossEntropy",
     "folder": "vivit_train.data.annotations.folder:read_folder",
     "csv": "vivit_train.data.annotations.csv_file:read_csv",
     "kinetics": "vivit_train.data.annotations.kinetics:read_kinetics",
@@ -30,6 +31,7 @@ TARGETS = {
 READERS = {"folder", "csv", "kinetics", "moments", "something", "epic", "ucf101", "hmdb51", "demo"}
 MODELS = {"vivit", "vivit_of_size"}
 DATA = {"videos"}
+LOSSES = {"cross_entropy"}
 MOVED = {  # Checkpoints from before 2026-11-28 have these names.
     "vivit_train.model.vivit.ViViT": "vivit",
     "vivit_train.model.vivit.ViViT.from_size": "vivit_of_size",

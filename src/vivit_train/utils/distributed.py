@@ -131,9 +131,7 @@ class CheckRankConsistency(Callback):
     def __init__(self, cfg: DictConfig) -> None:
         cfg = deepcopy(cfg)
         cfg.run_dir = ""
-        # In eval.py's configuration, the data node may refer to a recipe that is missing.
-        trains = "recipe" in cfg
-        self.facts = dict(leaves(OmegaConf.to_container(cfg, resolve=trains)))
+        self.facts = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if count() == 1:

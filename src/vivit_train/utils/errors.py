@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+from vivit_train.utils.moved_keys import moved_hint
 from vivit_train.utils.text import printable, printable_lines
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,13 @@ class OutOfMemoryError(UserError):
     """A micro-batch that does not fit into memory.
 
     Attributes:
-        micro_batch: Half of the micro-batch, to retry with. None if it cannot be halved, or if the run has already
-            made too much progress to restart.
+        micro_batch_size: Half of the micro-batch, to retry with. None if it cannot be halved, or if the run has
+            already made too much progress to restart.
     """
 
-    def __init__(self, text: str, micro_batch: int | None) -> None:
+    def __init__(self, text: str, micro_batch_size: int | None) -> None:
         super().__init__(text)
-        self.micro_batch = micro_batch
+        self.micro_batch_size = micro_batch_size
 
 
 def reason(error: Exception) -> str:
@@ -103,5 +104,6 @@ def exit_with_message(main: Callable[[], object]) -> None:
         sys.exit(stopped.code)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        log.error(f"error: {error}{cause}")
+        hint = moved_hint(str(error)) if isinstance(error, HydraException) else ""
+        log.error(f"error: {hint.removeprefix('; ') or f'{error}{cause}'}")
         sys.exit(1)

@@ -158,7 +158,7 @@ class _Workers:
     def __init__(self, data: VideoDataModule, manifest: ClipTable, workers: Sequence[int], rounds: int) -> None:
         self.data, self.n = data, len(manifest)
         # Batches are small enough that each worker gets several of them.
-        self.size = max(1, min(data.micro_batch, self.n // (4 * max(*workers, 1))))
+        self.size = max(1, min(data.micro_batch_size, self.n // (4 * max(*workers, 1))))
         self.clips = dataset(data, repeat_rows(data, manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
         self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
@@ -191,7 +191,7 @@ def device_stages(
 
     If there is no device, the main process runs the augmentation.
     """
-    n = min(len(manifest), data.micro_batch)
+    n = min(len(manifest), data.micro_batch_size)
     clips = dataset(data, manifest)
     batch = collate([clips[0, 0, row] for row in range(n)])
     if device and device.type == "cuda":

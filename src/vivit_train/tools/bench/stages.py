@@ -140,8 +140,8 @@ class Stages:
                 read - opened - frames_s,
             )
         start = time.perf_counter()
-        for first in range(0, len(samples), self.data.micro_batch):
-            collate(samples[first : first + self.data.micro_batch])
+        for first in range(0, len(samples), self.data.micro_batch_size):
+            collate(samples[first : first + self.data.micro_batch_size])
         self.seconds[turn, :, 6] = (time.perf_counter() - start) / self.n
 
     def per_clip(self, values: NDArray[np.float64]) -> NDArray[np.float64]:

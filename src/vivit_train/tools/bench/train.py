@@ -10,17 +10,17 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, IterableDataset
 
-from vivit_train.config import check, disable_fused_optimizer
-from vivit_train.run import build_trainer, quiet_lightning
+from vivit_train.build import build_module, build_trainer
+from vivit_train.config import derive, validate
+from vivit_train.run import quiet_lightning
 from vivit_train.tools.bench.model import device_name, finish
-from vivit_train.training.checkpoint import build_net
+from vivit_train.training.checkpoint import Metadata, build_net
 from vivit_train.training.failures import translate_compile_errors
-from vivit_train.training.module import Batch, VideoClassifier
+from vivit_train.training.module import Batch
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, matmul_peak, peak_memory_gb, step_dtype
 from vivit_train.utils.text import plural
 
@@ -35,7 +35,7 @@ class Result:
 
     Attributes:
         model: Name, size and input of the model.
-        micro_batch: Number of clips per step.
+        micro_batch_size: Number of clips per step.
         precision: Precision of the trainer.
         device: Name of the device.
         clips_per_s: Throughput of consecutive steps, without synchronization between stages.
@@ -45,7 +45,7 @@ class Result:
     """
 
     model: str
-    micro_batch: int
+    micro_batch_size: int
     precision: str
     device: str
     clips_per_s: float
@@ -60,36 +60,28 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
     Raises:
         UserError: The configuration is invalid.
     """
-    check(cfg)
-    disable_fused_optimizer(cfg)
     quiet_lightning()
+    validate(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     total = UNTIMED + 2 * steps
     one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_epochs": 1, "max_steps": total}
     quiet = {"limit_val_batches": 0, "enable_progress_bar": False}
-    merged = OmegaConf.merge(cfg, {"callbacks": None, "logger": None, "trainer": one_process | quiet})
-    cfg = cast(DictConfig, merged)
+    micro_batch_size = min(cfg.micro_batch_size, cfg.global_batch_size)
+    settings = {"callbacks": None, "logger": None, "global_batch_size": micro_batch_size}
+    cfg = derive(cast(DictConfig, OmegaConf.merge(cfg, settings, {"trainer": one_process | quiet})))
     classes = {"": [str(number) for number in range(CLASSES)]}
-    task = VideoClassifier(
-        build_net(cfg.model, classes),
-        classes,
-        [0.5] * 3,
-        [0.5] * 3,
-        **instantiate(cfg.task, _convert_="all"),
-        total_steps=total,
-    )
-    micro_batch = min(cfg.data.micro_batch, cfg.recipe.global_batch)
+    task = build_module(cfg, build_net(cfg.model, classes), Metadata({}, classes, [0.5] * 3, [0.5] * 3), total)
     trainer, clock = build_trainer(cfg), Clock(steps)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-    batches = DataLoader(SameBatch(micro_batch, cfg.data.frames, cfg.data.crop), batch_size=None)
+    batches = DataLoader(SameBatch(micro_batch_size, cfg.data.frames, cfg.data.crop), batch_size=None)
     with translate_compile_errors():
         trainer.fit(task, batches)
     device = trainer.strategy.root_device
-    clips_per_s = steps * micro_batch / clock.all_s
+    clips_per_s = steps * micro_batch_size / clock.all_s
     peak = matmul_peak(device, step_dtype(str(trainer.precision)))
     return Result(
         f"{task.net.model} {cfg.model.size}, {cfg.data.frames} frames of {cfg.data.crop}",
-        micro_batch,
+        micro_batch_size,
         str(trainer.precision),
         device_name(device.type),
         clips_per_s,
@@ -151,7 +143,7 @@ class Clock(Callback):
 def table(result: Result, overrides: Sequence[str]) -> str:
     """Format the result in Markdown and describe the bottleneck."""
     total_ms = sum(result.stage_ms.values())
-    clips = plural(result.micro_batch, "clip")
+    clips = plural(result.micro_batch_size, "clip")
     lines = [f"{result.model}, {clips} per step, {result.precision}; {result.device}", ""]
     lines += ["| stage | ms/step | share |", "|---|---|---|"]
     lines += [f"| {stage} | {ms:.1f} | {ms / total_ms:.0%} |" for stage, ms in result.stage_ms.items()]

@@ -1,0 +1,143 @@
+"""Builds the parts of a run from a configuration: data, model weights, LightningModule and Trainer."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from vivit_train.config import accepted_arguments
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.timm_vit import IMAGENET
+from vivit_train.training.checkpoint import Metadata
+from vivit_train.training.module import VideoClassifier
+from vivit_train.training.resume import AtomicCheckpointIO
+from vivit_train.utils.distributed import CheckRankConsistency
+from vivit_train.utils.errors import UserError, reason
+
+log = logging.getLogger(__name__)
+
+
+def build_data(cfg: DictConfig) -> VideoDataModule:
+    """Builds the data module from the `data` node and the batch sizes of a configuration from `derive`."""
+    data: VideoDataModule = instantiate(
+        cfg.data,
+        global_batch_size=cfg.global_batch_size,
+        micro_batch_size=cfg.micro_batch_size,
+        bad_videos_file=f"{cfg.run_dir}/bad_videos.csv",
+        seed=cfg.seed,
+        _convert_="all",
+    )
+    return data
+
+
+def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoch: int) -> VideoClassifier:
+    """Builds the LightningModule with its loss, optimizer and learning-rate schedule.
+
+    Raises:
+        UserError: The loss or the scheduler cannot be built from its arguments.
+    """
+    if (cfg.mixup or cfg.cutmix) and cfg.micro_batch_size == 1:
+        raise UserError(
+            "mixup and CutMix mix the clips of a micro-batch, which has only one clip (micro_batch_size and "
+            "global_batch_size determine its size): allow two or more, or set mixup=0 cutmix=0"
+        )
+    multi_label = {"multi_label": True} if metadata.multi_label else {}
+    total_steps = steps_per_epoch * cfg.trainer.max_epochs
+    return VideoClassifier(
+        net,
+        metadata.classes,
+        metadata.mean,
+        metadata.std,
+        multi_label=metadata.multi_label,
+        loss=build_part(cfg, "loss", **(multi_label if "multi_label" in accepted_arguments(cfg, "loss") else {})),
+        optimizer=build_part(cfg, "optimizer", _partial_=True),
+        schedule=build_part(cfg, "scheduler", total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        mixup=cfg.mixup,
+        cutmix=cfg.cutmix,
+        seed=cfg.seed,
+        metadata=metadata.to_dict(),
+    )
+
+
+def build_part(cfg: DictConfig, part: str, **given: Any) -> Any:
+    """Builds the optimizer, scheduler or loss from its node.
+
+    Raises:
+        UserError: Its class refuses the arguments.
+    """
+    try:
+        return instantiate(cfg[part], **given, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"{part}: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
+
+
+def init_weights(
+    net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
+) -> tuple[list[float], list[float]]:
+    """Initializes the net as the `init` node specifies and logs the weight-loading report.
+
+    Returns the mean and std of the normalization.
+    """
+    init = cfg.init
+    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
+    statistics = None
+    if source is None:
+        log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
+    else:
+        report, statistics = initialise(
+            net,
+            str(source),
+            tubelet=init.tubelet,
+            min_coverage=init.min_coverage,
+            classes=classes,
+            frames=init.frames,
+            multi_label=multi_label,
+        )
+        log.info(report)
+        rank_zero_only((run_dir / "weight_report.txt").write_text)(report.full() + "\n", encoding="utf-8")
+        if statistics is None and init.mean is None:
+            log.info(f"the normalization of {source} is unknown: set init.mean and init.std if they are not 0.5")
+    if init.mean is not None and init.std is not None:
+        statistics = (tuple(init.mean), tuple(init.std))
+    mean, std = statistics or ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    log.info(f"normalizing pixels with mean {list(mean)}, std {list(std)}")
+    return list(mean), list(std)
+
+
+def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
+    """Builds Lightning's Trainer from the `trainer`, `callbacks`, and `logger` nodes.
+
+    Args:
+        cfg: The configuration of train.py or eval.py.
+        first_step: The step from which a run resumes, for loggers that accept it; None for a new run.
+    """
+    callbacks: list[L.Callback] = [CheckRankConsistency(cfg)]
+    callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
+    if cfg.get("ema_decay"):
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
+    logger: Any = False
+    if cfg.get("logger"):
+        resumes = {"first_step": first_step} if "first_step" in accepted_arguments(cfg, "logger") else {}
+        logger = instantiate(cfg.logger, **resumes)
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
+        enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
+        _convert_="all",
+    )
+    return trainer

@@ -1,0 +1,35 @@
+"""Translates the configuration in a checkpoint of an earlier version, whose keys had other names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+PADDING = {"loop": "wrap", "edge": "repeat_last", "pad": "black"}
+
+
+def with_current_keys(config: Any) -> Any:
+    """Returns a stored configuration with the current names of its keys; earlier checkpoints have other names.
+
+    Values of an unexpected type stay as they are, for the checks that follow.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    config = dict(config)
+    if isinstance(config.get("data"), Mapping):
+        data = dict(config["data"])
+        if "squash" in data:
+            squash = data.pop("squash")
+            data["resize_mode"] = ("stretch" if squash else "keep_ratio") if type(squash) is bool else squash
+        if "short" in data:
+            short = data.pop("short")
+            data["padding"] = PADDING.get(short, short) if isinstance(short, str) else short
+        for old, new in (("global_batch", "global_batch_size"), ("micro_batch", "micro_batch_size")):
+            if old in data:
+                config[new] = data.pop(old)
+        for name in ("bad_videos_file", "seed"):
+            data.pop(name, None)
+        config["data"] = data
+    if isinstance(config.get("task"), Mapping):
+        task = config.pop("task")
+        config |= {name: task.get(name, 0.0) for name in ("mixup", "cutmix")}
+        config["loss"] = {"_target_": "cross_entropy", "label_smoothing": task.get("label_smoothing", 0.0)}
+    return config

@@ -1,0 +1,40 @@
+"""The names that configuration keys had before, for messages that name the new ones."""
+
+import re
+
+AUGMENTATION = ("scale_jitter", "flip", "color_jitter", "strong_color", "randaugment", "random_erasing")
+MOVED_KEYS = {
+    "recipe.init": "init.name",
+    "recipe.optimizer": "optimizer",
+    "recipe.weight_decay": "optimizer.weight_decay",
+    "recipe.epochs": "trainer.max_epochs",
+    "recipe.global_batch": "global_batch_size",
+    "recipe.warmup_epochs": "scheduler.warmup_epochs",
+    "recipe.scale_lr": "scale_lr",
+    "recipe.clip_grad_norm": "trainer.gradient_clip_val",
+    "recipe.label_smoothing": "loss.label_smoothing",
+    "recipe.mixup": "mixup",
+    "recipe.cutmix": "cutmix",
+    "recipe.drop_path": "model.drop_path",
+    "recipe.ema": "ema_decay",
+    **{f"recipe.{name}": f"data.{name}" for name in AUGMENTATION},
+    "task.optimizer": "optimizer",
+    "task.weight_decay": "optimizer.weight_decay",
+    "task.label_smoothing": "loss.label_smoothing",
+    "task.mixup": "mixup",
+    "task.cutmix": "cutmix",
+    "data.global_batch": "global_batch_size",
+    "data.micro_batch": "micro_batch_size",
+    "data.short": "data.padding",
+    "data.squash": "data.resize_mode",
+    "trainer.auto_micro_batch": "auto_micro_batch_size",
+}
+
+
+def moved_hint(text: str) -> str:
+    """Returns "; it is now KEY" for each old key that a text names, or "" if it names none."""
+    found = []
+    for old, new in MOVED_KEYS.items():
+        for rest in re.findall(rf"(?<![\w.]){re.escape(old)}((?:\.\w+)*)(?![\w.])", text):
+            found.append(f"; {old}{rest} is now {new}{rest}")
+    return "".join(dict.fromkeys(found))
