@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-fast test-all gate lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit reliability lock clean
+.PHONY: install demo test tests test-fast test-all gate lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit configuration reliability lock clean
 
 demo: install
 	@echo "Makes 1,400 small videos of eight motions (data/demo, 1 minute, once), trains a small ViViT on them and scores it"
@@ -56,6 +56,9 @@ fuzz: install # 20,000 mutated files for each of our parsers; one parser: benchm
 
 audit: install # checks the locked packages against published advisories, or, if these are unavailable, the age of the lock
 	$(BIN)/python benchmarks/audit.py
+
+configuration: install # writes docs/configuration.md: every key with its default, type and meaning
+	$(BIN)/python -m vivit_train.help conf > docs/configuration.md
 
 reliability: install # writes docs/reliability.md: every fault that the tests cause, and its outcome
 	$(BIN)/python benchmarks/reliability.py

@@ -1,11 +1,17 @@
 """Train ViViT: python train.py [model=vivit_fe] [data=kinetics400] ... It reads conf/train.yaml."""
 
+import sys
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
+from vivit_train.help import answer_help
 from vivit_train.tools.sweep import is_job, run_job
 from vivit_train.utils.errors import end_on_signals, exit_with_message
 from vivit_train.utils.utf8 import in_utf_8
+
+CONF = Path(__file__).parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -20,4 +26,4 @@ def main(cfg: DictConfig) -> float:
 
 if __name__ == "__main__":
     in_utf_8()
-    exit_with_message(main)
+    exit_with_message(lambda: answer_help("train", CONF, sys.argv[1:]) or main())

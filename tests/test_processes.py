@@ -386,7 +386,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(
 
 
 def test_weights_that_are_shared_out_are_not_averaged(config: Config) -> None:
-    with pytest.raises(UserError, match=r"recipe\.ema=0\.9: weights that trainer=fsdp shards"):
+    with pytest.raises(UserError, match=r"ema_decay=0\.9: weights that trainer=fsdp shards"):
         train(config("trainer=fsdp", "ema_decay=0.9"))
 
 

@@ -282,7 +282,7 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
             )
         )
     for words in (
-        "data.padding=none: must be one of loop, edge, pad",
+        "data.padding=none: must be one of wrap, repeat_last, black",
         "frames 5",
         "height 40",
         "heads must be even",
@@ -294,7 +294,7 @@ def test_all_problems_of_a_configuration_come_at_once(config: Config) -> None:
 
 
 def test_mixing_needs_clips_to_mix(videos: Path, config: Config) -> None:
-    with pytest.raises(UserError, match=r"data\.micro_batch_size .* allow two or more, or set recipe\.mixup=0"):
+    with pytest.raises(UserError, match=r"micro_batch_size .* allow two or more, or set mixup=0"):
         train(config(*folder(videos), "mixup=0.2", "micro_batch_size=1"))
 
 

@@ -132,6 +132,6 @@ def check_split(global_batch_size: int, micro_batch_size: int, micro_batches: in
     if micro_batches * micro_batch_size != global_batch_size:
         raise UserError(
             f"global_batch_size={global_batch_size} is not {plural(micro_batches, 'micro-batch')} of "
-            f"micro_batch_size={micro_batch_size}: vivit_train.data.sampler.split_batch chooses micro_batch_size and "
-            "Trainer(accumulate_grad_batches=...)"
+            f"micro_batch_size={micro_batch_size}: vivit_train.data.sampler.split_batch chooses "
+            "micro_batch_size and Trainer(accumulate_grad_batches=...)"
         )

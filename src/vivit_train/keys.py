@@ -1,0 +1,164 @@
+"""Every configuration key with its default, type and meaning, read from conf/ and the constructors' signatures.
+
+The YAML files hold the defaults and, in the comment of each line, the meaning. The types are the annotations of
+our function or class that the `_target_` of a node names; those of libraries differ from version to version.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal, get_type_hints
+
+from omegaconf import OmegaConf
+
+from vivit_train.utils.arguments import signature, wording
+
+RGB = tuple[float, float, float]
+# The types of the keys that are not arguments of a `_target_`.
+TYPES: dict[str, Any] = {
+    "seed": int,
+    "ckpt_path": str | None,
+    "resume": Literal["auto"] | None,
+    "run_dir": str,
+    "global_batch_size": int,
+    "micro_batch_size": int,
+    "auto_micro_batch_size": bool,
+    "mixup": float,
+    "cutmix": float,
+    "ema_decay": float | None,
+    "scale_lr": Literal["linear", "sqrt"] | None,
+    "init.name": str | None,
+    "init.path": str | None,
+    "init.tubelet": Literal["central_frame", "inflation"],
+    "init.min_coverage": float,
+    "init.frames": int | None,
+    "init.mean": RGB | None,
+    "init.std": RGB | None,
+    "eval.views": str,
+}
+KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):(?: (?P<value>.*?))?(?: *# (?P<meaning>.*))?$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A configuration key.
+
+    Attributes:
+        name: The dotted name.
+        default: The value in the YAML file, as text.
+        hint: The type annotation; `inspect.Parameter.empty` if there is none.
+        meaning: The comment of its line.
+    """
+
+    name: str
+    default: str
+    hint: Any
+    meaning: str
+
+    @property
+    def type(self) -> str:
+        """The type in words, or "" if it is unknown."""
+        if self.hint is inspect.Parameter.empty:
+            parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {self.default}"), resolve=False)
+            value = parsed["value"]
+            return {bool: "true or false", int: "a number", float: "a number"}.get(type(value), "")
+        return wording(self.hint)
+
+
+def group_options(conf: Path, group: str) -> list[str]:
+    """Returns the options of a config group in alphabetical order; files that others include are left out."""
+    return sorted(file.stem for file in (conf / group).glob("[!_]*.yaml"))
+
+
+def groups(conf: Path, command: str = "train") -> dict[str, str]:
+    """Returns the config groups of a primary configuration and the default option of each, "" if there is none."""
+    found = {}
+    for entry in defaults_list(conf / f"{command}.yaml"):
+        if isinstance(entry, str):
+            continue
+        name, option = next(iter(entry.items()))
+        if not name.startswith("override "):
+            found[name.removeprefix("optional ")] = str(option or "")
+    return found
+
+
+def defaults_list(file: Path) -> list[Any]:
+    """Returns the defaults list of a YAML file, without resolving the interpolations in it."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    return list(content.get("defaults", []))
+
+
+def description(file: Path) -> str:
+    """Returns the comment at the start of a file, as one paragraph."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            head.append(line.removeprefix("#").strip())
+    return " ".join(head)
+
+
+def read_keys(conf: Path, file: str, prefix: str = "") -> list[Key]:
+    """Returns the keys of a YAML file and of those that it includes, in the order of the files.
+
+    Args:
+        conf: The configuration folder.
+        file: The file in it, for example "train.yaml" or "data/csv.yaml".
+        prefix: The config group of the file, as a prefix of the keys; "" for a primary file.
+    """
+    lines: dict[str, tuple[str, str]] = {}
+    for part in (*included(conf, file), file):
+        for name, value, meaning in parse(conf / part):
+            lines[prefix + name] = (value, meaning or lines.get(prefix + name, ("", ""))[1])
+    targets = {name: value for name, (value, _) in lines.items() if name.endswith("_target_")}
+    hints = {at.removesuffix("_target_"): annotations(value) for at, value in targets.items()}
+    keys = []
+    for name, (default, meaning) in lines.items():
+        node, _, argument = name.rpartition(".")
+        hint = TYPES.get(name, hints.get(node + "." if node else "", {}).get(argument, inspect.Parameter.empty))
+        if not argument.startswith("_"):
+            keys.append(Key(name, default, hint, meaning))
+    return keys
+
+
+def included(conf: Path, file: str) -> Iterator[str]:
+    """Yields the files of the same group whose keys a file includes."""
+    for entry in defaults_list(conf / file):
+        path = f"{Path(file).parent}/{entry}.yaml"
+        if isinstance(entry, str) and entry not in ("_self_", "_reset") and (conf / path).is_file():
+            yield from included(conf, path)
+            yield path
+
+
+def parse(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Yields (dotted name, value, meaning) for each leaf of a YAML file."""
+    above: list[tuple[int, str]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        match = KEY.match(line)
+        if not match:
+            continue
+        indent = len(match["indent"])
+        above = [(i, name) for i, name in above if i < indent]
+        path = ".".join([*(name for _, name in above), match["name"]])
+        if match["value"]:
+            yield path, match["value"], match["meaning"] or ""
+        else:
+            above.append((indent, match["name"]))
+
+
+def annotations(target: str) -> Mapping[str, Any]:
+    """Returns the type hints of the arguments of a function or class of ours, given by its dotted path."""
+    if not target.startswith("vivit_train."):
+        return {}
+    function = resolve_name(target)
+    owner = function.__init__ if inspect.isclass(function) else function
+    try:
+        known = get_type_hints(owner)
+    except (NameError, TypeError):
+        known = {}
+    return {name: known.get(name, p.annotation) for name, p in signature(function).items()}
