@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT, SHARED, Happened
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from zoo import zoo
 
+from vivit_train.build import build_data
+from vivit_train.config import derive
 from vivit_train.data import dataset
 from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.datamodule import VideoDataModule
@@ -98,7 +99,7 @@ def test_training_goes_on_over_a_crawl(
     for name in bad["train"]:
         Path(name).unlink()
         Path(name).symlink_to(next(crawl.glob("train/a/good*")).resolve())
-    data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    data = build_data(derive(cfg))
     loader, paths = data.train_dataloader(), data.splits.train.paths
     same = 0
     for got, expected in zip(trained_on[: len(trained_on) // 2], loader, strict=True):  # the first epoch

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT, Happened
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from trees import TREES, make_tree
 
+from vivit_train.build import build_data
+from vivit_train.config import derive
 from vivit_train.data import dataset
 from vivit_train.data.video.decode import read_frames
 from vivit_train.run import evaluate, given_data, train
@@ -361,7 +362,7 @@ def stranger(videos: Path, config: Config) -> dict[str, Any]:
     """A checkpoint to put something bad into, made without training."""
     cfg = config(*folder(videos))
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    data = instantiate(cfg.data, _convert_="all")
+    data = build_data(derive(cfg))
     classes = {"": list(data.splits.classes[""])}
     net = build_net(settings["model"], classes)
     state = {f"net.{name}": value for name, value in net.state_dict().items()}

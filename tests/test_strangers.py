@@ -149,7 +149,8 @@ def harmless(
 def places(stranger: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Where the model and the data are stored: what an evaluation reads of a configuration."""
     config = stranger[KEY]["config"]
-    return [(node, *path) for node in ("model", "data", "task") for path in leaves(config[node])]
+    nodes = [(node, *path) for node in ("model", "data", "loss") for path in leaves(config[node])]
+    return [*nodes, ("seed",), ("micro_batch_size",)]
 
 
 @pytest.mark.fault("Strangers' files")

@@ -139,7 +139,7 @@ def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
         Outcome(job, overrides, score, failed=False, note="pruned" if job == 2 else "").write(tmp_path / str(job))
     lines = table(write_summary(tmp_path)).splitlines()
     assert lines == [
-        " job  val/score  choices                       note",
+        " job  val/score  choices                note",
         "   2     0.7500  optimizer.lr=0.001235  pruned",
         "   0     0.5000  optimizer.lr=0.001235",
         "   1          -  optimizer.lr=0.001235",

@@ -1,12 +1,59 @@
-"""vivit-train: trains, evaluates, and sweeps ViViT models (arXiv 2103.15691) on real videos."""
+"""vivit-train: trains and evaluates ViViT (arXiv 2103.15691) on videos.
 
-import os
+    import vivit_train
 
-from vivit_train.utils.logs import add_terminal_handler
+    net = vivit_train.create_model("vivit_fe", size="B", num_classes=400)
+    report = vivit_train.load_pretrained(net, "vit_base.safetensors")
+    cfg = vivit_train.compose("data=folder", "data.root=videos", run_dir="runs/mine")
+    score = vivit_train.train(cfg)
+    classifier = vivit_train.load_model("runs/mine/checkpoints/best.ckpt")
 
-# Loader workers share the cores with torch's threads, and threads that spin while they wait block a core. On two
-# cores, spinning makes the demo 1.5 times slower, or 7 times slower next to another busy process. OpenMP reads the
-# variable once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+Importing the package does nothing else: each name below is imported when it is first used.
+"""
 
-add_terminal_handler()
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vivit_train.api import compose, load_model
+    from vivit_train.data.datamodule import VideoDataModule
+    from vivit_train.models.vivit import ViViT, create_model
+    from vivit_train.models.weights.load import load_pretrained
+    from vivit_train.run import evaluate, train
+    from vivit_train.training.module import VideoClassifier
+
+HOMES = {
+    "ViViT": "models.vivit",
+    "VideoClassifier": "training.module",
+    "VideoDataModule": "data.datamodule",
+    "compose": "api",
+    "create_model": "models.vivit",
+    "evaluate": "run",
+    "load_model": "api",
+    "load_pretrained": "models.weights.load",
+    "train": "run",
+}
+__all__ = [
+    "ViViT",
+    "VideoClassifier",
+    "VideoDataModule",
+    "compose",
+    "create_model",
+    "evaluate",
+    "load_model",
+    "load_pretrained",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("vivit-train")
+    if name not in HOMES:
+        raise AttributeError(f"module 'vivit_train' has no attribute {name!r}")
+    return getattr(import_module(f"vivit_train.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

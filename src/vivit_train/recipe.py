@@ -108,8 +108,5 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """Formats a value as it is written in YAML."""
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    words = {"None": "null", "True": "true", "False": "false"}
+    return words.get(str(value), str(value))

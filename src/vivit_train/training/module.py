@@ -155,6 +155,10 @@ class VideoClassifier(L.LightningModule):
             )
         return video_BTCHW.transpose(1, 2), target
 
+    def forward(self, video_BTCHW: Tensor) -> Tensor:
+        """Returns the logits [B, K] of uint8 clips; those of several heads are concatenated."""
+        return self.logits(self.normalise(video_BTCHW).transpose(1, 2))
+
     def logits(self, video_BCTHW: Tensor) -> Tensor:
         """Returns the logits [B, K]; those of several heads are concatenated."""
         logits = self.net(video_BCTHW)

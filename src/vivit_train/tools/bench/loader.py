@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
+from vivit_train.build import build_data
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import Sample, collate
@@ -94,7 +94,7 @@ def bench_loader(
         UserError: The data cannot be found, or no clip of the sample can be read.
     """
     torch.set_num_threads(1)
-    data: VideoDataModule = instantiate(cfg.data, _convert_="all")
+    data: VideoDataModule = build_data(cfg)
     device = (
         torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
     )
