@@ -221,8 +221,8 @@ def test_a_class_of_a_trusted_package_is_called_and_nothing_that_it_imports(
     package = tmp_path / "mine_of_test"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "import os\nfrom vivit_train.models.vivit import ViViT\n\n\n"
-        "class Mine(ViViT):\n    def __init__(self, size, **kwargs):\n"
+        "import os\nfrom vivit_train.models.vivit import ViViTFactorizedEncoder\n\n\n"
+        "class Mine(ViViTFactorizedEncoder):\n    def __init__(self, size, **kwargs):\n"
         "        super().__init__(**{k: v for k, v in kwargs.items() if v is not None})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

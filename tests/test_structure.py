@@ -11,14 +11,12 @@ from helpers import ROOT
 SRC = ROOT / "src/vivit_train"
 LINES_OF_FILE, LINES_OF_FUNCTION = 400, 60
 LONG_FUNCTIONS = {
-    "config.py:check",
     "data/annotations/build.py:make_splits",
     "data/annotations/csv_file.py:read_csv",
     "data/annotations/folder.py:read_folder",
     "data/datamodule.py:__init__",
     "data/synthetic.py:make_demo",
     "data/video/scan.py:_scan",
-    "models/vivit.py:__init__",
     "models/weights/huggingface.py:save_huggingface",
     "models/weights/timm_vit.py:init_from_vit",
     "run.py:train_once",

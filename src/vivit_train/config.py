@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train import recipe
 from vivit_train.data.video.decode import DECODERS
-from vivit_train.models.vivit import SIZES, shape_problems
+from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
@@ -53,12 +53,10 @@ def check(cfg: DictConfig) -> None:
             problems.append(f"{name}={value}: must be {'an integer' if kind is int else 'a number'} >= {low}")
     if problems:
         pass  # The checks below need valid numbers.
-    elif model.size not in SIZES:
+    elif "size" in model and model.size not in SIZES:
         problems.append(f"model.size={model.size}: must be one of {', '.join(SIZES)}")
     else:
-        dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
-        shape = (3, data.frames, data.crop, data.crop)
-        problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
+        problems += model_problems(model, (3, data.frames, data.crop, data.crop))
         if data.crop > data.short_side:
             problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
     for node in ("model", "data"):
@@ -75,7 +73,7 @@ def check(cfg: DictConfig) -> None:
             f"recipe.ema={cfg.recipe.ema}: weights that trainer=fsdp shards cannot be averaged; set "
             "recipe.ema=null or trainer=ddp"
         )
-    if cfg.model.compile and uses_fsdp(cfg):
+    if cfg.model.get("compile") and uses_fsdp(cfg):
         problems.append("model.compile=true: trainer=fsdp shards every block, and the model cannot be compiled")
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # Else it is a name on a hub.
@@ -88,6 +86,20 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"run_dir={cfg.run_dir}: the folder is not writable")
     if problems:
         raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
+
+
+def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) -> list[str]:
+    """Returns a message for each reason why one of the four models cannot be built from its node.
+
+    A model of the user's own package may have other arguments, so its own constructor checks them.
+    """
+    name = model.get("model")
+    if name is None:
+        return []
+    if name not in MODELS:
+        return [unknown_model(name)]
+    dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
+    return MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
 
 
 def uses_fsdp(cfg: DictConfig) -> bool:

@@ -304,7 +304,7 @@ def init_weights(
     Returns the mean and std of the normalization.
     """
     init = cfg.init
-    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
+    source = init.path or (IMAGENET.get(cfg.model.get("size")) if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
         log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
@@ -366,7 +366,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]
-    if cfg.model.compile:
+    if cfg.model.get("compile"):
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)
 

@@ -14,7 +14,8 @@ from parity import GOLDENS, Tree
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vivit_train.models.vivit import MODELS, Attention, Encoder, ModelName, ViViT
+from vivit_train.models.layers import Attention, Encoder
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
 from vivit_train.models.weights.files import video_statistics
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic

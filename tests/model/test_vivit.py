@@ -8,15 +8,8 @@ from nets import CLASSES, randomise, tiny, videos
 from parity import PAPER, cost
 from torch import Tensor, nn
 
-from vivit_train.models.vivit import (
-    MODELS,
-    SIZES,
-    ActivationCheckpointing,
-    Attention,
-    ModelName,
-    ViViT,
-    uniform_frames,
-)
+from vivit_train.models.layers import ActivationCheckpointing, Attention, uniform_frames
+from vivit_train.models.vivit import MODELS, SIZES, ModelName, ViViT
 
 every_model = pytest.mark.parametrize("model", MODELS)
 
