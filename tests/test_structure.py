@@ -17,8 +17,6 @@ LONG_FUNCTIONS = {
     "data/datamodule.py:__init__",
     "data/synthetic.py:make_demo",
     "data/video/scan.py:_scan",
-    "models/weights/huggingface.py:save_huggingface",
-    "models/weights/timm_vit.py:init_from_vit",
     "run.py:train_once",
     "tools/bench/loader.py:bench_loader",
     "tools/doctor/run.py:examine",

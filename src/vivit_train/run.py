@@ -24,7 +24,7 @@ from vivit_train.config import check, choice_problems, disable_fused_optimizer
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import check_unchanged
 from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import load_pretrained
 from vivit_train.models.weights.timm_vit import IMAGENET
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
@@ -309,7 +309,7 @@ def init_weights(
     if source is None:
         log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
     else:
-        report, statistics = initialise(
+        report = load_pretrained(
             net,
             str(source),
             tubelet=init.tubelet,
@@ -318,6 +318,7 @@ def init_weights(
             frames=init.frames,
             multi_label=multi_label,
         )
+        statistics = report.statistics
         log.info(report)
         rank_zero_only((run_dir / "weight_report.txt").write_text)(report.full() + "\n", encoding="utf-8")
         if statistics is None and init.mean is None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vivit_train.models.vivit import ModelName, ViViT
-from vivit_train.models.weights.timm_vit import init_from_vit, normalisation, read_weights
+from vivit_train.models.weights.timm_vit import init_from_vit, normalization, read_weights
 from vivit_train.training.checkpoint import load_checkpoint
 from vivit_train.utils.errors import UserError
 
@@ -451,5 +451,5 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         ("weights/mine.safetensors", None),
     ],
 )
-def test_normalisation_is_known_by_name(source: str, expected: tuple[tuple[float, ...], ...] | None) -> None:
-    assert normalisation(source) == expected
+def test_normalization_is_known_by_name(source: str, expected: tuple[tuple[float, ...], ...] | None) -> None:
+    assert normalization(source) == expected

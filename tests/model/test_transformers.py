@@ -10,7 +10,7 @@ from nets import randomise, tiny, videos
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import load_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -70,7 +70,7 @@ def test_an_image_vit_of_theirs_gives_its_features(tmp_path: Path) -> None:
     vit = transformers.ViTForImageClassification(config).eval()
     vit.save_pretrained(tmp_path)
     net: ViViT = tiny("vivit_fe", image_size=16)
-    report, _ = initialise(net, str(tmp_path))
+    report = load_pretrained(net, str(tmp_path))
     assert report.coverage == 1
     video_BCTHW = videos(net)
     with torch.no_grad():

@@ -67,11 +67,19 @@ class Layout:
         sizes = dict(zip("thw", grid, strict=True))
         return tuple(math.prod(sizes[letter] for letter in axis) for axis in self.encoders[encoder])
 
+    def covers(self, encoder: str, letter: str) -> bool:
+        """Returns whether the tokens of an encoder extend over time, rows, or columns (t, h, or w)."""
+        return any(letter in axis for axis in self.encoders[encoder])
+
     def position_grid(self, encoder: str, grid: Grid) -> Grid:
         """Returns the part of a grid that the position embeddings of an encoder cover; other axes have size 1."""
-        covered = "".join(self.encoders[encoder])
-        t, rows, columns = (size if letter in covered else 1 for letter, size in zip("thw", grid, strict=True))
-        return t, rows, columns
+        t, rows, columns = grid
+        covers_t, covers_h, covers_w = (self.covers(encoder, letter) for letter in "thw")
+        return t if covers_t else 1, rows if covers_h else 1, columns if covers_w else 1
+
+    def starts_at_zero(self, name: str) -> bool:
+        """Returns whether a parameter belongs to a module in `zero_init`."""
+        return any(f".{module}." in f".{name}" for module in self.zero_init)
 
 
 class ViViT(nn.Module):
