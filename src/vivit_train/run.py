@@ -24,7 +24,7 @@ from vivit_train.config import check, choice_problems, disable_fused_optimizer
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import check_unchanged
 from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.load import load_pretrained
+from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_vit import IMAGENET
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
@@ -317,6 +317,7 @@ def init_weights(
             classes=classes,
             frames=init.frames,
             multi_label=multi_label,
+            detectors=[import_detector(init.source)] if init.get("source") else [],
         )
         statistics = report.statistics
         log.info(report)

@@ -12,6 +12,7 @@ the model, and returns `ImageWeights`, `VideoWeights`, or None if the source is 
 """
 
 from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Literal
 
 from vivit_train.models.vivit import ViViT
@@ -71,6 +72,19 @@ def load_pretrained(
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
     report.statistics = found.statistics
     return report
+
+
+def import_detector(path: str) -> Detector:
+    """Returns the detector with a dotted path, such as "mypkg.detect_dino".
+
+    Raises:
+        UserError: There is no such function.
+    """
+    try:
+        detector: Detector = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"init.source={path}: no such function ({reason(error)})") from error
+    return detector
 
 
 def detect(source: Source, net: ViViT, detectors: Sequence[Detector]) -> ImageWeights | VideoWeights:
