@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from nets import randomise, tiny
+from nets import randomize, tiny
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
@@ -123,7 +123,7 @@ def test_weights_of_another_kind_are_read_by_a_function_of_another_package(
 
 
 def test_a_detector_can_return_a_vivit_and_leaves_other_sources_to_the_package(tmp_path: Path) -> None:
-    theirs, net = randomise(tiny("vivit_st")), tiny("vivit_st")
+    theirs, net = randomize(tiny("vivit_st")), tiny("vivit_st")
     save_file({f"my.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "my.safetensors")
     save_file(theirs.state_dict(), tmp_path / "ours.safetensors")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import randomise, tiny, videos
+from nets import randomize, tiny, videos
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
@@ -24,7 +24,7 @@ CLASSES = ["hop", "skip", "jump", "run", "rest"]
 def test_logits_and_labels_are_ours(image_size: tuple[int, int], tmp_path: Path) -> None:
     if image_size[0] != image_size[1] and VERSION < 5:
         pytest.skip("version 4 takes square inputs alone")
-    net = randomise(tiny("vivit_st", image_size=image_size))
+    net = randomize(tiny("vivit_st", image_size=image_size))
     save_huggingface(net, tmp_path, classes=CLASSES, mean=HALF, std=HALF, short_side=18)
     theirs, report = transformers.AutoModelForVideoClassification.from_pretrained(
         tmp_path, output_loading_info=True

@@ -1,4 +1,4 @@
-"""Weights from anywhere start a model: recognised by content, moved to other grids and classes, or refused."""
+"""Weights from anywhere start a model: recognized by content, moved to other grids and classes, or refused."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from nets import CLASSES, counted, randomise, tiny, videos
+from nets import CLASSES, counted, randomize, tiny, videos
 from parity import GOLDENS, INITS, timm_layout
 from safetensors.torch import save_file
 from test_exchange import HUGGINGFACE
@@ -74,7 +74,7 @@ KNOWN = {"checkpoint": IMAGENET, "huggingface": IMAGENET, "scenic file": HALF, "
     ("model", "form"), [(model, form) for model in MODELS for form in FORMS] + [("vivit_st", "huggingface")]
 )
 def test_the_same_model_comes_back_exactly(model: ModelName, form: str, tmp_path: Path) -> None:
-    theirs, net = randomise(tiny(model)), tiny(model)
+    theirs, net = randomize(tiny(model)), tiny(model)
     report = load_pretrained(net, saved(theirs, form, tmp_path), classes={"": NAMES})
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
     assert list(report.rows) == [name for name, _ in net.named_parameters()]
@@ -119,7 +119,7 @@ def plane(net: ViViT, name: str) -> Tensor:
 def test_positions_of_another_grid_are_interpolated(
     model: ModelName, form: str, theirs: dict[str, Any], ours: dict[str, Any], tmp_path: Path
 ) -> None:
-    source, net = randomise(tiny(model, **theirs)), tiny(model, **ours)
+    source, net = randomize(tiny(model, **theirs)), tiny(model, **ours)
     for name, parameter in source.named_parameters():
         if name.endswith("pos_embed"):
             parameter.data[0, -len(plane(source, name)) :] = plane(source, name)
@@ -147,7 +147,7 @@ def test_positions_of_another_grid_are_interpolated(
 
 
 def test_corners_of_any_positions_are_kept(tmp_path: Path) -> None:
-    theirs, net = randomise(tiny("vivit_fsa")), tiny("vivit_fsa", frames=12, image_size=(20, 28))
+    theirs, net = randomize(tiny("vivit_fsa")), tiny("vivit_fsa", frames=12, image_size=(20, 28))
     load_pretrained(net, saved(theirs, "checkpoint", tmp_path))
     before, after = (
         x.encoder.pos_embed[0].unflatten(0, x.grid)[:: x.grid[0] - 1, :: x.grid[1] - 1, :: x.grid[2] - 1]
@@ -158,7 +158,7 @@ def test_corners_of_any_positions_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["state dict", "scenic file"])
 def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_path: Path) -> None:
-    theirs = randomise(tiny("vivit_st", frames=8, image_size=16))  # 4 x 4 x 4
+    theirs = randomize(tiny("vivit_st", frames=8, image_size=16))  # 4 x 4 x 4
     path = saved(theirs, form, tmp_path)
     same_space, same_time = tiny("vivit_st", frames=6, image_size=16), tiny("vivit_st", frames=8, image_size=24)
     for net in (same_space, same_time):  # one reading alone fits
@@ -194,7 +194,7 @@ def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_pat
 def test_the_head_is_kept_for_the_same_classes(
     form: str, theirs: Any, ours: Sequence[str] | None, action: str, tmp_path: Path
 ) -> None:
-    source, net = randomise(tiny("vivit_st")), randomise(tiny("vivit_st", num_classes=len(ours or NAMES)), 1)
+    source, net = randomize(tiny("vivit_st")), randomize(tiny("vivit_st", num_classes=len(ours or NAMES)), 1)
     path = saved(source, form, tmp_path)
     if form == "checkpoint":
         save_checkpoint(source, Path(path), theirs)
@@ -211,7 +211,7 @@ def test_the_head_is_kept_for_the_same_classes(
 @pytest.mark.parametrize("classes", [CLASSES, CLASSES + 1])
 def test_without_names_the_number_of_classes_decides(form: str, classes: int, tmp_path: Path) -> None:
     net = tiny("vivit_fe", num_classes=classes)
-    path = saved(randomise(tiny("vivit_fe")), form, tmp_path)
+    path = saved(randomize(tiny("vivit_fe")), form, tmp_path)
     report = load_pretrained(net, path, classes={"": [str(i) for i in range(classes)]})
     assert report.rows["head.weight"] == ("copied" if classes == CLASSES else "zero (other classes)")
     assert bool(net.head.weight.any()) == (classes == CLASSES)
@@ -228,7 +228,7 @@ def test_without_names_the_number_of_classes_decides(form: str, classes: int, tm
 )
 def test_heads_are_kept_one_by_one(ours: Mapping[str, Sequence[str]], action: str, tmp_path: Path) -> None:
     theirs = {"verb": ["a", "b"], "noun": ["x", "y", "z"]}
-    source = randomise(tiny("vivit_fe", num_classes={name: len(labels) for name, labels in theirs.items()}))
+    source = randomize(tiny("vivit_fe", num_classes={name: len(labels) for name, labels in theirs.items()}))
     net = tiny("vivit_fe", num_classes={name: len(labels) for name, labels in ours.items()})
     path = save_checkpoint(source, tmp_path / "best.ckpt", theirs)
     report = load_pretrained(net, path, classes=ours)
@@ -300,12 +300,12 @@ def refused(net: ViViT, source: str, message: str, **kwargs: Any) -> None:
 def test_another_model_is_refused_and_nothing_changes(
     form: str, model: ModelName, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = saved(randomise(tiny("vivit_fe")), form, tmp_path)
-    refused(randomise(tiny(model, **changes), 1), path, message)
+    path = saved(randomize(tiny("vivit_fe")), form, tmp_path)
+    refused(randomize(tiny(model, **changes), 1), path, message)
 
 
 def test_the_order_of_attention_must_be_the_same(tmp_path: Path) -> None:
-    net = randomise(tiny("vivit_fsa", order="time_space"))
+    net = randomize(tiny("vivit_fsa", order="time_space"))
     path = save_checkpoint(net, tmp_path / "best.ckpt", order="time_space")
     refused(
         tiny("vivit_fsa"),
@@ -315,7 +315,7 @@ def test_the_order_of_attention_must_be_the_same(tmp_path: Path) -> None:
 
 
 def test_older_and_strange_checkpoints(tmp_path: Path) -> None:
-    net = randomise(tiny("vivit_fe"))
+    net = randomize(tiny("vivit_fe"))
     path = tmp_path / "x.ckpt"
     save_checkpoint(net, path)
     content = torch.load(path, weights_only=True)
@@ -352,7 +352,7 @@ def test_files_of_other_architectures_are_refused(content: Any, message: str, tm
 @pytest.mark.parametrize("form", ["checkpoint", "safetensors", "scenic file"])
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
 def test_truncated_files_are_refused(form: str, share: float, tmp_path: Path) -> None:
-    path = Path(saved(randomise(tiny("vivit_fe")), form, tmp_path))
+    path = Path(saved(randomize(tiny("vivit_fe")), form, tmp_path))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused(tiny("vivit_fe"), str(path), f"{path.name} cannot be read")
 
