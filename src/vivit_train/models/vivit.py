@@ -112,7 +112,7 @@ class ViViT(nn.Module):
 
     layout: ClassVar[Layout]
 
-    def __new__(cls, model: str | None = None, *_: Any, **__: Any) -> "ViViT":
+    def __new__(cls, model: str | None = None, *args: Any, **kwargs: Any) -> "ViViT":
         """Creates an instance of the named model, or of the subclass that is called."""
         if cls is ViViT and model not in MODELS:
             raise ValueError(unknown_model(model))

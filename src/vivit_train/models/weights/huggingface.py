@@ -221,20 +221,7 @@ def save_huggingface(
         UserError: transformers cannot represent the model: it is not a vivit_st, or it uses mean pooling, sampled
             frames, or several heads.
     """
-    is_model_1 = net.layout is ViViTSpaceTime.layout
-    new = [name for name, _ in net.named_parameters() if not their_names(VIVIT_HUB_KEYS, name)]
-    problems = [
-        problem
-        for problem, there in {
-            f"the model {net.model} (only {ViViTSpaceTime.layout.name})": not is_model_1,
-            f"the parameter {''.join(new[:1])}": is_model_1 and bool(new),
-            "mean pooling (pool=mean)": is_model_1 and net.encoder.cls_token is None,
-            "uniform frame sampling (sampled_frames)": net.embedding.frame_index is not None,
-            f"several heads ({', '.join(net.head_sizes)})": len(net.head_sizes) > 1,
-        }.items()
-        if there
-    ]
-    if problems:
+    if problems := export_problems(net):
         raise UserError(f"Hugging Face's ViViT cannot express {' and '.join(problems)}")
     if len(classes) != net.head.out_features:
         raise UserError(f"got {len(classes)} class names for {net.head.out_features} logits")
@@ -253,6 +240,23 @@ def save_huggingface(
     for name, content in (("config.json", config_of(net, classes)), ("preprocessor_config.json", preprocessor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(into_huggingface(net), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def export_problems(net: ViViT) -> list[str]:
+    """Returns each property of a model that Hugging Face's ViViT lacks."""
+    problems = []
+    if net.layout is not ViViTSpaceTime.layout:
+        problems.append(f"the model {net.model} (only {ViViTSpaceTime.layout.name})")
+    else:
+        if net.encoder.cls_token is None:
+            problems.append("mean pooling (pool=mean)")
+        added = [name for name, _ in net.named_parameters() if not their_names(VIVIT_HUB_KEYS, name)]
+        problems += [f"the parameter {name}" for name in added[:1]]
+    if net.embedding.frame_index is not None:
+        problems.append("uniform frame sampling (sampled_frames)")
+    if len(net.head_sizes) > 1:
+        problems.append(f"several heads ({', '.join(net.head_sizes)})")
+    return problems
 
 
 def config_of(net: ViViT, classes: Sequence[str]) -> dict[str, Any]:

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 KeyMap = Mapping[str, tuple[str, ...]]
-PARAMETERS = (
-    "cls_token",
-    "pos_embed",
-)  # A key map names these themselves; others have the suffix of their module.
+PARAMETERS = ("cls_token", "pos_embed")  # These are whole names in a key map; others are a module and a suffix.
 
 
 def their_names(key_map: KeyMap, name: str) -> tuple[str, ...]:

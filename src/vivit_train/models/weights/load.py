@@ -12,6 +12,7 @@ the model, and returns `ImageWeights`, `VideoWeights`, or None if the source is 
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Literal
 
@@ -30,8 +31,8 @@ DETECTORS: tuple[Detector, ...] = (detect_vivit_file, detect_scenic, detect_hugg
 
 
 def load_pretrained(
-    net: ViViT,
-    source: str,
+    model: ViViT,
+    source: str | Path,
     *,
     tubelet: Literal["central_frame", "inflation"] = "central_frame",
     min_coverage: float = 0.9,
@@ -40,14 +41,14 @@ def load_pretrained(
     multi_label: bool = False,
     detectors: Sequence[Detector] = (),
 ) -> LoadReport:
-    """Initializes `net` in place and returns the weight-loading report.
+    """Initializes `model` in place and returns the weight-loading report.
 
     An image ViT is loaded by `init_from_vit`. From a ViViT of the same model and size, all weights are copied.
     Position embeddings of another grid are interpolated. The head is zero-initialized if the classes differ, or if
     only one of the two models is multi-label.
 
     Args:
-        net: The model to initialize.
+        model: The model to initialize.
         source: A checkpoint of vivit-train, a weight file (from vivit-train, timm, or scenic), a folder (from
             Hugging Face, or from scenic with checkpoint_<step> files), a name on the Hugging Face Hub, or a timm
             model name.
@@ -59,14 +60,14 @@ def load_pretrained(
         detectors: Detectors of other kinds of sources, which are asked before those of this package.
 
     Raises:
-        UserError: The source does not exist, cannot be read, is not a ViT, or does not fit. `net` is then
-            unchanged.
+        UserError: The source does not exist, cannot be read, is not a ViT, or does not fit. `model` is
+            then unchanged.
     """
     try:
-        found = detect(Source(source), net, (*detectors, *DETECTORS))
+        found = detect(Source(str(source)), model, (*detectors, *DETECTORS))
         if isinstance(found, VideoWeights):
-            return load_from_vivit(net, found, classes, frames, multi_label)
-        report = init_from_vit(net, found.state, tubelet=tubelet, min_coverage=min_coverage, source=found.source)
+            return load_from_vivit(model, found, classes, frames, multi_label)
+        report = init_from_vit(model, found.state, tubelet=tubelet, min_coverage=min_coverage, source=found.source)
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # A file can hold anything, including tensors and mappings that no ViT has.
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
@@ -87,13 +88,13 @@ def import_detector(path: str) -> Detector:
     return detector
 
 
-def detect(source: Source, net: ViViT, detectors: Sequence[Detector]) -> ImageWeights | VideoWeights:
+def detect(source: Source, model: ViViT, detectors: Sequence[Detector]) -> ImageWeights | VideoWeights:
     """Returns the weights that the first detector finds.
 
     Raises:
         UserError: No detector knows the source.
     """
     for detector in detectors:
-        if (found := detector(source, net)) is not None:
+        if (found := detector(source, model)) is not None:
             return found
     raise UserError(f"{source.name} has neither config.json (Hugging Face) nor checkpoint_<step> (scenic)")

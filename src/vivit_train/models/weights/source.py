@@ -39,7 +39,7 @@ class Source:
             UserError: The Hub does not provide the model.
         """
         path = Path(self.name)
-        if path.exists():
+        if path.is_file() or path.is_dir():
             return path
         is_on_hub = "/" in self.name and not path.parent.is_dir() and path.suffix not in WEIGHT_FILES
         return hub_folder(self.name) if is_on_hub else None
