@@ -24,10 +24,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from speed_model import ATTENTION, theirs_and_ours, turns  # noqa: E402
 
-from vivit_train.models.vivit import (  # noqa: E402
-    Block,
-    ViViT,
-)
+from vivit_train.models.layers import Block  # noqa: E402
+from vivit_train.models.vivit import ViViT  # noqa: E402
 from vivit_train.tools.bench.model import (  # noqa: E402
     infer,
     plain_sgd,

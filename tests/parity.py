@@ -236,7 +236,7 @@ def processor_error(shared: Path) -> int:
         theirs = torch.from_numpy(arrays[f"{name}/resized256_crop224_uint8"])[0]
         errors.append(int((view.int() - theirs.int()).abs().max()))
         served = torch.from_numpy(arrays[f"{name}/zero_center"])[0]
-        assert largest((theirs.float() - 127.5) / 127.5, served) < 1e-6, name  # our normalisation is theirs
+        assert largest((theirs.float() - 127.5) / 127.5, served) < 1e-6, name  # our normalization is theirs
     return max(errors)
 
 

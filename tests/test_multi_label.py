@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.synthetic import write_video
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import load_pretrained
 from vivit_train.run import evaluate, train
 from vivit_train.tools.doctor.run import write_clean
 from vivit_train.training.checkpoint import load_checkpoint, restore_net
@@ -120,7 +120,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
         ("run/checkpoints/last.ckpt", "zero (trained for one class per video) head.weight"),
     ):
         net = restore_net(*load_checkpoint(last), last)
-        report, _ = initialise(net, str(tmp_path / ckpt), classes={"": CLASSES}, multi_label=True)
+        report = load_pretrained(net, str(tmp_path / ckpt), classes={"": CLASSES}, multi_label=True)
         assert head in " ".join(report.full().split())
         assert bool(net.head.weight.count_nonzero()) == (ckpt == "several.ckpt")
 

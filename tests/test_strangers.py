@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import load_pretrained
 from vivit_train.run import evaluate, train
 from vivit_train.tools.cli import app
 from vivit_train.tools.sweep import open_study
@@ -222,8 +222,8 @@ def test_a_class_of_a_trusted_package_is_called_and_nothing_that_it_imports(
     package = tmp_path / "mine_of_test"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "import os\nfrom vivit_train.models.vivit import ViViT\n\n\n"
-        "class Mine(ViViT):\n    def __init__(self, size, **kwargs):\n"
+        "import os\nfrom vivit_train.models.vivit import ViViTFactorizedEncoder\n\n\n"
+        "class Mine(ViViTFactorizedEncoder):\n    def __init__(self, size, **kwargs):\n"
         "        super().__init__(**{k: v for k, v in kwargs.items() if v is not None})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -392,7 +392,7 @@ def test_absurd_hugging_face_folders_are_refused(
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with cheap(), pytest.raises(UserError) as error:
-        initialise(ViViT("vivit_st", num_classes=2, **sizes), str(tmp_path))  # type: ignore[arg-type]
+        load_pretrained(ViViT("vivit_st", num_classes=2, **sizes), str(tmp_path))  # type: ignore[arg-type]
     happened(f"A Hugging Face folder with {change}", error.value)
 
 
@@ -406,7 +406,7 @@ def test_hugging_face_weights_that_are_not_finite_are_refused(tmp_path: Path) ->
         load_huggingface(tmp_path)
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     with pytest.raises(UserError, match=r"net\.safetensors: the weights 'encoder\.norm\.weight' are not finite"):
-        initialise(net, str(tmp_path / "net.safetensors"))
+        load_pretrained(net, str(tmp_path / "net.safetensors"))
 
 
 @pytest.mark.fault("Strangers' files")

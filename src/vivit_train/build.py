@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from vivit_train.config import accepted_arguments
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_vit import IMAGENET
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.module import VideoClassifier
@@ -90,12 +90,12 @@ def init_weights(
     Returns the mean and std of the normalization.
     """
     init = cfg.init
-    source = init.path or (IMAGENET.get(cfg.model.size) if init.name == "imagenet" else init.name)
+    source = init.path or (IMAGENET.get(cfg.model.get("size")) if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
         log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
     else:
-        report, statistics = initialise(
+        report = load_pretrained(
             net,
             str(source),
             tubelet=init.tubelet,
@@ -103,7 +103,9 @@ def init_weights(
             classes=classes,
             frames=init.frames,
             multi_label=multi_label,
+            detectors=[import_detector(init.source)] if init.source else [],
         )
+        statistics = report.statistics
         log.info(report)
         rank_zero_only((run_dir / "weight_report.txt").write_text)(report.full() + "\n", encoding="utf-8")
         if statistics is None and init.mean is None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
-from vivit_train.models.vivit import SIZES, shape_problems
+from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
 from vivit_train.training.evaluation import parse_views
@@ -208,15 +208,26 @@ def shape_and_size_problems(cfg: DictConfig) -> list[str]:
         return [f"model.size={model.size}: must be one of {', '.join(SIZES)}"]
     problems = []
     for key, other in (("frames", "frames"), ("image_size", "crop")):
-        if model.get(key) != data[other]:
-            problems.append(f"model.{key}={model.get(key)}: is data.{other}={data[other]}; set only data.{other}")
-    if "size" in model and not problems:
-        dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
-        shape = (3, data.frames, data.crop, data.crop)
-        problems += shape_problems(model.model, shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
+        if key in model and model[key] != data[other]:
+            problems.append(f"model.{key}={model[key]}: is data.{other}={data[other]}; set only data.{other}")
+    problems = problems or model_problems(model, (3, data.frames, data.crop, data.crop))
     if data.crop > data.short_side:
         problems.append(f"data.crop={data.crop} is larger than data.short_side={data.short_side}")
     return problems
+
+
+def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) -> list[str]:
+    """Returns a message for each reason why one of the four models cannot be built from its node.
+
+    A model of the user's own package may have other arguments, so its own constructor checks them.
+    """
+    name = model.get("model")
+    if name is None:
+        return []
+    if name not in MODELS:
+        return [unknown_model(name)]
+    dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
+    return MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
 
 
 def value_problems(cfg: DictConfig) -> list[str]:
@@ -235,7 +246,7 @@ def value_problems(cfg: DictConfig) -> list[str]:
             f"ema_decay={cfg.ema_decay}: weights that trainer=fsdp shards cannot be averaged; set ema_decay=null "
             "or trainer=ddp"
         )
-    if cfg.model.compile and uses_fsdp(cfg):
+    if cfg.model.get("compile") and uses_fsdp(cfg):
         problems.append("model.compile=true: trainer=fsdp shards every block, and the model cannot be compiled")
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # Else it is a name on a hub.

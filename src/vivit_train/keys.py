@@ -32,6 +32,7 @@ TYPES: dict[str, Any] = {
     "scale_lr": Literal["linear", "sqrt"] | None,
     "init.name": str | None,
     "init.path": str | None,
+    "init.source": str | None,
     "init.tubelet": Literal["central_frame", "inflation"],
     "init.min_coverage": float,
     "init.frames": int | None,

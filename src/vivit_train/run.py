@@ -39,6 +39,7 @@ from vivit_train.utils.arguments import check_arguments, shown
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
+from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.text import plural
 
@@ -55,9 +56,10 @@ def train(cfg: DictConfig) -> float:
     Raises:
         UserError: An error that the user can fix.
     """
+    add_terminal_handler()
+    quiet_lightning()
     if is_first_rank():
         lock_folder(cfg.run_dir)
-    quiet_lightning()
     recipe = read_recipe()
     validate(cfg, recipe)
     while True:
@@ -143,7 +145,8 @@ def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, train
         raise UserError(missing_checkpoint(trainer, best))
     log.info(f"\nbest checkpoint: {best}")
     data.test_split = "test" if data.splits.test is not None else "val"
-    net = build_net({**metadata.config["model"], "compile": False}, metadata.classes)
+    node = metadata.config["model"]
+    net = build_net(node | ({"compile": False} if "compile" in node else {}), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     score_task(task, best, data, trainer, Path(cfg.run_dir), cfg.eval.views)
@@ -176,6 +179,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: An error that the user can fix.
     """
+    add_terminal_handler()
     quiet_lightning()
     if is_first_rank():
         lock_folder(cfg.run_dir)
@@ -318,7 +322,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]
-    if cfg.model.compile:
+    if cfg.model.get("compile"):
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)
 

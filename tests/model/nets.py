@@ -1,4 +1,4 @@
-"""Small models for the tests. Fresh ones have a zero classifier, so most tests want `randomise`."""
+"""Small models for the tests. Fresh ones have a zero classifier, so most tests want `randomize`."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def tiny(model: ModelName, **kwargs: Any) -> ViViT:
     return ViViT(model, **sizes | inputs | kwargs).eval()
 
 
-def randomise(net: ViViT, seed: int = 0) -> ViViT:
+def randomize(net: ViViT, seed: int = 0) -> ViViT:
     """Every parameter is drawn anew; nothing stays zero."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -9,12 +9,13 @@ import numpy as np
 import parity
 import pytest
 import torch
-from nets import randomise, tiny, videos
+from nets import randomize, tiny, videos
 from parity import GOLDENS, Tree
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vivit_train.models.vivit import MODELS, Attention, Encoder, ModelName, ViViT
+from vivit_train.models.layers import Attention, Encoder
+from vivit_train.models.vivit import MODELS, ModelName, ViViT
 from vivit_train.models.weights.files import video_statistics
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic
@@ -121,7 +122,7 @@ def test_gradients_reach_what_was_loaded(case: str) -> None:
     ],
 )
 def test_trees_come_back_as_the_model_that_they_were(model: ModelName, changes: dict[str, Any]) -> None:
-    net = randomise(tiny(model, **changes))
+    net = randomize(tiny(model, **changes))
     told: dict[str, Any] = {"pool": changes.get("pool", "cls"), "order": changes.get("order", "space_time")}
     again = load_scenic(to_scenic(net), model=model, frames=8, image_size=(8, 12), **told).eval()
     video = videos(net)
@@ -149,7 +150,7 @@ def test_the_authors_trees_come_back_exactly(case: str) -> None:
 
 
 def test_several_heads_are_one_projection_as_in_the_authors_epic_models() -> None:
-    net = randomise(tiny("vivit_fe", num_classes={"verb": 3, "noun": 4}))
+    net = randomize(tiny("vivit_fe", num_classes={"verb": 3, "noun": 4}))
     tree = package_to_scenic(net)
     assert tree["output_projection/kernel"].shape == (16, 7)
     again = load_scenic(tree, model="vivit_fe", frames=8, image_size=(8, 12), pool="cls").eval()
@@ -158,7 +159,7 @@ def test_several_heads_are_one_projection_as_in_the_authors_epic_models() -> Non
 
 
 def test_encoders_of_different_heads_are_refused() -> None:
-    tree = to_scenic(randomise(tiny("vivit_fe")))
+    tree = to_scenic(randomize(tiny("vivit_fe")))
     path = "TemporalTransformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
     tree[path] = tree[path].reshape(16, 2, 8)
     with pytest.raises(UserError, match=f"'{path}' has 2 heads, the model 4"):
@@ -337,7 +338,7 @@ SERVED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "short_si
     "changes", [{}, {"image_size": 8}, {"tubelet": (4, 2, 6)}, {"num_classes": {"": 3}}, {"norm_eps": 1e-3}]
 )
 def test_huggingface_folders_come_back_exactly(changes: dict[str, Any], tmp_path: Path) -> None:
-    net = randomise(tiny("vivit_st", **changes))
+    net = randomize(tiny("vivit_st", **changes))
     classes = [f"class {i}" for i in range(net.head.out_features)]
     save_huggingface(net, tmp_path / "new" / "folder", classes=classes, **SERVED)
     again = load_huggingface(tmp_path / "new" / "folder").eval()
@@ -358,7 +359,7 @@ def test_the_released_layout_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), SERVED["mean"]])
 @pytest.mark.parametrize("std", [(0.5, 0.5, 0.5), SERVED["std"]])
-def test_the_normalisation_comes_back(mean: Any, std: Any, tmp_path: Path) -> None:
+def test_the_normalization_comes_back(mean: Any, std: Any, tmp_path: Path) -> None:
     save_huggingface(tiny("vivit_st"), tmp_path, classes="abcde", **SERVED | {"mean": mean, "std": std})
     assert video_statistics(tmp_path) == (mean, std)
 

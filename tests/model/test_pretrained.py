@@ -9,13 +9,13 @@ import pytest
 import timm
 import torch
 from helpers import Happened
-from nets import randomise, tiny
+from nets import randomize, tiny
 from parity import INITS, cls_error, deit_error, init_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vivit_train.models.vivit import ModelName, ViViT
-from vivit_train.models.weights.timm_vit import init_from_vit, normalisation, read_weights
+from vivit_train.models.weights.timm_vit import init_from_vit, normalization, read_weights
 from vivit_train.training.checkpoint import load_checkpoint
 from vivit_train.utils.errors import UserError
 
@@ -180,7 +180,7 @@ def test_filter_inflation_gives_a_still_video_the_image_models_tokens() -> None:
 
 
 @pytest.mark.parametrize("order", ["space_time", "time_space"])
-def test_factorised_self_attention_starts_blind_to_time_and_learns(order: str) -> None:
+def test_factorized_self_attention_starts_blind_to_time_and_learns(order: str) -> None:
     net = vivit("vivit_fsa", order=order)
     init_from_vit(net, image_vit().state_dict())
     tokens: list[Tensor] = []
@@ -219,7 +219,7 @@ def test_factorised_self_attention_starts_blind_to_time_and_learns(order: str) -
 def test_receipt_says_what_happened_to_every_parameter(
     model: ModelName, kwargs: dict[str, Any], positions: str
 ) -> None:
-    net = randomise(vivit(model, **kwargs))
+    net = randomize(vivit(model, **kwargs))
     before = {name: value.clone() for name, value in net.named_parameters()}
     report = init_from_vit(net, image_vit().state_dict())
     assert list(report.rows) == [name for name, _ in net.named_parameters()]
@@ -315,7 +315,7 @@ def test_weights_that_do_not_fit_say_why(name: str, settings: dict[str, Any], me
 
 
 def test_whatever_fails_late_leaves_the_model_as_it_was() -> None:
-    image, net = image_vit().state_dict(), randomise(vivit("vivit_st"))
+    image, net = image_vit().state_dict(), randomize(vivit("vivit_st"))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     for damaged in (
         image | {"norm.weight": torch.ones(3)},
@@ -451,5 +451,5 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         ("weights/mine.safetensors", None),
     ],
 )
-def test_normalisation_is_known_by_name(source: str, expected: tuple[tuple[float, ...], ...] | None) -> None:
-    assert normalisation(source) == expected
+def test_normalization_is_known_by_name(source: str, expected: tuple[tuple[float, ...], ...] | None) -> None:
+    assert normalization(source) == expected

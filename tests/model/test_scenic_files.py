@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from nets import counted, randomise, tiny
+from nets import counted, randomize, tiny
 from parity import GOLDENS, Tree
 from test_exchange import to_scenic
 
@@ -52,14 +52,14 @@ def test_a_file_that_flax_wrote_is_read() -> None:
 
 def test_the_last_step_of_a_folder_is_read(tmp_path: Path) -> None:
     for step, seed in ((9, 0), (100, 1), (20, 2)):
-        save_scenic(randomise(tiny("vivit_st"), seed), tmp_path / f"checkpoint_{step}")
+        save_scenic(randomize(tiny("vivit_st"), seed), tmp_path / f"checkpoint_{step}")
     (tmp_path / "checkpoint_100000.tmp").write_bytes(b"")
-    assert_same(read_scenic(tmp_path), to_scenic(randomise(tiny("vivit_st"), 1)))
+    assert_same(read_scenic(tmp_path), to_scenic(randomize(tiny("vivit_st"), 1)))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_files_come_back_exactly(model: ModelName, tmp_path: Path) -> None:
-    net = randomise(tiny(model))
+    net = randomize(tiny(model))
     save_scenic(net, tmp_path / "weights")
     assert_same(read_scenic(tmp_path / "weights"), to_scenic(net))
 
@@ -80,7 +80,7 @@ def flax(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flax_net() -> ViViT:
-    return randomise(tiny("vivit_fe", depth=11))  # as text, encoderblock_10 is before encoderblock_2
+    return randomize(tiny("vivit_fe", depth=11))  # as text, encoderblock_10 is before encoderblock_2
 
 
 @pytest.mark.parametrize("form", ["train state", "before optax", "before linen", "bare", "params"])

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import randomise, tiny, videos
+from nets import randomize, tiny, videos
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import load_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -24,7 +24,7 @@ CLASSES = ["hop", "skip", "jump", "run", "rest"]
 def test_logits_and_labels_are_ours(image_size: tuple[int, int], tmp_path: Path) -> None:
     if image_size[0] != image_size[1] and VERSION < 5:
         pytest.skip("version 4 takes square inputs alone")
-    net = randomise(tiny("vivit_st", image_size=image_size))
+    net = randomize(tiny("vivit_st", image_size=image_size))
     save_huggingface(net, tmp_path, classes=CLASSES, mean=HALF, std=HALF, short_side=18)
     theirs, report = transformers.AutoModelForVideoClassification.from_pretrained(
         tmp_path, output_loading_info=True
@@ -70,7 +70,7 @@ def test_an_image_vit_of_theirs_gives_its_features(tmp_path: Path) -> None:
     vit = transformers.ViTForImageClassification(config).eval()
     vit.save_pretrained(tmp_path)
     net: ViViT = tiny("vivit_fe", image_size=16)
-    report, _ = initialise(net, str(tmp_path))
+    report = load_pretrained(net, str(tmp_path))
     assert report.coverage == 1
     video_BCTHW = videos(net)
     with torch.no_grad():

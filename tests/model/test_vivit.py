@@ -4,19 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from nets import CLASSES, randomise, tiny, videos
+from nets import CLASSES, randomize, tiny, videos
 from parity import PAPER, cost
 from torch import Tensor, nn
 
-from vivit_train.models.vivit import (
-    MODELS,
-    SIZES,
-    ActivationCheckpointing,
-    Attention,
-    ModelName,
-    ViViT,
-    uniform_frames,
-)
+from vivit_train.models.layers import ActivationCheckpointing, Attention, uniform_frames
+from vivit_train.models.vivit import MODELS, SIZES, ModelName, ViViT
 
 every_model = pytest.mark.parametrize("model", MODELS)
 
@@ -49,7 +42,7 @@ def test_fresh_models_predict_nothing(model: ModelName) -> None:
 
 @every_model
 def test_clips_of_a_batch_do_not_touch(model: ModelName) -> None:
-    net = randomise(tiny(model))
+    net = randomize(tiny(model))
     video = videos(net, batch=3)
     before = net(video)
     video[1] += 1
@@ -60,7 +53,7 @@ def test_clips_of_a_batch_do_not_touch(model: ModelName) -> None:
 
 @every_model
 def test_eager_attention_computes_the_same(model: ModelName) -> None:
-    net = randomise(tiny(model))
+    net = randomize(tiny(model))
     video = videos(net)
     fused, eager = net(video), net.use_eager_attention()(video)
     torch.testing.assert_close(eager, fused, atol=1e-5, rtol=0)
@@ -77,7 +70,7 @@ def test_eager_attention_computes_the_same(model: ModelName) -> None:
     ],
 )
 def test_a_hook_sees_the_attention_maps(model: ModelName, shapes: set[tuple[int, ...]]) -> None:
-    net = randomise(tiny(model))
+    net = randomize(tiny(model))
     seen = [outputs_of(module.probabilities) for module in net.modules() if isinstance(module, Attention)]
     net(videos(net, batch=1))
     assert not any(seen)  # the fused kernel never writes them out
@@ -93,7 +86,7 @@ def test_a_hook_sees_the_attention_maps(model: ModelName, shapes: set[tuple[int,
 @pytest.mark.parametrize("model", ["vivit_st", "vivit_fe"])
 def test_the_last_block_computes_the_cls_token_alone(model: ModelName) -> None:
     """The logits and gradients are those of a model that computes every token and leaves all but one unread."""
-    net, whole = randomise(tiny(model)), randomise(tiny(model))
+    net, whole = randomize(tiny(model)), randomize(tiny(model))
     for encoder in (whole.encoder, whole.temporal_encoder):
         if encoder is not None:
             last = encoder.blocks[-1]
@@ -114,7 +107,7 @@ def test_checkpointed_activations_change_nothing_but_memory(
 ) -> None:
     results, kept = [], []
     for which in ("none", recomputed):
-        net = randomise(tiny(model, drop_path=0.5, checkpoint_activations=which)).train()
+        net = randomize(tiny(model, drop_path=0.5, checkpoint_activations=which)).train()
         torch.manual_seed(0)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
@@ -131,8 +124,8 @@ def test_checkpointed_activations_change_nothing_but_memory(
 
 @every_model
 def test_heads_by_name_share_one_classifier(model: ModelName) -> None:
-    net = randomise(tiny(model, num_classes={"verb": 3, "noun": 4}))
-    single = randomise(tiny(model, num_classes=7))
+    net = randomize(tiny(model, num_classes={"verb": 3, "noun": 4}))
+    single = randomize(tiny(model, num_classes=7))
     logits = net(videos(net))
     assert {name: tuple(value.shape) for name, value in logits.items()} == {"verb": (2, 3), "noun": (2, 4)}
     torch.testing.assert_close(torch.cat([logits["verb"], logits["noun"]], 1), single(videos(single)))
@@ -141,7 +134,7 @@ def test_heads_by_name_share_one_classifier(model: ModelName) -> None:
 @every_model
 @pytest.mark.parametrize("image_size", [(8, 16), (16, 8), 8])
 def test_input_need_not_be_square(model: ModelName, image_size: int | tuple[int, int]) -> None:
-    net = randomise(tiny(model, image_size=image_size))
+    net = randomize(tiny(model, image_size=image_size))
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     assert net.grid == (4, height // 4, width // 4)
     assert net(torch.rand(2, 3, 8, height, width)).shape == (2, CLASSES)
@@ -155,7 +148,7 @@ def test_uniform_frames_are_the_authors() -> None:
 
 @every_model
 def test_uniform_sampling_sees_the_sampled_frames_alone(model: ModelName) -> None:
-    net = randomise(tiny(model, tubelet=(1, 4, 4), sampled_frames=3))
+    net = randomize(tiny(model, tubelet=(1, 4, 4), sampled_frames=3))
     assert net.grid[0] == 3
     sampled = uniform_frames(8, 3).tolist()
     video = videos(net)
@@ -185,7 +178,7 @@ def test_tokens_are_in_the_order_time_row_column(model: ModelName) -> None:
 @pytest.mark.parametrize("model", ["vivit_st", "vivit_fe"])
 def test_pooling_takes_the_cls_token_or_the_mean(model: ModelName) -> None:
     for pool, pick in (("cls", lambda x: x[..., 0, :]), ("mean", lambda x: x.mean(-2))):
-        net = randomise(tiny(model, pool=pool))
+        net = randomize(tiny(model, pool=pool))
         last = net.temporal_encoder or net.encoder
         assert (last.cls_token is not None) == (pool == "cls")
         tokens = outputs_of(last.norm)
@@ -194,7 +187,7 @@ def test_pooling_takes_the_cls_token_or_the_mean(model: ModelName) -> None:
 
 @pytest.mark.parametrize("model", ["vivit_fsa", "vivit_fdp"])
 def test_models_without_cls_token_take_the_mean_over_all_tokens(model: ModelName) -> None:
-    net = randomise(tiny(model, pool="cls"))
+    net = randomize(tiny(model, pool="cls"))
     assert not any("cls_token" in name for name, _ in net.named_parameters())
     tokens = outputs_of(net.encoder.norm)
     torch.testing.assert_close(net.features(videos(net)), tokens[0].mean((1, 2)))
@@ -202,21 +195,21 @@ def test_models_without_cls_token_take_the_mean_over_all_tokens(model: ModelName
 
 @pytest.mark.parametrize(("temporal_depth", "sees_order"), [(0, False), (4, True)])
 def test_only_a_temporal_encoder_sees_the_order_of_time(temporal_depth: int, sees_order: bool) -> None:
-    net = randomise(tiny("vivit_fe", temporal_depth=temporal_depth))
+    net = randomize(tiny("vivit_fe", temporal_depth=temporal_depth))
     video = videos(net)
     shuffled = video.unflatten(2, (4, 2))[:, :, [2, 0, 3, 1]].flatten(2, 3)  # whole tubelets
     assert torch.allclose(net(video), net(shuffled), atol=1e-5) == (not sees_order)
 
 
-def test_the_two_orders_of_factorised_self_attention_differ() -> None:
-    first = randomise(tiny("vivit_fsa", order="space_time"))
+def test_the_two_orders_of_factorized_self_attention_differ() -> None:
+    first = randomize(tiny("vivit_fsa", order="space_time"))
     second = tiny("vivit_fsa", order="time_space")
     second.load_state_dict(first.state_dict())
     assert not torch.allclose(first(videos(first)), second(videos(first)), atol=1e-3)
 
 
 def test_dot_product_heads_attend_over_time_first_and_space_second() -> None:
-    net = randomise(tiny("vivit_fdp"))
+    net = randomize(tiny("vivit_fdp"))
     attention = net.encoder.blocks[0].attention
     x = torch.randn(1, 4, 6, 16)
     for half, reaches in ((slice(0, 8), "time"), (slice(8, 16), "space")):
@@ -242,7 +235,7 @@ def test_drop_path_rises_linearly_in_each_encoder(model: ModelName) -> None:
 @every_model
 def test_drop_path_drops_whole_clips(model: ModelName) -> None:
     torch.manual_seed(0)
-    net = randomise(tiny(model, drop_path=0.5)).train()
+    net = randomize(tiny(model, drop_path=0.5)).train()
     branches = outputs_of(net.encoder.blocks[-1].drop_path)
     net(videos(net, batch=32))
     for branch in branches:
@@ -255,7 +248,7 @@ def test_drop_path_drops_whole_clips(model: ModelName) -> None:
 
 @every_model
 def test_every_parameter_learns(model: ModelName) -> None:
-    net = randomise(tiny(model)).train()
+    net = randomize(tiny(model)).train()
     nn.functional.cross_entropy(net(videos(net)), torch.tensor([0, 3])).backward()
     still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []

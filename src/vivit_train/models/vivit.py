@@ -8,24 +8,31 @@
 Shape suffixes: B batch, C channels, T H W input frames and pixels, t time indices and n positions of the token
 grid (n = rows x columns), N tokens of any sequence, D width, h heads, d head width. Tokens are ordered by time,
 row, and column.
+
+Another model is a subclass of the closest of the four, in any package. It changes `block` or `encode`, and states
+its own `layout` if its encoders cover other axes. Otherwise it inherits the layout, and with it all sources of
+weights. The configuration names it in `model._target_`.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vivit_train.models.attention import fused_attention
+from vivit_train.models.layers import (
+    ActivationCheckpointing,
+    Attention,
+    Block,
+    Encoder,
+    FactorizedDotProductBlock,
+    FactorizedSelfAttentionBlock,
+    TubeletEmbedding,
+    init_weights,
+)
 
 ModelName = Literal["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"]
-ActivationCheckpointing = Literal["none", "mlp", "block"]
-MODELS: tuple[ModelName, ...] = ("vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp")
 SIZES: dict[str, dict[str, int]] = {
     "Ti": {"dim": 192, "depth": 12, "heads": 3},
     "S": {"dim": 384, "depth": 12, "heads": 6},
@@ -33,196 +40,55 @@ SIZES: dict[str, dict[str, int]] = {
     "L": {"dim": 1024, "depth": 24, "heads": 16},
     "H": {"dim": 1280, "depth": 32, "heads": 16},
 }
+Grid = tuple[int, int, int]  # This is (time, rows, columns).
 
 
-class TubeletEmbedding(nn.Module):
-    """A layer that cuts a video into tubelets of t x h x w pixels and maps each to a token (paper, section 3.2).
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The arrangement of a model's tokens and parameters, for the code that loads and saves weights.
 
-    With `sampled_frames`, it uses uniform frame sampling instead: 2-D patches of that many evenly spaced frames.
+    Models that share a layout can load each other's weights.
+
+    Attributes:
+        name: The name of the model in configurations, reports, and messages.
+        encoders: The token axes of each encoder by its attribute name. The letters t, h, and w stand for time,
+            rows, and columns: ("thw",) is one axis of all tokens, and ("t", "hw") are two axes.
+        cls_token: Whether the encoders have a class token if `pool` is "cls".
+        zero_init: The modules that start at zero when the other weights come from an image ViT.
     """
 
-    frame_index: Tensor | None
+    name: str
+    encoders: Mapping[str, tuple[str, ...]]
+    cls_token: bool
+    zero_init: tuple[str, ...] = ("head",)
 
-    def __init__(
-        self, dim: int, frames: int, tubelet: tuple[int, int, int], sampled_frames: int | None = None
-    ) -> None:
-        super().__init__()
-        self.projection = nn.Conv3d(3, dim, tubelet, stride=tubelet)
-        index = None if sampled_frames is None else torch.from_numpy(uniform_frames(frames, sampled_frames))
-        self.register_buffer("frame_index", index, persistent=False)
+    def token_sizes(self, encoder: str, grid: Grid) -> tuple[int, ...]:
+        """Returns the size of each token axis of an encoder, without the class token."""
+        sizes = dict(zip("thw", grid, strict=True))
+        return tuple(math.prod(sizes[letter] for letter in axis) for axis in self.encoders[encoder])
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Returns the tokens [B, t, n, D]."""
-        if self.frame_index is not None:
-            video_BCTHW = video_BCTHW.index_select(2, self.frame_index)
-        t, h, w = self.projection.kernel_size
-        cut = video_BCTHW.unfold(2, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, C, t, rows, columns, *tubelet]
-        pixels_BtnP = cut.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(2, 3)
-        # This equals a convolution whose stride is its kernel size, but is up to twice as fast.
-        return F.linear(pixels_BtnP, self.projection.weight.flatten(1), self.projection.bias)
+    def covers(self, encoder: str, letter: str) -> bool:
+        """Returns whether the tokens of an encoder extend over time, rows, or columns (t, h, or w)."""
+        return any(letter in axis for axis in self.encoders[encoder])
 
+    def position_grid(self, encoder: str, grid: Grid) -> Grid:
+        """Returns the part of a grid that the position embeddings of an encoder cover; other axes have size 1."""
+        t, rows, columns = grid
+        covers_t, covers_h, covers_w = (self.covers(encoder, letter) for letter in "thw")
+        return t if covers_t else 1, rows if covers_h else 1, columns if covers_w else 1
 
-def uniform_frames(frames: int, sampled: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Returns the indices of the frames that uniform frame sampling keeps, rounded as in the authors' code."""
-    if sampled >= frames:
-        return np.arange(frames)
-    return np.round(frames / (sampled + 1) * np.arange(1, sampled + 1)).astype(np.int64)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over the second-to-last axis of [..., N, D].
-
-    With `eager`, it computes the same values step by step, so that a forward hook on `probabilities` can see the
-    attention maps [B, h, N, N], which the fused kernel never materializes.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.eager = False
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.probabilities = nn.Identity()
-
-    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, num_queries: int | None = None) -> Tensor:
-        """Returns the attention output [B, h, N, d], or of the first `num_queries` tokens only."""
-        if not self.eager:
-            return fused_attention(q_BhNd[:, :, :num_queries], k_BhNd, v_BhNd)
-        scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
-        return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :num_queries]
-
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Returns all tokens, or the first `num_queries`; each attends to all tokens."""
-        qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x_BND = self.attend(q, k, v, num_queries).transpose(1, 2).flatten(2)
-        return self.out(x_BND).unflatten(0, x.shape[:-2])
-
-
-class FactorisedDotProductAttention(Attention):
-    """The attention of model 4: the first half of the heads covers time, the second half space; [B, t, n, D]."""
-
-    def forward(self, x_BtnD: Tensor, num_queries: int | None = None) -> Tensor:
-        B, t, n, _ = x_BtnD.shape
-        qkv = self.qkv(x_BtnD).unflatten(-1, (3, 2, self.heads // 2, -1))  # [B, t, n, 3, 2, h/2, d]
-        over_time, over_space = qkv.unbind(4)
-        q, k, v = over_time.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # each [B n, h/2, t, d]
-        x_time = self.attend(q, k, v).unflatten(0, (B, n)).permute(0, 3, 1, 2, 4)
-        q, k, v = over_space.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind(0)  # each [B t, h/2, n, d]
-        x_space = self.attend(q, k, v).unflatten(0, (B, t)).permute(0, 1, 3, 2, 4)
-        return self.out(torch.cat([x_time, x_space], dim=3).flatten(3))
-
-
-class MLP(nn.Module):
-    """A two-layer MLP with the tanh form of GELU."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block of models 1 and 2, and with another attention class, of model 4."""
-
-    attention_class: type[Attention] = Attention
-    activation_checkpointing: ActivationCheckpointing = "none"
-
-    def __init__(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attention = self.attention_class(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = MLP(dim, mlp_dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Returns all tokens, or the first `num_queries` along the second-to-last axis."""
-        return self.maybe_checkpoint(self.compute, "block", x, num_queries)
-
-    def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
-        x = x[..., :num_queries, :] + self.drop_path(self.attention(self.norm1(x), num_queries))
-        return self.feed_forward(x)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.maybe_checkpoint(self.mlp, "mlp", self.norm2(x)))
-
-    def maybe_checkpoint(self, part: Callable[..., Tensor], name: ActivationCheckpointing, *inputs: Any) -> Tensor:
-        """Returns the output of a part, with activation checkpointing if it is on for `name`."""
-        if self.activation_checkpointing == name and torch.is_grad_enabled():
-            return checkpoint(part, *inputs, use_reentrant=False)
-        return part(*inputs)
-
-
-class FactorisedDotProductBlock(Block):
-    """A transformer block of model 4."""
-
-    attention_class = FactorisedDotProductAttention
-
-
-class FactorisedSelfAttentionBlock(Block):
-    """A block of model 3: attention over space and over time with separate weights; [B, t, n, D]."""
-
-    def __init__(
-        self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float, *, order: str
-    ) -> None:
-        super().__init__(dim, heads, mlp_dim, norm_eps, drop_path)
-        self.norm_time = nn.LayerNorm(dim, eps=norm_eps)
-        self.attention_time = Attention(dim, heads)
-        self.order = order
-
-    def over_space(self, x_BtnD: Tensor) -> Tensor:
-        return x_BtnD + self.drop_path(self.attention(self.norm1(x_BtnD)))
-
-    def over_time(self, x_BtnD: Tensor) -> Tensor:
-        y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
-        return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
-
-    def compute(self, x_BtnD: Tensor, num_queries: int | None) -> Tensor:
-        # All tokens are returned, because this model has no class token.
-        if self.order == "space_time":
-            x_BtnD = self.over_time(self.over_space(x_BtnD))
-        else:
-            x_BtnD = self.over_space(self.over_time(x_BtnD))
-        return self.feed_forward(x_BtnD)
-
-
-class Encoder(nn.Module):
-    """A transformer encoder with position embeddings and pooling: [B, ..., *grid, D] -> [B, ..., D].
-
-    `grid` has the sizes of the token axes without the class token: (N,), or (t, n) if blocks treat them
-    differently. With `cls_token`, pooling takes the class token instead of the mean.
-    """
-
-    def __init__(
-        self, blocks: list[Block], grid: tuple[int, ...], dim: int, norm_eps: float, cls_token: bool
-    ) -> None:
-        super().__init__()
-        self.grid = (grid[0] + 1,) if cls_token else grid
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), dim))
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
-        x = x + self.pos_embed.unflatten(1, self.grid)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        # Only the class token is used after the last block, which saves a twelfth of the work in ViViT-B.
-        x = self.norm(self.blocks[-1](x, num_queries=None if self.cls_token is None else 1))
-        return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+    def starts_at_zero(self, name: str) -> bool:
+        """Returns whether a parameter belongs to a module in `zero_init`."""
+        return any(f".{module}." in f".{name}" for module in self.zero_init)
 
 
 class ViViT(nn.Module):
     """A ViViT that maps a normalized video [B, C, T, H, W] to logits.
 
+    `ViViT("vivit_fe", ...)` builds the subclass of that name; see `MODELS`.
+
     Args:
-        model: The name of one of the paper's four models.
+        model: The name of one of the paper's four models. A subclass needs no name.
         num_classes: An int for one head with logits [B, classes], or a dict by head name for a dict of logits.
         frames: The number of input frames T.
         image_size: The input size H = W in pixels, or (H, W).
@@ -244,9 +110,20 @@ class ViViT(nn.Module):
         ValueError: Sizes are not divisible, or arguments contradict each other.
     """
 
+    layout: ClassVar[Layout]
+
+    def __new__(cls, model: str | None = None, *args: Any, **kwargs: Any) -> "ViViT":
+        """Creates an instance of the named model, or of the subclass that is called."""
+        if cls is ViViT and model not in MODELS:
+            raise ValueError(unknown_model(model))
+        if cls is not ViViT and not hasattr(cls, "layout"):
+            names = ", ".join(base.__name__ for base in MODELS.values())
+            raise TypeError(f"{cls.__name__} has no layout: make it a subclass of {names}")
+        return super().__new__(MODELS[model] if cls is ViViT else cls)  # type: ignore[index]
+
     def __init__(
         self,
-        model: ModelName,
+        model: ModelName | None = None,
         *,
         num_classes: int | Mapping[str, int],
         frames: int = 32,
@@ -267,60 +144,83 @@ class ViViT(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.model = model
         self.tubelet = (tubelet[0], tubelet[1], tubelet[2])
         self.input_shape = (3, frames, height, width)
-        problems = shape_problems(model, self.input_shape, self.tubelet, sampled_frames, dim, heads)
+        self.heads, self.order = heads, order
+        problems = self.shape_problems(self.input_shape, self.tubelet, sampled_frames, dim, heads)
+        if model not in (None, self.model):
+            problems.append(f"{type(self).__name__} is a {self.model}, not a {model}")
         if problems:
             raise ValueError("; ".join(problems))
-        self.grid = (  # This is (t, rows, columns).
-            min(sampled_frames, frames) if sampled_frames else frames // tubelet[0],
-            height // tubelet[1],
-            width // tubelet[2],
-        )
+        t = min(sampled_frames, frames) if sampled_frames else frames // tubelet[0]
+        self.grid: Grid = (t, height // tubelet[1], width // tubelet[2])
         self.head_sizes = dict(num_classes) if isinstance(num_classes, Mapping) else {"": num_classes}
+        has_cls = pool == "cls" and self.layout.cls_token
 
-        block_class: Any = {
-            "vivit_fsa": lambda *args: FactorisedSelfAttentionBlock(*args, order=order),
-            "vivit_fdp": FactorisedDotProductBlock,
-        }.get(model, Block)
-
-        has_cls = pool == "cls" and model in ("vivit_st", "vivit_fe")
-
-        def encoder(depth: int, grid: tuple[int, ...]) -> Encoder:
+        def encoder(name: str, depth: int) -> Encoder:
             ramp = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-            blocks = [block_class(dim, heads, mlp_dim or 4 * dim, norm_eps, p) for p in ramp]
-            return Encoder(blocks, grid, dim, norm_eps, has_cls)
+            blocks = [self.block(dim, heads, mlp_dim or 4 * dim, norm_eps, rate) for rate in ramp]
+            return Encoder(blocks, self.layout.token_sizes(name, self.grid), dim, norm_eps, has_cls)
 
-        t, n = self.grid[0], self.grid[1] * self.grid[2]
         self.embedding = TubeletEmbedding(dim, frames, self.tubelet, sampled_frames)
-        self.encoder = encoder(depth, {"vivit_st": (t * n,), "vivit_fe": (n,)}.get(model, (t, n)))
-        self.temporal_encoder = encoder(temporal_depth, (t,)) if model == "vivit_fe" and temporal_depth else None
+        self.encoder = encoder("encoder", depth)
+        is_temporal = temporal_depth > 0 and "temporal_encoder" in self.layout.encoders
+        self.temporal_encoder = encoder("temporal_encoder", temporal_depth) if is_temporal else None
         self.head = nn.Linear(dim, sum(self.head_sizes.values()))
         self.apply(init_weights)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         for module in self.modules():
             if isinstance(module, Block):
                 module.activation_checkpointing = checkpoint_activations
         if compile:
-            from torch.fx.experimental import _config as shapes
-
-            # dynamic=True gives one graph for any batch size; `features` fixes all other sizes. Duck shaping would
-            # treat a batch size that equals one of them (32 clips of 32 frames) as the same size and fix it too.
-            shapes.use_duck_shape = False
-            self.compile(fullgraph=True, dynamic=True)
+            self.compile_in_place()
 
     @classmethod
-    def from_size(cls, model: ModelName, size: str, **kwargs: Any) -> "ViViT":
+    def from_size(cls, model: ModelName | None = None, size: str = "B", **kwargs: Any) -> "ViViT":
         """Builds a ViViT of size "Ti", "S", "B", "L", or "H"; `kwargs` that are not None override the size."""
         if size not in SIZES:
             raise ValueError(f"size is '{size}'; it must be one of {', '.join(SIZES)}")
         return cls(model, **SIZES[size] | {name: value for name, value in kwargs.items() if value is not None})
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor | dict[str, Tensor]:
-        logits = self.head(self.features(video_BCTHW))
-        if list(self.head_sizes) == [""]:
-            return logits
-        return dict(zip(self.head_sizes, logits.split(list(self.head_sizes.values()), dim=-1), strict=True))
+    @classmethod
+    def shape_problems(
+        cls,
+        input_shape: tuple[int, int, int, int],
+        tubelet: tuple[int, int, int],
+        sampled_frames: int | None,
+        dim: int,
+        heads: int,
+    ) -> list[str]:
+        """Returns a message for each reason why a model with these sizes cannot be built."""
+        problems = []
+        for what, size, part in zip(("frames", "height", "width"), input_shape[1:], tubelet, strict=True):
+            if part < 1:
+                problems.append(f"the tubelet's {what} must be at least 1, not {part}")
+            elif size < 1 or size % part:
+                problems.append(f"{what} {size} is not a multiple of the tubelet's {part}")
+        if sampled_frames is not None and tubelet[0] != 1:
+            problems.append(f"sampled_frames uses 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
+        if sampled_frames is not None and sampled_frames < 1:
+            problems.append(f"sampled_frames must be at least 1, not {sampled_frames}")
+        if dim < 1 or heads < 1:
+            problems.append(f"dim {dim} and heads {heads} must be at least 1")
+        elif dim % heads:
+            problems.append(f"dim {dim} is not a multiple of heads {heads}")
+        return problems
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.layout.name
+
+    def block(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> Block:
+        """Returns a new block of an encoder."""
+        return Block(dim, heads, mlp_dim, norm_eps, drop_path)
+
+    def encode(self, x_BtnD: Tensor) -> Tensor:
+        """Returns the representation [B, D] of the tokens of the embedding."""
+        raise NotImplementedError
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         """Returns the representation of the video before the head, [B, D]."""
@@ -329,13 +229,17 @@ class ViViT(nn.Module):
                 f"this model takes videos [B, C, T, H, W] with [C, T, H, W] = {list(self.input_shape)}, "
                 f"got {list(video_BCTHW.shape)}"
             )
-        x_BtnD = self.embedding(video_BCTHW)
-        if self.model == "vivit_st":
-            return self.encoder(x_BtnD.flatten(1, 2))
-        if self.model == "vivit_fe":
-            x_BtD = self.encoder(x_BtnD)
-            return self.temporal_encoder(x_BtD) if self.temporal_encoder is not None else x_BtD.mean(1)
-        return self.encoder(x_BtnD)
+        return self.encode(self.embedding(video_BCTHW))
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor | dict[str, Tensor]:
+        logits = self.head(self.features(video_BCTHW))
+        if list(self.head_sizes) == [""]:
+            return logits
+        return dict(zip(self.head_sizes, logits.split(list(self.head_sizes.values()), dim=-1), strict=True))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments that the names and shapes of the parameters do not show."""
+        return {"model": self.model, "heads": self.heads, "norm_eps": self.encoder.norm.eps}
 
     def use_eager_attention(self, eager: bool = True) -> "ViViT":
         """Switches between fused attention and step-by-step attention, which exposes its maps to hooks."""
@@ -344,54 +248,103 @@ class ViViT(nn.Module):
                 module.eager = eager
         return self
 
+    def compile_in_place(self) -> None:
+        """Compiles the forward pass with torch.compile, as one graph for all batch sizes."""
+        from torch.fx.experimental import _config as shapes
 
-def shape_problems(
-    model: str,
-    input_shape: tuple[int, int, int, int],
-    tubelet: tuple[int, int, int],
-    sampled_frames: int | None,
-    dim: int,
-    heads: int,
-) -> list[str]:
-    """Returns a message for each reason why a model with these sizes cannot be built."""
-    problems = []
-    if model not in MODELS:
-        problems.append(f"model is '{model}'; it must be one of {', '.join(MODELS)}")
-    for what, size, part in zip(("frames", "height", "width"), input_shape[1:], tubelet, strict=True):
-        if part < 1:
-            problems.append(f"the tubelet's {what} must be at least 1, not {part}")
-        elif size < 1 or size % part:
-            problems.append(f"{what} {size} is not a multiple of the tubelet's {part}")
-    if sampled_frames is not None and tubelet[0] != 1:
-        problems.append(f"sampled_frames uses 2-D patches: tubelet[0] must be 1, not {tubelet[0]}")
-    if sampled_frames is not None and sampled_frames < 1:
-        problems.append(f"sampled_frames must be at least 1, not {sampled_frames}")
-    if dim < 1 or heads < 1:
-        problems.append(f"dim {dim} and heads {heads} must be at least 1")
-    elif dim % heads:
-        problems.append(f"dim {dim} is not a multiple of heads {heads}")
-    if model == "vivit_fdp" and heads % 2:
-        problems.append(f"vivit_fdp uses half of its heads for time: heads must be even, not {heads}")
-    return problems
+        # dynamic=True gives one graph for any batch size; `features` fixes all other sizes. Duck shaping would
+        # treat a batch size that equals one of them (32 clips of 32 frames) as the same size and fix it too.
+        shapes.use_duck_shape = False
+        self.compile(fullgraph=True, dynamic=True)
 
 
-def init_weights(module: nn.Module) -> None:
-    """Initializes a module as the authors do: Xavier kernels, position embeddings of std 0.02, and a zero head."""
-    if isinstance(module, Attention):
-        for weight in (*module.qkv.weight.chunk(3), module.out.weight):  # The authors have separate q, k, and v.
-            nn.init.xavier_uniform_(weight)
-        for linear in (module.qkv, module.out):
-            nn.init.zeros_(linear.bias)
-    elif isinstance(module, MLP):
-        for linear in (module.fc1, module.fc2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.normal_(linear.bias, std=1e-6)
-    elif isinstance(module, Encoder):
-        nn.init.normal_(module.pos_embed, std=0.02)
-    elif isinstance(module, TubeletEmbedding):
-        fan_in = module.projection.weight[0].numel()
-        nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # This is LeCun normal, the default of flax.
-        nn.init.zeros_(module.projection.bias)  # type: ignore[arg-type]
-    elif isinstance(module, ViViT):
-        nn.init.zeros_(module.head.weight)
-        nn.init.zeros_(module.head.bias)
+class ViViTSpaceTime(ViViT):
+    """Model 1, spatio-temporal attention: one encoder attends over all tokens of the video."""
+
+    layout = Layout("vivit_st", {"encoder": ("thw",)}, cls_token=True)
+
+    def encode(self, x_BtnD: Tensor) -> Tensor:
+        return self.encoder(x_BtnD.flatten(1, 2))
+
+
+class ViViTFactorizedEncoder(ViViT):
+    """Model 2, factorized encoder: a spatial encoder per time index, then a temporal encoder or the mean."""
+
+    layout = Layout("vivit_fe", {"encoder": ("hw",), "temporal_encoder": ("t",)}, cls_token=True)
+
+    def encode(self, x_BtnD: Tensor) -> Tensor:
+        x_BtD = self.encoder(x_BtnD)
+        return self.temporal_encoder(x_BtD) if self.temporal_encoder is not None else x_BtD.mean(1)
+
+
+class ViViTFactorizedSelfAttention(ViViT):
+    """Model 3, factorized self-attention: each block attends over space and over time, with separate weights."""
+
+    layout = Layout(
+        "vivit_fsa", {"encoder": ("t", "hw")}, cls_token=False, zero_init=("head", "attention_time.out")
+    )
+
+    def block(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> Block:
+        return FactorizedSelfAttentionBlock(dim, heads, mlp_dim, norm_eps, drop_path, order=self.order)
+
+    def encode(self, x_BtnD: Tensor) -> Tensor:
+        return self.encoder(x_BtnD)
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"order": self.order}
+
+
+class ViViTFactorizedDotProduct(ViViT):
+    """Model 4, factorized dot-product attention: half of the heads attend over time, half over space."""
+
+    layout = Layout("vivit_fdp", {"encoder": ("t", "hw")}, cls_token=False)
+
+    @classmethod
+    def shape_problems(
+        cls,
+        input_shape: tuple[int, int, int, int],
+        tubelet: tuple[int, int, int],
+        sampled_frames: int | None,
+        dim: int,
+        heads: int,
+    ) -> list[str]:
+        problems = super().shape_problems(input_shape, tubelet, sampled_frames, dim, heads)
+        if heads % 2:
+            problems.append(f"{cls.layout.name} uses half of its heads for time: heads must be even, not {heads}")
+        return problems
+
+    def block(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> Block:
+        return FactorizedDotProductBlock(dim, heads, mlp_dim, norm_eps, drop_path)
+
+    def encode(self, x_BtnD: Tensor) -> Tensor:
+        return self.encoder(x_BtnD)
+
+
+MODELS: dict[ModelName, type[ViViT]] = {
+    "vivit_st": ViViTSpaceTime,
+    "vivit_fe": ViViTFactorizedEncoder,
+    "vivit_fsa": ViViTFactorizedSelfAttention,
+    "vivit_fdp": ViViTFactorizedDotProduct,
+}
+
+
+def create_model(
+    name: ModelName, size: str = "B", *, num_classes: int | Mapping[str, int], **kwargs: Any
+) -> ViViT:
+    """Builds one of the four models by its name.
+
+    Args:
+        name: A name in `MODELS`.
+        size: The size: "Ti", "S", "B", "L", or "H".
+        num_classes: The number of classes, or a dict of numbers by head name.
+        kwargs: Other arguments of `ViViT`. Those that are None keep the value of the size.
+
+    Raises:
+        ValueError: The name or the size is unknown, or the arguments do not fit together.
+    """
+    return ViViT.from_size(name, size, num_classes=num_classes, **kwargs)
+
+
+def unknown_model(name: object) -> str:
+    """Returns the message for a name that no model has."""
+    return f"model is '{name}'; it must be one of {', '.join(MODELS)}"

@@ -111,17 +111,16 @@ def restore_net(
     Raises:
         UserError: Metadata and weights do not fit together, weights are not finite, or the model is not built in.
     """
-    # The model is not compiled: this machine may have no compiler, and a single pass may not be worth it.
-    node = (
-        {**metadata.config["model"], "compile": False} if isinstance(metadata.config.get("model"), dict) else None
-    )
+    node = dict(stored) if isinstance(stored := metadata.config.get("model"), dict) else None
+    if node and "compile" in node:  # This machine may have no compiler, and a single pass may not be worth it.
+        node["compile"] = False
     for part, key in (("encoder", "depth"), ("temporal_encoder", "temporal_depth")):
         there = len({match[1] for name in weights if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))})
-        unused = part == "temporal_encoder" and node is not None and node.get("model") != "vivit_fe"
-        stored = None if unused or node is None else node.get(key)
-        if type(stored) is int and stored > max(there, 1):  # Building a million layers takes too long.
+        depth = node.get(key) if node else None
+        # Building a million layers takes too long. A model without the encoder ignores its depth.
+        if type(depth) is int and 0 < there < depth:
             raise UserError(
-                f"{path}: model.{key} is {shown(stored)}, but the weights have {plural(there, 'layer')}"
+                f"{path}: model.{key} is {shown(depth)}, but the weights have {plural(there, 'layer')}"
             )
     if not allow_nonfinite:
         check_finite(weights, path)

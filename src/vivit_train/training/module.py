@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric
 
 from vivit_train.data.transforms import mix_batch, mix_seed
-from vivit_train.models.vivit import Block, ViViT
+from vivit_train.models.layers import Block
+from vivit_train.models.vivit import ViViT
 from vivit_train.training.checkpoint import KEY
 from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label

@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivit_train.models.vivit import Block, ViViT
+from vivit_train.models.layers import Block
+from vivit_train.models.vivit import ViViT
 
 # Training takes three times the FLOPs of the forward pass: the backward pass has two products for each one.
 # This slightly overestimates, because the gradient of the pixels is not needed. Only products count.

@@ -104,7 +104,17 @@ def parts(
 
 def is_ours(function: Callable[..., Any]) -> bool:
     """Returns whether a function or class belongs to vivit_train."""
-    return function.__module__.partition(".")[0] == "vivit_train"
+    return package_of(function) == "vivit_train"
+
+
+def package_of(function: Any) -> str | None:
+    """Returns the top-level package that defines a function or class.
+
+    A class method belongs to the class that it is looked up in, which may inherit it from another package.
+    """
+    owner = getattr(function, "__self__", None)
+    module = getattr(owner if isinstance(owner, type) else function, "__module__", None)
+    return module.partition(".")[0] if isinstance(module, str) else None
 
 
 def resolve_target(target: Any, allowed: set[str], where: str, trusted: Sequence[str]) -> Callable[..., Any]:
@@ -126,7 +136,6 @@ def resolve_target(target: Any, allowed: set[str], where: str, trusted: Sequence
         theirs: Any = resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where}: {shown} cannot be imported ({reason(error)})") from error
-    home = getattr(theirs, "__module__", None)
-    if not callable(theirs) or not isinstance(home, str) or home.partition(".")[0] != names[0]:
+    if not callable(theirs) or package_of(theirs) != names[0]:
         raise UserError(f"{refusal}, nor defined in the trusted package {names[0]}")
     return theirs

@@ -113,16 +113,25 @@ def clip_problems(where: str, arguments: Mapping[str, Any]) -> list[str]:
 
 def signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of a function, with `**kwargs` replaced by those of the class it forwards to."""
-    parameters = dict(inspect.signature(function).parameters)
+    parameters = own_parameters(function)
     passes_on = [name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD]
     for name in passes_on:
         del parameters[name]
     cls = getattr(function, "__self__", None)
     if passes_on and isinstance(cls, type):
         # A default makes each argument of the class optional here.
-        own = {k: p.replace(default=None) for k, p in inspect.signature(cls).parameters.items()}
+        own = {name: p.replace(default=None) for name, p in own_parameters(cls).items()}
         parameters = own | parameters
     return parameters
+
+
+def own_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a function, or of the `__init__` of a class."""
+    if not isinstance(function, type):
+        return dict(inspect.signature(function).parameters)
+    # `inspect.signature(function)` would show `__new__` instead if the class has one.
+    _, *parameters = inspect.signature(function.__init__).parameters.items()  # type: ignore[misc]
+    return dict(parameters)
 
 
 def conforms(value: Any, hint: Any) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.moved_keys import moved_hint
 from vivit_train.utils.text import printable, printable_lines
 
@@ -96,6 +97,7 @@ def exit_with_message(main: Callable[[], object]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    add_terminal_handler()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then re-raises errors instead of printing a traceback.
     try:
         main()

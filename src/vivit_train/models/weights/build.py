@@ -6,19 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivit_train.models.vivit import ModelName, ViViT
+from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_finite
 from vivit_train.utils.arguments import check_arguments
 from vivit_train.utils.errors import UserError
 
 
-def heads_of(net: ViViT) -> int:
-    """Returns the number of attention heads."""
-    block: Any = net.encoder.blocks[0]
-    return int(block.attention.heads)
-
-
-def build(model: ModelName, **kwargs: Any) -> ViViT:
+def build(model: type[ViViT], **kwargs: Any) -> ViViT:
     """Builds a ViViT on the meta device, so that it needs no memory whatever sizes a file claims.
 
     `load_exactly` then assigns the tensors of the file.
@@ -26,12 +20,13 @@ def build(model: ModelName, **kwargs: Any) -> ViViT:
     Raises:
         UserError: The settings are invalid.
     """
-    check_arguments(ViViT, kwargs, model, also=("model",))
+    name = model.layout.name
+    check_arguments(model, kwargs, name)
     try:
         with torch.device("meta"):
-            return ViViT(model, **kwargs)
+            return model(**kwargs)
     except ValueError as error:  # The sizes contradict each other.
-        raise UserError(f"cannot build {model}: {error}") from error
+        raise UserError(f"cannot build {name}: {error}") from error
 
 
 def load_exactly(net: ViViT, state: Mapping[str, Tensor]) -> None:

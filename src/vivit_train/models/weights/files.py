@@ -76,6 +76,13 @@ def read_file(path: str | Path) -> Any:
     return content
 
 
+def unwrapped(content: Any) -> Any:
+    """Returns the state dict in the content of a file, which may be inside of a dict with other items."""
+    for wrapper in ("state_dict", "model"):
+        content = content.get(wrapper, content) if isinstance(content, dict) else content
+    return content
+
+
 def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     """Returns the content of a file if it is a state dict.
 
@@ -146,13 +153,13 @@ def video_statistics(folder: Path) -> Statistics:
     """Returns the normalization of the ViViT in a Hugging Face folder, from preprocessor_config.json."""
     file = folder / "preprocessor_config.json"
     config = read_json(file) if file.is_file() else {}
-    rescale, normalise = config.get("do_rescale", True), config.get("do_normalize", True)
+    rescale, normalize = config.get("do_rescale", True), config.get("do_normalize", True)
     factor, offset = config.get("rescale_factor", 1 / 127.5), float(bool(rescale and config.get("offset", True)))
     if not conforms(factor, float) or not 1e-9 < factor < 1e3:
         raise UserError(f"{file}: rescale_factor is {shown(factor)}, but must be a small positive number")
     scale = 255 * factor if rescale else 255.0
-    mean = config.get("image_mean", [0.5] * 3) if normalise else [0.0] * 3
-    std = config.get("image_std", [0.5] * 3) if normalise else [1.0] * 3
+    mean = config.get("image_mean", [0.5] * 3) if normalize else [0.0] * 3
+    std = config.get("image_std", [0.5] * 3) if normalize else [1.0] * 3
     check_statistics(mean, std, file)
     if offset and round(scale, 6) == 2 and mean == std == [0.5] * 3:
         # Hugging Face's default normalizes twice, to [-3, 1]. The released weights and those of its guide were

@@ -1,40 +1,125 @@
-"""Reads and writes Hugging Face ViViT models with equal outputs."""
+"""Reads and writes Hugging Face models: ViViT with equal outputs in both directions, and image ViTs."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.build import build, heads_of, load_exactly
-from vivit_train.models.weights.files import folder_weights, hub_folder, read_json
+from vivit_train.models.vivit import ViViT, ViViTSpaceTime
+from vivit_train.models.weights.build import build, load_exactly
+from vivit_train.models.weights.checks import check_statistics
+from vivit_train.models.weights.files import folder_weights, hub_folder, read_json, video_statistics
+from vivit_train.models.weights.keys import KeyMap, join, their_names, with_prefix
+from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
-# This maps our names to Hugging Face's two key layouts of a layer: Hub files, and models in memory since v5.
-HUGGINGFACE_LAYER = {
-    "norm1": ("layernorm_before", "layernorm_before"),
-    "attention.q": ("attention.attention.query", "attention.q_proj"),
-    "attention.k": ("attention.attention.key", "attention.k_proj"),
-    "attention.v": ("attention.attention.value", "attention.v_proj"),
-    "attention.out": ("attention.output.dense", "attention.o_proj"),
-    "norm2": ("layernorm_after", "layernorm_after"),
-    "mlp.fc1": ("intermediate.dense", "mlp.fc1"),
-    "mlp.fc2": ("output.dense", "mlp.fc2"),
+EMBEDDING_AND_NORM: KeyMap = {
+    "encoder.cls_token": ("embeddings.cls_token",),
+    "encoder.pos_embed": ("embeddings.position_embeddings",),
+    "embedding.projection": ("embeddings.patch_embeddings.projection",),
+    "encoder.norm": ("layernorm",),
 }
-HUGGINGFACE_REST = {
-    "encoder.cls_token": "embeddings.cls_token",
-    "encoder.pos_embed": "embeddings.position_embeddings",
-    "embedding.projection.weight": "embeddings.patch_embeddings.projection.weight",
-    "embedding.projection.bias": "embeddings.patch_embeddings.projection.bias",
-    "encoder.norm.weight": "layernorm.weight",
-    "encoder.norm.bias": "layernorm.bias",
+# The keys of ViT and ViViT in files on the Hub, and those of models in memory since version 5 of transformers.
+HUB_KEYS: KeyMap = {
+    **EMBEDDING_AND_NORM,
+    "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
+    "encoder.blocks.*.attention.qkv": (
+        "encoder.layer.*.attention.attention.query",
+        "encoder.layer.*.attention.attention.key",
+        "encoder.layer.*.attention.attention.value",
+    ),
+    "encoder.blocks.*.attention.out": ("encoder.layer.*.attention.output.dense",),
+    "encoder.blocks.*.norm2": ("encoder.layer.*.layernorm_after",),
+    "encoder.blocks.*.mlp.fc1": ("encoder.layer.*.intermediate.dense",),
+    "encoder.blocks.*.mlp.fc2": ("encoder.layer.*.output.dense",),
 }
+MEMORY_KEYS: KeyMap = {
+    **EMBEDDING_AND_NORM,
+    "encoder.blocks.*.norm1": ("layers.*.layernorm_before",),
+    "encoder.blocks.*.attention.qkv": (
+        "layers.*.attention.q_proj",
+        "layers.*.attention.k_proj",
+        "layers.*.attention.v_proj",
+    ),
+    "encoder.blocks.*.attention.out": ("layers.*.attention.o_proj",),
+    "encoder.blocks.*.norm2": ("layers.*.layernorm_after",),
+    "encoder.blocks.*.mlp.fc1": ("layers.*.mlp.fc1",),
+    "encoder.blocks.*.mlp.fc2": ("layers.*.mlp.fc2",),
+}
+HEAD: KeyMap = {"head": ("classifier",)}
+VIVIT_HUB_KEYS: KeyMap = {**with_prefix(HUB_KEYS, "vivit."), **HEAD}
+VIVIT_MEMORY_KEYS: KeyMap = {**with_prefix(MEMORY_KEYS, "vivit."), **HEAD}
+CONFIG: Mapping[str, Any] = {
+    "architectures": ["VivitForVideoClassification"],
+    "model_type": "vivit",
+    "num_channels": 3,
+    "hidden_act": "gelu_fast",
+    "qkv_bias": True,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "torch_dtype": "float32",
+}
+PREPROCESSOR: Mapping[str, Any] = {
+    "image_processor_type": "VivitImageProcessor",
+    "video_processor_type": "VivitVideoProcessor",
+    "do_resize": True,
+    "resample": 2,  # This is bilinear.
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 127.5,
+    "offset": True,
+    "do_normalize": True,
+}
+
+
+def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights | None:
+    """Returns the weights in a Hugging Face folder, which may hold a ViViT or an image ViT.
+
+    Raises:
+        UserError: The folder holds another model, or a file is a part of a ViViT without its configuration.
+    """
+    if source.is_file and any(str(key).startswith("vivit.") for key in source.tensors):
+        raise UserError(
+            f"{source.name} is part of a Hugging Face ViViT: pass the folder that contains its config.json"
+        )
+    if source.path is None or source.config is None:
+        return None
+    name, config = source.name, source.config
+    if config.get("model_type") == "vivit":
+        theirs = load_huggingface(source.path)
+        labels = named_classes(config, name)
+        return VideoWeights(
+            name,
+            dict(theirs.named_parameters()),
+            theirs.settings(),
+            theirs.grid,
+            {"": labels} if labels else None,
+            statistics=video_statistics(source.path),
+        )
+    if config.get("model_type") == "vit":
+        file = source.path / "preprocessor_config.json"
+        image: Any = read_json(file) if file.is_file() else {}
+    elif "architecture" in config:  # This is a timm model on the Hub.
+        image = config.get("pretrained_cfg", {})
+    else:
+        raise UserError(
+            f"{name}/config.json describes {shown(config.get('model_type'))}, but the weights must be those of "
+            "a ViViT ('vivit') or of an image ViT ('vit', or timm's)"
+        )
+    if not isinstance(image, dict):
+        raise UserError(f"{name}: its preprocessing is not a mapping of settings")
+    mean, std = (image.get(f"image_{key}", image.get(key)) for key in ("mean", "std"))
+    if not mean or not std:
+        return ImageWeights(name, source.tensors)
+    check_statistics(mean, std, name)
+    return ImageWeights(name, source.tensors, (tuple(mean), tuple(std)))
 
 
 def load_huggingface(folder: str | Path) -> ViViT:
@@ -64,7 +149,7 @@ def load_huggingface(folder: str | Path) -> ViViT:
         raise UserError(f"{folder}/config.json: {what}")
     size = config.get("image_size", 224)
     net = build(
-        "vivit_st",
+        ViViTSpaceTime,
         num_classes=len(weights["classifier.bias"]) if "classifier.bias" in weights else 0,
         frames=config.get("num_frames", 32),
         image_size=size,
@@ -81,32 +166,34 @@ def load_huggingface(folder: str | Path) -> ViViT:
 
 def from_huggingface(weights: Mapping[str, Tensor], net: ViViT, *, qkv_bias: bool) -> dict[str, Tensor]:
     """Converts a Hugging Face state dict to our names; fails if a weight is missing or left over."""
-    layout = int(any(key.startswith("vivit.layers.") for key in weights))
-    layers = ("vivit.encoder.layer", "vivit.layers")[layout]
-    left = dict(weights)
-
-    def take(key: str) -> Tensor:
-        if key not in left:
-            raise UserError(f"the Hugging Face weights have no '{key}'")
-        return left.pop(key).float()
-
-    state = {ours: take(f"vivit.{theirs}") for ours, theirs in HUGGINGFACE_REST.items()}
-    state |= {f"head.{kind}": take(f"classifier.{kind}") for kind in ("weight", "bias")}
-    for i in range(len(net.encoder.blocks)):
-        for kind in ("weight", "bias"):
-            layer = {
-                ours: torch.zeros(net.head.in_features)
-                if ours[-2:] in (".q", ".k", ".v") and kind == "bias" and not qkv_bias
-                else take(f"{layers}.{i}.{theirs[layout]}.{kind}")
-                for ours, theirs in HUGGINGFACE_LAYER.items()
-            }
-            qkv = torch.cat([layer.pop(f"attention.{which}") for which in "qkv"])
-            state |= {f"encoder.blocks.{i}.{ours}.{kind}": value for ours, value in layer.items()}
-            state[f"encoder.blocks.{i}.attention.qkv.{kind}"] = qkv
+    is_memory = any(key.startswith("vivit.layers.") for key in weights)
+    key_map, left, state = VIVIT_MEMORY_KEYS if is_memory else VIVIT_HUB_KEYS, dict(weights), {}
+    for name, _ in net.named_parameters():
+        if name.endswith("qkv.bias") and not qkv_bias:
+            state[name] = torch.zeros(3 * net.head.in_features)
+            continue
+        theirs = their_names(key_map, name)
+        if missing := [key for key in theirs if key not in left]:
+            raise UserError(f"the Hugging Face weights have no '{missing[0]}'")
+        state[name] = join([left.pop(key).float() for key in theirs])
     if left:
         weights_left = plural(len(left), "Hugging Face weight")
         raise UserError(f"ViViT has no place for {weights_left}, the first: '{min(left)}'")
     return state
+
+
+def named_classes(config: Mapping[str, Any], source: str) -> list[str] | None:
+    """Returns the class names of a Hugging Face configuration in the order of the logits, or None."""
+    labels = config.get("id2label", {})
+    if not conforms(labels, dict[str, str]) or sorted(map(as_number, labels)) != list(range(len(labels))):
+        raise UserError(f"{source}/config.json: id2label must name the classes 0, 1, 2, ...")
+    names = [labels[i] for i in sorted(labels, key=int)]
+    return names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
+
+
+def as_number(text: str) -> int:
+    """Returns a class id of up to seven digits, or -1 for any other text."""
+    return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else -1
 
 
 def save_huggingface(
@@ -134,63 +221,60 @@ def save_huggingface(
         UserError: transformers cannot represent the model: it is not a vivit_st, or it uses mean pooling, sampled
             frames, or several heads.
     """
-    problems = [
-        problem
-        for problem, there in {
-            f"the model {net.model} (only vivit_st)": net.model != "vivit_st",
-            "mean pooling (pool=mean)": net.model == "vivit_st" and net.encoder.cls_token is None,
-            "uniform frame sampling (sampled_frames)": net.embedding.frame_index is not None,
-            f"several heads ({', '.join(net.head_sizes)})": len(net.head_sizes) > 1,
-        }.items()
-        if there
-    ]
-    if problems:
+    if problems := export_problems(net):
         raise UserError(f"Hugging Face's ViViT cannot express {' and '.join(problems)}")
     if len(classes) != net.head.out_features:
         raise UserError(f"got {len(classes)} class names for {net.head.out_features} logits")
-    _, frames, height, width = net.input_shape
-    config = {
-        "architectures": ["VivitForVideoClassification"],
-        "model_type": "vivit",
-        "num_frames": frames,
-        "image_size": height if height == width else [height, width],
-        "tubelet_size": list(net.tubelet),
-        "num_channels": 3,
-        "hidden_size": net.head.in_features,
-        "num_hidden_layers": len(net.encoder.blocks),
-        "num_attention_heads": heads_of(net),
-        "intermediate_size": net.get_parameter("encoder.blocks.0.mlp.fc1.weight").shape[0],
-        "hidden_act": "gelu_fast",
-        "layer_norm_eps": net.encoder.norm.eps,
-        "qkv_bias": True,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "id2label": {str(i): name for i, name in enumerate(classes)},
-        "label2id": {name: i for i, name in enumerate(classes)},
-        "torch_dtype": "float32",
-    }
-    # Hugging Face's processors compute (x / 127.5 - 1 - image_mean) / image_std, and the video processor always
-    # subtracts the 1, so image_mean and image_std refer to pixels in [-1, 1].
+    _, _, height, width = net.input_shape
     preprocessor = {
-        "image_processor_type": "VivitImageProcessor",
-        "video_processor_type": "VivitVideoProcessor",
-        "do_resize": True,
+        **PREPROCESSOR,
         "size": {"shortest_edge": short_side},
-        "resample": 2,  # This is bilinear.
-        "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 127.5,
-        "offset": True,
-        "do_normalize": True,
+        # Hugging Face's processors compute (x / 127.5 - 1 - image_mean) / image_std, and the video processor
+        # always subtracts the 1, so image_mean and image_std refer to pixels in [-1, 1].
         "image_mean": [2 * value - 1 for value in mean],
         "image_std": [2 * value for value in std],
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+    for name, content in (("config.json", config_of(net, classes)), ("preprocessor_config.json", preprocessor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(into_huggingface(net), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def export_problems(net: ViViT) -> list[str]:
+    """Returns each property of a model that Hugging Face's ViViT lacks."""
+    problems = []
+    if net.layout is not ViViTSpaceTime.layout:
+        problems.append(f"the model {net.model} (only {ViViTSpaceTime.layout.name})")
+    else:
+        if net.encoder.cls_token is None:
+            problems.append("mean pooling (pool=mean)")
+        added = [name for name, _ in net.named_parameters() if not their_names(VIVIT_HUB_KEYS, name)]
+        problems += [f"the parameter {name}" for name in added[:1]]
+    if net.embedding.frame_index is not None:
+        problems.append("uniform frame sampling (sampled_frames)")
+    if len(net.head_sizes) > 1:
+        problems.append(f"several heads ({', '.join(net.head_sizes)})")
+    return problems
+
+
+def config_of(net: ViViT, classes: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of config.json."""
+    _, frames, height, width = net.input_shape
+    return {
+        **CONFIG,
+        "num_frames": frames,
+        "image_size": height if height == width else [height, width],
+        "tubelet_size": list(net.tubelet),
+        "hidden_size": net.head.in_features,
+        "num_hidden_layers": len(net.encoder.blocks),
+        "num_attention_heads": net.heads,
+        "intermediate_size": net.get_parameter("encoder.blocks.0.mlp.fc1.weight").shape[0],
+        "layer_norm_eps": net.encoder.norm.eps,
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
 
 
 def into_huggingface(net: ViViT) -> dict[str, Tensor]:
@@ -198,14 +282,9 @@ def into_huggingface(net: ViViT) -> dict[str, Tensor]:
 
     The keys have the layout of the Hub: version 4 of transformers requires it, and version 5 converts it.
     """
-    state = {name: value.detach().cpu().float() for name, value in net.named_parameters()}
-    weights = {f"vivit.{theirs}": state[ours] for ours, theirs in HUGGINGFACE_REST.items()}
-    weights |= {f"classifier.{kind}": state[f"head.{kind}"] for kind in ("weight", "bias")}
-    for i in range(len(net.encoder.blocks)):
-        for kind in ("weight", "bias"):
-            ours = f"encoder.blocks.{i}"
-            for which, part in zip("qkv", state[f"{ours}.attention.qkv.{kind}"].chunk(3), strict=True):
-                state[f"{ours}.attention.{which}.{kind}"] = part
-            for name, (theirs, _) in HUGGINGFACE_LAYER.items():
-                weights[f"vivit.encoder.layer.{i}.{theirs}.{kind}"] = state[f"{ours}.{name}.{kind}"]
-    return {name: value.clone() for name, value in weights.items()}  # safetensors rejects shared storage.
+    weights = {}
+    for name, value in net.named_parameters():
+        theirs = their_names(VIVIT_HUB_KEYS, name)
+        for key, part in zip(theirs, value.detach().cpu().float().chunk(len(theirs)), strict=True):
+            weights[key] = part.clone()  # safetensors rejects shared storage.
+    return weights

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from vivit_train.models.weights.files import Statistics
 from vivit_train.utils.text import plural
 
 MOST_ACTIONS = 7  # This limits a report to ten lines on the terminal.
@@ -21,6 +22,7 @@ class LoadReport:
         unused: The names of weights in the source that were not used.
         coverage: The share of parameters that were filled, among those that a source of this kind can fill.
         kind: The kind of the source, for example "an image ViT".
+        statistics: The mean and std of the normalization of the source, for pixels in [0, 1], or None if unknown.
     """
 
     source: str
@@ -28,6 +30,7 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
     coverage: float = 0.0
     kind: str = "an image ViT"
+    statistics: Statistics | None = None
 
     def full(self) -> str:
         """Returns the full report with one line per parameter."""

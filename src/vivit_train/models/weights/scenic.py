@@ -9,27 +9,126 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivit_train.models.vivit import ModelName, ViViT
-from vivit_train.models.weights.build import build, heads_of, load_exactly
+from vivit_train.models.vivit import (
+    MODELS,
+    Layout,
+    ModelName,
+    ViViT,
+    ViViTFactorizedDotProduct,
+    ViViTFactorizedEncoder,
+    ViViTFactorizedSelfAttention,
+    ViViTSpaceTime,
+)
+from vivit_train.models.weights.adapt import check_settings, square
+from vivit_train.models.weights.build import build, load_exactly
+from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file, read_parameters, write_flax
+from vivit_train.models.weights.keys import KeyMap, their_names
+from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
+from vivit_train.models.weights.timm_vit import timm_key
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
-# These map our names in an encoder block to scenic's: first for models 1, 2, and 4, then for model 3.
-SCENIC_BLOCK = {
-    "norm1": "LayerNorm_0",
-    "attention": "MultiHeadDotProductAttention_0",
-    "norm2": "LayerNorm_1",
-    "mlp": "MlpBlock_0",
+HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)  # The authors train in [-1, 1].
+# The modules of a block: those of models 1, 2, and 4, and those of model 3, factorized self-attention (FSA).
+BLOCK: KeyMap = {
+    "norm1": ("LayerNorm_0",),
+    "attention.qkv": tuple(f"MultiHeadDotProductAttention_0/{part}" for part in ("query", "key", "value")),
+    "attention.out": ("MultiHeadDotProductAttention_0/out",),
+    "norm2": ("LayerNorm_1",),
+    "mlp.fc1": ("MlpBlock_0/Dense_0",),
+    "mlp.fc2": ("MlpBlock_0/Dense_1",),
 }
-SCENIC_FSA_BLOCK = {
-    "norm1": "LayerNorm_space",
-    "attention": "MultiHeadDotProductAttention_space",
-    "norm_time": "LayerNorm_time",
-    "attention_time": "MultiHeadDotProductAttention_time",
-    "norm2": "LayerNorm_mlp",
-    "mlp": "MlpBlock",
+FSA_BLOCK: KeyMap = {
+    "norm1": ("LayerNorm_space",),
+    "attention.qkv": tuple(f"MultiHeadDotProductAttention_space/{part}" for part in ("query", "key", "value")),
+    "attention.out": ("MultiHeadDotProductAttention_space/out",),
+    "norm_time": ("LayerNorm_time",),
+    "attention_time.qkv": tuple(f"MultiHeadDotProductAttention_time/{part}" for part in ("query", "key", "value")),
+    "attention_time.out": ("MultiHeadDotProductAttention_time/out",),
+    "norm2": ("LayerNorm_mlp",),
+    "mlp.fc1": ("MlpBlock/Dense_0",),
+    "mlp.fc2": ("MlpBlock/Dense_1",),
 }
+
+
+def encoder_keys(ours: str, theirs: str, cls_token: str, block: KeyMap) -> dict[str, tuple[str, ...]]:
+    """Returns the key map of one encoder."""
+    return {
+        f"{ours}.cls_token": (cls_token,),
+        f"{ours}.pos_embed": (f"{theirs}/posembed_input/pos_embedding",),
+        f"{ours}.norm": (f"{theirs}/encoder_norm",),
+        **{f"{ours}.blocks.*.{k}": tuple(f"{theirs}/encoderblock_*/{x}" for x in v) for k, v in block.items()},
+    }
+
+
+EMBEDDING_AND_HEAD: KeyMap = {"embedding.projection": ("embedding",), "head": ("output_projection",)}
+SCENIC_KEYS: Mapping[Layout, KeyMap] = {
+    ViViTSpaceTime.layout: {**EMBEDDING_AND_HEAD, **encoder_keys("encoder", "Transformer", "cls", BLOCK)},
+    ViViTFactorizedEncoder.layout: {
+        **EMBEDDING_AND_HEAD,
+        **encoder_keys("encoder", "SpatialTransformer", "cls_SpatialTransformer", BLOCK),
+        **encoder_keys("temporal_encoder", "TemporalTransformer", "cls_TemporalTransformer", BLOCK),
+    },
+    ViViTFactorizedSelfAttention.layout: {
+        **EMBEDDING_AND_HEAD,
+        **encoder_keys("encoder", "Transformer", "cls", FSA_BLOCK),
+    },
+    ViViTFactorizedDotProduct.layout: {
+        **EMBEDDING_AND_HEAD,
+        **encoder_keys("encoder", "Transformer", "cls", BLOCK),
+    },
+}
+
+
+def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | None:
+    """Returns the weights of a ViViT or an image ViT of the authors' code.
+
+    Raises:
+        UserError: The file holds no ViT, or the weights do not fit the model.
+    """
+    if source.path is None or not source.is_flax:
+        return None
+    file = checkpoint_file(source.path)
+    params = read_parameters(file)
+    if "embedding/kernel" not in params:
+        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+    layouts = layouts_of(params)
+    try:
+        # An image ViT has the same tree as model 1 with uniform sampling of one frame.
+        sampled = net.layout in layouts and net.embedding.frame_index is not None
+        if ViViTSpaceTime.layout in layouts and params["embedding/kernel"].ndim == 4 and not sampled:
+            return ImageWeights(source.name, image_vit(params), HALF)
+        if net.layout not in layouts:
+            check_settings(net, "it", {"model": layouts[0].name})
+        return VideoWeights(str(file), scenic_state(params, net), statistics=HALF)
+    except UserError as error:
+        raise UserError(f"{file} does not fit the model: {error}") from error
+
+
+def layouts_of(params: Tree) -> list[Layout]:
+    """Returns the layouts whose parameter tree this can be."""
+    if any(path.startswith("SpatialTransformer/") for path in params):
+        return [ViViTFactorizedEncoder.layout]
+    if any("/MultiHeadDotProductAttention_time/" in path for path in params):
+        return [ViViTFactorizedSelfAttention.layout]
+    # Without a class token, models 1 and 4 have the same tree.
+    return (
+        [ViViTSpaceTime.layout] if "cls" in params else [ViViTSpaceTime.layout, ViViTFactorizedDotProduct.layout]
+    )
+
+
+def image_vit(params: Tree) -> dict[str, Tensor]:
+    """Converts an image ViT of the authors' code to timm's keys."""
+    patch = params["embedding/kernel"].shape[:2]
+    positions = params.get("Transformer/posembed_input/pos_embedding")
+    side = 0 if positions is None else square(positions.shape[1] - ("cls" in params))
+    size = (side * patch[0], side * patch[1])
+    vit = load_scenic(
+        params, model="vivit_st", frames=1, image_size=size, pool="cls" if "cls" in params else "mean"
+    )
+    state = {str(timm_key(name)): value.detach() for name, value in vit.named_parameters()}
+    return state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].squeeze(2)}
 
 
 def load_scenic(
@@ -56,36 +155,32 @@ def load_scenic(
             divisible.
     """
     params = {path: np.asarray(value) for path, value in params.items()}
-    encoder = "SpatialTransformer" if model == "vivit_fe" else "Transformer"
-    attention = "MultiHeadDotProductAttention_" + ("space" if model == "vivit_fsa" else "0")
-    mlp = "MlpBlock" if model == "vivit_fsa" else "MlpBlock_0"
-    first_block = f"{encoder}/encoderblock_0"
-    query, dense = f"{first_block}/{attention}/query/kernel", f"{first_block}/{mlp}/Dense_0/kernel"
-    for path, name in (  # The sizes are read from these.
-        ("embedding/kernel", "embedding.projection.weight"),
-        (query, "qkv.weight"),
-        (dense, "fc1.weight"),
-        ("output_projection/kernel", "head.weight"),
+    layout, sizes = MODELS[model].layout, []
+    for name in (
+        "embedding.projection.weight",
+        "encoder.blocks.0.attention.qkv.weight",
+        "encoder.blocks.0.mlp.fc1.weight",
+        "head.weight",
     ):
+        path = scenic_paths(name, layout)[0]
         if path not in params:
             raise UserError(f"not a scenic {model}: the parameter tree has no '{path}'")
         check_axes(name, path, params[path])
-
-    kernel = params["embedding/kernel"]
-    dim, heads, _ = params[query].shape
-    t_h_w = kernel.shape[:3] if kernel.ndim == 5 else (1, *kernel.shape[:2])
+        sizes.append(params[path].shape)
+    kernel, (dim, heads, _), (_, mlp_dim), (_, num_classes) = sizes
+    is_3d = len(kernel) == 5
     net = build(
-        model,
-        num_classes=params["output_projection/kernel"].shape[1],
+        MODELS[model],
+        num_classes=num_classes,
         frames=frames,
         image_size=image_size,
         dim=dim,
-        depth=count_blocks(params, encoder),
+        depth=count_blocks(params, layout, "encoder"),
         heads=heads,
-        mlp_dim=params[dense].shape[1],
-        temporal_depth=count_blocks(params, "TemporalTransformer"),
-        tubelet=t_h_w,
-        sampled_frames=None if kernel.ndim == 5 else scenic_sampled_frames(params, model, image_size, frames),
+        mlp_dim=mlp_dim,
+        temporal_depth=count_blocks(params, layout, "temporal_encoder"),
+        tubelet=kernel[:3] if is_3d else (1, *kernel[:2]),
+        sampled_frames=None if is_3d else scenic_sampled_frames(params, layout, image_size, frames),
         pool=pool,
         order=order,
     )
@@ -99,69 +194,60 @@ def scenic_state(params: Mapping[str, np.ndarray], net: ViViT) -> dict[str, Tens
     Raises:
         UserError: A parameter is missing or left over, or its number of heads differs from that of `net`.
     """
-    left, state, heads = dict(params), {}, heads_of(net)
-    for ours, theirs in scenic_paths(net):
+    left, state = dict(params), {}
+    for ours, theirs in paths_of(net):
         state[ours] = from_scenic(ours, [left.pop(path, None) for path in theirs], theirs)
-        if ours.endswith("qkv.weight") and params[theirs[0]].shape[1] != heads:
+        if ours.endswith("qkv.weight") and params[theirs[0]].shape[1] != net.heads:
             raise UserError(
-                f"'{theirs[0]}' has {params[theirs[0]].shape[1]} heads, the model {heads}: set model.heads"
+                f"'{theirs[0]}' has {params[theirs[0]].shape[1]} heads, the model {net.heads}: set model.heads"
             )
     if left:
         raise UserError(f"{net.model} has no place for {plural(len(left), 'parameter')}, the first: '{min(left)}'")
     return state
 
 
-def count_blocks(params: Mapping[str, Any], encoder: str) -> int:
-    """Returns the number of blocks of an encoder in a parameter tree."""
-    return len({match[0] for path in params if (match := re.match(rf"{encoder}/encoderblock_\d+/", path))})
+def count_blocks(params: Mapping[str, Any], layout: Layout, encoder: str) -> int:
+    """Returns the number of blocks of an encoder in a parameter tree; 0 if the layout has no such encoder."""
+    norm = re.escape("".join(SCENIC_KEYS[layout].get(f"{encoder}.blocks.*.norm1", ())))
+    block = re.compile(norm.partition(r"\*")[0] + r"\d+/")
+    return len({match[0] for path in params if norm and (match := block.match(path))})
 
 
 def scenic_sampled_frames(
-    params: Mapping[str, np.ndarray], model: ModelName, image_size: tuple[int, int], frames: int
+    params: Mapping[str, np.ndarray], layout: Layout, image_size: tuple[int, int], frames: int
 ) -> int:
     """Returns the number of frames of uniform frame sampling, from the position embeddings of a tree."""
     cls_tokens = sum(path.startswith("cls") for path in params) and 1
-    if model != "vivit_fe":
+    if layout.covers("encoder", "t"):
         h, w = params["embedding/kernel"].shape[:2]
-        tokens = params["Transformer/posembed_input/pos_embedding"].shape[1] - cls_tokens
+        tokens = params[scenic_paths("encoder.pos_embed", layout)[0]].shape[1] - cls_tokens
         return tokens // ((image_size[0] // h) * (image_size[1] // w))
-    temporal = params.get("TemporalTransformer/posembed_input/pos_embedding")
+    temporal = params.get(scenic_paths("temporal_encoder.pos_embed", layout)[0])
     # Without a temporal encoder (L_t = 0), the tree does not show the number, so all frames are used.
     return frames if temporal is None else temporal.shape[1] - cls_tokens
 
 
-def scenic_paths(net: ViViT) -> Iterator[tuple[str, list[str]]]:
-    """Yields each of our parameters with the ordered paths of the scenic parameters that it consists of."""
-    encoders = {"encoder": "SpatialTransformer" if net.model == "vivit_fe" else "Transformer"}
-    if net.temporal_encoder is not None:
-        encoders["temporal_encoder"] = "TemporalTransformer"
-    block_names = SCENIC_FSA_BLOCK if net.model == "vivit_fsa" else SCENIC_BLOCK
+def scenic_paths(name: str, layout: Layout) -> list[str]:
+    """Returns the ordered paths of the scenic parameters that one of our parameters consists of.
+
+    Raises:
+        UserError: The authors' code has no such model or parameter.
+    """
+    paths = []
+    for theirs in their_names(SCENIC_KEYS.get(layout, {}), name):
+        module, _, kind = theirs.partition(".")
+        if kind == "weight":
+            kind = "scale" if "norm" in module.rpartition("/")[2].lower() else "kernel"
+        paths.append(f"{module}/{kind}" if kind else module)
+    if not paths:
+        raise UserError(f"the authors' code has no place for '{name}' of a {layout.name}")
+    return paths
+
+
+def paths_of(net: ViViT) -> Iterator[tuple[str, list[str]]]:
+    """Yields each of our parameters with its scenic paths."""
     for name, _ in net.named_parameters():
-        module, _, kind = name.rpartition(".")
-        leaf = "kernel" if kind == "weight" else kind
-        if module in ("embedding.projection", "head"):
-            yield name, [f"{'embedding' if module[0] == 'e' else 'output_projection'}/{leaf}"]
-            continue
-        ours, _, rest = module.partition(".")
-        encoder = encoders[ours]
-        if kind == "cls_token":
-            yield name, [f"cls_{encoder}" if net.model == "vivit_fe" else "cls"]
-        elif kind == "pos_embed":
-            yield name, [f"{encoder}/posembed_input/pos_embedding"]
-        elif rest == "norm":
-            yield name, [f"{encoder}/encoder_norm/{'scale' if kind == 'weight' else 'bias'}"]
-        else:
-            _, number, part, *inner = rest.split(".")
-            path = f"{encoder}/encoderblock_{number}/{block_names[part]}"
-            if not inner:
-                yield name, [f"{path}/{'scale' if kind == 'weight' else 'bias'}"]
-            elif inner == ["qkv"]:
-                yield name, [f"{path}/{which}/{leaf}" for which in ("query", "key", "value")]
-            else:
-                yield (
-                    name,
-                    [f"{path}/{ {'out': 'out', 'fc1': 'Dense_0', 'fc2': 'Dense_1'}[inner[0]] }/{leaf}"],
-                )
+        yield name, scenic_paths(name, net.layout)
 
 
 def from_scenic(name: str, values: list[np.ndarray | None], paths: list[str]) -> Tensor:
@@ -207,7 +293,7 @@ def to_scenic(net: ViViT) -> Tree:
     `output_projection` in the order of `net.head_sizes`.
     """
     tree: Tree = {}
-    for name, paths in scenic_paths(net):
+    for name, paths in paths_of(net):
         value = net.get_parameter(name).detach().cpu().float()
         for path, array in zip(paths, into_scenic(name, value, net), strict=True):
             tree[path] = np.ascontiguousarray(array.numpy())
@@ -216,7 +302,7 @@ def to_scenic(net: ViViT) -> Tree:
 
 def into_scenic(name: str, value: Tensor, net: ViViT) -> list[Tensor]:
     """Converts one of our parameters to scenic's layout; the inverse of `from_scenic`."""
-    heads = (heads_of(net), -1)
+    heads = (net.heads, -1)
     if name.endswith("qkv.weight"):
         return [part.T.unflatten(1, heads) for part in value.chunk(3)]
     if name.endswith("qkv.bias"):

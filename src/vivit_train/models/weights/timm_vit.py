@@ -1,6 +1,5 @@
 """Initializes a ViViT from an image ViT with timm's keys (paper, section 3.4) and reports every parameter."""
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +7,23 @@ from typing import Literal
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.checks import check_finite
-from vivit_train.models.weights.files import WEIGHT_FILES, Statistics, folder_weights, read_file, tensors_of
-from vivit_train.models.weights.huggingface import HUGGINGFACE_LAYER
+from vivit_train.models.weights.adapt import copy_params, resize_positions, square
+from vivit_train.models.weights.files import (
+    WEIGHT_FILES,
+    Statistics,
+    folder_weights,
+    read_file,
+    tensors_of,
+    unwrapped,
+)
+from vivit_train.models.weights.huggingface import HUB_KEYS, MEMORY_KEYS
+from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
 from vivit_train.models.weights.report import LoadReport
+from vivit_train.models.weights.source import ImageWeights, Source
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.text import plural
 
@@ -28,13 +35,35 @@ IMAGENET = {
     "L": "vit_large_patch16_224.augreg_in21k",
     "H": "vit_huge_patch14_224.orig_in21k",
 }
-# These parameters of an image ViT have a counterpart in ViViT.
-PLACES = re.compile(
-    r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
-    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)"
-)
+# An image ViT fills the parameters in this table; all others are new.
+TIMM_KEYS: KeyMap = {
+    "encoder.cls_token": ("cls_token",),
+    "encoder.pos_embed": ("pos_embed",),
+    "embedding.projection": ("patch_embed.proj",),
+    "encoder.norm": ("norm",),
+    "encoder.blocks.*.norm1": ("blocks.*.norm1",),
+    "encoder.blocks.*.attention.qkv": ("blocks.*.attn.qkv",),
+    "encoder.blocks.*.attention.out": ("blocks.*.attn.proj",),
+    "encoder.blocks.*.norm2": ("blocks.*.norm2",),
+    "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
+    "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
+}
 # These change the encoder's output and have no counterpart. Others (heads, pooling, decoders) come after it.
 FOREIGN = re.compile(r"(blocks|patch_embed)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos")
+
+
+def detect_image_vit(source: Source, _: ViViT) -> ImageWeights | None:
+    """Returns the weights of an image ViT in a file or of a timm model; `init_from_vit` checks them.
+
+    Raises:
+        UserError: The file holds no state dict, or timm has no model of that name.
+    """
+    if source.path is None:
+        return ImageWeights(source.name, read_weights(source.name), normalization(source.name))
+    if not source.is_file:
+        return None
+    state = tensors_of(unwrapped(source.content), source.path)
+    return ImageWeights(source.name, state, normalization(source.name))
 
 
 def init_from_vit(
@@ -43,6 +72,7 @@ def init_from_vit(
     *,
     tubelet: Literal["central_frame", "inflation"] = "central_frame",
     min_coverage: float = 0.9,
+    source: str = "a state dict",
 ) -> LoadReport:
     """Initializes `model` in place from an image ViT and returns the weight-loading report.
 
@@ -64,48 +94,28 @@ def init_from_vit(
             one, or the name of a timm model.
         tubelet: How the patch embedding is expanded in time.
         min_coverage: The share of parameters that the weights must fill, among those that an image ViT can fill.
+        source: The name of a state dict in messages and in the report.
 
     Raises:
         UserError: The weights are not those of a plain ViT, do not fit, or fill less than `min_coverage`. The
             model is then unchanged.
     """
-    source = weights if isinstance(weights, str) else "a state dict"
-    given = read_weights(weights) if isinstance(weights, str) else weights
-    image = {key: value.float() for key, value in from_huggingface_vit(given).items()}
+    if isinstance(weights, str):
+        source, weights = weights, read_weights(weights)
+    image = {key: value.float() for key, value in from_huggingface_vit(weights).items()}
     scaled = fold_layer_scale(image)
     check_plain_vit(image, model, source)
-    report = LoadReport(source)
-    used: set[str] = set()
-    filled = fillable = 0
-    values: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        part, action, key, value = name.split(".")[0], "random", image_key(name), None
-        if part == "head":
-            action, value = "zero", torch.zeros_like(parameter)
-        elif "attention_time" in name:
-            if name.endswith(("out.weight", "out.bias")):
-                action, value = "zero", torch.zeros_like(parameter)
-        elif part != "temporal_encoder" and "norm_time" not in name:
-            fillable += parameter.numel()
-            if key in image:
-                action, value = fit(name, image[key], model, tubelet, has_cls="cls_token" in image)
-                action += ", scaled" * (key in scaled)
-                used.add(key)
-                filled += parameter.numel()
-            elif key.removesuffix("bias") + "weight" in image:  # The layer has no bias.
-                action, value = "zero", torch.zeros_like(parameter)
-                filled += parameter.numel()
-        report.rows[name] = action
-        if value is None:
-            continue
-        if value.shape != parameter.shape:
-            raise UserError(
-                f"'{key}' of {source} is {list(image[key].shape)}, but the model's '{name}' is "
-                f"{list(parameter.shape)}: choose model.size and model.tubelet to match the weights"
-            )
-        values[name] = value
+    report, values = LoadReport(source), {}
+    for name, _ in model.named_parameters():
+        report.rows[name], value = converted(name, image, model, tubelet)
+        report.rows[name] += ", scaled" * (timm_key(name) in scaled)
+        if value is not None:
+            values[name] = value
+    check_shapes(model, values, image, source)
+    used = set(map(timm_key, values))
     report.unused = [key for key in image if key not in used]
-    report.coverage = filled / fillable
+    fillable = {name: parameter.numel() for name, parameter in model.named_parameters() if timm_key(name)}
+    report.coverage = sum(size for name, size in fillable.items() if name in values) / sum(fillable.values())
     if report.coverage < min_coverage:
         raise UserError(
             f"{source} fills {report.coverage:.1%} of the model, less than init.min_coverage={min_coverage:.0%}: "
@@ -115,16 +125,33 @@ def init_from_vit(
     return report
 
 
-def copy_params(model: ViViT, values: Mapping[str, Tensor], source: str) -> None:
-    """Copies values into parameters. This is the last step, so that any earlier error leaves the model unchanged.
+def converted(name: str, image: Mapping[str, Tensor], model: ViViT, tubelet: str) -> tuple[str, Tensor | None]:
+    """Returns what happens to one of our parameters, and its new value, or None if it stays as it is."""
+    parameter, key = model.get_parameter(name), timm_key(name)
+    if model.layout.starts_at_zero(name):
+        return "zero", torch.zeros_like(parameter)
+    if key is None:
+        return "random", None
+    if key in image:
+        return fit(name, image[key], model, tubelet, has_cls="cls_token" in image)
+    if key.removesuffix("bias") + "weight" in image:  # The layer has no bias.
+        return "zero", torch.zeros_like(parameter)
+    return "random", None
+
+
+def check_shapes(model: ViViT, values: Mapping[str, Tensor], image: Mapping[str, Tensor], source: str) -> None:
+    """Checks that the converted weights have the shapes of the model's parameters.
 
     Raises:
-        UserError: Values are not finite.
+        UserError: A shape differs. The message names the first weight.
     """
-    check_finite(values, source)
-    with torch.no_grad():
-        for name, value in values.items():
-            model.get_parameter(name).copy_(value)
+    for name, value in values.items():
+        shape, key = model.get_parameter(name).shape, timm_key(name)
+        if value.shape != shape and key is not None:
+            raise UserError(
+                f"'{key}' of {source} is {list(image[key].shape)}, but the model's '{name}' is {list(shape)}: "
+                "choose model.size and model.tubelet to match the weights"
+            )
 
 
 def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -132,32 +159,22 @@ def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if not any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in weights):
         return weights
     left = {key.removeprefix("vit."): value for key, value in weights.items()}
+    key_map = MEMORY_KEYS if any(key.startswith("layers.") for key in left) else HUB_KEYS
     image = {}
-    for theirs, ours in (
-        ("embeddings.cls_token", "cls_token"),
-        ("embeddings.position_embeddings", "pos_embed"),
-        ("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
-        ("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias"),
-        ("layernorm.weight", "norm.weight"),
-        ("layernorm.bias", "norm.bias"),
-    ):
-        if theirs in left:
-            image[ours] = left.pop(theirs)
-    for i in range(sum(key.endswith("layernorm_before.weight") for key in left)):
-        for kind in ("weight", "bias"):
-            layer: dict[str, Tensor] = {}
-            for ours, names in HUGGINGFACE_LAYER.items():
-                keys = (f"encoder.layer.{i}.{names[0]}.{kind}", f"layers.{i}.{names[1]}.{kind}")
-                layer |= {image_key(f"blocks.{i}.{ours}.{kind}"): left.pop(key) for key in keys if key in left}
-            qkv = [layer.pop(f"blocks.{i}.attention.{which}.{kind}", None) for which in "qkv"]
-            if all(part is not None for part in qkv):
-                image[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([part for part in qkv if part is not None])
-            image |= layer
+    for ours in our_names(key_map, depth=sum(key.endswith("layernorm_before.weight") for key in left)):
+        theirs = their_names(key_map, ours)
+        if all(key in left for key in theirs):
+            image[str(timm_key(ours))] = join([left.pop(key) for key in theirs])
     left.pop("embeddings.mask_token", None)  # Only pretraining uses it.
     if "cls_token" in image and not any(re.match(r"(deit\.)?(embeddings|encoder|layers)\.", key) for key in left):
         # What is left is the classifier and the pooler.
         return image | {f"head.{key}": value for key, value in left.items()}
     return weights  # `check_plain_vit` rejects other architectures with these embeddings by their own keys.
+
+
+def timm_key(name: str) -> str | None:
+    """Returns timm's name of one of our parameters, or None if an image ViT has no counterpart."""
+    return next(iter(their_names(TIMM_KEYS, name)), None)
 
 
 def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
@@ -171,12 +188,6 @@ def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
                 image[name] = image[name] * gamma.view(-1, *[1] * (image[name].ndim - 1))
                 changed.add(name)
     return changed
-
-
-def image_key(name: str) -> str:
-    """Returns the timm name of one of our parameters."""
-    name = name.replace("embedding.projection.", "patch_embed.proj.").removeprefix("encoder.")
-    return name.replace(".attention.qkv.", ".attn.qkv.").replace(".attention.out.", ".attn.proj.")
 
 
 def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) -> tuple[str, Tensor]:
@@ -199,7 +210,7 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
     if (side, side) != (rows, columns):
         actions.append("resized")
         grid = resize_positions(grid, (1, side, side), (1, rows, columns))
-    if model.model != "vivit_fe":
+    if model.layout.covers("encoder", "t"):
         actions.append("repeated")
         grid = grid.repeat(1, t, 1)
     if model.encoder.cls_token is not None:
@@ -208,24 +219,16 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
     return ", ".join(actions) or "copied", grid
 
 
-def square(tokens: int) -> int:
-    """Returns the side of a square with this many tokens, or 0 if there is none."""
-    return math.isqrt(tokens) if tokens > 0 and math.isqrt(tokens) ** 2 == tokens else 0
-
-
-def resize_positions(x_1ND: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
-    """Interpolates position embeddings between grids [t, rows, columns]: linear, with aligned corners."""
-    x_1Dthw = x_1ND.unflatten(1, old).permute(0, 4, 1, 2, 3)
-    return F.interpolate(x_1Dthw, new, mode="trilinear", align_corners=True).flatten(2).transpose(1, 2)
-
-
 def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> None:
     """Checks that a ViViT can represent the image ViT.
 
     Raises:
         UserError: It cannot. The message names the first parameter that does not fit.
     """
-    foreign = [key for key in image if FOREIGN.match(key) and not PLACES.fullmatch(key)]
+    known = {timm_key(name) for name in our_names(TIMM_KEYS, depth=1)}
+    foreign = [
+        key for key in image if FOREIGN.match(key) and re.sub(r"^blocks\.\d+\.", "blocks.0.", key) not in known
+    ]
     is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
         if key not in image and not (is_vit and foreign):
@@ -272,10 +275,7 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
         if "/" in source or path.suffix in WEIGHT_FILES:
             raise UserError(f"no weights at {source}")
         return download(source)
-    loaded = read_file(path)
-    for wrapper in ("state_dict", "model"):
-        loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
-    return tensors_of(loaded, path)
+    return tensors_of(unwrapped(read_file(path)), path)
 
 
 def download(name: str) -> Mapping[str, Tensor]:
@@ -299,7 +299,7 @@ def download(name: str) -> Mapping[str, Tensor]:
         ) from error
 
 
-def normalisation(source: str) -> Statistics | None:
+def normalization(source: str) -> Statistics | None:
     """Returns the mean and std of a timm model, by its name or by the name of a file that is named after it."""
     path = Path(source)
     name = path.stem if path.suffix in WEIGHT_FILES else path.name

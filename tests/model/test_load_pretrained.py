@@ -1,4 +1,4 @@
-"""Weights from anywhere start a model: recognised by content, moved to other grids and classes, or refused."""
+"""Weights from anywhere start a model: recognized by content, moved to other grids and classes, or refused."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from nets import CLASSES, counted, randomise, tiny, videos
+from nets import CLASSES, counted, randomize, tiny, videos
 from parity import GOLDENS, INITS, timm_layout
 from safetensors.torch import save_file
 from test_exchange import HUGGINGFACE
@@ -20,7 +20,7 @@ from torch import Tensor
 from vivit_train.models.vivit import MODELS, ModelName, ViViT
 from vivit_train.models.weights.flax_file import write_flax
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
-from vivit_train.models.weights.load import initialise
+from vivit_train.models.weights.load import load_pretrained
 from vivit_train.models.weights.scenic import save_scenic
 from vivit_train.models.weights.timm_vit import init_from_vit
 from vivit_train.utils.errors import UserError
@@ -74,12 +74,12 @@ KNOWN = {"checkpoint": IMAGENET, "huggingface": IMAGENET, "scenic file": HALF, "
     ("model", "form"), [(model, form) for model in MODELS for form in FORMS] + [("vivit_st", "huggingface")]
 )
 def test_the_same_model_comes_back_exactly(model: ModelName, form: str, tmp_path: Path) -> None:
-    theirs, net = randomise(tiny(model)), tiny(model)
-    report, statistics = initialise(net, saved(theirs, form, tmp_path), classes={"": NAMES})
+    theirs, net = randomize(tiny(model)), tiny(model)
+    report = load_pretrained(net, saved(theirs, form, tmp_path), classes={"": NAMES})
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
     assert list(report.rows) == [name for name, _ in net.named_parameters()]
     assert set(report.rows.values()) == {"copied"}
-    assert statistics == KNOWN.get(form)
+    assert report.statistics == KNOWN.get(form)
     assert "of what a ViViT can fill" in str(report)
     assert report.source == (str(tmp_path / "checkpoint_7") if "scenic" in form else saved_as(form, tmp_path))
 
@@ -119,7 +119,7 @@ def plane(net: ViViT, name: str) -> Tensor:
 def test_positions_of_another_grid_are_interpolated(
     model: ModelName, form: str, theirs: dict[str, Any], ours: dict[str, Any], tmp_path: Path
 ) -> None:
-    source, net = randomise(tiny(model, **theirs)), tiny(model, **ours)
+    source, net = randomize(tiny(model, **theirs)), tiny(model, **ours)
     for name, parameter in source.named_parameters():
         if name.endswith("pos_embed"):
             parameter.data[0, -len(plane(source, name)) :] = plane(source, name)
@@ -127,9 +127,9 @@ def test_positions_of_another_grid_are_interpolated(
     told = form in ("checkpoint", "huggingface")
     if not told and isinstance(theirs["image_size"], tuple):  # square is what it takes them for
         with pytest.raises(UserError, match="positions"):
-            initialise(net, path, frames=theirs["frames"])
+            load_pretrained(net, path, frames=theirs["frames"])
         return
-    report, _ = initialise(net, path, frames=None if told else theirs.get("frames", 8))
+    report = load_pretrained(net, path, frames=None if told else theirs.get("frames", 8))
     for name, parameter in net.named_parameters():
         old = source.get_parameter(name)
         if not name.endswith("pos_embed"):
@@ -147,8 +147,8 @@ def test_positions_of_another_grid_are_interpolated(
 
 
 def test_corners_of_any_positions_are_kept(tmp_path: Path) -> None:
-    theirs, net = randomise(tiny("vivit_fsa")), tiny("vivit_fsa", frames=12, image_size=(20, 28))
-    initialise(net, saved(theirs, "checkpoint", tmp_path))
+    theirs, net = randomize(tiny("vivit_fsa")), tiny("vivit_fsa", frames=12, image_size=(20, 28))
+    load_pretrained(net, saved(theirs, "checkpoint", tmp_path))
     before, after = (
         x.encoder.pos_embed[0].unflatten(0, x.grid)[:: x.grid[0] - 1, :: x.grid[1] - 1, :: x.grid[2] - 1]
         for x in (theirs, net)
@@ -158,24 +158,24 @@ def test_corners_of_any_positions_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["state dict", "scenic file"])
 def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_path: Path) -> None:
-    theirs = randomise(tiny("vivit_st", frames=8, image_size=16))  # 4 x 4 x 4
+    theirs = randomize(tiny("vivit_st", frames=8, image_size=16))  # 4 x 4 x 4
     path = saved(theirs, form, tmp_path)
     same_space, same_time = tiny("vivit_st", frames=6, image_size=16), tiny("vivit_st", frames=8, image_size=24)
     for net in (same_space, same_time):  # one reading alone fits
-        report, _ = initialise(net, path)
+        report = load_pretrained(net, path)
         assert report.rows["encoder.pos_embed"] == "interpolated"
     both = tiny("vivit_st", frames=8, image_size=8)  # 4 x 2 x 2: 64 are 16 x 2 x 2, or 4 x 4 x 4
     before = both.encoder.pos_embed.clone()
     with pytest.raises(UserError, match=r"has 64 positions, the model 4x2x2: .*set init\.frames"):
-        initialise(both, path)
+        load_pretrained(both, path)
     assert torch.equal(both.encoder.pos_embed, before)
     neither = tiny("vivit_st", frames=6, image_size=24)
     with pytest.raises(UserError, match=r"set init\.frames"):
-        initialise(neither, path)
+        load_pretrained(neither, path)
     with pytest.raises(UserError, match=r"with init\.frames=6: set init\.frames"):
-        initialise(neither, path, frames=6)
+        load_pretrained(neither, path, frames=6)
     for net in (both, neither):
-        report, _ = initialise(net, path, frames=8)
+        report = load_pretrained(net, path, frames=8)
         assert report.rows["encoder.pos_embed"] == "interpolated"
 
 
@@ -194,11 +194,11 @@ def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_pat
 def test_the_head_is_kept_for_the_same_classes(
     form: str, theirs: Any, ours: Sequence[str] | None, action: str, tmp_path: Path
 ) -> None:
-    source, net = randomise(tiny("vivit_st")), randomise(tiny("vivit_st", num_classes=len(ours or NAMES)), 1)
+    source, net = randomize(tiny("vivit_st")), randomize(tiny("vivit_st", num_classes=len(ours or NAMES)), 1)
     path = saved(source, form, tmp_path)
     if form == "checkpoint":
         save_checkpoint(source, Path(path), theirs)
-    report, _ = initialise(net, path, classes={"": ours} if ours else None)
+    report = load_pretrained(net, path, classes={"": ours} if ours else None)
     assert report.rows["head.weight"] == report.rows["head.bias"] == action
     rows = [NAMES.index(name) for name in ours or NAMES] if action == "copied" else None
     for kind in ("weight", "bias"):
@@ -211,8 +211,8 @@ def test_the_head_is_kept_for_the_same_classes(
 @pytest.mark.parametrize("classes", [CLASSES, CLASSES + 1])
 def test_without_names_the_number_of_classes_decides(form: str, classes: int, tmp_path: Path) -> None:
     net = tiny("vivit_fe", num_classes=classes)
-    path = saved(randomise(tiny("vivit_fe")), form, tmp_path)
-    report, _ = initialise(net, path, classes={"": [str(i) for i in range(classes)]})
+    path = saved(randomize(tiny("vivit_fe")), form, tmp_path)
+    report = load_pretrained(net, path, classes={"": [str(i) for i in range(classes)]})
     assert report.rows["head.weight"] == ("copied" if classes == CLASSES else "zero (other classes)")
     assert bool(net.head.weight.any()) == (classes == CLASSES)
 
@@ -228,10 +228,10 @@ def test_without_names_the_number_of_classes_decides(form: str, classes: int, tm
 )
 def test_heads_are_kept_one_by_one(ours: Mapping[str, Sequence[str]], action: str, tmp_path: Path) -> None:
     theirs = {"verb": ["a", "b"], "noun": ["x", "y", "z"]}
-    source = randomise(tiny("vivit_fe", num_classes={name: len(labels) for name, labels in theirs.items()}))
+    source = randomize(tiny("vivit_fe", num_classes={name: len(labels) for name, labels in theirs.items()}))
     net = tiny("vivit_fe", num_classes={name: len(labels) for name, labels in ours.items()})
     path = save_checkpoint(source, tmp_path / "best.ckpt", theirs)
-    report, _ = initialise(net, path, classes=ours)
+    report = load_pretrained(net, path, classes=ours)
     assert report.rows["head.bias"] == action
     of = {label: i for i, label in enumerate(["a", "b", "x", "y", "z"])}
     kept = {name for name in ours if action == "copied" or f"for {name}," in action}
@@ -242,7 +242,7 @@ def test_heads_are_kept_one_by_one(ours: Mapping[str, Sequence[str]], action: st
 def refused(net: ViViT, source: str, message: str, **kwargs: Any) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        initialise(net, source, **kwargs)
+        load_pretrained(net, source, **kwargs)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -300,12 +300,12 @@ def refused(net: ViViT, source: str, message: str, **kwargs: Any) -> None:
 def test_another_model_is_refused_and_nothing_changes(
     form: str, model: ModelName, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = saved(randomise(tiny("vivit_fe")), form, tmp_path)
-    refused(randomise(tiny(model, **changes), 1), path, message)
+    path = saved(randomize(tiny("vivit_fe")), form, tmp_path)
+    refused(randomize(tiny(model, **changes), 1), path, message)
 
 
 def test_the_order_of_attention_must_be_the_same(tmp_path: Path) -> None:
-    net = randomise(tiny("vivit_fsa", order="time_space"))
+    net = randomize(tiny("vivit_fsa", order="time_space"))
     path = save_checkpoint(net, tmp_path / "best.ckpt", order="time_space")
     refused(
         tiny("vivit_fsa"),
@@ -315,7 +315,7 @@ def test_the_order_of_attention_must_be_the_same(tmp_path: Path) -> None:
 
 
 def test_older_and_strange_checkpoints(tmp_path: Path) -> None:
-    net = randomise(tiny("vivit_fe"))
+    net = randomize(tiny("vivit_fe"))
     path = tmp_path / "x.ckpt"
     save_checkpoint(net, path)
     content = torch.load(path, weights_only=True)
@@ -352,7 +352,7 @@ def test_files_of_other_architectures_are_refused(content: Any, message: str, tm
 @pytest.mark.parametrize("form", ["checkpoint", "safetensors", "scenic file"])
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
 def test_truncated_files_are_refused(form: str, share: float, tmp_path: Path) -> None:
-    path = Path(saved(randomise(tiny("vivit_fe")), form, tmp_path))
+    path = Path(saved(randomize(tiny("vivit_fe")), form, tmp_path))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused(tiny("vivit_fe"), str(path), f"{path.name} cannot be read")
 
@@ -400,9 +400,9 @@ def test_a_name_on_the_hub_is_looked_up_there(monkeypatch: pytest.MonkeyPatch, t
     net = tiny(
         "vivit_st", dim=48, depth=3, heads=3, mlp_dim=192, image_size=32, tubelet=(2, 16, 16), num_classes=10
     )
-    report, statistics = initialise(net, "someone/vivit", classes={"": [str(i) for i in range(10)]})
+    report = load_pretrained(net, "someone/vivit", classes={"": [str(i) for i in range(10)]})
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
-    assert (report.source, statistics, asked) == ("someone/vivit", HALF, [("someone/vivit", False)])
+    assert (report.source, report.statistics, asked) == ("someone/vivit", HALF, [("someone/vivit", False)])
     refused(
         net,
         "someone/else",
@@ -422,8 +422,8 @@ def test_image_vits_go_on_to_init_from_vit(tmp_path: Path) -> None:
     path = tmp_path / "vit_tiny_patch16_224.augreg_in21k.safetensors"
     save_file(state, path)
     net = ViViT.from_size("vivit_fe", "Ti", num_classes=5, depth=1, frames=4, image_size=32)
-    report, statistics = initialise(net, str(path), tubelet="inflation")
-    assert (report.source, statistics) == (str(path), HALF)
+    report = load_pretrained(net, str(path), tubelet="inflation")
+    assert (report.source, report.statistics) == (str(path), HALF)
     assert report.rows["embedding.projection.weight"] == "inflated"
     assert net.embedding.projection.weight[:, :, 0].any()
 
@@ -432,8 +432,8 @@ def test_image_vits_go_on_to_init_from_vit(tmp_path: Path) -> None:
     shutil.copyfile(path, folder / "model.safetensors")
     about = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": IMAGENET[0], "std": IMAGENET[1]}}
     (folder / "config.json").write_text(json.dumps(about))
-    report, statistics = initialise(net, str(folder))
-    assert (report.source, statistics) == (str(folder), IMAGENET)
+    report = load_pretrained(net, str(folder))
+    assert (report.source, report.statistics) == (str(folder), IMAGENET)
     refused(net, "vit_tiny_patch16_225", "'vit_tiny_patch16_225' is neither a file nor a timm model")
 
 
@@ -447,12 +447,12 @@ def test_image_vits_of_the_authors_are_read_too(case: str, tmp_path: Path) -> No
     direct, net = (tiny(model, **settings) for _ in range(2))
     net.load_state_dict(direct.state_dict())
     init_from_vit(direct, timm_layout(src), tubelet=tubelet)
-    report, statistics = initialise(net, str(tmp_path), tubelet=tubelet)
+    report = load_pretrained(net, str(tmp_path), tubelet=tubelet)
     assert all(torch.equal(value, direct.state_dict()[name]) for name, value in net.state_dict().items())
-    assert (report.source, statistics) == (str(tmp_path), HALF)
+    assert (report.source, report.statistics) == (str(tmp_path), HALF)
 
     uniform = tiny("vivit_st", image_size=12, tubelet=(1, 4, 4), sampled_frames=3)  # the tree could be a ViViT's
-    initialise(uniform, str(tmp_path), frames=1)
+    load_pretrained(uniform, str(tmp_path), frames=1)
     repeated = tiny("vivit_st", image_size=12, tubelet=(1, 4, 4), sampled_frames=3)
     init_from_vit(repeated, timm_layout(src))
     torch.testing.assert_close(uniform.encoder.pos_embed, repeated.encoder.pos_embed)
@@ -461,8 +461,8 @@ def test_image_vits_of_the_authors_are_read_too(case: str, tmp_path: Path) -> No
 
 def test_a_checkpoint_written_by_flax_starts_a_model() -> None:
     net = tiny("vivit_fe", dim=4, depth=1, heads=2, mlp_dim=4, temporal_depth=1, num_classes=3, frames=16)
-    report, statistics = initialise(net, str(WRITTEN_BY_FLAX))
-    assert statistics == HALF
+    report = load_pretrained(net, str(WRITTEN_BY_FLAX))
+    assert report.statistics == HALF
     assert torch.equal(net.encoder.blocks[0].mlp.fc1.weight, counted().encoder.blocks[0].mlp.fc1.weight)
     assert report.rows["temporal_encoder.pos_embed"] == "interpolated"
     assert report.rows["encoder.pos_embed"] == "copied"

@@ -1,0 +1,221 @@
+"""The layers of a ViViT: tubelet embedding, attention, transformer blocks, and encoder.
+
+The shape suffixes are those of models/vivit.py.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vivit_train.models.attention import fused_attention
+
+ActivationCheckpointing = Literal["none", "mlp", "block"]
+
+
+class TubeletEmbedding(nn.Module):
+    """A layer that cuts a video into tubelets of t x h x w pixels and maps each to a token (paper, section 3.2).
+
+    With `sampled_frames`, it uses uniform frame sampling instead: 2-D patches of that many evenly spaced frames.
+    """
+
+    frame_index: Tensor | None
+
+    def __init__(
+        self, dim: int, frames: int, tubelet: tuple[int, int, int], sampled_frames: int | None = None
+    ) -> None:
+        super().__init__()
+        self.projection = nn.Conv3d(3, dim, tubelet, stride=tubelet)
+        index = None if sampled_frames is None else torch.from_numpy(uniform_frames(frames, sampled_frames))
+        self.register_buffer("frame_index", index, persistent=False)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Returns the tokens [B, t, n, D]."""
+        if self.frame_index is not None:
+            video_BCTHW = video_BCTHW.index_select(2, self.frame_index)
+        t, h, w = self.projection.kernel_size
+        cut = video_BCTHW.unfold(2, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, C, t, rows, columns, *tubelet]
+        pixels_BtnP = cut.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(2, 3)
+        # This equals a convolution whose stride is its kernel size, but is up to twice as fast.
+        return F.linear(pixels_BtnP, self.projection.weight.flatten(1), self.projection.bias)
+
+
+def uniform_frames(frames: int, sampled: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Returns the indices of the frames that uniform frame sampling keeps, rounded as in the authors' code."""
+    if sampled >= frames:
+        return np.arange(frames)
+    return np.round(frames / (sampled + 1) * np.arange(1, sampled + 1)).astype(np.int64)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the second-to-last axis of [..., N, D].
+
+    With `eager`, it computes the same values step by step, so that a forward hook on `probabilities` can see the
+    attention maps [B, h, N, N], which the fused kernel never materializes.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eager = False
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.probabilities = nn.Identity()
+
+    def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, num_queries: int | None = None) -> Tensor:
+        """Returns the attention output [B, h, N, d], or of the first `num_queries` tokens only."""
+        if not self.eager:
+            return fused_attention(q_BhNd[:, :, :num_queries], k_BhNd, v_BhNd)
+        scores_BhNN = q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5
+        return (self.probabilities(scores_BhNN.softmax(-1)) @ v_BhNd)[:, :, :num_queries]
+
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `num_queries`; each attends to all tokens."""
+        qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x_BND = self.attend(q, k, v, num_queries).transpose(1, 2).flatten(2)
+        return self.out(x_BND).unflatten(0, x.shape[:-2])
+
+
+class FactorizedDotProductAttention(Attention):
+    """The attention of model 4: the first half of the heads covers time, the second half space; [B, t, n, D]."""
+
+    def forward(self, x_BtnD: Tensor, num_queries: int | None = None) -> Tensor:
+        B, t, n, _ = x_BtnD.shape
+        qkv = self.qkv(x_BtnD).unflatten(-1, (3, 2, self.heads // 2, -1))  # [B, t, n, 3, 2, h/2, d]
+        over_time, over_space = qkv.unbind(4)
+        q, k, v = over_time.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # each [B n, h/2, t, d]
+        x_time = self.attend(q, k, v).unflatten(0, (B, n)).permute(0, 3, 1, 2, 4)
+        q, k, v = over_space.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind(0)  # each [B t, h/2, n, d]
+        x_space = self.attend(q, k, v).unflatten(0, (B, t)).permute(0, 1, 3, 2, 4)
+        return self.out(torch.cat([x_time, x_space], dim=3).flatten(3))
+
+
+class MLP(nn.Module):
+    """A two-layer MLP with the tanh form of GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block of models 1 and 2, and with another attention class, of model 4."""
+
+    attention_class: type[Attention] = Attention
+    activation_checkpointing: ActivationCheckpointing = "none"
+
+    def __init__(self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = self.attention_class(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, mlp_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `num_queries` along the second-to-last axis."""
+        return self.maybe_checkpoint(self.compute, "block", x, num_queries)
+
+    def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
+        x = x[..., :num_queries, :] + self.drop_path(self.attention(self.norm1(x), num_queries))
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.maybe_checkpoint(self.mlp, "mlp", self.norm2(x)))
+
+    def maybe_checkpoint(self, part: Callable[..., Tensor], name: ActivationCheckpointing, *inputs: Any) -> Tensor:
+        """Returns the output of a part, with activation checkpointing if it is on for `name`."""
+        if self.activation_checkpointing == name and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+
+class FactorizedDotProductBlock(Block):
+    """A transformer block of model 4."""
+
+    attention_class = FactorizedDotProductAttention
+
+
+class FactorizedSelfAttentionBlock(Block):
+    """A block of model 3: attention over space and over time with separate weights; [B, t, n, D]."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_dim: int, norm_eps: float, drop_path: float, *, order: str
+    ) -> None:
+        super().__init__(dim, heads, mlp_dim, norm_eps, drop_path)
+        self.norm_time = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention_time = Attention(dim, heads)
+        self.order = order
+
+    def over_space(self, x_BtnD: Tensor) -> Tensor:
+        return x_BtnD + self.drop_path(self.attention(self.norm1(x_BtnD)))
+
+    def over_time(self, x_BtnD: Tensor) -> Tensor:
+        y_BntD = self.attention_time(self.norm_time(x_BtnD).transpose(1, 2))
+        return x_BtnD + self.drop_path(y_BntD.transpose(1, 2))
+
+    def compute(self, x_BtnD: Tensor, num_queries: int | None) -> Tensor:
+        # All tokens are returned, because this model has no class token.
+        if self.order == "space_time":
+            x_BtnD = self.over_time(self.over_space(x_BtnD))
+        else:
+            x_BtnD = self.over_space(self.over_time(x_BtnD))
+        return self.feed_forward(x_BtnD)
+
+
+class Encoder(nn.Module):
+    """A transformer encoder with position embeddings and pooling: [B, ..., *grid, D] -> [B, ..., D].
+
+    `grid` has the sizes of the token axes without the class token: (N,), or (t, n) if blocks treat them
+    differently. With `cls_token`, pooling takes the class token instead of the mean.
+    """
+
+    def __init__(
+        self, blocks: list[Block], grid: tuple[int, ...], dim: int, norm_eps: float, cls_token: bool
+    ) -> None:
+        super().__init__()
+        self.grid = (grid[0] + 1,) if cls_token else grid
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), dim))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
+        x = x + self.pos_embed.unflatten(1, self.grid)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        # Only the class token is used after the last block, which saves a twelfth of the work in ViViT-B.
+        x = self.norm(self.blocks[-1](x, num_queries=None if self.cls_token is None else 1))
+        return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initializes a module as the authors do: Xavier kernels and position embeddings of std 0.02."""
+    if isinstance(module, Attention):
+        for weight in (*module.qkv.weight.chunk(3), module.out.weight):  # The authors have separate q, k, and v.
+            nn.init.xavier_uniform_(weight)
+        for linear in (module.qkv, module.out):
+            nn.init.zeros_(linear.bias)
+    elif isinstance(module, MLP):
+        for linear in (module.fc1, module.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+    elif isinstance(module, Encoder):
+        nn.init.normal_(module.pos_embed, std=0.02)
+    elif isinstance(module, TubeletEmbedding):
+        fan_in = module.projection.weight[0].numel()
+        nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # This is LeCun normal, the default of flax.
+        nn.init.zeros_(module.projection.bias)  # type: ignore[arg-type]

@@ -1,0 +1,42 @@
+"""Key maps: tables of the names that other code gives to the parameters of a ViT.
+
+A key map has our name of a module or parameter as the key, and their names as the value. `*` stands for the number
+of a block. Several names mean that our tensor is theirs, joined along the first axis: q, k, and v.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+KeyMap = Mapping[str, tuple[str, ...]]
+PARAMETERS = ("cls_token", "pos_embed")  # These are whole names in a key map; others are a module and a suffix.
+
+
+def their_names(key_map: KeyMap, name: str) -> tuple[str, ...]:
+    """Returns their names of the tensors that make up our parameter, or () if they have no counterpart."""
+    block = re.search(r"blocks\.(\d+)\.", name)
+    pattern, number = (name.replace(block[0], "blocks.*."), block[1]) if block else (name, "")
+    module, _, kind = pattern.rpartition(".")
+    if kind in PARAMETERS:
+        return key_map.get(pattern, ())
+    return tuple(f"{theirs}.{kind}".replace("*", number) for theirs in key_map.get(module, ()))
+
+
+def our_names(key_map: KeyMap, depth: int) -> Iterator[str]:
+    """Yields our names of all parameters that a key map covers in a model with `depth` blocks."""
+    for pattern in key_map:
+        for i in range(depth if "*" in pattern else 1):
+            name = pattern.replace("*", str(i))
+            yield from [name] if name.endswith(PARAMETERS) else [f"{name}.weight", f"{name}.bias"]
+
+
+def with_prefix(key_map: KeyMap, prefix: str) -> dict[str, tuple[str, ...]]:
+    """Returns a key map in which all of their names start with a prefix."""
+    return {ours: tuple(prefix + name for name in theirs) for ours, theirs in key_map.items()}
+
+
+def join(parts: list[Tensor]) -> Tensor:
+    """Joins their tensors to ours, without a copy if there is only one."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

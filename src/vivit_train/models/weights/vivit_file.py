@@ -1,0 +1,55 @@
+"""Reads the weights and the metadata in files of vivit-train, for other models to start from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vivit_train.models.vivit import SIZES, ViViT
+from vivit_train.models.weights.checks import check_statistics
+from vivit_train.models.weights.source import Source, VideoWeights
+from vivit_train.utils.arguments import conforms, limit_problems
+from vivit_train.utils.errors import UserError, reason
+
+
+def detect_vivit_file(source: Source, _: ViViT) -> VideoWeights | None:
+    """Returns the weights in a checkpoint of vivit-train, or in a file with the state dict of a ViViT."""
+    if not source.is_file:
+        return None
+    if "embedding.projection.weight" in source.tensors:
+        return VideoWeights(source.name, source.tensors)
+    if "net.embedding.projection.weight" not in source.tensors:
+        return None
+    net = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
+    try:
+        return VideoWeights(source.name, net, **read_metadata(source.content["vivit_train"], source.name))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{source.name} was written by another version of vivit-train: {reason(error)}") from error
+
+
+def read_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Returns what the metadata of a vivit-train checkpoint says about its weights.
+
+    The checkpoint may be untrusted, so this is plain data that is only compared.
+
+    Raises:
+        UserError: A number is out of bounds.
+        KeyError, TypeError, ValueError, AttributeError, ArithmeticError: The metadata has an unexpected form.
+    """
+    model, classes = metadata["config"]["model"], metadata["classes"]
+    classes = classes if isinstance(classes, Mapping) else {"": classes}
+    if not conforms(classes, Mapping[str, Sequence[str]]):
+        raise TypeError("its classes are not names")
+    check_statistics(metadata["mean"], metadata["std"], source)
+    for key, value in model.items():
+        if isinstance(value, int | float | list) and (problems := limit_problems(f"model.{key}", key, value)):
+            raise UserError(f"{source}: {problems[0]}")
+    settings = {key: model[key] for key in ("model", "heads", "order", "norm_eps") if model.get(key) is not None}
+    size = {key: value for key, value in SIZES.get(model.get("size"), {}).items() if key == "heads"}
+    height, width = (model["image_size"],) * 2 if isinstance(model["image_size"], int) else model["image_size"]
+    sampled, (t, h, w) = model.get("sampled_frames"), model["tubelet"]
+    return {
+        "settings": size | settings,
+        "grid": (min(sampled, model["frames"]) if sampled else model["frames"] // t, height // h, width // w),
+        "classes": classes,
+        "multi_label": metadata.get("multi_label", False),
+        "statistics": (tuple(metadata["mean"]), tuple(metadata["std"])),
+    }
