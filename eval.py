@@ -3,17 +3,13 @@
 import hydra
 from omegaconf import DictConfig
 
-from vivit_train.utils.errors import exit_with_message
-from vivit_train.utils.utf8 import in_utf_8
+from vivit_train.tools.scripts import run_evaluation, start
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(cfg: DictConfig) -> None:
-    from vivit_train.run import evaluate
-
-    evaluate(cfg)
+    run_evaluation(cfg)
 
 
 if __name__ == "__main__":
-    in_utf_8()
-    exit_with_message(main)
+    start(main)

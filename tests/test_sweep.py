@@ -31,7 +31,7 @@ def stop(number, frame):
 @hydra.main(version_base="1.3", config_path={str(ROOT / "conf")!r}, config_name="train")
 def main(cfg):
     if is_job():
-        return run_job(cfg, __file__)
+        return run_job(cfg, [__file__])
     if cfg.seed == 1:
         raise UserError("the reason,\\nin two lines")
     if cfg.seed == 2:

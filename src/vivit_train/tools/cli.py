@@ -1,23 +1,34 @@
-"""The `vivit` command with the tools that complement train.py and eval.py.
+"""The command `vivit`: training, evaluation and the tools around them.
 
 The module of a tool is imported only when the tool is called.
 """
 
 import logging
+import os
 import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from omegaconf import DictConfig
 
+from vivit_train.tools.scripts import CONF
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.text import file_stem
 from vivit_train.utils.utf8 import in_utf_8
 
 log = logging.getLogger("vivit_train.tools.cli")  # run as a module, its name would be __main__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+def examples(*commands: str) -> str:
+    """Return the last paragraphs of a help text. Typer joins lines, but not paragraphs."""
+    return "\n\n".join(["Examples:", *commands])
+
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides as for train.py: data=folder data.root=DIR data.frames=16 ..."),
@@ -26,24 +37,89 @@ bench = typer.Typer(no_args_is_help=True, help="Measure the speed of data loader
 app.add_typer(bench, name="bench")
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vivit-train {version('vivit-train')}")
+        raise typer.Exit
+
+
 @app.callback()
-def vivit() -> None:
-    """Prepare and check videos, measure speed and replay failed steps for vivit-train."""
+def vivit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train and evaluate ViViT, prepare and check videos, measure speed and replay failed steps."""
 
 
 def compose(overrides: list[str] | None, run_dir: Path) -> DictConfig:
     """Compose the configuration that train.py would use with these overrides."""
     import hydra
 
-    package = Path(__file__).parents[1]
-    folder = next((f for f in (package / "conf", package.parents[1] / "conf") if f.is_dir()), None)
-    if folder is None:
-        raise UserError("the configuration folder conf/ is neither in the package nor next to src/")
-    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("train", [f"run_dir={run_dir}", *(overrides or [])])
 
 
-@app.command()
+# Hydra parses the arguments of `vivit train` and `vivit eval`; Typer passes its flags on.
+TO_HYDRA = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+HydraArguments = Annotated[
+    list[str] | None,
+    typer.Argument(help="Flags of Hydra, such as -m, --cfg job and --config-dir DIR, before overrides: KEY=VALUE"),
+]
+
+
+def replace_process(module: str, arguments: Sequence[str] | None) -> None:
+    """Run a module of the package in place of this process, as only Hydra's own arguments may be in sys.argv."""
+    # `python -m` would import modules from the current folder, which may hold files of strangers.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.execv(sys.executable, [sys.executable, "-m", module, *(arguments or [])])
+
+
+@app.command(
+    "train",
+    context_settings=TO_HYDRA,
+    epilog=examples(
+        "vivit train data=folder data.root=videos init=imagenet hydra.run.dir=runs/mine",
+        "vivit train -m model=vivit_st,vivit_fe hydra.sweep.dir=runs/sweep",
+        "vivit train --config-dir myconf data=mine",
+        "vivit train data=folder data.root=videos --cfg job",
+        "PYTHONPATH=. vivit train model._target_=mymodule.MyViT",
+    ),
+)
+def train_model(arguments: HydraArguments = None) -> None:
+    """Train a model: a single run, a sweep or a hyperparameter search. This is train.py of the repository.
+
+    With --config-dir DIR, Hydra also finds your own YAML files, such as DIR/data/mine.yaml.
+
+    --hydra-help explains the other flags of Hydra.
+    """
+    replace_process("vivit_train.tools.train", arguments)
+
+
+@app.command(
+    "eval",
+    context_settings=TO_HYDRA,
+    epilog=examples(
+        "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
+        "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
+        "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+    ),
+)
+def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
+    """Evaluate a checkpoint. This is eval.py of the repository.
+
+    The checkpoint holds the model, the labels and the preprocessing.
+    """
+    replace_process("vivit_train.tools.eval", arguments)
+
+
+@app.command(
+    epilog=examples(
+        "vivit prepare videos small",
+        "vivit prepare videos small --list doctor/folder/re-encode.txt",
+        "vivit prepare videos small --shard 3/8",
+    )
+)
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Source folder, searched recursively.")],
     target: Annotated[
@@ -79,7 +155,13 @@ def prepare(
     make(source, target, settings, workers=workers, shard=shard, listed=listed, timeout_s=timeout)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vivit doctor data=folder data.root=videos",
+        "vivit doctor data=csv data.root=videos data.train=train.csv data.val=val.csv --every-frame",
+        "vivit doctor data=kinetics400 data.root=k400 --workers 16 --out doctor/k400",
+    )
+)
 def doctor(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
@@ -97,7 +179,12 @@ def doctor(
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=overrides or ())
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vivit replay runs/mine/nonfinite/step_12.pt",
+        "vivit replay runs/mine/nonfinite/step_12.pt --trusted mypackage",
+    )
+)
 def replay(
     file: Annotated[Path, typer.Argument(help="A step that a run saved: <run folder>/nonfinite/*.pt")],
     out: Annotated[
@@ -113,7 +200,12 @@ def replay(
     repeat(file, out or file.with_suffix(".png"), trusted or ())
 
 
-@bench.command()
+@bench.command(
+    epilog=examples(
+        "vivit bench loader data=folder data.root=videos",
+        "vivit bench loader data=folder data.root=videos --workers 1,2,4 --gpu 120",
+    )
+)
 def loader(
     overrides: Overrides = None,
     clips: Annotated[int, typer.Option(min=1, help="Number of videos in the random sample.")] = 64,
@@ -158,7 +250,12 @@ JsonFile = Annotated[
 ]
 
 
-@bench.command()
+@bench.command(
+    epilog=examples(
+        "vivit bench model model=vivit_st model.size=B --batch 1,8",
+        "vivit bench model --mode infer --dtype bf16 --variants eager,sdpa,compiled",
+    )
+)
 def model(
     overrides: Overrides = None,
     batch: Batches = "1,2,4,8",
@@ -231,7 +328,12 @@ def growth(
     log.info("\n".join([growth.title(points), "", growth.table(points), "", f"written: {picture}"]))
 
 
-@bench.command()
+@bench.command(
+    epilog=examples(
+        "vivit bench train model=vivit_fe model.size=B data=kinetics400",
+        "vivit bench train model.size=Ti data=folder data.frames=16 --steps 20 --json steps.json",
+    )
+)
 def train(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=2, help="Number of timed optimizer steps.")] = 10,

@@ -258,14 +258,15 @@ def is_job() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def run_job(cfg: DictConfig, script: str) -> float:
+def run_job(cfg: DictConfig, program: Sequence[str]) -> float:
     """Run a job of a multirun as a child process, with the command that would run it as a single run.
 
     The state of that process (ranks, GPU memory) ends with it. A job that is killed does not affect the others.
 
     Args:
         cfg: Configuration of the job.
-        script: Path of train.py.
+        program: Arguments of the Python interpreter that start the script of the multirun: its path, or -m and a
+            module.
 
     Returns:
         The score of the job. It is NaN if the job failed or has no score; its outcome.json gives the reason.
@@ -279,7 +280,9 @@ def run_job(cfg: DictConfig, script: str) -> float:
     started = Outcome(hydra.job.num, list(hydra.overrides.task))
     if is_first_rank():
         started.write(folder)
-    process = subprocess.Popen(command(hydra, script), cwd=hydra.runtime.cwd, env=os.environ | submitit_ranks(cfg))
+    process = subprocess.Popen(
+        command(hydra, program), cwd=hydra.runtime.cwd, env=os.environ | submitit_ranks(cfg)
+    )
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -309,16 +312,17 @@ def run_job(cfg: DictConfig, script: str) -> float:
     return float("nan") if code or outcome.score is None else outcome.score
 
 
-def command(hydra: Any, script: str) -> list[str]:
+def command(hydra: Any, program: Sequence[str]) -> list[str]:
     """Return the command that starts this job of a multirun as a single run in the folder of the job."""
     name = ["--config-name", hydra.job.config_name]
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
     for source in hydra.runtime.config_sources:
-        if source.provider == "command-line":
-            name += ["--config-dir", source.path]
+        if source.provider in flags:
+            name += [flags[source.provider], source.path]
     kept = [text for text in hydra.overrides.hydra if not text.startswith("hydra.mode=")]
     kept.append(f'hydra.run.dir="{hydra.runtime.output_dir}"')
     kept.append(f'hydra.sweep.dir="{os.path.abspath(hydra.sweep.dir)}"')
-    return [sys.executable, script, *name, *kept, f"hydra.job.num={hydra.job.num}", *hydra.overrides.task]
+    return [sys.executable, *program, *name, *kept, f"hydra.job.num={hydra.job.num}", *hydra.overrides.task]
 
 
 def submitit_ranks(cfg: DictConfig) -> dict[str, str]:

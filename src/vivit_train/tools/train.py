@@ -1,0 +1,15 @@
+"""`vivit train`: train.py for an installed package, with the configuration that the package holds."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vivit_train.tools.scripts import CONF, run_training, start
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float:
+    return run_training(cfg, ["-m", "vivit_train.tools.train"])
+
+
+if __name__ == "__main__":
+    start(main)
