@@ -26,10 +26,10 @@ from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.video import scan, storage
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.scan import probe
-from vivit_train.tools.cli import compose
 from vivit_train.tools.doctor.inspect_files import FileReport, Settings, fingerprint, inspect_file, inspect_files
 from vivit_train.tools.doctor.problems import Problem, find_problems
 from vivit_train.tools.doctor.run import counts_notes, examine, read_splits
+from vivit_train.tools.overrides import compose
 from vivit_train.utils.errors import UserError
 
 SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
@@ -325,7 +325,7 @@ def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path, happened:
     assert "of 48 files are reused from" in result.stdout
     assert state.read_text().splitlines()[:3] == first
     last = result.stdout.splitlines()[-1].split()
-    assert last[:2] == ["python", "train.py"]
+    assert last[:2] == ["vivit", "train"]
     assert f"data.root={tmp_path / 'out/clean'}" in last
     assert "data.frames=4" in last
     happened("SIGKILL to `vivit doctor`", "the same command goes on behind the files that it had seen")

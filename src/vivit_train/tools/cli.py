@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from omegaconf import DictConfig
 
-from vivit_train.tools.scripts import CONF
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.text import file_stem
 from vivit_train.utils.utf8 import in_utf_8
@@ -31,7 +29,13 @@ def examples(*commands: str) -> str:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides as for train.py: data=folder data.root=DIR data.frames=16 ..."),
+    typer.Argument(help="Overrides as for vivit train: data=csv data.root=DIR data.frames=16 ..."),
+]
+Videos = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
+    ),
 ]
 bench = typer.Typer(no_args_is_help=True, help="Measure the speed of data loader and model on this machine.")
 app.add_typer(bench, name="bench")
@@ -50,14 +54,6 @@ def vivit(
     ] = False,
 ) -> None:
     """Train and evaluate ViViT, prepare and check videos, measure speed and replay failed steps."""
-
-
-def compose(overrides: list[str] | None, run_dir: Path) -> DictConfig:
-    """Compose the configuration that train.py would use with these overrides."""
-    import hydra
-
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [f"run_dir={run_dir}", *(overrides or [])])
 
 
 # Hydra parses the arguments of `vivit train` and `vivit eval`; Typer passes its flags on.
@@ -157,13 +153,13 @@ def prepare(
 
 @app.command(
     epilog=examples(
-        "vivit doctor data=folder data.root=videos",
+        "vivit doctor videos",
         "vivit doctor data=csv data.root=videos data.train=train.csv data.val=val.csv --every-frame",
         "vivit doctor data=kinetics400 data.root=k400 --workers 16 --out doctor/k400",
     )
 )
 def doctor(
-    overrides: Overrides = None,
+    videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
     workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
     every_frame: Annotated[
@@ -172,11 +168,12 @@ def doctor(
 ) -> None:
     """Check every video of a dataset before training and report what is wrong with it."""
     from vivit_train.tools.doctor.run import examine
+    from vivit_train.tools.overrides import compose_data, to_overrides
     from vivit_train.utils.process_pool import usable_cores
 
-    cfg = compose(overrides, Path("runs/doctor"))
+    cfg = compose_data(videos, Path("runs/doctor"), "vivit doctor")
     folder = out or Path("doctor") / file_stem(str(cfg.data.name))
-    examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=overrides or ())
+    examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=to_overrides(videos))
 
 
 @app.command(
@@ -202,12 +199,12 @@ def replay(
 
 @bench.command(
     epilog=examples(
-        "vivit bench loader data=folder data.root=videos",
-        "vivit bench loader data=folder data.root=videos --workers 1,2,4 --gpu 120",
+        "vivit bench loader videos",
+        "vivit bench loader videos data.frames=16 data.crop=112 --workers 1,2,4",
     )
 )
 def loader(
-    overrides: Overrides = None,
+    videos: Videos = None,
     clips: Annotated[int, typer.Option(min=1, help="Number of videos in the random sample.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Number of measurements. Their medians are reported.")] = 3,
     workers: Annotated[
@@ -230,12 +227,13 @@ def loader(
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.loader import bench_loader, save, table
+    from vivit_train.tools.overrides import compose_data
 
     if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
         raise UserError(f"--workers {workers}: expected comma-separated numbers, such as 1,2,4")
     numbers = [int(number) for number in workers.split(",") if number]
     with TemporaryDirectory() as folder:
-        cfg = compose(overrides, Path(folder))
+        cfg = compose_data(videos, Path(folder), "vivit bench loader")
         result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, gpu_clips_per_s=gpu, gop=gop)
     log.info(table(result))
     if json:
@@ -270,6 +268,7 @@ def model(
 ) -> None:
     """Measure a model's clips/s, peak memory and MFU, with eager, fused or compiled attention."""
     from vivit_train.tools.bench import model
+    from vivit_train.tools.overrides import compose
 
     cells = model.cells(
         compose(overrides, Path("runs/bench")).model,
@@ -304,6 +303,7 @@ def growth(
 
     from vivit_train.models.vivit import MODELS
     from vivit_train.tools.bench import growth, model
+    from vivit_train.tools.overrides import compose
     from vivit_train.utils.plots import growth_curves
 
     nodes: dict[str, Any] = {}
@@ -343,6 +343,7 @@ def train(
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.train import bench_train, save, table
+    from vivit_train.tools.overrides import compose
 
     with TemporaryDirectory() as folder:
         result = bench_train(compose(overrides, Path(folder)), steps=steps)

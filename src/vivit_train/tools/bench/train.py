@@ -1,6 +1,7 @@
 """`vivit bench train`: measure whole training steps, as in train.py, on clips that are already in memory."""
 
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -157,7 +158,7 @@ def table(result: Result, overrides: Sequence[str]) -> str:
     lines += [f"| {stage} | {ms:.1f} | {ms / total_ms:.0%} |" for stage, ms in result.stage_ms.items()]
     stage = max(result.stage_ms, key=result.stage_ms.__getitem__)
     rate = f"{result.clips_per_s:.3g}"
-    same = " ".join(overrides)
+    same = shlex.join(overrides)
     return "\n".join(
         [
             *lines,

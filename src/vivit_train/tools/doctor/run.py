@@ -89,7 +89,7 @@ def examine(
         scans = ((entry.path, entry.version, entry.size, base64.b64decode(entry.scan)) for entry in seen)
         index.write(out / "clean" / index.NAME, scans)
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
-    command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
+    command = " ".join(["vivit train", clean, *map(shlex.quote, filter(_is_kept, overrides))])
     advice = "no clean lists are written, as they cannot hold segments or labels for several heads"
     if bad := unlisted(splits.classes):
         advice = f"no clean lists are written, as they need one class name per line: rename {shorten(bad)}"
