@@ -36,6 +36,11 @@ def vivit(installed: Path, *arguments: str, cwd: Path) -> str:
     return result.stdout
 
 
+def test_a_wheel_installs_one_package(installed: Path) -> None:
+    """Above all no hydra_plugins, which every Hydra program of the environment would import."""
+    assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"vivit_train"}
+
+
 def test_a_wheel_trains_and_evaluates(installed: Path, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise SystemExit('a module of the current folder was imported')")
     vivit(installed, "train", "data=folder", f"data.root={videos}", *TINY, "hydra.run.dir=run", cwd=tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import is_job, run_job
 from vivit_train.utils.errors import end_on_signals, exit_with_message
 from vivit_train.utils.utf8 import in_utf_8
@@ -20,6 +21,7 @@ CONF = next((f for f in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if f.i
 def start(main: Callable[[], object]) -> None:
     """Run the Hydra main function of a script."""
     in_utf_8()
+    register_search()
     exit_with_message(main)
 
 
