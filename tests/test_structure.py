@@ -23,8 +23,6 @@ LONG_FUNCTIONS = {
     "models/weights/timm_vit.py:init_from_vit",
     "run.py:train_once",
     "tools/bench/loader.py:bench_loader",
-    "tools/doctor/run.py:examine",
-    "tools/prepare.py:prepare",
 }
 PRINTS: set[str] = set()
 
