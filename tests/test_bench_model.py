@@ -122,7 +122,7 @@ def test_whole_training_steps(config: Callable[..., DictConfig]) -> None:
     said = table(result, ["data=csv"])
     assert f"| {FORWARD} | " in said
     assert "Slowest stage: " in said
-    assert "\nvivit bench loader data=csv --gpu " in said
+    assert "\nvivit bench loader data=csv --target " in said
 
 
 @pytest.mark.parametrize(

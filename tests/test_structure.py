@@ -22,7 +22,6 @@ LONG_FUNCTIONS = {
     "models/weights/huggingface.py:save_huggingface",
     "models/weights/timm_vit.py:init_from_vit",
     "run.py:train_once",
-    "tools/bench/loader.py:bench_loader",
 }
 PRINTS: set[str] = set()
 

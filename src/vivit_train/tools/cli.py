@@ -210,9 +210,10 @@ def loader(
     workers: Annotated[
         str, typer.Option(help="Numbers of workers to try, such as 1,2,4. Default: up to the number of cores.")
     ] = "",
-    gpu: Annotated[
-        float, typer.Option(min=0.1, help="Clips/s that the GPU consumes. The advice is based on it.")
-    ] = 120,
+    target: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Clips/s that the advice aims at. Default: what the model consumes here."),
+    ] = None,
     gop: Annotated[
         int, typer.Option(min=1, help="GOP size in frames of the files that `vivit prepare` would write.")
     ] = 32,
@@ -234,7 +235,7 @@ def loader(
     numbers = [int(number) for number in workers.split(",") if number]
     with TemporaryDirectory() as folder:
         cfg = compose_data(videos, Path(folder), "vivit bench loader")
-        result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, gpu_clips_per_s=gpu, gop=gop)
+        result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, target_clips_per_s=target, gop=gop)
     log.info(table(result))
     if json:
         save(result, json)

@@ -168,7 +168,7 @@ def table(result: Result, overrides: Sequence[str]) -> str:
             f"Slowest stage: {stage}, {result.stage_ms[stage] / total_ms:.0%} of a step. If the data loader "
             f"delivers at least {rate} clips/s, the model limits training; otherwise, the loader does. To measure "
             "the loader, run:",
-            f"vivit bench loader {same} --gpu {rate}".replace("  ", " "),
+            f"vivit bench loader {same} --target {rate}".replace("  ", " "),
         ]
     )
 
