@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -286,47 +286,6 @@ def model(
         if json:
             model.save(rows, json)
     log.info("\n".join([model.about(rows), "", model.table(rows), "", model.limits(rows)]))
-
-
-@bench.command()
-def growth(
-    overrides: Overrides = None,
-    picture: Annotated[Path, typer.Option(metavar="FILE", help="PNG file for the plot.")] = Path("growth.png"),
-    frames: Annotated[str, typer.Option(help="Numbers of frames to measure.")] = "8,16,32,64,128",
-    crops: Annotated[str, typer.Option(help="Crop sizes to measure, in pixels.")] = "112,160,224,320",
-    mode: Annotated[str, typer.Option(help="train or infer.")] = "train",
-    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16.")] = "float32",
-    device: Device = "auto",
-    rounds: Rounds = 3,
-) -> None:
-    """Plot how the time and memory of the four models grow with frames and resolution, measured and expected."""
-    from omegaconf import OmegaConf
-
-    from vivit_train.models.vivit import MODELS
-    from vivit_train.tools.bench import growth, model
-    from vivit_train.tools.overrides import compose
-    from vivit_train.utils.plots import growth_curves
-
-    nodes: dict[str, Any] = {}
-    for name in MODELS:
-        cfg = compose([*(overrides or []), f"model={name}"], Path("runs/bench"))
-        nodes[name] = OmegaConf.to_container(cfg.model, resolve=True)
-    for option, value, known in (("--mode", mode, model.MODES), ("--dtype", dtype, (*model.DTYPES,))):
-        if value not in known:
-            raise UserError(f"{option} {value}: must be one of {', '.join(known)}")
-    points = []
-    for point in growth.growth(
-        nodes,
-        numbers("--frames", frames),
-        numbers("--crops", crops),
-        mode=mode,
-        dtype=dtype,
-        device=model.usable(device),
-        rounds=rounds,
-    ):
-        points.append(point)
-        growth_curves(picture, growth.curves(points), growth.ORDERS, growth.title(points))
-    log.info("\n".join([growth.title(points), "", growth.table(points), "", f"written: {picture}"]))
 
 
 @bench.command(
