@@ -1,9 +1,12 @@
 """What several tests need: a tiny data set of real videos, and runs that take a second."""
 
+import os
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the scripts do, before torch is imported
 
 import pytest
 import torch

@@ -17,9 +17,11 @@ from omegaconf import DictConfig
 from typer.testing import CliRunner
 from videos import encode
 
-from vivit_train.tools.bench.loader import advise, bench_loader, device_stages, table
+from vivit_train.tools.bench.loader import Demand, advise, bench_loader, device_stages, table
 from vivit_train.tools.bench.stages import decode_alone, repeat_rows
 from vivit_train.tools.cli import app
+from vivit_train.tools.encode import Settings
+from vivit_train.tools.prepare import prepare
 from vivit_train.utils.errors import UserError
 
 
@@ -43,7 +45,7 @@ def test_numbers_of_a_loader(videos: Path, config: Callable[..., DictConfig]) ->
         "collate",
         "raw limit",
         "| workers |",
-        "Advice: a GPU that consumes 120",
+        "Advice: training on this CPU, at up to ",
     ):
         assert word in table(result)
 
@@ -100,19 +102,41 @@ def test_libavcodec_decodes_from_the_key_frame_before_to_the_last_frame(tmp_path
         assert decode_alone(str(tmp_path / "a.mp4"), clips, 64).frames == frames
 
 
+GPU = Demand(120, "a device that consumes 120 clips/s")
+
+
 @pytest.mark.parametrize(
-    ("gain", "words"),
+    ("demand", "gain", "words"),
     [
-        (3.9, "needs 14 cores, or 4 after `vivit prepare` (3.9x as fast)"),
+        (GPU, 3.9, "consumes 120 clips/s needs 14 cores; `vivit prepare` would make the loader 3.9x as fast"),
         (
+            GPU,
             1.02,
             "`vivit prepare` would make little difference (1.0x): the slowest stage is augment (75%)",
         ),
-        (None, "needs 14 cores; the gain of `vivit prepare` was not measured"),
+        (GPU, "it was not measured", "needs 14 cores; it was not measured; the slowest stage is augment (75%)"),
+        (
+            Demand(6, "this", shares_cores=True),
+            3.9,
+            "this spends 25% of its time on loading; `vivit prepare`",
+        ),
+        (Demand(1, "this", shares_cores=True), 3.9, "this spends 5% of its time on loading: the model limits"),
     ],
 )
-def test_advice(gain: float | None, words: str) -> None:
-    assert words in advise(120, 9, gain, {"decode": 1.0, "augment": 3.0})
+def test_advice(demand: Demand, gain: float | str, words: str) -> None:
+    assert words in advise(demand, 9, 2, gain, {"decode": 1.0, "augment": 3.0})
+
+
+def test_prepared_videos_are_not_to_be_prepared(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "val/a"):
+        (tmp_path / "v" / name).mkdir(parents=True)
+        encode(tmp_path / f"v/{name}/0.mp4", frames=12)
+    prepare(tmp_path / "v", tmp_path / "small", Settings(36, 8, 23), workers=1)
+    for folder, prepared in (("v", False), ("small", True)):
+        cfg = config("data=folder", f"data.root={tmp_path / folder}")
+        result = bench_loader(cfg, clips=2, rounds=1, workers=[0], target_clips_per_s=1e6)
+        assert (result.prepared_gain is None) == prepared
+        assert ("; the videos are from `vivit prepare`; the slowest" in result.advice) == prepared
 
 
 OPTIONS = ["--clips", "4", "--rounds", "1", "--workers", "1"]
@@ -123,7 +147,7 @@ def test_the_command_prints_a_table_and_writes_json(videos: Path, tmp_path: Path
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "loader.json")], catch_exceptions=False)
     assert done.exit_code == 0
     assert "| stage | ms per clip | share |" in done.stdout
-    assert "Advice: a GPU that consumes 120 clips/s needs" in done.stdout
+    assert "Advice: training on this CPU, at up to " in done.stdout
     numbers = json.loads((tmp_path / "loader.json").read_text())
     assert numbers["clips"] == 4
     assert numbers["clips_per_s"]["1"] > 0
@@ -142,7 +166,7 @@ def test_the_command_as_a_process(videos: Path) -> None:
     ]
     done = subprocess.run([*command, *TINY, *OPTIONS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "Advice: a GPU that consumes 120 clips/s needs" in done.stdout
+    assert "Advice: training on this CPU, at up to " in done.stdout
 
 
 def test_what_the_doctor_stored_is_found_again_in_each_round(

@@ -26,10 +26,10 @@ from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.video import scan, storage
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.scan import probe
-from vivit_train.tools.cli import compose
 from vivit_train.tools.doctor.inspect_files import FileReport, Settings, fingerprint, inspect_file, inspect_files
 from vivit_train.tools.doctor.problems import Problem, find_problems
 from vivit_train.tools.doctor.run import counts_notes, examine, read_splits
+from vivit_train.tools.overrides import compose_words
 from vivit_train.utils.errors import UserError
 
 SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
@@ -77,7 +77,7 @@ class Examined:
     problems: list[Problem]
 
     def again(self, workers: int = 1) -> list[Problem]:
-        cfg = compose(["data=folder", f"data.root={self.root}", *SMALL], self.out)
+        cfg = compose_words(["data=folder", f"data.root={self.root}", *SMALL], self.out)
         return examine(cfg, self.out, workers, timeout_s=30, every_frame=True)
 
     def of(self, name: str) -> dict[str, Problem]:
@@ -268,7 +268,7 @@ def test_missing_videos_of_a_list_are_counted_not_fatal(videos: Path, tmp_path: 
     rows = [f'"{path}",{i % 2}' for i, path in enumerate(there)]
     (tmp_path / "train.csv").write_text("\n".join([*rows, *(f"gone{i}.mp4 0" for i in range(20))]))
     (tmp_path / "val.csv").write_text("\n".join(rows))
-    cfg = compose(["data=csv", f"data.root={tmp_path}", "data.name=hmdb51"], tmp_path)
+    cfg = compose_words(["data=csv", f"data.root={tmp_path}", "data.name=hmdb51"], tmp_path)
     splits = read_splits(cfg)
     assert any("8 of 28 videos found" in notice for notice in splits.notices)
     notes = counts_notes(cfg, splits, {"train": splits.train})
@@ -325,7 +325,7 @@ def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path, happened:
     assert "of 48 files are reused from" in result.stdout
     assert state.read_text().splitlines()[:3] == first
     last = result.stdout.splitlines()[-1].split()
-    assert last[:2] == ["python", "train.py"]
+    assert last[:2] == ["vivit", "train"]
     assert f"data.root={tmp_path / 'out/clean'}" in last
     assert "data.frames=4" in last
     happened("SIGKILL to `vivit doctor`", "the same command goes on behind the files that it had seen")
@@ -333,7 +333,7 @@ def test_killed_and_run_again_it_goes_on(videos: Path, tmp_path: Path, happened:
 
 def test_a_data_set_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
-        examine(compose(["data=folder", "data.root=/nowhere"], tmp_path), tmp_path / "out", 1)
+        examine(compose_words(["data=folder", "data.root=/nowhere"], tmp_path), tmp_path / "out", 1)
 
 
 def test_listed_videos_that_are_not_there_are_problems(videos: Path, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_listed_videos_that_are_not_there_are_problems(videos: Path, tmp_path: P
         paths = sorted(videos.glob(f"{split}/*/*.mp4"))
         lines = [f'"{path}",{path.parent.name}' for path in paths]
         (tmp_path / f"{split}.csv").write_text("\n".join([*lines, f"gone/{split}.mp4,recede"]))
-    cfg = compose(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
+    cfg = compose_words(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
     problems = examine(cfg, tmp_path / "out", 1)
     missing = [(problem.split, problem.path) for problem in problems if problem.kind == "missing"]
     assert missing == [(split, str(tmp_path / f"gone/{split}.mp4")) for split in ("train", "val")]
@@ -378,7 +378,7 @@ def test_tar_members_frame_folders_and_urls_are_looked_at_too(videos: Path, tmp_
         (tmp_path / f"{split}.csv").write_text(
             "\n".join(lines if split == "train" else [f"{one},0", f"{three},1"])
         )
-    cfg = compose(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
+    cfg = compose_words(["data=csv", f"data.root={tmp_path}", *SMALL], tmp_path)
     problems = examine(cfg, tmp_path / "out", 1)
     kinds = {(os.path.basename(p.path), p.kind) for p in problems if p.split == "train"}
     assert kinds == {

@@ -301,8 +301,8 @@ def test_an_ascii_locale_trains_scores_examines_and_prepares_utf_8_names(
 def test_a_script_starts_anew_once_where_names_are_not_utf_8(tmp_path: Path) -> None:
     script = tmp_path / "é.py"
     script.write_text(
-        "import sys\nfrom vivit_train.utils.utf8 import in_utf_8\n"
-        "print('started', flush=True)\nin_utf_8()\n"
+        "import sys\nfrom vivit_train.utils.startup import prepare_process\n"
+        "print('started', flush=True)\nprepare_process()\n"
         "print(sys.getfilesystemencoding(), ascii(sys.argv[1]), '\\u8d70', flush=True)\n",
         encoding="utf-8",
     )

@@ -23,7 +23,7 @@ from vivit_train.models.weights.huggingface import load_huggingface, save_huggin
 from vivit_train.models.weights.load import load_pretrained
 from vivit_train.run import evaluate, train
 from vivit_train.tools.cli import app
-from vivit_train.tools.sweep import open_study
+from vivit_train.tools.optuna_sweeper import open_study
 from vivit_train.training.checkpoint import KEY, Metadata, build_net, load_checkpoint
 from vivit_train.utils.errors import UserError
 
@@ -453,7 +453,7 @@ def test_a_checkpoint_without_the_state_of_a_run_is_not_resumed(
 )
 def test_a_search_s_file_is_no_command_line(name: str, value: Any, tmp_path: Path, happened: Happened) -> None:
     optuna = pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
-    from hydra_plugins.vivit_search import Search
+    from vivit_train.tools.optuna_sweeper import Search
 
     study = open_study(str(tmp_path / "journal"))
     if isinstance(value, str):

@@ -16,14 +16,16 @@ from helpers import ROOT, TINY, Happened
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from vivit_train.tools.sweep import Outcome, Summary, open_study, table, write_summary
+from vivit_train.tools.optuna_sweeper import open_study
+from vivit_train.tools.sweep import Outcome, Summary, table, write_summary
 
 # In train.py's place, so that a job takes a second: what it does is the number of its seed.
 QUICK = f"""
 import os, signal, sys, time
 import hydra
-from vivit_train.utils.errors import StoppedError, UserError, exit_with_message
+from vivit_train.tools.scripts import start
 from vivit_train.tools.sweep import is_job, run_job
+from vivit_train.utils.errors import StoppedError, UserError
 
 def stop(number, frame):
     raise StoppedError(signal.Signals(number), "stopped after step 7")
@@ -31,7 +33,7 @@ def stop(number, frame):
 @hydra.main(version_base="1.3", config_path={str(ROOT / "conf")!r}, config_name="train")
 def main(cfg):
     if is_job():
-        return run_job(cfg, __file__)
+        return run_job(cfg, [__file__])
     if cfg.seed == 1:
         raise UserError("the reason,\\nin two lines")
     if cfg.seed == 2:
@@ -47,7 +49,7 @@ def main(cfg):
     print("rank", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_PORT"))
     return cfg.optimizer.lr
 
-exit_with_message(main)
+start(main, "train")
 """
 
 
@@ -174,7 +176,7 @@ class Jobs:
 
 
 def search(storage: Path, dies_in: int | None, n_jobs: int) -> list[tuple[int, str]]:
-    from hydra_plugins.vivit_search import Search
+    from vivit_train.tools.optuna_sweeper import Search
 
     params = OmegaConf.create({"optimizer.lr": "tag(log, interval(0.0001, 0.01))"}, flags={"struct": False})
     sampler = OmegaConf.create({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3})

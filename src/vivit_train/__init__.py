@@ -16,21 +16,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vivit_train.api import compose, load_model
+    from vivit_train.compose import compose
     from vivit_train.data.datamodule import VideoDataModule
     from vivit_train.models.vivit import ViViT, create_model
     from vivit_train.models.weights.load import load_pretrained
     from vivit_train.run import evaluate, train
+    from vivit_train.training.evaluation import load_model
     from vivit_train.training.module import VideoClassifier
 
 HOMES = {
     "ViViT": "models.vivit",
     "VideoClassifier": "training.module",
     "VideoDataModule": "data.datamodule",
-    "compose": "api",
+    "compose": "compose",
     "create_model": "models.vivit",
     "evaluate": "run",
-    "load_model": "api",
+    "load_model": "training.evaluation",
     "load_pretrained": "models.weights.load",
     "train": "run",
 }

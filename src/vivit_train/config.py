@@ -226,7 +226,7 @@ def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) ->
         return []
     if name not in MODELS:
         return [unknown_model(name)]
-    dim, heads = (model[key] or SIZES[model.size][key] for key in ("dim", "heads"))
+    dim, heads = (model.get(key) or SIZES[model.get("size", "B")][key] for key in ("dim", "heads"))
     return MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
 
 

@@ -59,6 +59,7 @@ def train(cfg: DictConfig) -> float:
     add_terminal_handler()
     quiet_lightning()
     if is_first_rank():
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
     recipe = read_recipe()
     validate(cfg, recipe)
@@ -182,6 +183,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     add_terminal_handler()
     quiet_lightning()
     if is_first_rank():
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
     if problems := choice_problems(cfg, null_is_as_trained=True):
         raise UserError("; ".join(problems))

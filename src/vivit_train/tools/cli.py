@@ -1,49 +1,123 @@
-"""The `vivit` command with the tools that complement train.py and eval.py.
+"""The command `vivit`: training, evaluation and the tools around them.
 
 The module of a tool is imported only when the tool is called.
 """
 
 import logging
+import os
 import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from omegaconf import DictConfig
 
 from vivit_train.utils.errors import UserError, exit_with_message
+from vivit_train.utils.logs import add_terminal_handler
+from vivit_train.utils.startup import prepare_process
 from vivit_train.utils.text import file_stem
-from vivit_train.utils.utf8 import in_utf_8
 
 log = logging.getLogger("vivit_train.tools.cli")  # run as a module, its name would be __main__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+def examples(*commands: str) -> str:
+    """Return the last paragraphs of a help text. Typer joins lines, but not paragraphs."""
+    return "\n\n".join(["Examples:", *commands])
+
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides as for train.py: data=folder data.root=DIR data.frames=16 ..."),
+    typer.Argument(help="Overrides as for vivit train: data=csv data.root=DIR data.frames=16 ..."),
+]
+Videos = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
+    ),
 ]
 bench = typer.Typer(no_args_is_help=True, help="Measure the speed of data loader and model on this machine.")
 app.add_typer(bench, name="bench")
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vivit-train {version('vivit-train')}")
+        raise typer.Exit
+
+
 @app.callback()
-def vivit() -> None:
-    """Prepare and check videos, measure speed and replay failed steps for vivit-train."""
+def vivit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train and evaluate ViViT, prepare and check videos, measure speed and replay failed steps."""
+    add_terminal_handler()
 
 
-def compose(overrides: list[str] | None, run_dir: Path) -> DictConfig:
-    """Compose the configuration that train.py would use with these overrides."""
-    import hydra
-
-    package = Path(__file__).parents[1]
-    folder = next((f for f in (package / "conf", package.parents[1] / "conf") if f.is_dir()), None)
-    if folder is None:
-        raise UserError("the configuration folder conf/ is neither in the package nor next to src/")
-    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-        return hydra.compose("train", [f"run_dir={run_dir}", *(overrides or [])])
+# Hydra parses the arguments of `vivit train` and `vivit eval`; Typer passes its flags on.
+TO_HYDRA = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+HydraArguments = Annotated[
+    list[str] | None,
+    typer.Argument(help="Flags of Hydra, such as -m, --cfg job and --config-dir DIR, before overrides: KEY=VALUE"),
+]
 
 
-@app.command()
+def replace_process(module: str, arguments: Sequence[str] | None) -> None:
+    """Run a module of the package in place of this process, as only Hydra's own arguments may be in sys.argv."""
+    # `python -m` would import modules from the current folder, which may hold files of strangers.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.execv(sys.executable, [sys.executable, "-m", module, *(arguments or [])])
+
+
+@app.command(
+    "train",
+    context_settings=TO_HYDRA,
+    epilog=examples(
+        "vivit train data=folder data.root=videos init=imagenet hydra.run.dir=runs/mine",
+        "vivit train -m model=vivit_st,vivit_fe hydra.sweep.dir=runs/sweep",
+        "vivit train --config-dir myconf data=mine",
+        "vivit train data=folder data.root=videos --cfg job",
+        "PYTHONPATH=. vivit train model._target_=mymodule.MyViT",
+    ),
+)
+def train_model(arguments: HydraArguments = None) -> None:
+    """Train a model: a single run, a sweep or a hyperparameter search. This is train.py of the repository.
+
+    With --config-dir DIR, Hydra also finds your own YAML files, such as DIR/data/mine.yaml.
+
+    --hydra-help explains the other flags of Hydra.
+    """
+    replace_process("vivit_train.tools.train", arguments)
+
+
+@app.command(
+    "eval",
+    context_settings=TO_HYDRA,
+    epilog=examples(
+        "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
+        "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
+        "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+    ),
+)
+def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
+    """Evaluate a checkpoint. This is eval.py of the repository.
+
+    The checkpoint holds the model, the labels and the preprocessing.
+    """
+    replace_process("vivit_train.tools.eval", arguments)
+
+
+@app.command(
+    epilog=examples(
+        "vivit prepare videos small",
+        "vivit prepare videos small --list doctor/folder/re-encode.txt",
+        "vivit prepare videos small --shard 3/8",
+    )
+)
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Source folder, searched recursively.")],
     target: Annotated[
@@ -79,9 +153,15 @@ def prepare(
     make(source, target, settings, workers=workers, shard=shard, listed=listed, timeout_s=timeout)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vivit doctor videos",
+        "vivit doctor data=csv data.root=videos data.train=train.csv data.val=val.csv --every-frame",
+        "vivit doctor data=kinetics400 data.root=k400 --workers 16 --out doctor/k400",
+    )
+)
 def doctor(
-    overrides: Overrides = None,
+    videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
     workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
     every_frame: Annotated[
@@ -90,14 +170,20 @@ def doctor(
 ) -> None:
     """Check every video of a dataset before training and report what is wrong with it."""
     from vivit_train.tools.doctor.run import examine
+    from vivit_train.tools.overrides import compose_data, to_overrides
     from vivit_train.utils.process_pool import usable_cores
 
-    cfg = compose(overrides, Path("runs/doctor"))
+    cfg = compose_data(videos, Path("runs/doctor"), "vivit doctor")
     folder = out or Path("doctor") / file_stem(str(cfg.data.name))
-    examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=overrides or ())
+    examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=to_overrides(videos))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vivit replay runs/mine/nonfinite/step_12.pt",
+        "vivit replay runs/mine/nonfinite/step_12.pt --trusted mypackage",
+    )
+)
 def replay(
     file: Annotated[Path, typer.Argument(help="A step that a run saved: <run folder>/nonfinite/*.pt")],
     out: Annotated[
@@ -113,17 +199,23 @@ def replay(
     repeat(file, out or file.with_suffix(".png"), trusted or ())
 
 
-@bench.command()
+@bench.command(
+    epilog=examples(
+        "vivit bench loader videos",
+        "vivit bench loader videos data.frames=16 data.crop=112 --workers 1,2,4",
+    )
+)
 def loader(
-    overrides: Overrides = None,
+    videos: Videos = None,
     clips: Annotated[int, typer.Option(min=1, help="Number of videos in the random sample.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Number of measurements. Their medians are reported.")] = 3,
     workers: Annotated[
         str, typer.Option(help="Numbers of workers to try, such as 1,2,4. Default: up to the number of cores.")
     ] = "",
-    gpu: Annotated[
-        float, typer.Option(min=0.1, help="Clips/s that the GPU consumes. The advice is based on it.")
-    ] = 120,
+    target: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Clips/s that the advice aims at. Default: what the model consumes here."),
+    ] = None,
     gop: Annotated[
         int, typer.Option(min=1, help="GOP size in frames of the files that `vivit prepare` would write.")
     ] = 32,
@@ -138,13 +230,14 @@ def loader(
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.loader import bench_loader, save, table
+    from vivit_train.tools.overrides import compose_data
 
     if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
         raise UserError(f"--workers {workers}: expected comma-separated numbers, such as 1,2,4")
     numbers = [int(number) for number in workers.split(",") if number]
     with TemporaryDirectory() as folder:
-        cfg = compose(overrides, Path(folder))
-        result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, gpu_clips_per_s=gpu, gop=gop)
+        cfg = compose_data(videos, Path(folder), "vivit bench loader")
+        result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, target_clips_per_s=target, gop=gop)
     log.info(table(result))
     if json:
         save(result, json)
@@ -158,7 +251,12 @@ JsonFile = Annotated[
 ]
 
 
-@bench.command()
+@bench.command(
+    epilog=examples(
+        "vivit bench model model=vivit_st model.size=B --batch 1,8",
+        "vivit bench model --mode infer --dtype bf16 --variants eager,sdpa,compiled",
+    )
+)
 def model(
     overrides: Overrides = None,
     batch: Batches = "1,2,4,8",
@@ -173,9 +271,10 @@ def model(
 ) -> None:
     """Measure a model's clips/s, peak memory and MFU, with eager, fused or compiled attention."""
     from vivit_train.tools.bench import model
+    from vivit_train.tools.overrides import compose_words
 
     cells = model.cells(
-        compose(overrides, Path("runs/bench")).model,
+        compose_words(overrides, Path("runs/bench")).model,
         batches=numbers("--batch", batch),
         modes=choices("--mode", mode, model.MODES),
         dtypes=choices("--dtype", dtype, tuple(model.DTYPES)),
@@ -191,47 +290,12 @@ def model(
     log.info("\n".join([model.about(rows), "", model.table(rows), "", model.limits(rows)]))
 
 
-@bench.command()
-def growth(
-    overrides: Overrides = None,
-    picture: Annotated[Path, typer.Option(metavar="FILE", help="PNG file for the plot.")] = Path("growth.png"),
-    frames: Annotated[str, typer.Option(help="Numbers of frames to measure.")] = "8,16,32,64,128",
-    crops: Annotated[str, typer.Option(help="Crop sizes to measure, in pixels.")] = "112,160,224,320",
-    mode: Annotated[str, typer.Option(help="train or infer.")] = "train",
-    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16.")] = "float32",
-    device: Device = "auto",
-    rounds: Rounds = 3,
-) -> None:
-    """Plot how the time and memory of the four models grow with frames and resolution, measured and expected."""
-    from omegaconf import OmegaConf
-
-    from vivit_train.models.vivit import MODELS
-    from vivit_train.tools.bench import growth, model
-    from vivit_train.utils.plots import growth_curves
-
-    nodes: dict[str, Any] = {}
-    for name in MODELS:
-        cfg = compose([*(overrides or []), f"model={name}"], Path("runs/bench"))
-        nodes[name] = OmegaConf.to_container(cfg.model, resolve=True)
-    for option, value, known in (("--mode", mode, model.MODES), ("--dtype", dtype, (*model.DTYPES,))):
-        if value not in known:
-            raise UserError(f"{option} {value}: must be one of {', '.join(known)}")
-    points = []
-    for point in growth.growth(
-        nodes,
-        numbers("--frames", frames),
-        numbers("--crops", crops),
-        mode=mode,
-        dtype=dtype,
-        device=model.usable(device),
-        rounds=rounds,
-    ):
-        points.append(point)
-        growth_curves(picture, growth.curves(points), growth.ORDERS, growth.title(points))
-    log.info("\n".join([growth.title(points), "", growth.table(points), "", f"written: {picture}"]))
-
-
-@bench.command()
+@bench.command(
+    epilog=examples(
+        "vivit bench train model=vivit_fe model.size=B data=kinetics400",
+        "vivit bench train model.size=Ti data=folder data.frames=16 --steps 20 --json steps.json",
+    )
+)
 def train(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=2, help="Number of timed optimizer steps.")] = 10,
@@ -241,9 +305,10 @@ def train(
     from tempfile import TemporaryDirectory
 
     from vivit_train.tools.bench.train import bench_train, save, table
+    from vivit_train.tools.overrides import compose_words
 
     with TemporaryDirectory() as folder:
-        result = bench_train(compose(overrides, Path(folder)), steps=steps)
+        result = bench_train(compose_words(overrides, Path(folder)), steps=steps)
     log.info(table(result, overrides or []))
     if json:
         save(result, json)
@@ -263,7 +328,7 @@ def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    in_utf_8()
+    prepare_process()
     exit_with_message(app)
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from vivit_train.data.synthetic import CLASSES, PARTNER
 from vivit_train.data.video.decode import read_frames
 from vivit_train.utils.plots import CAPTION, confusion_axis, drawn, save
-from vivit_train.utils.utf8 import in_utf_8
+from vivit_train.utils.startup import prepare_process
 
 log = logging.getLogger("vivit_train.tools.demo_report")  # run as a module, its name would be __main__
 
@@ -69,5 +69,5 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    in_utf_8()
+    prepare_process()
     main(Path(sys.argv[1]))

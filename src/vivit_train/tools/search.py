@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from optuna.pruners import BasePruner
 from optuna.trial import Trial
 
-from vivit_train.tools.sweep import NOTE, PRUNED, STUDY, open_storage, open_study
+from vivit_train.tools.optuna_sweeper import PRUNED, STUDY, open_storage, open_study
+from vivit_train.tools.sweep import NOTE
 from vivit_train.utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -34,8 +33,6 @@ OUTCOME = "outcome.json"
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
 STOPPED = (TRY_AGAIN, 130)  # A job that a signal stopped ends with one of these exit codes.
-STUDY = "vivit-train"
-PRUNED = "pruned after epoch"  # This is the user attribute of a pruned trial.
 
 
 @dataclass(frozen=True)
@@ -258,14 +255,15 @@ def is_job() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def run_job(cfg: DictConfig, script: str) -> float:
+def run_job(cfg: DictConfig, program: Sequence[str]) -> float:
     """Run a job of a multirun as a child process, with the command that would run it as a single run.
 
     The state of that process (ranks, GPU memory) ends with it. A job that is killed does not affect the others.
 
     Args:
         cfg: Configuration of the job.
-        script: Path of train.py.
+        program: Arguments of the Python interpreter that start the script of the multirun: its path, or -m and a
+            module.
 
     Returns:
         The score of the job. It is NaN if the job failed or has no score; its outcome.json gives the reason.
@@ -279,7 +277,9 @@ def run_job(cfg: DictConfig, script: str) -> float:
     started = Outcome(hydra.job.num, list(hydra.overrides.task))
     if is_first_rank():
         started.write(folder)
-    process = subprocess.Popen(command(hydra, script), cwd=hydra.runtime.cwd, env=os.environ | submitit_ranks(cfg))
+    process = subprocess.Popen(
+        command(hydra, program), cwd=hydra.runtime.cwd, env=os.environ | submitit_ranks(cfg)
+    )
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -309,16 +309,17 @@ def run_job(cfg: DictConfig, script: str) -> float:
     return float("nan") if code or outcome.score is None else outcome.score
 
 
-def command(hydra: Any, script: str) -> list[str]:
+def command(hydra: Any, program: Sequence[str]) -> list[str]:
     """Return the command that starts this job of a multirun as a single run in the folder of the job."""
     name = ["--config-name", hydra.job.config_name]
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
     for source in hydra.runtime.config_sources:
-        if source.provider == "command-line":
-            name += ["--config-dir", source.path]
+        if source.provider in flags:
+            name += [flags[source.provider], source.path]
     kept = [text for text in hydra.overrides.hydra if not text.startswith("hydra.mode=")]
     kept.append(f'hydra.run.dir="{hydra.runtime.output_dir}"')
     kept.append(f'hydra.sweep.dir="{os.path.abspath(hydra.sweep.dir)}"')
-    return [sys.executable, script, *name, *kept, f"hydra.job.num={hydra.job.num}", *hydra.overrides.task]
+    return [sys.executable, *program, *name, *kept, f"hydra.job.num={hydra.job.num}", *hydra.overrides.task]
 
 
 def submitit_ranks(cfg: DictConfig) -> dict[str, str]:
@@ -337,44 +338,3 @@ def submitit_ranks(cfg: DictConfig) -> dict[str, str]:
 
     here = TorchDistributedEnvironment()
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(here.master_port), "LOCAL_RANK": str(here.local_rank)}
-
-
-def open_storage(file: str) -> Any:
-    """Open a file as storage of Optuna. Several processes can use it at once, also on a network file system.
-
-    Raises:
-        UserError: Optuna is not installed, or the file is damaged or not a search.
-    """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        raise UserError("a search needs Optuna: pip install 'vivit-train[optuna]'") from error
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with translate_storage_errors(file):
-        return JournalStorage(JournalFileBackend(file))
-
-
-def open_study(file: str, pruner: Any = None) -> Any:
-    """Open the search in a file, or create a new one if the file does not exist."""
-    storage = open_storage(file)
-    import optuna
-
-    with translate_storage_errors(file):
-        return optuna.create_study(
-            storage=storage, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
-        )
-
-
-@contextmanager
-def translate_storage_errors(file: str) -> Iterator[None]:
-    """Turn the built-in exceptions that Optuna raises for an invalid file into a UserError."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, AssertionError) as error:
-        raise UserError(
-            f"{file} is damaged or not a search of vivit-train ({reason(error)}): move or delete it"
-        ) from error

@@ -14,6 +14,7 @@ import numpy as np
 
 from vivit_train.data.annotations.table import SEPARATOR
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.training.checkpoint import load_checkpoint, restore_net
 from vivit_train.training.metrics import Rows, average_precisions
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.distributed import translate_rank_errors
@@ -22,6 +23,24 @@ from vivit_train.utils.plots import Ids, average_precision_bars, confusion
 from vivit_train.utils.text import csv_cell, file_stem, plural, printable
 
 log = logging.getLogger(__name__)
+
+
+def load_model(ckpt_path: str | Path, *, trusted: Sequence[str] = ()) -> VideoClassifier:
+    """Returns the model of a checkpoint of vivit-train, on the CPU and in evaluation mode.
+
+    Its `classes` are the class names by head. Calling it with clips gives logits; see `VideoClassifier.forward`.
+
+    Args:
+        ckpt_path: The checkpoint. Nothing in it is executed.
+        trusted: Your own packages whose classes the checkpoint may name.
+
+    Raises:
+        UserError: The file is not a checkpoint, or names a class outside of vivit_train and `trusted`.
+    """
+    metadata, weights = load_checkpoint(ckpt_path)
+    net = restore_net(metadata, weights, ckpt_path, trusted)
+    multi_label = metadata.multi_label
+    return VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=multi_label).eval()
 
 
 def score_task(

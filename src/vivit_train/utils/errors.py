@@ -8,7 +8,6 @@ from collections.abc import Callable
 from types import FrameType
 
 from vivit_train.utils.logs import add_terminal_handler
-from vivit_train.utils.moved_keys import moved_hint
 from vivit_train.utils.text import printable, printable_lines
 
 log = logging.getLogger(__name__)
@@ -106,6 +105,5 @@ def exit_with_message(main: Callable[[], object]) -> None:
         sys.exit(stopped.code)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        hint = moved_hint(str(error)) if isinstance(error, HydraException) else ""
-        log.error(f"error: {hint.removeprefix('; ') or f'{error}{cause}'}")
+        log.error(f"error: {error}{cause}")
         sys.exit(1)

@@ -60,3 +60,8 @@ def file_stem(name: str) -> str:
     if kept == name and name and not _RESERVED.fullmatch(name):
         return name
     return f"{kept}_{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def quoted(text: str) -> str:
+    """Quotes a value for Hydra's grammar, in which spaces, commas and non-ASCII letters need quotes."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + end[2].replace("'", r"\'"), text) + "'"

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from vivit_train.build import build_data
@@ -24,7 +25,9 @@ from vivit_train.data.transforms import seeded
 from vivit_train.data.video.scan import probe
 from vivit_train.data.video.storage import is_plain, state
 from vivit_train.tools.bench.stages import STAGES, Stages, dataset, is_readable, repeat_rows, uncached_paths
+from vivit_train.tools.bench.train import bench_train
 from vivit_train.tools.encode import Settings, encode
+from vivit_train.tools.manifest import is_prepared
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import usable_cores
 from vivit_train.utils.text import plural
@@ -33,6 +36,9 @@ CORES = (1, 2, 4, 8, 16, 32, 64)  # The throughput is predicted for these number
 TRIED = 3  # This many videos are re-encoded to measure the gain of `vivit prepare`.
 LONGEST = 3000  # Videos with more frames are not re-encoded for that, as it would take too long.
 WORTH_SAYING = 1.15  # A smaller gain is within the noise.
+STEPS = 2  # This many training steps are timed to measure what the model consumes.
+FAST = 2.0  # A model that trains on more clips/s than this is measured again with whole micro-batches.
+LITTLE = 0.1  # A loader that takes a smaller share of the time is not worth improving.
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,28 @@ class Result:
     advice: str
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The throughput that the loader should have.
+
+    Attributes:
+        clips_per_s: Clips per second.
+        source: What consumes them, as the subject of a sentence.
+        shares_cores: Whether the model runs on the cores that load the clips.
+    """
+
+    clips_per_s: float
+    source: str
+    shares_cores: bool = False
+
+
 def bench_loader(
     cfg: DictConfig,
     *,
     clips: int = 64,
     rounds: int = 3,
     workers: Sequence[int] = (),
-    gpu_clips_per_s: float = 120,
+    target_clips_per_s: float | None = None,
     gop: int = 32,
 ) -> Result:
     """Measure the data loader on a random sample of the training clips of a configuration.
@@ -87,30 +108,23 @@ def bench_loader(
         clips: Number of videos in the random sample.
         rounds: Number of measurements, of which the medians count.
         workers: Numbers of workers to try. Empty means 1, 2, 4, ... up to the number of cores.
-        gpu_clips_per_s: Clips/s that the GPU consumes, for the advice.
+        target_clips_per_s: Clips/s that the advice aims at. None means what the model consumes on this device.
         gop: GOP size in frames of the files that `vivit prepare` would write.
 
     Raises:
         UserError: The data cannot be found, or no clip of the sample can be read.
     """
-    torch.set_num_threads(1)
-    data: VideoDataModule = build_data(cfg)
+    data = build_data(cfg)
     device = (
         torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
     )
     if data.augment_on == "auto":  # The trainer decides in the same way.
         data.augment_on = "device" if device and device.type == "cuda" else "worker"
+    manifest, num_unreadable = _readable_sample(data, clips)
+    demand = _given_demand(target_clips_per_s) if target_clips_per_s else measure_demand(cfg, device)
+    torch.set_num_threads(1)
     cores = usable_cores()
     workers = workers or sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
-    sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
-    manifest = data.splits.train.select(sample)
-    good: list[int] = []
-    for row in range(len(manifest)):
-        if is_readable(data, manifest, row, number=len(good)):
-            good.append(row)
-    if not good:
-        raise UserError(f"none of {plural(len(manifest), 'clip')} can be read: `vivit doctor` reports the reasons")
-    manifest = manifest.select(np.array(good))
     with tempfile.TemporaryDirectory() as folder:
         gain = _prepared_gain(data, manifest, Settings(data.short_side // 2 * 2, gop), rounds, Path(folder))
     stages, loaders = Stages(data, manifest, rounds), _Workers(data, manifest, workers, rounds)
@@ -125,7 +139,7 @@ def bench_loader(
     per_core = rates[busiest] / busiest if busiest else 1000 / total_ms
     return Result(
         clips=len(manifest),
-        unreadable=len(sample) - len(good),
+        unreadable=num_unreadable,
         frames_decoded=float(stages.decoded.mean() / stages.clips.clips_per_video),
         stage_ms=stage_ms,
         total_ms=total_ms,
@@ -133,23 +147,71 @@ def bench_loader(
         beside_ms=device_stages(data, manifest, device, rounds) if device or data.augments_on_device else {},
         clips_per_s=rates,
         predicted={n: n * per_core for n in CORES},
-        prepared_gain=gain,
-        advice=advise(gpu_clips_per_s, per_core, gain, stage_ms),
+        prepared_gain=None if isinstance(gain, str) else gain,
+        advice=advise(demand, per_core, cores, gain, stage_ms),
     )
 
 
-def advise(wanted: float, per_core: float, gain: float | None, stage_ms: dict[str, float]) -> str:
-    """Say how many cores `wanted` clips/s need, now and after `vivit prepare`."""
-    needed = math.ceil(wanted / per_core)
-    text = f"a GPU that consumes {wanted:g} clips/s needs {plural(needed, 'core')}"
-    if gain is None:
-        which = f"no video of the sample is a plain file of up to {LONGEST} frames"
-        return f"{text}; the gain of `vivit prepare` was not measured, as {which}"
+def _readable_sample(data: VideoDataModule, clips: int) -> tuple[ClipTable, int]:
+    """Return the readable clips of a random sample of the training clips, and the number of unreadable ones.
+
+    Raises:
+        UserError: None of them can be read.
+    """
+    sample = np.random.default_rng(data.seed).permutation(len(data.splits.train))[:clips]
+    manifest = data.splits.train.select(sample)
+    good: list[int] = []
+    for row in range(len(manifest)):
+        if is_readable(data, manifest, row, number=len(good)):
+            good.append(row)
+    if not good:
+        raise UserError(f"none of {plural(len(manifest), 'clip')} can be read: `vivit doctor` reports the reasons")
+    return manifest.select(np.array(good)), len(sample) - len(good)
+
+
+def _given_demand(clips_per_s: float) -> Demand:
+    return Demand(clips_per_s, f"a device that consumes {clips_per_s:g} clips/s")
+
+
+def measure_demand(cfg: DictConfig, device: torch.device | None) -> Demand:
+    """Measure how many clips/s the model consumes in training, on this device or, if it is None, on the CPU."""
+    if device is None:  # One clip per step takes the least time. Only a small model is faster with more.
+        one_clip = OmegaConf.merge(
+            cfg, {"micro_batch_size": 1, "global_batch_size": 1, "mixup": 0.0, "cutmix": 0.0}
+        )
+        rate = bench_train(cast(DictConfig, one_clip), steps=STEPS).clips_per_s
+    if device or rate > FAST:
+        rate = bench_train(cfg, steps=STEPS).clips_per_s
+    where = f"this {device.type} device" if device else "this CPU"
+    return Demand(rate, f"training on {where}, at up to {rate:.3g} clips/s,", shares_cores=device is None)
+
+
+def advise(demand: Demand, per_core: float, cores: int, gain: float | str, stage_ms: dict[str, float]) -> str:
+    """Say whether the loader limits training and what would make it faster.
+
+    Args:
+        demand: Throughput that the loader should have.
+        per_core: Clips/s of the loader per core.
+        cores: Number of cores of this machine.
+        gain: Speedup with files from `vivit prepare`, or the reason why it was not measured.
+        stage_ms: Time of each stage of the loader in milliseconds per clip.
+    """
+    if demand.shares_cores:
+        share = demand.clips_per_s / (demand.clips_per_s + cores * per_core)
+        limits = f"{demand.source} spends {share:.0%} of its time on loading"
+        if share < LITTLE:
+            return f"{limits}: the model limits training, not the loader"
+    else:
+        limits = f"{demand.source} needs {plural(math.ceil(demand.clips_per_s / per_core), 'core')}"
+    stage, ms = max(stage_ms.items(), key=lambda item: item[1])
+    slowest = f"the slowest stage is {stage} ({ms / sum(stage_ms.values()):.0%})"
+    if stage == "augment":
+        slowest += ", which depends on data.crop, data.color_jitter and data.randaugment"
+    if isinstance(gain, str):
+        return f"{limits}; {gain}; {slowest}"
     if gain < WORTH_SAYING:
-        stage, ms = max(stage_ms.items(), key=lambda item: item[1])
-        most = f"the slowest stage is {stage} ({ms / sum(stage_ms.values()):.0%})"
-        return f"{text}; `vivit prepare` would make little difference ({gain:.1f}x): {most}"
-    return f"{text}, or {math.ceil(wanted / per_core / gain)} after `vivit prepare` ({gain:.1f}x as fast)"
+        return f"{limits}; `vivit prepare` would make little difference ({gain:.1f}x): {slowest}"
+    return f"{limits}; `vivit prepare` would make the loader {gain:.1f}x as fast; {slowest}"
 
 
 class _Workers:
@@ -218,28 +280,35 @@ def _finish_work(device: torch.device | None) -> None:
 
 def _prepared_gain(
     data: VideoDataModule, manifest: ClipTable, settings: Settings, rounds: int, folder: Path
-) -> float | None:
+) -> float | str:
     """Measure on a few videos how much faster clips load after `vivit prepare`.
 
     Returns:
-        The speedup, or None if no video is suitable.
+        The speedup, or the reason why it was not measured.
     """
     before: list[str] = []
     after: list[str] = []
     rows = []
+    num_prepared = 0
     for row, path in enumerate(manifest.paths.tolist()):
-        if len(before) == TRIED:
+        if len(before) + num_prepared == TRIED:
             break
         target = str(folder / f"{row}.mp4")
         with suppress(VideoError):  # A video may be damaged after the clip; it cannot be re-encoded.
             is_file = is_plain(path) and not state(path).is_folder
-            if is_file and path not in before and probe(path).num_frames <= LONGEST:
+            if is_file and is_prepared(path):
+                num_prepared += 1
+            elif is_file and path not in before and probe(path).num_frames <= LONGEST:
                 encode(path, target, settings)
                 before.append(path)
                 after.append(target)
                 rows.append(row)
+    if num_prepared and not before:
+        return "the videos are from `vivit prepare`"
     if not before:
-        return None
+        return (
+            f"the gain of `vivit prepare` was not measured, as no video is a plain file of up to {LONGEST} frames"
+        )
     chosen = manifest.select(np.array(rows))
     made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
     both = [dataset(data, uncached_paths(one, rounds)) for one in (chosen, made)]

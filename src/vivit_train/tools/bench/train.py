@@ -1,6 +1,7 @@
 """`vivit bench train`: measure whole training steps, as in train.py, on clips that are already in memory."""
 
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -149,7 +150,7 @@ def table(result: Result, overrides: Sequence[str]) -> str:
     lines += [f"| {stage} | {ms:.1f} | {ms / total_ms:.0%} |" for stage, ms in result.stage_ms.items()]
     stage = max(result.stage_ms, key=result.stage_ms.__getitem__)
     rate = f"{result.clips_per_s:.3g}"
-    same = " ".join(overrides)
+    same = shlex.join(overrides)
     return "\n".join(
         [
             *lines,
@@ -159,7 +160,7 @@ def table(result: Result, overrides: Sequence[str]) -> str:
             f"Slowest stage: {stage}, {result.stage_ms[stage] / total_ms:.0%} of a step. If the data loader "
             f"delivers at least {rate} clips/s, the model limits training; otherwise, the loader does. To measure "
             "the loader, run:",
-            f"vivit bench loader {same} --gpu {rate}".replace("  ", " "),
+            f"vivit bench loader {same} --target {rate}".replace("  ", " "),
         ]
     )
 

@@ -62,11 +62,7 @@ def examine(
     Raises:
         UserError: The lists of the dataset cannot be read.
     """
-    splits, data = read_splits(cfg), cfg.data
-    private = bool(data.allow_private_urls)
-    settings = Settings(data.frames, data.stride, data.fps, data.short_side, every_frame, private)
-    if data.get("sampling") == "segments":  # Each segment gives one frame, taken at any rate.
-        settings = settings._replace(stride=1, fps=None)
+    splits, data, settings = read_splits(cfg), cfg.data, _settings(cfg.data, every_frame)
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
     out.mkdir(parents=True, exist_ok=True)
@@ -89,26 +85,48 @@ def examine(
         scans = ((entry.path, entry.version, entry.size, base64.b64decode(entry.scan)) for entry in seen)
         index.write(out / "clean" / index.NAME, scans)
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
-    command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
-    advice = "no clean lists are written, as they cannot hold segments or labels for several heads"
-    if bad := unlisted(splits.classes):
-        advice = f"no clean lists are written, as they need one class name per line: rename {shorten(bad)}"
-    elif clean:
-        advice = f"train on the clean lists:\n  {command}"
     to_do = f"to re-encode: {plural(len(to_encode), 'file')}"
     notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", to_do]
+    advice = _advice(splits.classes, clean, overrides)
     strips = strips_of(problems, workers, limit_s)
     page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes, advice])
     (out / "report.html").write_text(page, encoding="utf-8")
-
-    count = Counter(problem.kind for problem in problems)
-    for kind in filter(count.get, KINDS):
-        examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
-        log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
+    _log_problems(problems)
     log.info("\n".join(f"note     {note}" for note in notes))
     log.info(f"report   {out / 'report.html'}; in the same folder: problems.csv, re-encode.txt, clean/")
     log.info(advice)
     return problems
+
+
+def _settings(data: DictConfig, every_frame: bool) -> Settings:
+    private = bool(data.allow_private_urls)
+    settings = Settings(data.frames, data.stride, data.fps, data.short_side, every_frame, private)
+    if data.get("sampling") == "segments":  # Each segment gives one frame, taken at any rate.
+        settings = settings._replace(stride=1, fps=None)
+    return settings
+
+
+def _advice(classes: Classes, clean: str, overrides: Sequence[str]) -> str:
+    """Say how to train on the clean lists, or why there are none.
+
+    Args:
+        classes: Class names of each head.
+        clean: Overrides that read the clean lists, or "".
+        overrides: Overrides of the command line.
+    """
+    if bad := unlisted(classes):
+        return f"no clean lists are written, as they need one class name per line: rename {shorten(bad)}"
+    if not clean:
+        return "no clean lists are written, as they cannot hold segments or labels for several heads"
+    command = " ".join(["vivit train", clean, *map(shlex.quote, filter(_is_kept, overrides))])
+    return f"train on the clean lists:\n  {command}"
+
+
+def _log_problems(problems: Sequence[Problem]) -> None:
+    count = Counter(problem.kind for problem in problems)
+    for kind in filter(count.get, KINDS):
+        examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
+        log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
 
 
 def _is_kept(override: str) -> bool:

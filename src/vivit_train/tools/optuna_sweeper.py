@@ -1,9 +1,11 @@
-"""The Hydra sweeper `hydra/sweeper=search`, for which Optuna proposes the jobs.
+"""The Hydra sweeper `hydra/sweeper=search`, for which Optuna proposes the jobs, and the file of its trials.
 
-Hydra finds plugins only in the package hydra_plugins and imports them at every start, so heavy imports are local.
+train.py imports this module at every start, so heavy imports are local.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,9 +18,11 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vivit_train.tools.sweep import PRUNED, open_study
 from vivit_train.utils.arguments import shown
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, reason
+
+STUDY = "vivit-train"
+PRUNED = "pruned after epoch"  # This is the user attribute of a pruned trial.
 
 
 class Search(Sweeper):
@@ -83,6 +87,15 @@ class Search(Sweeper):
                 tell(study, number, job)
 
 
+def register_search() -> None:
+    """Make `Search` known to Hydra in this process.
+
+    Hydra accepts sweepers only by names below `hydra_plugins`, and every Hydra program of an environment imports
+    the modules that are installed there.
+    """
+    Plugins.instance().class_name_to_class["hydra_plugins.vivit_train.Search"] = Search
+
+
 def distribution(override: Override) -> Any:
     """Convert an override to a distribution of Optuna. Choices are strings, as on the command line."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -130,3 +143,44 @@ def tell(study: Any, number: int, job: JobReturn) -> None:
         study.tell(number, state=TrialState.PRUNED)
     else:
         study.tell(number, score)
+
+
+def open_storage(file: str) -> Any:
+    """Open a file as storage of Optuna. Several processes can use it at once, also on a network file system.
+
+    Raises:
+        UserError: Optuna is not installed, or the file is damaged or not a search.
+    """
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError("a search needs Optuna: pip install 'vivit-train[optuna]'") from error
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with translate_storage_errors(file):
+        return JournalStorage(JournalFileBackend(file))
+
+
+def open_study(file: str, pruner: Any = None) -> Any:
+    """Open the search in a file, or create a new one if the file does not exist."""
+    storage = open_storage(file)
+    import optuna
+
+    with translate_storage_errors(file):
+        return optuna.create_study(
+            storage=storage, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
+        )
+
+
+@contextmanager
+def translate_storage_errors(file: str) -> Iterator[None]:
+    """Turn the built-in exceptions that Optuna raises for an invalid file into a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, AssertionError) as error:
+        raise UserError(
+            f"{file} is damaged or not a search of vivit-train ({reason(error)}): move or delete it"
+        ) from error

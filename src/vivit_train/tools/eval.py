@@ -1,0 +1,16 @@
+"""`vivit eval`: eval.py for an installed package, with the configuration that the package holds."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vivit_train.tools.scripts import run_evaluation, start
+from vivit_train.utils.conf import CONF
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="eval")
+def main(cfg: DictConfig) -> None:
+    run_evaluation(cfg)
+
+
+if __name__ == "__main__":
+    start(main, "eval")

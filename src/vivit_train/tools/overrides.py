@@ -1,0 +1,59 @@
+"""Compose the configuration for the tools, from overrides or just the folder of the videos."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vivit_train.compose import compose
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import quoted
+
+
+def compose_words(words: Sequence[str] | None, run_dir: Path) -> DictConfig:
+    """Compose the configuration that train.py would use.
+
+    Args:
+        words: Overrides and folders; see `to_overrides`.
+        run_dir: Folder of the run.
+
+    Raises:
+        UserError: A word is neither an existing folder nor a valid override.
+    """
+    return compose(*to_overrides(words), run_dir=run_dir)
+
+
+def compose_data(words: Sequence[str] | None, run_dir: Path, command: str) -> DictConfig:
+    """Compose the configuration for a command that reads videos.
+
+    Raises:
+        UserError: The words do not say which videos to read, or one of them is invalid.
+    """
+    cfg = compose_words(words, run_dir)
+    if cfg.data.name == "demo" and "data=demo" not in (
+        words or []
+    ):  # By default, this would make the demo's videos.
+        raise UserError(f"which videos? {command} FOLDER, or {command} data=NAME data.root=DIR")
+    return cfg
+
+
+def to_overrides(words: Sequence[str] | None) -> list[str]:
+    """Replace a folder among overrides by the overrides that read it: data=folder data.root=FOLDER.
+
+    Raises:
+        UserError: A word is neither an existing folder nor an override.
+    """
+    overrides: list[str] = []
+    for word in words or []:
+        if "=" in word or word.startswith("~"):
+            overrides.append(word)
+        elif os.path.isdir(word):
+            overrides += ["data=folder", f"data.root={quoted(word)}"]
+        elif os.path.isfile(word):
+            raise UserError(
+                f"{word} is a file: to read lists, set data=csv data.root=DIR data.train=FILE data.val=FILE"
+            )
+        else:
+            raise UserError(f"{word} is neither a folder nor an override such as data.frames=16")
+    return overrides
