@@ -108,7 +108,7 @@ def report_of(folder: Path) -> list[str]:
 
 
 def test_weights_of_another_kind_are_read_by_a_function_of_another_package(
-    package: str, videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    package: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
     save_file({f"backbone/{name}": value for name, value in image_vit().items()}, tmp_path / "x.safetensors")
     words = ["data=folder", f"data.root={videos}", f"init.path={tmp_path}/x.safetensors"]
@@ -116,7 +116,8 @@ def test_weights_of_another_kind_are_read_by_a_function_of_another_package(
         train(config(*words))
     train(config(*words, f"++init.source={package}.source.detect"))
     assert any(line.split() == ["copied", "encoder.blocks.0.attention.qkv.weight"] for line in report_of(tmp_path))
-    assert "mean [0.4, 0.4, 0.4], std [0.3, 0.3, 0.3]" in capsys.readouterr().out
+    metadata, _ = load_checkpoint(tmp_path / "run/checkpoints/best.ckpt")
+    assert (metadata.mean, metadata.std) == ([0.4] * 3, [0.3] * 3)
     for missing in ("source.no_such", "no_such.detect"):
         with pytest.raises(UserError, match=rf"init\.source={package}\.{missing}: no such function"):
             train(config(*words, f"++init.source={package}.{missing}"))
