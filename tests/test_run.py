@@ -136,6 +136,8 @@ def test_every_debug_choice_runs(
     "overrides",
     [
         ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1"],
+        ["optimizer=sgd", "scheduler=constant", "loss._target_=torch.nn.CrossEntropyLoss"],
+        ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.01"],
         ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2"],
         ["data.randaugment=[2,15]", "data.color_jitter=1", "data.fps=6"],
         ["model.temporal_depth=0", "model.pool=mean"],

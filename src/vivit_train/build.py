@@ -3,7 +3,9 @@
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
@@ -13,6 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from torch.optim.lr_scheduler import LRScheduler
 
 from vivit_train.config import accepted_arguments
 from vivit_train.data.datamodule import VideoDataModule
@@ -21,6 +24,7 @@ from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_vit import IMAGENET
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.module import VideoClassifier
+from vivit_train.training.optim import Schedule
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.distributed import CheckRankConsistency
 from vivit_train.utils.errors import UserError, reason
@@ -62,12 +66,27 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         multi_label=metadata.multi_label,
         loss=build_part(cfg, "loss", **(multi_label if "multi_label" in accepted_arguments(cfg, "loss") else {})),
         optimizer=build_part(cfg, "optimizer", _partial_=True),
-        schedule=build_part(cfg, "scheduler", total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        schedule=build_schedule(cfg, total_steps, steps_per_epoch),
         mixup=cfg.mixup,
         cutmix=cfg.cutmix,
         seed=cfg.seed,
         metadata=metadata.to_dict(),
     )
+
+
+def build_schedule(cfg: DictConfig, total_steps: int, steps_per_epoch: int) -> Schedule | partial[LRScheduler]:
+    """Builds a learning-rate schedule, or one of torch's schedulers, which takes the optimizer later.
+
+    Raises:
+        UserError: The function or class refuses the arguments.
+    """
+    target = resolve_name(cfg.scheduler._target_)
+    offered = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    accepted = accepted_arguments(cfg, "scheduler")
+    given = {name: value for name, value in offered.items() if name in accepted}
+    later = isinstance(target, type) and issubclass(target, LRScheduler)
+    schedule: Schedule | partial[LRScheduler] = build_part(cfg, "scheduler", **given, _partial_=later)
+    return schedule
 
 
 def build_part(cfg: DictConfig, part: str, **given: Any) -> Any:

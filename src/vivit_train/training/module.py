@@ -1,7 +1,7 @@
 """The training step, from uint8 clips to the loss: normalize, mix, compute logits, compute the loss."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 
 from vivit_train.data.transforms import mix_batch, mix_seed
@@ -40,7 +41,8 @@ class VideoClassifier(L.LightningModule):
             is the cross-entropy.
         optimizer: A function from parameter groups to an optimizer. Its `lr` is the base learning rate, and its
             `weight_decay` applies to weight matrices.
-        schedule: A function from the optimizer step to a factor of the base learning rate.
+        schedule: A function from the optimizer step to a factor of the base learning rate, or one of torch's
+            schedulers as a partial that takes the optimizer.
         mixup: The alpha of mixup; 0 disables it.
         cutmix: The alpha of CutMix; 0 disables it.
         seed: The seed of mixing and stochastic depth.
@@ -60,7 +62,7 @@ class VideoClassifier(L.LightningModule):
         multi_label: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
-        schedule: Schedule = lambda step: 1.0,
+        schedule: Schedule | partial[LRScheduler] = lambda step: 1.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
@@ -107,6 +109,8 @@ class VideoClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Sets the learning rate of this run's schedule, which can differ from the schedule of the checkpoint."""
         schedule: Any = self.lr_schedulers()
+        if not isinstance(schedule, LambdaLR):  # A scheduler of torch has its own state.
+            return
         for group, lr, factor in zip(
             schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
@@ -224,10 +228,22 @@ class VideoClassifier(L.LightningModule):
             optimizer = self.optimizer(parameter_groups(self.net))
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer: {error}") from error
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule(step - self.schedule_offset)
-        )
+        schedule = self.build_schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def build_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Returns the learning-rate scheduler, which takes one step after each optimizer step.
+
+        Raises:
+            UserError: A scheduler of torch refuses its arguments.
+        """
+        if not isinstance(self.schedule, partial):
+            factor = self.schedule
+            return LambdaLR(optimizer, lambda step: factor(step - self.schedule_offset))
+        try:
+            return self.schedule(optimizer)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"scheduler: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata
