@@ -2,11 +2,11 @@
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vivit_train.utils.files import replacing
 from vivit_train.utils.text import csv_cell
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
@@ -29,9 +29,8 @@ def write_rows(table: Path, fields: Sequence[str], rows: Iterable[Row]) -> None:
     writer = csv.DictWriter(text, fields)
     writer.writeheader()
     writer.writerows(rows)
-    partial = table.with_name(f".{table.name}.{os.getpid()}.part")
-    partial.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
-    partial.replace(table)
+    with replacing(table) as part:
+        part.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def write_failures(table: Path, failed: Sequence[Row]) -> None:

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
+from vivit_train.utils.files import replacing
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
@@ -54,9 +55,8 @@ class Outcome:
     note: str = "not finished: still running or killed"
 
     def write(self, folder: str | Path) -> None:
-        part = Path(folder) / f"{OUTCOME}.part"
-        part.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        part.replace(Path(folder) / OUTCOME)
+        with replacing(Path(folder) / OUTCOME) as part:
+            part.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_outcome(file: Path) -> Outcome:

@@ -19,6 +19,7 @@ from vivit_train.training.metrics import Rows, average_precisions
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import replacing
 from vivit_train.utils.plots import Ids, average_precision_bars, confusion
 from vivit_train.utils.text import csv_cell, file_stem, plural, printable
 
@@ -84,7 +85,8 @@ def score_task(
         "checkpoint": str(ckpt_path),
     }
     if trainer.is_global_zero:
-        (out / "metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        with replacing(out / "metrics.json") as part:
+            part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         write_predictions(out / "predictions.csv", rows, data, task.classes)
         for logger in trainer.loggers:
             logger.log_metrics(measured, step=trainer.global_step)
