@@ -16,7 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from vivit_train.data.synthetic import make_demo
+from vivit_train.utils.logs import add_terminal_handler
 
+add_terminal_handler()  # as every program does
 torch.set_num_threads(1)  # the test processes are the parallelism
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, and then in all below it
     signal.signal(signal.SIGINT, signal.default_int_handler)
