@@ -29,7 +29,7 @@ def write_rows(table: Path, fields: Sequence[str], rows: Iterable[Row]) -> None:
     writer = csv.DictWriter(text, fields)
     writer.writeheader()
     writer.writerows(rows)
-    for left in table.parent.glob(f".{table.name}.*.part"):  # by a run that was killed; no other writes this table
+    for left in table.parent.glob(f".{table.name}.*.part"):  # Only a killed run can have left it.
         left.unlink(missing_ok=True)
     with replacing(table) as part:
         part.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
