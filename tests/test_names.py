@@ -28,7 +28,7 @@ from vivit_train.tools.doctor.run import write_clean
 from vivit_train.tools.encode import Settings
 from vivit_train.tools.prepare import prepare
 from vivit_train.utils.errors import UserError, VideoError
-from vivit_train.utils.plots import confusion, contact_sheet, sweep_panels
+from vivit_train.utils.plots import confusion, contact_sheet
 from vivit_train.utils.text import csv_cell, file_stem, printable
 
 HOSTILE = (
@@ -94,7 +94,6 @@ def test_pictures_draw_hostile_names_without_warnings(tmp_path: Path, recwarn: p
     confusion(tmp_path / "confusion.png", ids, ids, names, "a $x^{$ b")
     times = torch.zeros(len(names), 2)
     contact_sheet(tmp_path / "sheet.png", torch.zeros(len(names), 2, 3, 8, 8), names, times.long(), times)
-    sweep_panels(tmp_path / "sweep.png", [({name: name}, i / 10) for i, name in enumerate(names)])
     assert all(imread(file).std() > 0.01 for file in tmp_path.glob("*.png"))
     assert [str(warning.message) for warning in recwarn if "atplotlib" in str(warning.filename)] == []
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -82,7 +82,6 @@ def test_a_job_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path, happene
     ]
     assert "   0     failed  seed=1   the reason, in two lines\n" in result.stdout
     happened("In a sweep one job fails and one is killed", f"the third runs; in the end {result.stderr}")
-    assert (tmp_path / "sweep/summary.png").stat().st_size > 1000
     assert json.loads((tmp_path / "sweep/2/outcome.json").read_text())["overrides"] == [
         "seed=0",
         "optimizer.lr=0.25",
@@ -238,7 +237,6 @@ def test_a_sweep_of_two_processes_has_one_folder(videos: Path, tmp_path: Path) -
         "1",
         "multirun.yaml",
         "summary.csv",
-        "summary.png",
     ]
     for job in "01":
         assert (folder / job / "metrics.json").exists()

@@ -98,8 +98,7 @@ class Lock(Callback):
 class Summary(Callback):
     """Writes outcome.json for each run and, in a multirun, the summary of all jobs.
 
-    A multirun rewrites summary.csv after each job. At the end it logs the table and draws summary.png. The exit
-    code is 1 if a job failed.
+    A multirun rewrites summary.csv after each job and logs the table at the end. The exit code is 1 if a job failed.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -141,15 +140,7 @@ class Summary(Callback):
         if not jobs:
             return
         log.info(f"\n{table(jobs)}")
-        written, names = ["summary.csv"], swept(jobs)
-        if scored := [job for job in jobs if job.score is not None]:
-            from vivit_train.utils.plots import sweep_panels
-
-            chosen = [{name: text for name, text in choices(job).items() if name in names} for job in scored]
-            scores = [job.score for job in scored if job.score is not None]
-            sweep_panels(folder / "summary.png", list(zip(chosen, scores, strict=True)))
-            written.append("summary.png")
-        log.info(f"written: {folder}/{', '.join(written)}")
+        log.info(f"written: {folder}/summary.csv")
         if failed := sum(job.failed for job in jobs):
             jobs_text = plural(len(jobs), "job")
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
