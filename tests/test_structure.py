@@ -14,7 +14,6 @@ LONG_FUNCTIONS = {
     "data/annotations/build.py:make_splits",
     "data/annotations/csv_file.py:read_csv",
     "data/annotations/folder.py:read_folder",
-    "data/datamodule.py:__init__",
     "data/synthetic.py:make_demo",
     "data/video/scan.py:_scan",
     "tools/bench/loader.py:bench_loader",

@@ -194,6 +194,12 @@ def is_possible(scan: Scan) -> bool:
     return abs(start) < 2**62 and len(keys) > 0 and int(keys[0]) <= start and bool((np.diff(keys) > 0).all())
 
 
+def find(root: Path) -> Path | None:
+    """Returns the database in a data set's folder, or None if there is none."""
+    file = root / NAME
+    return file if file.is_file() else None
+
+
 def why_unused(file: Path) -> str:
     """Returns the reason why a database cannot be used, or "" if it can."""
     try:
