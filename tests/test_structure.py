@@ -11,11 +11,6 @@ from helpers import ROOT
 SRC = ROOT / "src/vivit_train"
 LINES_OF_FILE, LINES_OF_FUNCTION = 400, 60
 LONG_FUNCTIONS = {
-    "data/annotations/build.py:make_splits",
-    "data/annotations/csv_file.py:read_csv",
-    "data/annotations/folder.py:read_folder",
-    "data/synthetic.py:make_demo",
-    "data/video/scan.py:_scan",
     "tools/bench/loader.py:bench_loader",
     "tools/doctor/run.py:examine",
     "tools/prepare.py:prepare",

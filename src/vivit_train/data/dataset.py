@@ -221,6 +221,8 @@ class TrainDataset(Dataset[Sample]):
             clips = in_video(first, clips)
             all_params: list[ClipParams] = []
 
+            # The size of the frames is known only when the first of them is decoded. Decoding a frame beforehand,
+            # just for its size, would make reading new files 1 % to 4 % slower.
             def cut(height: int, width: int) -> BBox:
                 all_params.extend(self.transform.draw(height, width) for _ in clips)
                 return union_box(all_params)

@@ -22,19 +22,11 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from vivit_train.data.annotations.files import (
-    below,
-    find_videos,
-    list_videos,
-    raise_listed,
-    shorten,
-    shown_endings,
-    walk,
-)
+from vivit_train.data.annotations.files import below, find_videos, list_videos, raise_listed, shown_endings, walk
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
-from vivit_train.utils.text import csv_cell, plural, printable
+from vivit_train.utils.text import csv_cell, plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +236,7 @@ def prepare(
     if listed is not None:
         log.info(f"Only the videos listed in {listed} were processed.")
     if failed:
-        first = shorten((f"{row['source']}: {row['reason']}" for row in failed), 3)
+        first = shorten_list((f"{row['source']}: {row['reason']}" for row in failed), 3)
         videos = plural(len(jobs), "video")
         text = f"{len(failed)} of {videos} could not be re-encoded; {failures} lists the reasons: {first}"
         if len(failed) == len(jobs):

@@ -21,7 +21,7 @@ from vivit_train.training.profiling import (
     step_dtype,
 )
 from vivit_train.utils.plots import contact_sheet, learning_curves
-from vivit_train.utils.text import plural, printable, shortened
+from vivit_train.utils.text import plural, printable, shorten
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:
     pairs = zip(shares.tolist(), ids.tolist(), strict=True)
     return (
         " + ".join(
-            f"{share:.2f} {shortened(printable(classes[i]), SHARED_NAME)}" for share, i in pairs if share >= 0.005
+            f"{share:.2f} {shorten(printable(classes[i]), SHARED_NAME)}" for share, i in pairs if share >= 0.005
         )
         or "none"
     )

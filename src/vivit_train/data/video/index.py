@@ -30,7 +30,7 @@ STORED: dict[str, Any] = {
     **{"header_num_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
 }
 # This string identifies everything that affects the result of a scan. Increase the number after "scan" with any
-# change to `_scan` in scan.py.
+# change to `scan_packets` in scan.py.
 SCANNED_BY = "scan 1, " + ", ".join(
     f"{library} {'.'.join(map(str, av.library_versions[library]))}" for library in ("libavformat", "libavcodec")
 )

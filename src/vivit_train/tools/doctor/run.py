@@ -13,7 +13,6 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vivit_train.data.annotations.files import shorten
 from vivit_train.data.annotations.table import Classes, ClipTable, Splits
 from vivit_train.data.video import index
 from vivit_train.data.video.storage import is_plain
@@ -21,7 +20,7 @@ from vivit_train.data.video.urls import private_urls
 from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
-from vivit_train.utils.text import csv_cell, plural, printable
+from vivit_train.utils.text import csv_cell, plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def examine(
     command = " ".join(["python train.py", clean, *map(shlex.quote, filter(_is_kept, overrides))])
     advice = "no clean lists are written, as they cannot hold segments or labels for several heads"
     if bad := unlisted(splits.classes):
-        advice = f"no clean lists are written, as they need one class name per line: rename {shorten(bad)}"
+        advice = f"no clean lists are written, as they need one class name per line: rename {shorten_list(bad)}"
     elif clean:
         advice = f"train on the clean lists:\n  {command}"
     to_do = f"to re-encode: {plural(len(to_encode), 'file')}"
@@ -103,7 +102,7 @@ def examine(
 
     count = Counter(problem.kind for problem in problems)
     for kind in filter(count.get, KINDS):
-        examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
+        examples = shorten_list([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
         log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
     log.info("\n".join(f"note     {note}" for note in notes))
     log.info(f"report   {out / 'report.html'}; in the same folder: problems.csv, re-encode.txt, clean/")
