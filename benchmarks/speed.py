@@ -37,7 +37,6 @@ from vivit_train.data.dataset import TrainDataset, collate
 from vivit_train.data.video import index, storage
 from vivit_train.data.video.decode import import_decoder, read_frames
 from vivit_train.data.video.scan import packed_scan, probe, timeline
-from vivit_train.tools.bench.stages import dataset
 from vivit_train.tools.encode import Settings, encode
 
 FRAMES, STRIDE, SHORT_SIDE, SECONDS, RATE = 32, 2, 256, 10, 30
@@ -262,7 +261,7 @@ def training_clips(folder: Path, paths: Sequence[str], **augmentation: Any) -> T
         augment_on="worker",
         **augmentation,
     )
-    return dataset(data, data.splits.train)
+    return data.train_dataset(data.splits.train)
 
 
 # Measuring.

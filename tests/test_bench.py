@@ -2,10 +2,10 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,15 @@ def test_the_command_as_a_process(videos: Path) -> None:
 
 
 def test_what_the_doctor_stored_is_found_again_in_each_round(
-    videos: Path, config: Callable[..., DictConfig]
+    videos: Path, config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    data = instantiate(config("data=folder", f"data.root={videos}").data, _convert_="all")
+    root = tmp_path / "videos"
+    shutil.copytree(videos, root)
+    data = instantiate(config("data=folder", f"data.root={root}").data, _convert_="all")
     paths = data.splits.train.paths.tolist()
     other = repeat_rows(data, data.splits.train, 2).paths.tolist()
     assert not set(other) & set(paths)
     assert [Path(path) for path in other] == [Path(path) for path in paths * 2]
-    data.video_reader = replace(data.video_reader, index_db=videos / "timelines.sqlite")
+    (root / "timelines.sqlite").touch()
+    data = instantiate(config("data=folder", f"data.root={root}").data, _convert_="all")
     assert repeat_rows(data, data.splits.train, 2).paths.tolist() == paths * 2

@@ -202,26 +202,27 @@ def test_the_clean_lists_load_and_hold_the_good_clips(sick: Examined, videos: Pa
             assert splits.classes[""][label] == Path(path).parent.name
 
 
-def test_training_on_the_clean_lists_scans_no_file_again(sick: Examined, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_on_the_clean_lists_scans_no_file_again(
+    sick: Examined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the doctor has found is read instead, in loader processes too, and gives the same clips."""
     import torch  # not above: the doctor's children import this file
 
     from vivit_train.data.datamodule import VideoDataModule
 
-    def clips(num_workers: int, is_stored: bool = True) -> list[dict[str, Any]]:
-        monkeypatch.setattr(scan, "_scans", scan._Scans())
+    def clips(root: Path, num_workers: int) -> list[dict[str, Any]]:
+        scan.SCANS.clear()
         small = {"frames": 4, "short_side": 36, "crop": 32, "global_batch_size": 1, "augment_on": "worker"}
         lists = {split: f"{split}.csv" for split in ("train", "val", "test")}
-        root = str(sick.out / "clean")
-        data = VideoDataModule("clean", root, read_csv, **lists, **small, num_workers=num_workers)  # type: ignore[arg-type]
-        if not is_stored:
-            data.video_reader = replace(data.video_reader, index_db=None)
+        data = VideoDataModule("clean", str(root), read_csv, **lists, **small, num_workers=num_workers)  # type: ignore[arg-type]
         return [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
 
-    scanned = clips(0, is_stored=False)
+    clean, lists_only = sick.out / "clean", tmp_path / "lists"
+    shutil.copytree(clean, lists_only, ignore=shutil.ignore_patterns("timelines.sqlite"))
+    scanned = clips(lists_only, num_workers=0)
     assert not any(clip["errors"] for clip in scanned)
-    monkeypatch.setattr(scan, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
-    for found in (clips(0), clips(num_workers=1)):
+    monkeypatch.setattr(scan, "scan_packets", lambda path: pytest.fail(f"{path} is scanned"))
+    for found in (clips(clean, num_workers=0), clips(clean, num_workers=1)):
         assert len(found) == len(scanned)
         for one, other in zip(found, scanned, strict=True):
             assert one.keys() == other.keys()

@@ -19,7 +19,7 @@ from helpers import Happened
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.bad_videos import BadVideoLog
 from vivit_train.data.sampler import GlobalBatchSampler
 from vivit_train.run import evaluate, train
 from vivit_train.training.module import VideoClassifier
@@ -296,30 +296,70 @@ def test_a_process_that_dies_ends_the_others(
     happened(f"{what} process {victim} of 2 within a step", f"the other ends with code 1: {said}")
 
 
+def break_two(good: Path, root: Path, global_batch: int, micro_batch: int) -> list[Path]:
+    """Copies the videos, and breaks one of the second micro-batch of each of two processes."""
+    shutil.copytree(good, root)
+    paths = sorted(root.glob("train/*/*.mp4"))
+    samplers = [GlobalBatchSampler(24, global_batch, micro_batch, rank, 2, seed=0) for rank in range(2)]
+    bad = [paths[list(sampler)[1][0][2]] for sampler in samplers]
+    for path in bad:
+        path.write_text("this is text")
+    return bad
+
+
+def test_a_checkpoint_lists_the_bad_videos_of_all_processes(
+    odd_videos: Path, config: Config, tmp_path: Path, hooked: Callable[..., None]
+) -> None:
+    bad = break_two(odd_videos, tmp_path / "videos", global_batch=8, micro_batch=2)
+    both = config(*settings(tmp_path / "videos", 2, *DDP, "data.max_bad_fraction=1"))
+    hooked(dies_at(1))  # after the checkpoint of the first step
+    assert set(codes(start(both, both))) == {-signal.SIGKILL}
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 1
+    listed = checkpoint["VideoDataModule"]["bad_videos"]
+    assert sorted(path for path, _ in listed.values()) == sorted(map(str, bad))
+
+
 @pytest.mark.fault("Several processes")
+@pytest.mark.parametrize(
+    ("checkpoints", "global_batch", "micro_batch", "trained"),
+    [
+        ("callbacks.last.minutes=0", 8, 2, 2),  # to the first checkpoint
+        ("callbacks.last=null", 8, 2, 6),  # to the end of the first epoch, of three steps
+        ("callbacks.last=null", 2, 1, 10),  # to the tenth step of twelve
+    ],
+)
 def test_the_budget_of_bad_videos_is_that_of_all_processes(
+    checkpoints: str,
+    global_batch: int,
+    micro_batch: int,
+    trained: int,
     odd_videos: Path,
     config: Config,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    hooked: Callable[..., None],
     happened: Happened,
 ) -> None:
-    write = VideoDataModule.write_bad_videos
+    """Training ends soon, whichever callbacks a configuration has.
 
-    def written_by(data: VideoDataModule, split: str, reasons: dict[str, str]) -> None:
+    Each of two processes meets a bad video in its second micro-batch. Training ends after `trained` of 12 or 24.
+    """
+    write = BadVideoLog.write
+
+    def written_by(bad_videos: BadVideoLog, split: str, reasons: dict[str, str]) -> None:
         print("list written by", distributed.rank(), flush=True)
-        write(data, split, reasons)
+        write(bad_videos, split, reasons)
 
-    monkeypatch.setattr(VideoDataModule, "write_bad_videos", written_by)
+    monkeypatch.setattr(BadVideoLog, "write", written_by)
+    hooked(record)
     root = tmp_path / "videos"
-    shutil.copytree(odd_videos, root)
-    paths = sorted(root.glob("train/*/*.mp4"))
-    bad = [paths[next(iter(GlobalBatchSampler(24, 8, 2, rank, 2, seed=0)))[0][2]] for rank in range(2)]
-    for path in bad:
-        path.write_text("this is text")
-    both = config(*settings(root, 2, *DDP, "data.max_bad_fraction=0.05"))  # one of 24
+    bad = break_two(odd_videos, root, global_batch, micro_batch)
+    choices = [*DDP, checkpoints, f"global_batch_size={global_batch}", "data.max_bad_fraction=0.05"]  # one of 24
+    both = config(*(word for word in settings(root, micro_batch) if "last.minutes" not in word), *choices)
     assert codes(start(both, both)) == [1, 1]
+    assert [len(seen) for seen in recorded(tmp_path / "run")] == [trained, trained]
     out, said = capfd.readouterr()
     assert said.count("error: 2 of 24 training videos cannot be read") == said.count("error:") == 1
     assert out.count("list written by 0") == out.count("list written by") == 1

@@ -19,10 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vivit_train.config import accepted_arguments
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_vit import IMAGENET
+from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.checkpoint import Metadata
+from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.optim import Schedule
 from vivit_train.training.resume import AtomicCheckpointIO
@@ -32,16 +35,22 @@ from vivit_train.utils.errors import UserError, reason
 log = logging.getLogger(__name__)
 
 
-def build_data(cfg: DictConfig) -> VideoDataModule:
-    """Builds the data module from the `data` node and the batch sizes of a configuration from `derive`."""
-    data: VideoDataModule = instantiate(
-        cfg.data,
-        global_batch_size=cfg.global_batch_size,
-        micro_batch_size=cfg.micro_batch_size,
-        bad_videos_file=f"{cfg.run_dir}/bad_videos.csv",
-        seed=cfg.seed,
-        _convert_="all",
-    )
+def build_data(cfg: DictConfig, **changed: Any) -> VideoDataModule:
+    """Builds the data module from the `data` node and the batch sizes of a configuration from `derive`.
+
+    Args:
+        cfg: The configuration.
+        changed: Arguments of `VideoDataModule` that replace those of the `data` node.
+    """
+    arguments = {
+        "global_batch_size": cfg.global_batch_size,
+        "micro_batch_size": cfg.micro_batch_size,
+        "bad_videos_file": f"{cfg.run_dir}/bad_videos.csv",
+        "seed": cfg.seed,
+    }
+    build: Any = instantiate(cfg.data, **arguments, **changed, _partial_=True, _convert_="all")
+    # Hydra would convert the protocol into a dictionary.
+    data: VideoDataModule = build(protocol=EvalProtocol(views=parse_views(cfg.eval.views)))
     return data
 
 
@@ -143,7 +152,7 @@ def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
         cfg: The configuration of train.py or eval.py.
         first_step: The step from which a run resumes, for loggers that accept it; None for a new run.
     """
-    callbacks: list[L.Callback] = [CheckRankConsistency(cfg)]
+    callbacks: list[L.Callback] = [CheckRankConsistency(cfg), BadVideoBudget()]
     callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     if cfg.get("ema_decay"):
         callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))

@@ -44,7 +44,7 @@ NUMBERS: tuple[tuple[str, float, bool], ...] = (
 )
 # What the job gives these parts, so that no node states it twice.
 GIVEN = {
-    "data": ("global_batch_size", "micro_batch_size", "bad_videos_file", "seed"),
+    "data": ("global_batch_size", "micro_batch_size", "bad_videos_file", "seed", "protocol"),
     "trainer": ("accumulate_grad_batches", "callbacks", "logger", "plugins"),
 }
 KEYS = (

@@ -22,11 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train.build import build_data, build_module, build_trainer, init_weights
 from vivit_train.config import choice_problems, derive, validate, with_values
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import EvalProtocol
 from vivit_train.data.digest import check_unchanged
 from vivit_train.recipe import Recipe, read_recipe
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
-from vivit_train.training.evaluation import score_task
+from vivit_train.training.evaluation import parse_views, score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import (
@@ -121,14 +122,13 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         translate_rank_errors(),
         translate_out_of_memory(data, trainer),
         translate_compile_errors(),
+        translate_resume_errors(trainer, ckpt_path),
     ):
-        with translate_resume_errors(trainer, ckpt_path):
-            trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        data.count_bad_videos()
-    if bad := data.bad_videos["train"]:
+        trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if bad := data.bad_videos.known["train"]:
         log.info(
             f"{plural(len(bad), 'training video')} could not be read and were replaced with others: "
-            f"{data.bad_videos_file}"
+            f"{data.bad_videos.file}"
         )
 
 
@@ -145,12 +145,11 @@ def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, train
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
     log.info(f"\nbest checkpoint: {best}")
-    data.test_split = "test" if data.splits.test is not None else "val"
     node = metadata.config["model"]
     net = build_net(node | ({"compile": False} if "compile" in node else {}), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(task, best, data, trainer, Path(cfg.run_dir), cfg.eval.views)
+    score_task(task, best, data, trainer, Path(cfg.run_dir))
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -205,10 +204,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "supports both, depending on data.reader.multi_label"
         )
     log.info(data.splits.summary())
-    data.test_split = cfg.eval.split or ("test" if data.splits.test is not None else "val")
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
-    return score_task(task, cfg.ckpt_path, data, trainer, out, cfg.eval.views, cfg.eval.order)
+    return score_task(task, cfg.ckpt_path, data, trainer, out)
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:
@@ -250,6 +248,9 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
         if metadata.multi_label and "multi_label" in given["reader"]:
             given["reader"]["multi_label"] = True  # Multi-label follows the model.
         given["reader"] = instantiate(given["reader"], _convert_="all")
+    if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
+        given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
+        given |= {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
     given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
     given |= {key: cfg[key] for key in JOB if cfg[key] is not None}
     return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
@@ -269,10 +270,8 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
     node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
     node = {key: value for key, value in node.items() if key not in given}
-    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given)
-    if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
-        data.reader = partial(data.reader, classes=metadata.classes.get("", metadata.classes))
-        data.annotations = {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
+    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
+    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given, protocol=protocol)
     return data
 
 

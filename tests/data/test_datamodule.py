@@ -17,12 +17,13 @@ from vivit_train.data import dataset, sampling
 from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import EvalDataset, TrainDataset, collate, to_torch
+from vivit_train.data.dataset import EvalDataset, EvalProtocol, TrainDataset, collate, to_torch
 from vivit_train.data.sampler import GlobalBatchSampler, Key, split_batch, steps_per_epoch
 from vivit_train.data.sampling import Sampling
 from vivit_train.data.transforms import TrainTransform, crop_views
 from vivit_train.data.video.decode import read_frames
 from vivit_train.models.vivit import ViViT
+from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError
 
@@ -443,6 +444,7 @@ def fit(folder: Path, **kwargs: Any) -> tuple[VideoDataModule, dict[str, float]]
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        callbacks=[BadVideoBudget()],
     )
     trainer.fit(task, datamodule=data)
     assert trainer.global_step == 2 * data.steps_per_epoch
@@ -456,8 +458,8 @@ def bad_rows(folder: Path) -> list[list[str]]:
 
 def test_good_videos_train_and_leave_no_list_of_bad_ones(folder: Path) -> None:
     data, metrics = fit(folder)
-    assert data.bad_videos == {"train": {}, "val": {}, "test": {}}
-    assert not data.bad_videos_file.exists()
+    assert data.bad_videos.known == {"train": {}, "val": {}, "test": {}}
+    assert not data.bad_videos.file.exists()
     assert (metrics["val/n"], metrics["val/failed"]) == (4, 0)
 
 
@@ -526,7 +528,7 @@ def test_bad_videos_within_the_budget_are_listed_once_and_wrong_in_validation(fo
         path.write_bytes(b"no video at all")
     data, metrics = fit(folder, max_bad_fraction=0.2)  # two epochs
     assert sorted(row[:2] for row in bad_rows(folder)[1:]) == [["train", str(paths[0])], ["val", str(paths[1])]]
-    assert (len(data.bad_videos["train"]), len(data.bad_videos["val"])) == (1, 1)
+    assert (len(data.bad_videos.known["train"]), len(data.bad_videos.known["val"])) == (1, 1)
     assert (metrics["val/n"], metrics["val/failed"]) == (4, 1)
 
 
@@ -575,9 +577,15 @@ def test_classes_can_be_limited_and_balanced(folder: Path) -> None:
 
 
 def test_a_split_that_is_not_there_is_named(folder: Path) -> None:
-    data = VideoDataModule("test", str(folder), read_folder)
+    data = VideoDataModule("test", str(folder), read_folder, protocol=EvalProtocol("test"))
     with pytest.raises(UserError, match="data 'test' has no test split"):
         data.test_dataloader()
+
+
+def test_a_test_evaluates_val_if_the_data_have_no_test_split(folder: Path, videos: Path) -> None:
+    assert VideoDataModule("test", str(folder), read_folder).test_split == "val"
+    assert VideoDataModule("test", str(videos), read_folder).test_split == "test"
+    assert VideoDataModule("test", str(videos), read_folder, protocol=EvalProtocol("train")).test_split == "train"
 
 
 @pytest.mark.parametrize(

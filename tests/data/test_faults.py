@@ -136,8 +136,7 @@ def test_nothing_grows(case: str, times: int, tmp_path: Path) -> None:
     bad = [tmp_path / name for name in ("text.mp4", "cut.mkv", "missing.mp4")]
 
     def use(i: int) -> None:
-        scan._scans.kept.clear()
-        scan._scans.num_bytes = 0
+        scan.SCANS.clear()
         if case != "bad":
             assert len(read_frames(tmp_path / "a.mp4", [1, 11], decoder=case)) == 2
         else:
@@ -154,14 +153,8 @@ def test_nothing_grows(case: str, times: int, tmp_path: Path) -> None:
     assert more_memory - memory < 5
 
 
-@pytest.fixture
-def no_scans(monkeypatch: pytest.MonkeyPatch) -> scan._Scans:
-    monkeypatch.setattr(scan, "_scans", scan._Scans())
-    return scan._scans
-
-
 def test_a_long_video_is_scanned_once_and_kept_in_two_bytes_a_frame(
-    tmp_path: Path, no_scans: scan._Scans, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode(tmp_path / "one.mp4", "mpeg4", 1, (32, 32))
     with av.open(str(tmp_path / "one.mp4")) as inp, av.open(str(tmp_path / "long.mp4"), "w") as out:
@@ -183,31 +176,31 @@ def test_a_long_video_is_scanned_once_and_kept_in_two_bytes_a_frame(
     assert info.num_frames == 60_000
     assert held - before < 2.5 * 60_000
     assert peak - before < 120 * 60_000
-    monkeypatch.setattr(scan, "_scan", lambda path: pytest.fail("scanned again"))
+    monkeypatch.setattr(scan, "scan_packets", lambda path: pytest.fail("scanned again"))
     assert len(read_frames(tmp_path / "long.mp4", [59_999, 3])) == 2
     assert timeline(tmp_path / "long.mp4") is info
 
 
-def test_scans_are_kept_as_far_as_memory_allows(
-    numbered: Make, tmp_path: Path, no_scans: scan._Scans, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = [tmp_path / f"{i}.mp4" for i in range(50)]
+def test_scans_are_kept_as_far_as_memory_allows(numbered: Make, tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.mp4") for i in range(50)]
     for path in paths:
-        path.hardlink_to(numbered("h264").path)
-    timeline(numbered("h264").path)
+        Path(path).hardlink_to(numbered("h264").path)
+    cache = scan.ScanCache()
+    each = cache.get(paths[0]).num_bytes
     tracemalloc.start()
     try:
-        infos = [timeline(path) for path in paths]
+        scans = [cache.get(path) for path in paths[1:]]
         traced = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    each = no_scans.num_bytes / 51
-    assert 0.5 < traced / 50 / each < 1.1
-    assert [timeline(path) for path in paths] == infos
-    monkeypatch.setattr(scan, "CACHE_BYTES", int(10.5 * each))
-    timeline(paths[0])
-    assert [path for path, *_ in no_scans.kept] == [str(path) for path in [*paths[41:], paths[0]]]
-    assert no_scans.num_bytes == pytest.approx(10 * each)
+    assert 0.5 < traced / 49 / each < 1.1
+    assert cache.num_bytes == 50 * each
+    assert all(cache.get(path) is kept for path, kept in zip(paths[1:], scans, strict=True))
+    small = scan.ScanCache(max_bytes=int(10.5 * each))
+    for path in [*paths, paths[0]]:
+        small.get(path)
+    assert [path for path, *_ in small.kept] == [*paths[41:], paths[0]]
+    assert small.num_bytes == 10 * each
 
 
 # hangs

@@ -37,9 +37,9 @@ def row(path: Path) -> tuple[str, int, int, bytes]:
 
 def forget(monkeypatch: pytest.MonkeyPatch, *, forbid: bool = True) -> None:
     """As in a new process; there, scanning may be a failure."""
-    monkeypatch.setattr(scan, "_scans", scan._Scans())
+    scan.SCANS.clear()
     if forbid:
-        monkeypatch.setattr(scan, "_scan", lambda path: pytest.fail(f"{path} is scanned"))
+        monkeypatch.setattr(scan, "scan_packets", lambda path: pytest.fail(f"{path} is scanned"))
 
 
 def test_a_scan_survives_packing_exactly() -> None:

@@ -1,6 +1,5 @@
-"""Defines the Lightning data module, which turns manifests into batches and counts unreadable videos."""
+"""Defines the Lightning data module, which turns the annotations of a data set into batches."""
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from vivit_train.data.annotations.table import ClipTable, Splits
-from vivit_train.data.dataset import EvalDataset, Sample, TrainDataset, VideoReader, collate
+from vivit_train.data.bad_videos import BadVideoLog
+from vivit_train.data.dataset import ClipBatch, EvalDataset, EvalProtocol, TrainDataset, VideoReader, collate
 from vivit_train.data.digest import digest
 from vivit_train.data.sampler import GlobalBatchSampler, check_split, steps_per_epoch
 from vivit_train.data.sampling import Sampling
@@ -27,14 +26,13 @@ from vivit_train.data.transforms import ResizeMode, TrainTransform, mirrored_cla
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
 from vivit_train.data.watchdog import WorkerStatus, explain, start_worker
-from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import usable_cores
-from vivit_train.utils.text import csv_cell, printable
+from vivit_train.utils.text import printable
 
 
 class VideoDataModule(L.LightningDataModule):
-    """A data module that reads the annotations, builds the data loaders and counts unreadable videos.
+    """A data module that reads the annotations, builds the data loaders and augments clips on the device.
 
     Args:
         name: The name of the data set, for messages.
@@ -63,6 +61,7 @@ class VideoDataModule(L.LightningDataModule):
         max_bad_fraction: The share of the training videos that may be unreadable before training stops.
         bad_videos_file: The CSV file that lists unreadable videos.
         seed: The seed of all random draws.
+        protocol: The split, views and order of frames of `test_dataloader`.
     """
 
     def __init__(
@@ -103,41 +102,26 @@ class VideoDataModule(L.LightningDataModule):
         max_bad_fraction: float = 0.05,
         bad_videos_file: str | Path = "bad_videos.csv",
         seed: int = 0,
+        protocol: EvalProtocol | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.root, self.reader = name, root, reader
+        self.name, self.root, self.reader, self.protocol = name, root, reader, protocol or EvalProtocol()
         self.annotations = {"train": train, "val": val, "test": test}
         self.sampling = Sampling(frames, stride, fps, sampling, padding)
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
-        self.transform = TrainTransform(
-            crop,
-            short_side,
-            resize_mode,
-            scale_jitter,
-            flip,
-            color_jitter,
-            randaugment,
-            random_erasing,
-            strong_color,
-        )
-        self.mirror_labels, self.augment_on = mirror_labels, augment_on
+        augmentation = (scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color)
+        self.transform = TrainTransform(crop, short_side, resize_mode, *augmentation)
+        self.mirror_labels, self.augment_on, self.changed = mirror_labels, augment_on, changed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
-        self.max_bad_fraction, self.bad_videos_file = max_bad_fraction, Path(bad_videos_file)
-        index_db = Path(root).expanduser() / index.NAME
+        index_db = index.find(Path(root).expanduser())
         self.video_reader = VideoReader(
-            decoder,
-            timeout_s,
-            index_db=index_db if index_db.is_file() else None,
-            allow_private_urls=allow_private_urls,
+            decoder, timeout_s, index_db=index_db, allow_private_urls=allow_private_urls
         )
+        self.bad_videos = BadVideoLog(Path(bad_videos_file), max_bad_fraction)
         self.statuses: list[WorkerStatus] = []
-        self.bad_videos: dict[str, dict[int, tuple[str, str]]] = {"train": {}, "val": {}, "test": {}}
-        self.new_bad_videos: dict[tuple[str, int], tuple[str, str]] = {}  # other ranks do not know these yet
-        self.views, self.order, self.test_split = (1, 1), "forward", "test"
-        self.first, self.changed = (0, 0), changed
-        self.schedule_offset = 0  # completed optimizer steps minus the schedule position; see load_state_dict
+        self.first, self.schedule_offset = (0, 0), 0  # The position of a resumed run; see load_state_dict.
 
     @cached_property
     def splits(self) -> Splits:
@@ -186,17 +170,26 @@ class VideoDataModule(L.LightningDataModule):
                     return printable(f"flipped clips of '{names[i]}' look like '{names[other]}'; {advice}")
         return None
 
-    def loader(self, dataset: TrainDataset | EvalDataset, **kwargs: Any) -> DataLoader[Sample]:
-        """Returns a data loader whose workers report the video that they are reading."""
-        workers = self.num_workers
+    def loader(
+        self, dataset: TrainDataset | EvalDataset, *, num_workers: int | None = None, **kwargs: Any
+    ) -> DataLoader[ClipBatch]:
+        """Returns a data loader whose workers report the video that they are reading.
+
+        Args:
+            dataset: The data set.
+            num_workers: The number of loader processes; None uses the number of this data module.
+            kwargs: Further arguments of `DataLoader`.
+        """
+        workers = self.num_workers if num_workers is None else num_workers
         if not isinstance(workers, int):
             devices = self.trainer.num_devices if self.trainer else 1
             workers = max(1, usable_cores() // devices)
         import_decoder(self.video_reader.decoder)
         statuses = RawArray(WorkerStatus, workers)
         self.statuses += statuses
+        clips: Dataset[Any] = dataset  # The data set yields samples, and the loader yields batches of them.
         return DataLoader(
-            dataset,
+            clips,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -226,23 +219,9 @@ class VideoDataModule(L.LightningDataModule):
             return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return self.augment_on == "device"
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        manifest, trainer = self.splits.train, self.trainer
-        if trainer:
-            micro_batches = trainer.world_size * trainer.accumulate_grad_batches
-            check_split(self.global_batch_size, self.micro_batch_size, micro_batches)
-        batches = GlobalBatchSampler(
-            len(manifest),
-            self.global_batch_size,
-            self.micro_batch_size,
-            self.trainer.global_rank if self.trainer else 0,
-            self.trainer.world_size if self.trainer else 1,
-            self.seed,
-            self.weights(),
-            self.clips_per_video,
-            self.first,
-        )
-        clips = TrainDataset(
+    def train_dataset(self, manifest: ClipTable) -> TrainDataset:
+        """Returns the data set of the training clips in a clip table, with the settings of this data module."""
+        return TrainDataset(
             manifest,
             self.transform,
             self.sampling,
@@ -253,7 +232,23 @@ class VideoDataModule(L.LightningDataModule):
             video_reader=self.video_reader,
             seed=self.seed,
         )
-        return self.loader(clips, batch_sampler=batches)
+
+    def train_dataloader(self) -> DataLoader[ClipBatch]:
+        if self.trainer:
+            micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
+            check_split(self.global_batch_size, self.micro_batch_size, micro_batches)
+        batches = GlobalBatchSampler(
+            len(self.splits.train),
+            self.global_batch_size,
+            self.micro_batch_size,
+            self.trainer.global_rank if self.trainer else 0,
+            self.trainer.world_size if self.trainer else 1,
+            self.seed,
+            self.weights(),
+            self.clips_per_video,
+            self.first,
+        )
+        return self.loader(self.train_dataset(self.splits.train), batch_sampler=batches)
 
     def weights(self) -> NDArray[np.float64] | None:
         """Returns the sampling weight of each training video, [n], from the size of its rarest class."""
@@ -262,11 +257,16 @@ class VideoDataModule(L.LightningDataModule):
         counts = self.splits.train.label_counts().astype(np.float64)
         return 1 / (counts if self.balance == "class" else np.sqrt(counts))
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        return self.evaluation_loader(self.splits.val, views=(1, 1), order="forward")
+    def val_dataloader(self) -> DataLoader[ClipBatch]:
+        return self.evaluation_loader("val", EvalProtocol())
 
-    def test_dataloader(self) -> DataLoader[Sample]:
-        return self.evaluation_loader(self.manifest_of(self.test_split), self.views, self.order)
+    def test_dataloader(self) -> DataLoader[ClipBatch]:
+        return self.evaluation_loader(self.test_split, self.protocol)
+
+    @property
+    def test_split(self) -> str:
+        """The split that `test_dataloader` evaluates."""
+        return self.protocol.split or ("val" if self.splits.test is None else "test")
 
     def manifest_of(self, split: str) -> ClipTable:
         """Returns the clips of a split; raises a UserError if the split does not exist."""
@@ -275,15 +275,16 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"data '{self.name}' has no {split} split")
         return manifest
 
-    def evaluation_loader(self, manifest: ClipTable, views: tuple[int, int], order: str) -> DataLoader[Sample]:
+    def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
+        """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
         videos = EvalDataset(
-            manifest,
+            self.manifest_of(split),
             self.sampling,
             short_side=self.short_side,
             crop=self.crop,
             resize_mode=self.resize_mode,
-            views=views,
-            order=order,
+            views=protocol.views,
+            order=protocol.order,
             video_reader=self.video_reader,
             seed=self.seed,
         )
@@ -291,7 +292,7 @@ class VideoDataModule(L.LightningDataModule):
         # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
         # rows; the row number identifies the repeats.
         rows = range(rank, -(-len(videos) // world_size) * world_size, world_size)
-        most = max(1, self.micro_batch_size // (views[0] * views[1]))
+        most = max(1, self.micro_batch_size // (protocol.views[0] * protocol.views[1]))
         # Batches have similar sizes, because a compiled model would recompile for a small last batch.
         batches = np.array_split(np.array(rows) % len(videos), -(-len(rows) // most))
         return self.loader(videos, batch_sampler=[batch.tolist() for batch in batches])
@@ -302,7 +303,7 @@ class VideoDataModule(L.LightningDataModule):
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         epoch, step = self.trainer.current_epoch, current.processed // self.trainer.accumulate_grad_batches
         done = current.processed == self.trainer.num_training_batches
-        state = {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos["train"]}
+        state = {"epoch": epoch + done, "step": 0 if done else step, "bad_videos": self.bad_videos.known["train"]}
         state |= {"steps_per_epoch": self.steps_per_epoch, "schedule_offset": self.schedule_offset}
         return state | ({"clips": self.digest} if self.trainer.is_global_zero else {})
 
@@ -322,50 +323,16 @@ class VideoDataModule(L.LightningDataModule):
         if not torch.equal(clips, self.digest):  # a row number may belong to another clip now
             rows = {str(path): row for row, path in enumerate(self.splits.train.paths)}
             bad_videos = {rows[bad[0]]: bad for bad in bad_videos.values() if bad[0] in rows}
-        self.bad_videos["train"] = bad_videos
+        self.bad_videos.known["train"] = bad_videos
 
-    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Records the unreadable videos of the batch, and stops training if there are too many."""
-        training = self.trainer is not None and self.trainer.training
-        split = "train" if training else self.test_split if self.trainer and self.trainer.testing else "val"
-        for row, path, reason in batch.pop("errors"):
-            if row not in self.bad_videos[split]:
-                self.new_bad_videos[split, row] = (path, reason)
-        if self.new_bad_videos and distributed.count() == 1:
-            self.count_bad_videos()
-        if training and "video" not in batch:
-            raise self.too_many_bad_videos()
+    def on_before_batch_transfer(self, batch: ClipBatch, dataloader_idx: int) -> ClipBatch:
+        """Moves the unreadable videos of the batch to `bad_videos`; the callback `BadVideoBudget` counts them."""
+        training, testing = (self.trainer.training, self.trainer.testing) if self.trainer else (False, False)
+        split = "train" if training else self.test_split if testing else "val"
+        self.bad_videos.add(split, batch.pop("errors"))
         return batch
 
-    def count_bad_videos(self) -> None:
-        """Shares newly found unreadable videos among all ranks. Every rank must call it at the same time.
-
-        Raises:
-            UserError: If more training videos are unreadable than `max_bad_fraction` allows.
-        """
-        found = [bad for news in distributed.gather(self.new_bad_videos) for bad in news.items()]
-        self.new_bad_videos.clear()
-        for (split, row), bad in found:
-            self.bad_videos[split][row] = bad
-        if distributed.rank() == 0:
-            for split in self.bad_videos:
-                if reasons := dict(bad for (where, _), bad in found if where == split):
-                    self.write_bad_videos(split, reasons)
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        trained = fitting and any(split == "train" for (split, _), _ in found)
-        if trained and len(self.bad_videos["train"]) > self.max_bad_fraction * len(self.splits.train):
-            distributed.abort_all_ranks(self.too_many_bad_videos())
-
-    def too_many_bad_videos(self) -> UserError:
-        known = self.bad_videos["train"] | {row: bad for (_, row), bad in self.new_bad_videos.items()}
-        path, reason = next(iter(known.values()))
-        return UserError(
-            f"{len(known)} of {len(self.splits.train)} training videos cannot be read, and "
-            f"data.max_bad_fraction is {self.max_bad_fraction:g}. The first is {printable(path)}: {reason}. "
-            f"{self.bad_videos_file} lists all of them so far"
-        )
-
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+    def on_after_batch_transfer(self, batch: ClipBatch, dataloader_idx: int) -> ClipBatch:
         """Augments the clips on the device if the workers only cropped them."""
         if all_params := batch.pop("params", None):
             boxes = batch["video"].split([shape.numel() for shape, _ in all_params])
@@ -373,27 +340,3 @@ class VideoDataModule(L.LightningDataModule):
             clips = [self.transform.finish(box.view(shape), params) for box, (shape, params) in pairs]
             batch["video"] = torch.stack(clips)
         return batch
-
-    def write_bad_videos(self, split: str, reasons: dict[str, str]) -> None:
-        """Appends unreadable videos to `bad_videos_file`, each file once even if it has many clips.
-
-        Args:
-            split: The split that contains the videos.
-            reasons: A mapping from the path of each video to the reason why it cannot be read.
-        """
-        with self.bad_videos_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if not self.listed:
-                writer.writerow(["split", "path", "reason"])
-            for path, reason in reasons.items():
-                if (split, csv_cell(path)) not in self.listed:
-                    writer.writerow([split, csv_cell(path), csv_cell(reason)])
-        self.listed |= {(split, csv_cell(path)) for path in reasons}
-
-    @cached_property
-    def listed(self) -> set[tuple[str, ...]]:
-        """The (split, path) pairs in `bad_videos_file`, including those from before the run was resumed."""
-        if not self.bad_videos_file.exists():
-            return set()
-        with self.bad_videos_file.open(newline="", encoding="utf-8") as file:
-            return {tuple(row[:2]) for row in csv.reader(file)}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -23,8 +23,82 @@ from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline
 from vivit_train.utils.errors import VideoError
 
-Sample = dict[str, Any]
 MAX_REPLACEMENTS = 20  # A training sample gives up after this many consecutive unreadable videos.
+BadRow = tuple[int, str, str]  # the row, the path, and the reason why the video cannot be read
+
+
+class Sample(TypedDict, total=False):
+    """What a data set returns for a row; `collate` makes a `ClipBatch` of several samples.
+
+    Attributes:
+        video: A training clip, uint8 [T, C, crop, crop], or [T, C, H, W] before the remaining augmentation; in an
+            evaluation all views of a video, uint8 [V, T, C, crop, crop].
+        label: The target; see `ClipTable.target`.
+        index: The row in the clip table.
+        frame_numbers: Training only. The numbers of the clip's frames, int64 [T]; `PAD_INDEX` is a black frame.
+        times_s: Training only. The times of the clip's frames in seconds, float64 [T]; NaN for a black frame.
+        params: Training only, if the device finishes the augmentation. The transform params that it needs.
+        failed: Evaluation only. Whether the video cannot be read, so that its views are black.
+        errors: The unreadable videos that were met. A training sample that has given up has no other key.
+    """
+
+    video: Tensor
+    label: Tensor
+    index: int
+    frame_numbers: Tensor
+    times_s: Tensor
+    params: ClipParams
+    failed: bool
+    errors: list[BadRow]
+
+
+class ClipBatch(TypedDict, total=False):
+    """A batch of B clips or videos, the contract between the data loaders and `VideoClassifier`.
+
+    Between a loader and `VideoDataModule`, a batch also has "errors" and maybe "params". The hooks of the data
+    module remove both, so a training or evaluation step never sees them.
+
+    Attributes:
+        video: Training clips, uint8 [B, T, C, crop, crop], or all views of each video, uint8
+            [B, V, T, C, crop, crop]. If there are "params", the clips' boxes one after the other, uint8 [pixels].
+        label: Class ids, int64 [B, heads], or the targets of multi-label data, bool [B, classes].
+        index: The rows in the clip table, int64 [B].
+        frame_numbers: Training only. The numbers of the clips' frames, int64 [B, T]; `PAD_INDEX` is a black frame.
+        times_s: Training only. The times of the clips' frames in seconds, float64 [B, T]; NaN for a black frame.
+        failed: Evaluation only. Whether each video cannot be read, bool [B].
+        params: The shape of each clip's box, and the transform params that the device needs to finish it.
+        errors: The unreadable videos that were met. If a sample has given up, the batch has no other key.
+    """
+
+    video: Tensor
+    label: Tensor
+    index: Tensor
+    frame_numbers: Tensor
+    times_s: Tensor
+    failed: Tensor
+    params: list[tuple[torch.Size, ClipParams]]
+    errors: list[BadRow]
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """What a test evaluates, and how.
+
+    Attributes:
+        split: "train", "val" or "test"; None means test or, if the data has no test split, val.
+        views: The number of temporal clips and the number of spatial crops per clip.
+        order: The order of the frames in a clip: "forward", "reversed" or "shuffled". The last two measure how
+            much a model uses time.
+    """
+
+    split: Literal["train", "val", "test"] | None = None
+    views: tuple[int, int] = (1, 1)
+    order: Literal["forward", "reversed", "shuffled"] = "forward"
+
+    def __str__(self) -> str:
+        """Returns the views, such as "4x3", and the order unless it is forward."""
+        clips, crops = self.views
+        return f"{clips}x{crops}" if self.order == "forward" else f"{clips}x{crops} {self.order}"
 
 
 @dataclass(frozen=True)
@@ -124,12 +198,13 @@ class TrainDataset(Dataset[Sample]):
     def clips(self, key: Key) -> list[Sample]:
         """Returns the clips of a key, taking another video for each one that cannot be read."""
         epoch, repeat, row = key
-        errors: list[tuple[int, str, str]] = []
+        errors: list[BadRow] = []
         with seeded(self.seed, epoch, repeat, row):
             for _ in range(MAX_REPLACEMENTS):
                 try:
                     first, *others = self.load(row)
-                    return [first | {"errors": errors}, *(other | {"errors": []} for other in others)]
+                    first["errors"] = errors
+                    return [first, *others]
                 except VideoError as error:
                     errors.append((row, error.path, error.reason))
                     row = int(torch.randint(len(self.manifest), ()))
@@ -146,6 +221,8 @@ class TrainDataset(Dataset[Sample]):
             clips = in_video(first, clips)
             all_params: list[ClipParams] = []
 
+            # The size of the frames is known only when the first of them is decoded. Decoding a frame beforehand,
+            # just for its size, would make reading new files 1 % to 4 % slower.
             def cut(height: int, width: int) -> BBox:
                 all_params.extend(self.transform.draw(height, width) for _ in clips)
                 return union_box(all_params)
@@ -166,13 +243,17 @@ class TrainDataset(Dataset[Sample]):
         label = self.manifest.target(row)
         if params.flipped and self.mirrored is not None:
             label = mirror(label, self.mirrored)
-        return {
+        sample: Sample = {
             "video": self.transform.finish(box_TCHW, params) if self.finish else box_TCHW,
             "label": torch.from_numpy(label),
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
             "times_s": torch.from_numpy(np.where(indices == PAD_INDEX, np.nan, times.times_s[indices])),
-        } | ({} if self.finish else {"params": params})
+            "errors": [],
+        }
+        if not self.finish:
+            sample["params"] = params
+        return sample
 
 
 def mirror(label: Target, mirrored: list[NDArray[np.int64]]) -> Target:
@@ -193,9 +274,7 @@ class EvalDataset(Dataset[Sample]):
         short_side: The length of the resized short side, in pixels.
         crop: The side of the square crops, in pixels.
         resize_mode: See `TrainTransform`.
-        views: The number of temporal clips and the number of spatial crops per clip.
-        order: The order of the frames in a clip: "forward", "reversed" or "shuffled". The last two measure how
-            much a model uses time.
+        views, order: See `EvalProtocol`.
         video_reader: The reader that decodes the frames.
         seed: The seed of the shuffled order.
     """
@@ -285,13 +364,13 @@ def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
 
 
-def collate(samples: list[Sample]) -> Sample:
+def collate(samples: list[Sample]) -> ClipBatch:
     """Collates samples into a batch.
 
     If a sample gave up, the batch contains only "errors", and the main process reports them. Crops for the device
     differ in size, so they are flattened and concatenated, and one transfer moves all of them.
     """
-    batch: Sample = {"errors": [error for sample in samples for error in sample.pop("errors")]}
+    batch: ClipBatch = {"errors": [error for sample in samples for error in sample.pop("errors")]}
     if not all(samples):
         return batch
     if "params" in samples[0]:
@@ -301,4 +380,5 @@ def collate(samples: list[Sample]) -> Sample:
         # The tensor moves to shared memory here, as in `default_collate`. If shared memory is full, the error is
         # raised here; the queue would drop the batch silently.
         batch["video"] = row.share_memory_() if get_worker_info() else row
-    return batch | default_collate(samples)
+    batch.update(default_collate(samples))
+    return batch

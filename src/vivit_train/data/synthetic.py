@@ -13,6 +13,7 @@ import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -160,6 +161,15 @@ def write_video(path: Path, video: Video, fps: float) -> None:
         container.mux(stream.encode(None))
 
 
+def make_video(
+    folder: Path, split: str, label: str, number: int, *, size: int, num_frames: int, fps: float, seed: int
+) -> None:
+    """Renders a video of the demo and writes it to `folder`/<split>/<label>/<number>.mp4; see `make_demo`."""
+    rng = np.random.default_rng([seed, *f"{split}/{label}/{number}".encode()])
+    video = render(draw_path(label, num_frames, rng), size, rng)
+    write_video(folder / split / label / f"{number:04d}.mp4", video, fps)
+
+
 def make_demo(
     root: Path,
     *,
@@ -199,19 +209,13 @@ def make_demo(
     names = [
         (split, label, number) for split, count in counts.items() for label in CLASSES for number in range(count)
     ]
-
-    def make(name: tuple[str, str, int]) -> None:
-        split, label, number = name
-        rng = np.random.default_rng([seed, *f"{split}/{label}/{number}".encode()])
-        video = render(draw_path(label, num_frames, rng), size, rng)
-        write_video(unfinished / split / label / f"{number:04d}.mp4", video, fps)
-
+    make = partial(make_video, unfinished, size=size, num_frames=num_frames, fps=fps, seed=seed)
     try:
         for split in counts:
             for label in CLASSES:
                 (unfinished / split / label).mkdir(parents=True)
         with ThreadPoolExecutor() as pool:  # numpy and x264 release the GIL
-            for _ in track(pool.map(make, names), f"Making {root}", total=len(names)):
+            for _ in track(pool.map(lambda name: make(*name), names), f"Making {root}", total=len(names)):
                 pass
         (unfinished / MARKER).write_text(marker, encoding="utf-8")
         try:

@@ -20,13 +20,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from vivit_train.data.annotations.files import (
-    below,
-    list_videos,
-    shorten,
-    shown_endings,
-    walk,
-)
+from vivit_train.data.annotations.files import below, list_videos, shown_endings, walk
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.tools.encode_jobs import Job, partial_path, plan, read_shard, short_hash
 from vivit_train.tools.manifest import (
@@ -40,7 +34,7 @@ from vivit_train.tools.manifest import (
 )
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
-from vivit_train.utils.text import plural, printable
+from vivit_train.utils.text import plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +188,7 @@ def _encode_all(
 
 def _report_failures(table: Path, failed: list[Row], num_videos: int) -> None:
     """Log how many videos failed, or raise a UserError if all did."""
-    first = shorten((f"{row['source']}: {row['reason']}" for row in failed), 3)
+    first = shorten_list((f"{row['source']}: {row['reason']}" for row in failed), 3)
     videos = plural(num_videos, "video")
     text = f"{len(failed)} of {videos} could not be re-encoded; {table} lists the reasons: {first}"
     if len(failed) == num_videos:

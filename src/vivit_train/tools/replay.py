@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivit_train.data.dataset import ClipBatch
 from vivit_train.training.callbacks import caption
 from vivit_train.training.checkpoint import load_checkpoint, read_checkpoint, restore_net
-from vivit_train.training.module import Batch, VideoClassifier
-from vivit_train.training.nonfinite import REPLAY, clip_text, is_finite
+from vivit_train.training.module import VideoClassifier
+from vivit_train.training.nonfinite import REPLAY, SavedBatch, clip_text, is_finite
 from vivit_train.training.targets import LOSSES, build
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.plots import contact_sheet
@@ -105,7 +106,7 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
         if bad:
             tensors = plural(len(bad), "parameter tensor")
             log.info(f"not finite before the step: {tensors}, the first is {bad[0]}")
-        suspects: list[tuple[Batch, int]] = []  # Each entry is a micro-batch and the index of a clip in it.
+        suspects: list[tuple[SavedBatch, int]] = []  # Each entry is a micro-batch and the index of a clip in it.
         finite = not bad
         for i, batch in enumerate(micro_batches):
             log.info(f"micro-batch {i + 1} of {len(micro_batches)}, {plural(len(batch['video']), 'clip')}:")
@@ -142,13 +143,13 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     return task.to("cuda" if torch.cuda.is_available() else "cpu").train()
 
 
-def repeat(task: VideoClassifier, batch: Batch) -> tuple[bool, list[int]]:
+def repeat(task: VideoClassifier, batch: SavedBatch) -> tuple[bool, list[int]]:
     """Repeat the forward and backward pass of one micro-batch with its original random seed.
 
     Returns:
         Whether everything is finite, and the indices of the clips whose logits are not.
     """
-    on_device = {name: batch[name].to(task.device) for name in ("video", "label")}
+    on_device: ClipBatch = {"video": batch["video"].to(task.device), "label": batch["label"].to(task.device)}
     watch = Watch()
     task.zero_grad()
     torch.manual_seed(int(batch["seed"]))
@@ -171,7 +172,7 @@ def repeat(task: VideoClassifier, batch: Batch) -> tuple[bool, list[int]]:
     return is_finite(loss.item()) and not watch.output and not watch.gradient, clips
 
 
-def draw(sheet: Path, task: VideoClassifier, suspects: list[tuple[Batch, int]]) -> None:
+def draw(sheet: Path, task: VideoClassifier, suspects: list[tuple[SavedBatch, int]]) -> None:
     """Draw a contact sheet of the clips, after augmentation and before mixing."""
     captions = []
     for batch, b in suspects:

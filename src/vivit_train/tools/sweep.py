@@ -98,7 +98,8 @@ class Lock(Callback):
 class Summary(Callback):
     """Writes outcome.json for each run and, in a multirun, the summary of all jobs.
 
-    A multirun rewrites summary.csv after each job and logs the table at the end. The exit code is 1 if a job failed.
+    A multirun rewrites summary.csv after each job and logs the table at the end. The exit code is 1 if a job
+    failed.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.training.module import Batch, VideoClassifier
+from vivit_train.data.dataset import ClipBatch
+from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import (
     FORWARD_AND_BACKWARD,
     matmul_peak,
@@ -20,7 +21,7 @@ from vivit_train.training.profiling import (
     step_dtype,
 )
 from vivit_train.utils.plots import contact_sheet, learning_curves
-from vivit_train.utils.text import plural, printable, shortened
+from vivit_train.utils.text import plural, printable, shorten
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,12 @@ class Report(Callback):
         self.validated = True
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
         self.waited_s += time.monotonic() - self.step_end_s
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
         now_s = time.monotonic()
         took_s, self.step_end_s = now_s - self.step_end_s, now_s
@@ -181,16 +182,16 @@ class Overfit(Callback):
 
     def __init__(self, loss: float) -> None:
         self.loss = loss
-        self.batch: Batch = {}
+        self.batch: ClipBatch = {}
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
-        self.batch = self.batch or dict(batch)
+        self.batch = self.batch or batch.copy()
         batch.update(self.batch)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
         self.last_loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         trainer.should_stop = self.last_loss < self.loss
@@ -226,7 +227,7 @@ class ContactSheet(Callback):
         self.path, self.clips = Path(path), clips
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
         if trainer.global_step > 0 or batch_idx > 0 or not trainer.is_global_zero:
             return
@@ -257,7 +258,7 @@ def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:
     pairs = zip(shares.tolist(), ids.tolist(), strict=True)
     return (
         " + ".join(
-            f"{share:.2f} {shortened(printable(classes[i]), SHARED_NAME)}" for share, i in pairs if share >= 0.005
+            f"{share:.2f} {shorten(printable(classes[i]), SHARED_NAME)}" for share, i in pairs if share >= 0.005
         )
         or "none"
     )

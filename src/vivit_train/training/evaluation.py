@@ -50,29 +50,22 @@ def score_task(
     data: VideoDataModule,
     trainer: L.Trainer,
     out: Path,
-    views: str,
-    order: str = "forward",
 ) -> dict[str, Any]:
-    """Evaluates the model on `data.test_split` and returns the contents of metrics.json.
+    """Evaluates the model on the data's test split and returns the contents of metrics.json.
 
     Args:
         task: The LightningModule with the weights of the checkpoint.
         ckpt_path: The path of the checkpoint, which is recorded in metrics.json.
-        data: The data module.
+        data: The data module, whose `protocol` defines the split, the views and the order of the frames.
         trainer: The trainer that runs the evaluation.
         out: The output folder for metrics.json, predictions.csv, and the plots.
-        views: The number of temporal clips x spatial crops, such as "4x3".
-        order: The order of the frames; see `EvalDataset`.
     """
-    data.views, data.order = parse_views(views), order
     with data.translate_worker_errors(), translate_rank_errors():
         trainer.test(task, datamodule=data, verbose=False)
-        data.count_bad_videos()
 
     rows, scores = task.test_rows, task.scores(task.test_rows)
-    protocol = f"{views}{'' if order == 'forward' else f' {order}'}"
     measured = {
-        f"test/{name}@{protocol}": value
+        f"test/{name}@{data.protocol}": value
         for name, value in scores.items()
         if name.endswith(("top1", "top5", "map"))
     }
@@ -90,7 +83,7 @@ def score_task(
         write_predictions(out / "predictions.csv", rows, data, task.classes)
         for logger in trainer.loggers:
             logger.log_metrics(measured, step=trainer.global_step)
-        draw_result(out, rows, task, scores, f"{data.test_split}, {protocol}")
+        draw_result(out, rows, task, scores, f"{data.test_split}, {data.protocol}")
     numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
     if task.multi_label:
         numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
@@ -98,7 +91,7 @@ def score_task(
     if scores["failed"]:
         log.info(
             f"{plural(int(scores['failed']), 'video')} could not be read and counted as wrong: "
-            f"{data.bad_videos_file}"
+            f"{data.bad_videos.file}"
         )
     log.info(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
     return results

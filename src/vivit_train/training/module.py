@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 
+from vivit_train.data.dataset import ClipBatch
 from vivit_train.data.transforms import mix_batch, mix_seed
 from vivit_train.models.layers import Block
 from vivit_train.models.vivit import ViViT
@@ -24,7 +25,6 @@ from vivit_train.training.profiling import forward_flops, full_tensor
 from vivit_train.training.resume import align_loop_progress, keep_paths_inside, shift_loop_progress, to_fqn_order
 from vivit_train.utils.errors import UserError
 
-Batch = dict[str, Any]
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # These are keys of a checkpoint.
 
 
@@ -130,14 +130,14 @@ class VideoClassifier(L.LightningModule):
                 {"train/loss_epoch": loss, "epoch": self.current_epoch}, self.trainer.global_step - 1
             )
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         torch.manual_seed(self.step_seed(batch_idx))
 
     def step_seed(self, batch_idx: int) -> int:
         """Returns the seed of mixing and stochastic depth for a step and rank; a resumed run repeats it."""
         return mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
         loss = self.loss(self.logits(video_BCTHW), target)
         finite = loss.detach().isfinite()  # callbacks.health handles non-finite losses.
@@ -147,7 +147,7 @@ class VideoClassifier(L.LightningModule):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
-    def training_input(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def training_input(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Returns the input of the net, [B, C, T, H, W], and its targets.
 
         Targets are class ids [B, heads], or bools [B, K] for multi-label data; after mixing, they are class shares
@@ -183,17 +183,17 @@ class VideoClassifier(L.LightningModule):
         """Normalizes uint8 pixels with the mean and std of each channel."""
         return (video_uint8.to(self.mean.dtype) - self.mean) / self.std
 
-    def score_views(self, batch: Batch) -> None:
+    def score_views(self, batch: ClipBatch) -> None:
         """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
         B, V = batch["video"].shape[:2]
         video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
         logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
         self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.score_views(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.score_views(batch)
 
     @property

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import ClipBatch
 from vivit_train.training.checkpoint import KEY
-from vivit_train.training.module import Batch, VideoClassifier
+from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import full_tensor, total_norm
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils import distributed
@@ -26,6 +27,20 @@ REPLAY = "replay"  # A saved step has this key.
 # This many non-finite steps in a row are not caused by the clips. A loss scale can take up to 17 to settle.
 IN_A_ROW = 20
 FILES = 5  # A run saves at most this many skipped steps, because each file contains the model's weights.
+
+
+class SavedBatch(ClipBatch):
+    """A micro-batch of a saved step.
+
+    Attributes:
+        paths: The path of each clip's video.
+        seed: The seed of mixing and stochastic depth.
+        loss: The loss in the run.
+    """
+
+    paths: list[str]
+    seed: int
+    loss: float
 
 
 class NonFiniteGuard(Callback):
@@ -55,7 +70,7 @@ class NonFiniteGuard(Callback):
         self.on_nonfinite, self.folder = on_nonfinite, Path(folder)
         self.skipped = self.in_a_row = self.found = 0
         # The micro-batches of the current optimizer step so far, with their seeds.
-        self.inputs: list[tuple[Batch, int]] = []
+        self.inputs: list[tuple[ClipBatch, int]] = []
         self.losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +80,7 @@ class NonFiniteGuard(Callback):
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, VideoClassifier)
         self.inputs.append((batch, pl_module.step_seed(batch_idx)))
@@ -135,7 +150,7 @@ class NonFiniteGuard(Callback):
         trainer: L.Trainer,
         task: VideoClassifier,
         weights: dict[str, Tensor],
-        inputs: list[tuple[Batch, int]],
+        inputs: list[tuple[ClipBatch, int]],
         losses: list[float],
         gradient_norm: float,
     ) -> None:
@@ -159,7 +174,7 @@ class NonFiniteGuard(Callback):
         AtomicCheckpointIO().save_checkpoint({KEY: task.metadata, "state_dict": weights, REPLAY: step}, file)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, VideoClassifier)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Loggers write at the same interval.
@@ -193,12 +208,12 @@ def manifest(trainer: L.Trainer) -> ClipTable:
     return data.datamodule.splits.train
 
 
-def paths(batch: Batch, rows: ClipTable) -> list[str]:
+def paths(batch: ClipBatch, rows: ClipTable) -> list[str]:
     """Returns the file of each clip in a batch."""
     return [str(rows.paths[row]) for row in batch["index"].tolist()]
 
 
-def clips(batch: Batch, rows: ClipTable) -> list[str]:
+def clips(batch: ClipBatch, rows: ClipTable) -> list[str]:
     """Describes each clip in a batch by its file and its frames."""
     pairs = zip(paths(batch, rows), batch["frame_numbers"], strict=True)
     return [clip_text(path, frames) for path, frames in pairs]

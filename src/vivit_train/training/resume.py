@@ -71,8 +71,7 @@ class LastCheckpoint(Checkpoint):
     SIGTERM, SIGUSR1, SIGUSR2, and Ctrl-C stop the run after the current step; a second Ctrl-C stops it
     immediately.
 
-    After each step, the ranks agree in one small message between CPUs whether to save, whether to stop, and
-    whether any rank has found bad videos.
+    After each step, the ranks agree in one small message between CPUs whether to save and whether to stop.
 
     Args:
         path: The file, which is replaced each time.
@@ -97,13 +96,7 @@ class LastCheckpoint(Checkpoint):
 
     def agree(self, trainer: L.Trainer, due: bool = False) -> tuple[bool, bool]:
         """Returns whether a checkpoint is due by rank 0's clock, and whether any rank was told to stop."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, VideoDataModule)
-        due, stops, bad_videos = distributed.any_rank(
-            due and trainer.is_global_zero, self.received is not None, bool(data.new_bad_videos)
-        )
-        if bad_videos:
-            data.count_bad_videos()
+        due, stops = distributed.any_rank(due and trainer.is_global_zero, self.received is not None)
         return due, stops
 
     def stop(self, trainer: L.Trainer) -> None:

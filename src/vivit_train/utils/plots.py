@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vivit_train.utils.text import printable, shortened
+from vivit_train.utils.text import printable, shorten
 
 if TYPE_CHECKING:  # A sweep draws plots without importing torch.
     from torch import Tensor
@@ -24,7 +24,7 @@ def drawn(text: str, length: int = NAME) -> str:
 
     The text may contain names, in which a "$" must not start a formula.
     """
-    return shortened(printable(text), length).replace("$", r"\$")
+    return shorten(printable(text), length).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path | BytesIO) -> None:

@@ -5,6 +5,7 @@ Hydra imports this module at startup, so it must not import anything heavy.
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 # These characters control a terminal or are invisible: control characters, bidirectional marks, line separators,
 # zero-width characters, and lone surrogates, which cannot be encoded. Joiners stay, because emoji and some scripts
@@ -18,6 +19,8 @@ _CONTROL_WITHIN_LINES = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\
 _FORMULA = re.compile(r"[\t\r]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows reserves these names.
 SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
+SHOWN = 5  # A message names this many items and counts the rest.
+LONGEST = 500  # A message shows this many characters of an item.
 FILE_NAME = 40  # Characters have up to four bytes, and file systems allow names of 255 bytes.
 
 
@@ -47,11 +50,18 @@ def csv_cell(text: object) -> str:
     return f"'{printable(text)}" if _FORMULA.match(str(text)) else printable(text)
 
 
-def shortened(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """Returns text with its middle replaced by an ellipsis if it is longer than `length`."""
     if len(text) <= length:
         return text
     return f"{text[: length - length // 2 - 1]}…{text[len(text) - length // 2 :]}"
+
+
+def shorten_list(things: Iterable[object], shown: int = SHOWN) -> str:
+    """Returns the first items for a message, and the total count if there are more."""
+    items = [shorten(printable(thing), LONGEST) for thing in things]
+    more = f", ... ({len(items)} in all)" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more
 
 
 def file_stem(name: str) -> str:

@@ -1,32 +1,20 @@
-"""Builds the clip tables of all splits from annotation rows, and reports all problems in one message."""
+"""Builds the clip tables of all splits from annotation rows, and reports all problems of a kind in one message."""
 
 import os
-import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_train.data.annotations.files import (
-    IS_VIDEO,
-    ending_of,
-    find_file,
-    list_videos,
-    picture_folders,
-    raise_listed,
-    read_classes,
-    shorten,
-    shown_endings,
-    subfolders,
-)
+from vivit_train.data.annotations.files import find_file, raise_listed, read_classes
 from vivit_train.data.annotations.table import SEPARATOR, Classes, ClipTable, LabelSets, Splits, StrPath
-from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural, printable
+from vivit_train.utils.text import plural, printable, shorten_list
 
 MAX_CLASSES = 100_000  # A larger id is probably a frame count or a time stamp in the wrong column.
 _FOREIGN = re.compile("[\udc80-\udcff]")  # surrogates, by which Python represents bytes that are not UTF-8
@@ -53,22 +41,11 @@ class Row(NamedTuple):
     span_s: tuple[float, float] | None = None
 
 
-def make_splits(
-    tables: Mapping[str, list[Row]],
-    files: Mapping[str, Path],
-    classes: Classes,
-    ids: Mapping[str, Mapping[str, int]],
-    source: str,
-    expected_layout: str,
-    max_missing: float = 0,
-    may_lack_clips: bool = False,
-    may_differ: bool = False,
-    notices: Sequence[str] = (),
-    multi_label: bool = False,
-) -> Splits:
-    """Checks the requirements that all data sets share, and builds the splits.
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """The annotations of a data set as a reader has found them, before the checks that all data sets share.
 
-    Args:
+    Attributes:
         tables: The rows of each split.
         files: The annotation file or folder of each split, for messages.
         classes: The class names of each head.
@@ -78,95 +55,158 @@ def make_splits(
         max_missing: The share of a split's rows whose videos may be missing.
         may_lack_clips: Whether classes may have no training clips.
         may_differ: Whether a clip that is listed under two labels gives a notice instead of an error.
-        notices: Notices that the reader has already collected.
         multi_label: Whether each row has any number of labels, all of a single head.
+        notices: The notices of the reader, to which the checks append theirs.
+    """
+
+    tables: Mapping[str, list[Row]]
+    files: Mapping[str, Path]
+    classes: Classes
+    ids: Mapping[str, Mapping[str, int]]
+    source: str
+    expected_layout: str
+    max_missing: float = 0
+    may_lack_clips: bool = False
+    may_differ: bool = False
+    multi_label: bool = False
+    notices: list[str] = field(default_factory=list)
+
+
+def make_splits(draft: Draft) -> Splits:
+    """Checks the requirements that all data sets share, and builds the splits.
 
     Raises:
         UserError: If a split has no clips, a label is unknown or contradictory, there is only one class, a class
             has no training clips, or too many videos are missing.
     """
-    notices = list(notices)
-    bare = [str(files[split]) for split, rows in tables.items() if not rows]
-    if bare:
-        raise_listed("no clips", bare, f"A split needs at least one.\n{expected_layout}")
+    check_empty_splits(draft)
+    invalid_labels: list[str] = []
+    too_many_missing: list[str] = []
+    for split in draft.tables:
+        invalid_labels += label_problems(draft, split)
+        too_many_missing += missing_videos(draft, split)
+    if invalid_labels:
+        raise_invalid_labels(draft, invalid_labels)
+    check_number_of_classes(draft)
+    if too_many_missing:
+        advice = f"Check the data set's root, or allow more; data.reader.max_missing is {draft.max_missing:g}."
+        raise_listed("too many missing videos", too_many_missing, f"{advice}\n{draft.expected_layout}")
+    manifests = {split: make_manifest(rows, draft) for split, rows in draft.tables.items()}
+    manifests.setdefault("train", make_manifest([], draft))
+    for split in draft.tables:
+        check_coverage(draft, split, manifests[split])
+    draft.notices.extend(shared_clips(manifests))
+    return Splits(
+        draft.classes,
+        manifests["train"],
+        manifests["val"],
+        manifests.get("test"),
+        draft.source,
+        tuple(draft.notices),
+        {split: missing_paths(rows) for split, rows in draft.tables.items()},
+    )
 
+
+def check_empty_splits(draft: Draft) -> None:
+    """Raises a UserError if a split has no rows."""
+    empty = [str(draft.files[split]) for split, rows in draft.tables.items() if not rows]
+    if empty:
+        raise_listed("no clips", empty, f"A split needs at least one.\n{draft.expected_layout}")
+
+
+def label_problems(draft: Draft, split: str) -> list[str]:
+    """Returns the unknown and contradictory labels of a split; duplicate rows give a notice."""
+    rows, file = draft.tables[split], draft.files[split]
     problems: list[str] = []
-    missing: dict[str, list[str]] = {}
-    too_many: list[str] = []
-    for split, rows in tables.items():
-        first: dict[object, Row] = {}
-        differing: list[str] = []
-        for row in rows:
-            heads = [ids[""]] * len(row.labels) if multi_label else ids.values()
-            for label, head_ids in zip(row.labels, heads, strict=True):
-                if label not in head_ids:
-                    problems.append(f"{row.where}: unknown label {label!r}")
-            before = first.setdefault((row.path, row.span_s), row)
-            if row.labels != before.labels and not (multi_label and set(row.labels) == set(before.labels)):
-                differing.append(
-                    f"{row.where}: {row.path} is {label_text(row)}, but {label_text(before)} in {before.where}"
-                )
-        if differing and may_differ:
-            notices.append(
-                f"{files[split]}: kept {plural(len(differing), 'clip')} with two labels. {differing[0]}"
+    first: dict[object, Row] = {}
+    differing: list[str] = []
+    for row in rows:
+        heads = [draft.ids[""]] * len(row.labels) if draft.multi_label else draft.ids.values()
+        for label, ids in zip(row.labels, heads, strict=True):
+            if label not in ids:
+                problems.append(f"{row.where}: unknown label {label!r}")
+        before = first.setdefault((row.path, row.span_s), row)
+        if row.labels != before.labels and not (draft.multi_label and set(row.labels) == set(before.labels)):
+            differing.append(
+                f"{row.where}: {row.path} is {label_text(row)}, but {label_text(before)} in {before.where}"
             )
-        elif differing:
-            problems += differing
-        if len(first) < len(rows):
-            notices.append(f"{files[split]}: kept {plural(len(rows) - len(first), 'duplicate row')}")
-        missing[split] = lost = list(dict.fromkeys(row.path for row in rows if not row.found))
-        rows_lost = sum(not row.found for row in rows)
-        if lost:
-            clips_are = "segments have their video" if rows[0].span_s else "videos found"
-            text = (
-                f"{files[split]}: {len(rows) - rows_lost:,} of {len(rows):,} {clips_are}; "
-                f"first missing: {shorten(lost, 2)}"
-            )
-            (too_many if rows_lost > min(max_missing * len(rows), len(rows) - 1) else notices).append(text)
-    if problems:
-        numbered = all(map(NUMERIC_ID.fullmatch, next(iter(ids.values()))))
-        known = [
-            f"ids from 0 to {len(names) - 1}" if numbered else f"one of {shorten(names)}"
-            for names in classes.values()
-        ]
-        once = "all labels of a video in one row" if multi_label else "one label per video"
-        advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(source)}."
-        raise_listed("invalid labels", problems, advice)
-    for names in classes.values():
-        if len(names) < 2 and not multi_label:
-            raise UserError(
-                f"only one class, {names[0]!r}, in {printable(source)}; a classifier needs at least two.\n"
-                f"{expected_layout}"
-            )
-    if too_many:
-        advice = f"Check the data set's root, or allow more; data.reader.max_missing is {max_missing:g}."
-        raise_listed("too many missing videos", too_many, f"{advice}\n{expected_layout}")
+    if differing and draft.may_differ:
+        draft.notices.append(f"{file}: kept {plural(len(differing), 'clip')} with two labels. {differing[0]}")
+    else:
+        problems += differing
+    if len(first) < len(rows):
+        draft.notices.append(f"{file}: kept {plural(len(rows) - len(first), 'duplicate row')}")
+    return problems
 
-    manifests = {split: make_manifest(rows, classes, ids, multi_label) for split, rows in tables.items()}
-    manifests.setdefault("train", make_manifest([], classes, ids, multi_label))
-    for split, rows in tables.items():
-        counts = manifests[split].class_counts(classes)
-        for head, (name, names) in enumerate(classes.items()):
-            empty = np.flatnonzero(counts[head] == 0).tolist()
-            if empty and split == "train" and not may_lack_clips:
-                own = slice(None) if multi_label else slice(head, head + 1)
-                listed = Counter(ids[name][label] for row in rows for label in row.labels[own])
-                lines = [f"class {i} ({names[i]}): {plural(listed[i], 'row')}, 0 videos found" for i in empty]
-                advice = (
-                    "Ids must run from 0 without gaps. Empty classes need data.reader.classes=<file of names>."
-                )
-                raise_listed(f"classes without clips in {files[split]}", lines, advice)
-            if empty:
-                listed_names = shorten([names[i] for i in empty])
-                kind = f"{name} classes" if name else "classes"
-                notices.append(f"{split} has no clips of {len(empty)} of {len(names)} {kind}: {listed_names}")
+
+def raise_invalid_labels(draft: Draft, problems: Sequence[str]) -> NoReturn:
+    """Raises a UserError that lists the invalid labels and describes the valid ones."""
+    numbered = all(map(NUMERIC_ID.fullmatch, next(iter(draft.ids.values()))))
+    known = [
+        f"ids from 0 to {len(names) - 1}" if numbered else f"one of {shorten_list(names)}"
+        for names in draft.classes.values()
+    ]
+    once = "all labels of a video in one row" if draft.multi_label else "one label per video"
+    advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(draft.source)}."
+    raise_listed("invalid labels", problems, advice)
+
+
+def missing_videos(draft: Draft, split: str) -> list[str]:
+    """Returns a problem if more videos of a split are missing than `max_missing` allows; fewer give a notice."""
+    rows = draft.tables[split]
+    paths, rows_lost = missing_paths(rows), sum(not row.found for row in rows)
+    if not paths:
+        return []
+    clips_are = "segments have their video" if rows[0].span_s else "videos found"
+    text = (
+        f"{draft.files[split]}: {len(rows) - rows_lost:,} of {len(rows):,} {clips_are}; "
+        f"first missing: {shorten_list(paths, 2)}"
+    )
+    if rows_lost > min(draft.max_missing * len(rows), len(rows) - 1):
+        return [text]
+    draft.notices.append(text)
+    return []
+
+
+def missing_paths(rows: Sequence[Row]) -> list[str]:
+    """Returns the path of each missing video once."""
+    return list(dict.fromkeys(row.path for row in rows if not row.found))
+
+
+def check_number_of_classes(draft: Draft) -> None:
+    """Raises a UserError if a head has only one class."""
+    for names in draft.classes.values():
+        if len(names) < 2 and not draft.multi_label:
+            raise UserError(
+                f"only one class, {names[0]!r}, in {printable(draft.source)}; a classifier needs at least two.\n"
+                f"{draft.expected_layout}"
+            )
+
+
+def check_coverage(draft: Draft, split: str, manifest: ClipTable) -> None:
+    """Raises a UserError if a class has no training clips and needs some; otherwise this gives a notice."""
+    counts = manifest.class_counts(draft.classes)
+    for head, (name, names) in enumerate(draft.classes.items()):
+        empty = np.flatnonzero(counts[head] == 0).tolist()
+        if empty and split == "train" and not draft.may_lack_clips:
+            own = slice(None) if draft.multi_label else slice(head, head + 1)
+            rows = Counter(draft.ids[name][label] for row in draft.tables[split] for label in row.labels[own])
+            lines = [f"class {i} ({names[i]}): {plural(rows[i], 'row')}, 0 videos found" for i in empty]
+            advice = "Ids must run from 0 without gaps. Empty classes need data.reader.classes=<file of names>."
+            raise_listed(f"classes without clips in {draft.files[split]}", lines, advice)
+        if empty:
+            kind = f"{name} classes" if name else "classes"
+            listed = shorten_list([names[i] for i in empty])
+            draft.notices.append(f"{split} has no clips of {len(empty)} of {len(names)} {kind}: {listed}")
+
+
+def shared_clips(manifests: Mapping[str, ClipTable]) -> Iterator[str]:
+    """Yields a notice for each two splits that share clips."""
     clips = {split: set(manifest.ids.tolist()) for split, manifest in manifests.items()}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(clips[one] & clips.get(other, set()))
         if both:
-            notices.append(f"{one} and {other} share {plural(len(both), 'clip')}: {shorten(both)}")
-    test = manifests.get("test")
-    return Splits(classes, manifests["train"], manifests["val"], test, source, tuple(notices), missing)
+            yield f"{one} and {other} share {plural(len(both), 'clip')}: {shorten_list(both)}"
 
 
 def label_text(row: Row) -> str:
@@ -174,9 +214,7 @@ def label_text(row: Row) -> str:
     return ", ".join(map(repr, row.labels)) or "without a label"
 
 
-def make_manifest(
-    rows: list[Row], classes: Classes, ids: Mapping[str, Mapping[str, int]], multi_label: bool = False
-) -> ClipTable:
+def make_manifest(rows: Sequence[Row], draft: Draft) -> ClipTable:
     """Returns the clip table of the rows whose videos exist.
 
     Raises:
@@ -187,11 +225,13 @@ def make_manifest(
     if foreign:
         raise_listed("file names that are not UTF-8", foreign, "Rename them.")
     labels: NDArray[np.int64] | LabelSets
-    if multi_label:
-        labels = LabelSets.of([{ids[""][label] for label in row.labels} for row in rows], len(classes[""]))
+    if draft.multi_label:
+        sets = [{draft.ids[""][label] for label in row.labels} for row in rows]
+        labels = LabelSets.of(sets, len(draft.classes[""]))
     else:
-        found = [[known[label] for label, known in zip(row.labels, ids.values(), strict=True)] for row in rows]
-        labels = np.array(found, np.int64).reshape(-1, len(ids))
+        heads = draft.ids.values()
+        found = [[ids[label] for label, ids in zip(row.labels, heads, strict=True)] for row in rows]
+        labels = np.array(found, np.int64).reshape(-1, len(heads))
     has_spans = any(row.span_s for row in rows)
     return ClipTable(
         paths=np.array([row.path for row in rows], np.dtypes.StringDType()),
@@ -218,42 +258,8 @@ def class_names(root: Path, expected_layout: str, classes: StrPath | Sequence[st
         UserError: If the file is missing or malformed, or if the names are those of several heads.
     """
     if isinstance(classes, Mapping):
-        raise UserError(f"the model has the heads {shorten(classes)}, but this data has one label per video")
+        raise UserError(f"the model has the heads {shorten_list(classes)}, but this data has one label per video")
     if not isinstance(classes, str | os.PathLike):
         return tuple(classes), ""
     file = find_file(root, expected_layout, "classes", classes)
     return read_classes(file), f", classes {file}"
-
-
-def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> dict[str, list[str]]:
-    """Returns the paths of the videos in each class folder, and appends notices about ignored files.
-
-    Raises:
-        UserError: If there are no class folders.
-    """
-    classes: dict[str, list[str]] = {}
-    others: Counter[str] = Counter()
-    for name in subfolders(folder):
-        classes[name], left_out = list_videos(folder / name)
-        if not classes[name]:
-            classes[name] = picture_folders(folder / name)
-            left_out = Counter({ending: n for ending, n in left_out.items() if not is_picture(f"0{ending}")})
-        others += left_out
-    for tar in sorted(folder.glob("*.tar")):
-        for member in members(str(tar)):
-            name, _, rest = member.partition("/")
-            if IS_VIDEO.fullmatch(posixpath.basename(rest)):
-                classes.setdefault(name, []).append(f"{tar}/{member}")
-            else:
-                others[ending_of(member)] += 1
-    classes = {name: classes[name] for name in sorted(classes)}
-    loose = [name for name in sorted(os.listdir(folder)) if IS_VIDEO.fullmatch(name)]
-    if not classes:
-        found = f"only loose videos: {shorten(loose)}" if loose else "the folder is empty or has no videos"
-        raise UserError(f"no class folders in {printable(folder)}; {found}\n{expected_layout}")
-    if loose:
-        count = plural(len(loose), "video")
-        notices.append(f"ignored {count} in {folder} outside of class folders: {shorten(loose)}")
-    if others:
-        notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
-    return classes

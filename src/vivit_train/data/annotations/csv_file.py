@@ -2,10 +2,18 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vivit_train.data.annotations.build import MAX_CLASSES, NUMERIC_ID, Row, class_names, make_splits, split_labels
+from vivit_train.data.annotations.build import (
+    MAX_CLASSES,
+    NUMERIC_ID,
+    Draft,
+    Row,
+    class_names,
+    make_splits,
+    split_labels,
+)
 from vivit_train.data.annotations.files import (
     VIDEO_PATTERN,
     Listings,
@@ -14,12 +22,11 @@ from vivit_train.data.annotations.files import (
     open_root,
     raise_listed,
     read_lines,
-    shorten,
     unquote,
 )
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
 from vivit_train.data.video.urls import is_url, url_problem
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 # Several numbers are not a label, because they would be several columns. A comma at the end means an empty label,
 # like "".
@@ -67,57 +74,85 @@ def read_csv(
     """
     top, expected_layout = open_root(root, CSV_TREE)
     files = find_files(top, expected_layout, train, val, test, classes)
-    problems: list[str] = []
     listings = Listings()
-    tables = {split: _read_rows(file, top, listings, problems, multi_label) for split, file in files.items()}
-    if problems:
-        advice = (
-            "Expected a path that ends in a video extension (in / for a folder of pictures) or is in quotes, "
-            "then a space, comma or tab, then"
+    tables = _read_tables(files, top, listings, multi_label)
+    beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
+    given, named_by = class_names(top, expected_layout, classes or next(filter(Path.is_file, beside), ()))
+    written = {split: {label for row in table for label in row.labels} for split, table in tables.items()}
+    bare = [str(files[split]) for split, labels in written.items() if tables[split] and not labels]
+    if bare:
+        raise_listed("no row has a label", bare, f"Training and evaluation need labels.\n{expected_layout}")
+    every = set().union(*written.values())
+    names, ids = _class_ids(given, written["train" if train else "val"], every)
+    return make_splits(
+        Draft(
+            tables=tables,
+            files=files,
+            classes={"": names},
+            ids={"": ids},
+            source=f"csv {shorten_list(files.values())}{named_by}",
+            expected_layout=expected_layout,
+            max_missing=max_missing,
+            may_lack_clips=classes is not None,
+            multi_label=multi_label,
+            notices=[*listings.notices, *_unsplit_labels(every)],
         )
+    )
+
+
+def _unsplit_labels(labels: set[str]) -> Iterator[str]:
+    """Yields a notice if labels look like several labels of a video."""
+    if several := [label for label in sorted(labels) if SEPARATOR in label]:
+        count = plural(len(several), "label")
+        advice = f"set data.reader.multi_label=true to split at {SEPARATOR!r}"
+        yield f"kept {count} containing {SEPARATOR!r} unsplit: {shorten_list(several, 2)}; {advice}"
+
+
+def _class_ids(
+    given: tuple[str, ...], reference: set[str], labels: set[str]
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Returns the class names, and the class ids of the labels.
+
+    Args:
+        given: The class names by id; empty if the labels define the classes.
+        reference: The labels that define the classes: those for training, or for validation in an evaluation.
+        labels: The labels of all splits. Labels that are not in the result are unknown.
+    """
+    if not all(map(NUMERIC_ID.fullmatch, reference)):
+        names = given or tuple(sorted(reference))
+        return names, {name: i for i, name in enumerate(names)}
+    # Python cannot parse integers with thousands of digits, and no class id has 19 digits.
+    numbers = {
+        label: int(label) if len(label) < 19 else MAX_CLASSES for label in filter(NUMERIC_ID.fullmatch, labels)
+    }
+    largest = max((numbers[label] for label in reference if numbers[label] < MAX_CLASSES), default=0)
+    names = given or tuple(map(str, range(largest + 1)))
+    return names, {label: i for label, i in numbers.items() if 0 <= i < len(names)}
+
+
+def _read_tables(
+    files: Mapping[str, Path], root: Path, listings: Listings, multi_label: bool
+) -> dict[str, list[Row]]:
+    """Reads the rows of all annotation files.
+
+    Raises:
+        UserError: If a row is malformed.
+    """
+    problems: list[str] = []
+    tables = {split: _read_rows(file, root, listings, problems, multi_label) for split, file in files.items()}
+    if problems:
         labels = (
             f'labels with {SEPARATOR!r} between them, all of them in quotes if one has a comma, or "" for none'
             if multi_label
             else "one label, in quotes if it has a comma"
         )
-        raise_listed("malformed rows", problems, f"{advice} {labels}.")
-
-    beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
-    names, named_by = class_names(top, expected_layout, classes or next(filter(Path.is_file, beside), ()))
-    written = {split: {label for row in table for label in row.labels} for split, table in tables.items()}
-    reference = written["train" if train else "val"]
-    bare = [str(files[split]) for split, labels in written.items() if tables[split] and not labels]
-    if bare:
-        raise_listed("no row has a label", bare, f"Training and evaluation need labels.\n{expected_layout}")
-    notices = []
-    if several := [label for label in sorted(set().union(*written.values())) if SEPARATOR in label]:
-        count, advice = (
-            plural(len(several), "label"),
-            f"set data.reader.multi_label=true to split at {SEPARATOR!r}",
+        raise_listed(
+            "malformed rows",
+            problems,
+            "Expected a path that ends in a video extension (in / for a folder of pictures) or is in quotes, "
+            f"then a space, comma or tab, then {labels}.",
         )
-        notices.append(f"kept {count} containing {SEPARATOR!r} unsplit: {shorten(several, 2)}; {advice}")
-    if all(map(NUMERIC_ID.fullmatch, reference)):
-        numeric = filter(NUMERIC_ID.fullmatch, set().union(*written.values()))
-        # Python cannot parse integers with thousands of digits, and no class id has 19 digits.
-        numbers = {label: int(label) if len(label) < 19 else MAX_CLASSES for label in numeric}
-        largest = max((numbers[label] for label in reference if numbers[label] < MAX_CLASSES), default=0)
-        names = names or tuple(map(str, range(largest + 1)))
-        ids = {label: i for label, i in numbers.items() if 0 <= i < len(names)}
-    else:
-        names = names or tuple(sorted(reference))
-        ids = {name: i for i, name in enumerate(names)}
-    return make_splits(
-        tables,
-        files,
-        {"": names},
-        {"": ids},
-        f"csv {shorten(files.values())}{named_by}",
-        expected_layout,
-        max_missing,
-        may_lack_clips=classes is not None,
-        notices=[*listings.notices, *notices],
-        multi_label=multi_label,
-    )
+    return tables
 
 
 def _read_rows(

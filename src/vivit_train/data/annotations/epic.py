@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row
-from vivit_train.data.annotations.files import PLACES, find_file, find_files, open_root, read_classes, shorten
+from vivit_train.data.annotations.files import PLACES, find_file, find_files, open_root, read_classes
 from vivit_train.data.annotations.lookup import Problems, Videos, official_splits, read_columns, seconds
 from vivit_train.data.annotations.table import Classes, Splits, StrPath
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import shorten_list
 
 EPIC_TREE = """Expected in {root}:
   EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_verb_classes.csv, EPIC_100_noun_classes.csv
@@ -44,7 +45,7 @@ def read_epic(
     top, expected_layout = open_root(root, EPIC_TREE)
     if classes is not None and not (isinstance(classes, Mapping) and {"verb", "noun"} <= set(classes)):
         raise UserError(
-            f"epic_kitchens100 needs a model with the heads verb and noun; this model has {shorten(classes)}"
+            f"epic_kitchens100 needs a model with the heads verb and noun; this model has {shorten_list(classes)}"
         )
     files = find_files(top, expected_layout, train, val, test, "both class files", EPIC_PLACES)
     places = (f"{files['val'].parent}/{{}}", *EPIC_PLACES)
@@ -57,7 +58,7 @@ def read_epic(
     tables = {split: list(_epic_rows(file, published, videos, problems)) for split, file in files.items()}
     problems.check()
     names = {head: tuple(classes[head] if classes else published[head]) for head in published}
-    source = f"epic_kitchens100 {shorten([*files.values(), *class_files.values()])}"
+    source = f"epic_kitchens100 {shorten_list([*files.values(), *class_files.values()])}"
     return official_splits(tables, files, names, source, expected_layout, max_missing)
 
 

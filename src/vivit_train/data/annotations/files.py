@@ -1,26 +1,24 @@
 """Finds and reads annotation files, and lists videos."""
 
 import csv
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vivit_train.data.annotations.table import StrPath
 from vivit_train.data.video.storage import folder_and_name, is_picture, listing
 from vivit_train.data.video.urls import is_url
 from vivit_train.utils.errors import UserError, VideoError, reason
-from vivit_train.utils.text import printable, shortened
+from vivit_train.utils.json_file import parse_json
+from vivit_train.utils.text import LONGEST, SHOWN, printable, shorten, shorten_list
 
 VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
     *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
 )
-SHOWN = 5  # A message names this many problems and counts the rest.
-LONGEST = 500  # A message shows this many characters of a problem or a name.
 VIDEO_PATTERN = rf"\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
 IS_VIDEO = re.compile(rf"[^.].*{VIDEO_PATTERN}", re.IGNORECASE | re.DOTALL)
 _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
@@ -70,7 +68,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     expected = "one name per line, neither empty nor repeated; the first line is class 0"
     form, pairs = "", []
     if file.suffix.lower() == ".json":
-        known = read_json(file)
+        known = parse_json("\n".join(read_lines(file)), file)
         form, pairs = (
             "{name: id}",
             [(str(i), name) for name, i in known.items()] if isinstance(known, dict) else [],
@@ -98,22 +96,6 @@ def read_classes(file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_json(file: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: If the file is not JSON or cannot be parsed.
-    """
-    try:
-        return json.loads("\n".join(read_lines(file)))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}; is the file complete?") from None
-    except RecursionError:
-        raise UserError(f"{file} is nested too deeply for an annotation file") from None
-    except ValueError as error:  # an integer has more digits than Python parses
-        raise UserError(f"{file}: the JSON cannot be parsed: {reason(error)}") from None
-
-
 def cells(line: str) -> list[str]:
     """Returns the cells of a CSV line, or one empty cell if a cell exceeds the csv module's limit of 128 KiB."""
     try:  # parsing line by line limits the damage of a stray quote to one row
@@ -137,6 +119,12 @@ def read_lines(file: Path) -> list[str]:
         number = next(i for i, line in enumerate(lines, 1) if "\0" in line)
         raise UserError(f"{file}:{number}: contains a zero byte; is the file damaged?")
     return [line.strip() for line in lines]
+
+
+def numbered_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yields the place of each line as file:line, and the line without surrounding blanks; see `read_lines`."""
+    for number, line in enumerate(read_lines(file), 1):
+        yield f"{file}:{number}", line
 
 
 def open_root(root: StrPath, expected_layout: str) -> tuple[Path, str]:
@@ -204,8 +192,8 @@ def find_file(root: Path, expected_layout: str, what: str, file: StrPath, places
     patterns = [f"{folder}*.{ending}" for folder in ("", "annotations/") for ending in endings]
     there = [path.relative_to(root) for pattern in patterns for path in sorted(root.glob(pattern))]
     raise UserError(
-        f"no {what} file {printable(file)}; looked for {shorten(candidates)}\n"
-        f"Annotation files in {printable(root)}: {shorten(there) or 'none'}.\n{expected_layout}"
+        f"no {what} file {printable(file)}; looked for {shorten_list(candidates)}\n"
+        f"Annotation files in {printable(root)}: {shorten_list(there) or 'none'}.\n{expected_layout}"
     )
 
 
@@ -239,7 +227,7 @@ def ending_of(name: str) -> str:
 def shown_endings(counts: Counter[str]) -> str:
     """Returns the counts of file extensions for a message, the most frequent first."""
     most_first = sorted((-n, ending) for ending, n in counts.items())
-    return shorten(f"{-n:,} {ending or 'without an extension'}" for n, ending in most_first)
+    return shorten_list(f"{-n:,} {ending or 'without an extension'}" for n, ending in most_first)
 
 
 def picture_folders(folder: Path) -> list[str]:
@@ -274,15 +262,8 @@ def unquote(text: str) -> str:
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
-def shorten(things: Iterable[object], shown: int = SHOWN) -> str:
-    """Returns the first items for a message, and the total count if there are more."""
-    items = [shortened(printable(thing), LONGEST) for thing in things]
-    more = f", ... ({len(items)} in all)" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
-
-
 def raise_listed(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
     """Raises a UserError that lists the first problems, one per line, and counts the rest."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    shown = [shortened(printable(problem), LONGEST) for problem in problems[:SHOWN]]
+    shown = [shorten(printable(problem), LONGEST) for problem in problems[:SHOWN]]
     raise UserError("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")

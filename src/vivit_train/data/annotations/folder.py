@@ -1,21 +1,31 @@
 """Reads data sets with one folder of videos per class."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from vivit_train.data.annotations.build import Row, clips_by_class, make_splits
+from vivit_train.data.annotations.build import Draft, Row, make_splits
 from vivit_train.data.annotations.files import (
+    IS_VIDEO,
     VIDEO_EXTENSIONS,
     below,
+    ending_of,
+    list_videos,
     open_root,
+    picture_folders,
     raise_listed,
-    shorten,
+    shown_endings,
     subfolders,
 )
 from vivit_train.data.annotations.table import Splits, StrPath
+from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import printable
+from vivit_train.utils.text import plural, printable, shorten_list
 
+ByClass = dict[str, list[str]]  # class -> the paths of its clips
 FOLDER_TREE = """Expected in {root}, with a folder per class:
   train/<class>/<video>.mp4     or, to split it here:     <class>/<video>.mp4
   val/<class>/<video>.mp4
@@ -57,57 +67,118 @@ def read_folder(
     notices: list[str] = []
     has_splits = (top / "train").is_dir() and ((top / "val").is_dir() or bool(subfolders(top / "train")))
     if train or val or test or has_splits:
-        folders = {"train": top / (train or "train"), "val": top / (val or "val")}
-        if test or (top / "test").is_dir():
-            folders["test"] = top / (test or "test")
-        if classes:
-            del folders["train"]
-        absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
-        if absent:
-            there = printable(", ".join(subfolders(top))) or "none"
-            advice = "Name the split folders with data.train=, data.val= and data.test= (data.val=test is fine)."
-            raise_listed(
-                "missing folders", absent, f"Folders in {printable(top)}: {there}. {advice}\n{expected_layout}"
-            )
+        folders = split_folders(top, expected_layout, train=train, val=val, test=test, trains=not classes)
         clips = {split: clips_by_class(folder, expected_layout, notices) for split, folder in folders.items()}
-        source = f"folders {shorten(folders.values())}"
+        source = f"folders {shorten_list(folders.values())}"
     elif classes:
-        folders, clips, source = (
-            {"val": top},
-            {"val": clips_by_class(top, expected_layout, notices)},
-            f"folder {top}",
-        )
+        folders, source = {"val": top}, f"folder {top}"
+        clips = {"val": clips_by_class(top, expected_layout, notices)}
     else:
-        if not 0 < val_percent < 100:
-            raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
         folders = {"train": top, "val": top}
-        clips = {"train": {}, "val": {}}
-        for name, paths in clips_by_class(top, expected_layout, notices).items():
-            # A hash gives the same order on every machine and with every library version, and clips that are added
-            # later do not change the order of the others.
-            paths.sort(
-                key=lambda path: hashlib.sha256(
-                    f"{seed}/{below(top, path)}".encode(errors="surrogateescape")
-                ).digest()
-            )
-            count = min(max(round(len(paths) * val_percent / 100), 1), max(len(paths) - 1, 0))
-            clips["val"][name], clips["train"][name] = sorted(paths[:count]), sorted(paths[count:])
+        clips = hold_out(clips_by_class(top, expected_layout, notices), top, val_percent, seed)
         source = f"folder {top}, split here by class: {val_percent:g}% to val, seed {seed}"
+    check_class_folders(folders, clips)
+    names = tuple(classes or clips["train"])
+    return make_splits(
+        Draft(
+            tables={split: rows_of(by_class, top) for split, by_class in clips.items()},
+            files=folders,
+            classes={"": names},
+            ids={"": {name: i for i, name in enumerate(names)}},
+            source=source,
+            expected_layout=expected_layout,
+            may_lack_clips=classes is not None,
+            notices=notices,
+        )
+    )
 
+
+def split_folders(
+    root: Path, expected_layout: str, *, train: str | None, val: str | None, test: str | None, trains: bool
+) -> dict[str, Path]:
+    """Returns the folder of each split; that of the test split is optional.
+
+    Raises:
+        UserError: If a folder does not exist.
+    """
+    folders = {"train": root / (train or "train")} if trains else {}
+    folders["val"] = root / (val or "val")
+    if test or (root / "test").is_dir():
+        folders["test"] = root / (test or "test")
+    absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
+    if absent:
+        there = printable(", ".join(subfolders(root))) or "none"
+        advice = "Name the split folders with data.train=, data.val= and data.test= (data.val=test is fine)."
+        raise_listed(
+            "missing folders", absent, f"Folders in {printable(root)}: {there}. {advice}\n{expected_layout}"
+        )
+    return folders
+
+
+def rows_of(clips: ByClass, root: Path) -> list[Row]:
+    """Returns the rows of the clips, in order of their classes."""
+    return [Row(path, below(root, path), (name,), path) for name, paths in clips.items() for path in paths]
+
+
+def hold_out(clips: ByClass, root: Path, val_percent: float, seed: int) -> dict[str, ByClass]:
+    """Splits the clips of each class into train and val; see `read_folder`.
+
+    Raises:
+        UserError: If `val_percent` does not lie between 0 and 100.
+    """
+    if not 0 < val_percent < 100:
+        raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
+
+    def order(path: str) -> bytes:
+        # A hash gives the same order on every machine and with every library version, and clips that are added
+        # later do not change the order of the others.
+        return hashlib.sha256(f"{seed}/{below(root, path)}".encode(errors="surrogateescape")).digest()
+
+    train, val = {}, {}
+    for name, paths in clips.items():
+        ordered = sorted(paths, key=order)
+        count = min(max(round(len(paths) * val_percent / 100), 1), max(len(paths) - 1, 0))
+        val[name], train[name] = sorted(ordered[:count]), sorted(ordered[count:])
+    return {"train": train, "val": val}
+
+
+def check_class_folders(folders: Mapping[str, Path], clips: Mapping[str, ByClass]) -> None:
+    """Raises a UserError if a class folder for training has no videos."""
     empty = [str(folders["train"] / name) for name, paths in clips.get("train", {}).items() if not paths]
     if empty:
-        raise_listed(
-            "class folders without videos",
-            empty,
-            f"Add videos to them or delete them. Looked for {', '.join(VIDEO_EXTENSIONS)}.",
-        )
-    tables = {
-        split: [Row(path, below(top, path), (name,), path) for name, paths in classes.items() for path in paths]
-        for split, classes in clips.items()
-    }
-    names = tuple(classes or clips["train"])
-    ids = {name: i for i, name in enumerate(names)}
-    lacking = classes is not None
-    return make_splits(
-        tables, folders, {"": names}, {"": ids}, source, expected_layout, may_lack_clips=lacking, notices=notices
-    )
+        advice = f"Add videos to them or delete them. Looked for {', '.join(VIDEO_EXTENSIONS)}."
+        raise_listed("class folders without videos", empty, advice)
+
+
+def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> ByClass:
+    """Returns the paths of the videos in each class folder, and appends notices about ignored files.
+
+    Raises:
+        UserError: If there are no class folders.
+    """
+    classes: ByClass = {}
+    others: Counter[str] = Counter()
+    for name in subfolders(folder):
+        classes[name], left_out = list_videos(folder / name)
+        if not classes[name]:
+            classes[name] = picture_folders(folder / name)
+            left_out = Counter({ending: n for ending, n in left_out.items() if not is_picture(f"0{ending}")})
+        others += left_out
+    for tar in sorted(folder.glob("*.tar")):
+        for member in members(str(tar)):
+            name, _, rest = member.partition("/")
+            if IS_VIDEO.fullmatch(posixpath.basename(rest)):
+                classes.setdefault(name, []).append(f"{tar}/{member}")
+            else:
+                others[ending_of(member)] += 1
+    classes = {name: classes[name] for name in sorted(classes)}
+    loose = [name for name in sorted(os.listdir(folder)) if IS_VIDEO.fullmatch(name)]
+    if not classes:
+        found = f"only loose videos: {shorten_list(loose)}" if loose else "the folder is empty or has no videos"
+        raise UserError(f"no class folders in {printable(folder)}; {found}\n{expected_layout}")
+    if loose:
+        count = plural(len(loose), "video")
+        notices.append(f"ignored {count} in {folder} outside of class folders: {shorten_list(loose)}")
+    if others:
+        notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
+    return classes

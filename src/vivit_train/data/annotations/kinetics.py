@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from vivit_train.data.annotations.build import Row, class_names, make_splits
-from vivit_train.data.annotations.files import find_files, open_root, shorten
+from vivit_train.data.annotations.build import Draft, Row, class_names, make_splits
+from vivit_train.data.annotations.files import find_files, open_root
 from vivit_train.data.annotations.lookup import Problems, Videos, bare, read_columns, unusual_number
 from vivit_train.data.annotations.table import Splits, StrPath
+from vivit_train.utils.text import shorten_list
 
 KINETICS_TREE = """Expected in {root}:
   train.csv, val.csv     columns label,youtube_id,time_start,time_end; or in annotations/
@@ -54,29 +55,33 @@ def read_kinetics(
     tables = {split: list(_kinetics_rows(file, split, videos, problems)) for split, file in files.items()}
     problems.check()
 
-    source, notices = f"kinetics {shorten(files.values())}", []
+    source, notices = f"kinetics {shorten_list(files.values())}", []
     if classes:
         names, named_by = class_names(top, expected_layout, classes)
         source += named_by
     else:
         names = tuple(sorted({row.labels[0] for row in tables["train"]}))
         notices = unusual_number(names, num_classes, files["train"])
-    known = {bare(name): i for i, name in enumerate(names)}
-    labels = {row.labels[0] for row in chain(*tables.values())}
-    ids = {label: known[bare(label)] for label in labels if bare(label) in known}
-    lacking = classes is not None
     return make_splits(
-        tables,
-        files,
-        {"": names},
-        {"": ids},
-        source,
-        expected_layout,
-        max_missing,
-        lacking,
-        may_differ=True,
-        notices=notices,
+        Draft(
+            tables=tables,
+            files=files,
+            classes={"": names},
+            ids={"": _class_ids(names, {row.labels[0] for row in chain(*tables.values())})},
+            source=source,
+            expected_layout=expected_layout,
+            max_missing=max_missing,
+            may_lack_clips=classes is not None,
+            may_differ=True,
+            notices=notices,
+        )
     )
+
+
+def _class_ids(names: Sequence[str], labels: set[str]) -> dict[str, int]:
+    """Returns the class ids of the labels that are known, with or without parentheses."""
+    known = {bare(name): i for i, name in enumerate(names)}
+    return {label: known[bare(label)] for label in labels if bare(label) in known}
 
 
 def _places(num_classes: int | None) -> list[str]:

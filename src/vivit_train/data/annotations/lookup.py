@@ -5,10 +5,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vivit_train.data.annotations.build import Row, make_splits
-from vivit_train.data.annotations.files import below, cells, find_videos, raise_listed, read_lines, shorten
+from vivit_train.data.annotations.build import Draft, Row, make_splits
+from vivit_train.data.annotations.files import below, cells, find_videos, raise_listed, read_lines
 from vivit_train.data.annotations.table import Classes, Splits
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import shorten_list
 
 _TIME = re.compile(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d+)?)")
 
@@ -33,7 +34,7 @@ def official_lists(name: str, train: str | None, val: str, test: str | None, fol
     lists = {split: part for split, part in (("train", train), ("val", val), ("test", test)) if part}
     wrong = [f"data.{split}={part}" for split, part in lists.items() if part not in ("train", "test")]
     if wrong:
-        raise UserError(f"{shorten(wrong)}: the official lists of {name} are `train` and `test`")
+        raise UserError(f"{shorten_list(wrong)}: the official lists of {name} are `train` and `test`")
     if fold not in (1, 2, 3):
         raise UserError(f"data.reader.fold={fold}: {name} has the splits 1, 2 and 3")
     return lists
@@ -155,6 +156,17 @@ def official_splits(
     notices: Sequence[str] = (),
 ) -> Splits:
     """Calls `make_splits` for published classes, which may lack clips; clips with two labels give a notice."""
-    ids = {head: {name: i for i, name in enumerate(by_id)} for head, by_id in names.items()}
-    described = (tables, files, names, ids, source, expected_layout, max_missing)
-    return make_splits(*described, may_lack_clips=True, may_differ=True, notices=notices)
+    return make_splits(
+        Draft(
+            tables=tables,
+            files=files,
+            classes=names,
+            ids={head: {name: i for i, name in enumerate(by_id)} for head, by_id in names.items()},
+            source=source,
+            expected_layout=expected_layout,
+            max_missing=max_missing,
+            may_lack_clips=True,
+            may_differ=True,
+            notices=list(notices),
+        )
+    )

@@ -6,10 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names
-from vivit_train.data.annotations.files import VIDEO_EXTENSIONS, cells, find_files, open_root, read_lines, shorten
+from vivit_train.data.annotations.files import VIDEO_EXTENSIONS, cells, find_files, open_root, read_lines
 from vivit_train.data.annotations.lookup import Problems, Videos, official_splits
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import shorten_list
 
 MOMENTS_TREE = """Expected in {root}:
   trainingSet.csv, validationSet.csv     `path,label,positive votes,negative votes`; or in annotations/
@@ -76,7 +77,7 @@ def read_moments(
             parent, name = os.path.split(path)
             found = videos.find(os.path.splitext(name)[0], (*folders, os.path.basename(parent) or label), known)
             tables[split].append(videos.row(found, (folders[0], path), f"{folders[0]}/{path}", (label,), where))
-    source = f"moments_in_time {shorten(files.values())}{named_by}"
+    source = f"moments_in_time {shorten_list(files.values())}{named_by}"
     return official_splits(tables, files, {"": names}, source, expected_layout, max_missing, notices)
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names
-from vivit_train.data.annotations.files import find_file, find_files, open_root, read_json, read_lines, shorten
+from vivit_train.data.annotations.files import find_file, find_files, numbered_lines, open_root, read_lines
 from vivit_train.data.annotations.lookup import Problems, Videos, official_splits
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.json_file import parse_json
+from vivit_train.utils.text import shorten_list
 
 SOMETHING_TREE = """Expected in {root}:
   labels/train.json, validation.json, labels.json, test-answers.csv; or in annotations/ or the root,
@@ -58,7 +60,7 @@ def read_something(
             expected = ("20bn-something-something-v2", f"{video_id}.webm")
             tables[split].append(videos.row(videos.find(video_id), expected, video_id, (label,), where))
     problems.check()
-    source = f"something_something_v2 {shorten(files.values())}{named_by}"
+    source = f"something_something_v2 {shorten_list(files.values())}{named_by}"
     return official_splits(tables, files, {"": names}, source, expected_layout, max_missing)
 
 
@@ -68,13 +70,14 @@ def _something_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, 
     Raises:
         UserError: If the file has another structure or no templates.
     """
-    entries = read_json(file)
+    lines = read_lines(file)
+    entries = parse_json("\n".join(lines), file)
     if not isinstance(entries, list):
         raise UserError(f"{file}: expected a list of {problems.expected}, found a {type(entries).__name__}")
     if entries and not any(isinstance(entry, dict) and "template" in entry for entry in entries):
         advice = "The test file is published without labels; data.test=test-answers.csv has them."
         raise UserError(f"{file}: no entry has a template. {advice}")
-    lines = read_lines(file)  # the published files have "[" on the first line and then one entry per line
+    # The published files have "[" on the first line and then one entry per line.
     is_by_line = lines[0] == "[" and lines[len(entries) + 1 : len(entries) + 2] == ["]"]
     for number, entry in enumerate(entries):
         where = f"{file}:{number + 2}" if is_by_line else f"{file}: entry {number + 1}"
@@ -87,9 +90,9 @@ def _something_entries(file: Path, problems: "Problems") -> Iterator[tuple[str, 
 
 def _something_answers(file: Path, problems: "Problems") -> Iterator[tuple[str, str, str]]:
     """Yields the place, the id and the template of each row of a CSV file."""
-    for number, line in enumerate(read_lines(file), 1):
+    for where, line in numbered_lines(file):
         video_id, _, template = line.partition(";")
         if video_id.isdecimal() and template:
-            yield f"{file}:{number}", video_id, template
+            yield where, video_id, template
         elif line:
-            problems.add(f"{file}:{number}", line)
+            problems.add(where, line)

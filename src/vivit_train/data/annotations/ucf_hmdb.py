@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Row, class_names
-from vivit_train.data.annotations.files import find_file, open_root, read_lines, shorten
+from vivit_train.data.annotations.files import find_file, numbered_lines, open_root, read_lines
 from vivit_train.data.annotations.lookup import Problems, Videos, official_lists, official_splits, unusual_number
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import shorten_list
 
 UCF_TREE = """Expected in {root}:
   ucfTrainTestlist/      classInd.txt, trainlist01.txt, testlist01.txt, ...; or in annotations/ or the root
@@ -64,20 +65,19 @@ def read_ucf101(
     tables: dict[str, list[Row]] = {}
     for split, file in files.items():
         tables[split] = []
-        for number, line in enumerate(read_lines(file), 1):
+        for where, line in numbered_lines(file):
             match = _UCF_ROW.fullmatch(line)
             if match and match[2] in numbers and match[4] in (None, str(numbers[match[2]])):
                 path, label, stem = match.group(1, 2, 3)
                 # Some copies of the data set rename v_HandStandPushups_* to match the folder HandstandPushups.
                 stems = (stem, stem.replace("HandStand", "Handstand"))
                 found = next(filter(None, (videos.find(name, (label,), numbers) for name in stems)), None)
-                where = f"{file}:{number}"
                 tables[split].append(videos.row(found, ("UCF-101", path), path, (label,), where))
             elif line:
-                problems.add(f"{file}:{number}", line)
+                problems.add(where, line)
     problems.check()
     names, named_by = class_names(top, expected_layout, classes or published)
-    source = f"ucf101 split {fold}: {shorten(files.values())}{named_by}"
+    source = f"ucf101 split {fold}: {shorten_list(files.values())}{named_by}"
     return official_splits(tables, files, {"": names}, source, expected_layout, max_missing)
 
 
@@ -114,24 +114,23 @@ def read_hmdb51(
     ending = f"_test_split{fold}.txt"
     folder = next((top / name for name in HMDB_FOLDERS if any((top / name).glob(f"*{ending}"))), None)
     if folder is None:
-        raise UserError(
-            f"no files *{ending}; looked in {shorten([top / name for name in HMDB_FOLDERS])}\n{expected_layout}"
-        )
+        places = shorten_list([top / name for name in HMDB_FOLDERS])
+        raise UserError(f"no files *{ending}; looked in {places}\n{expected_layout}")
     by_class = {file.name.removesuffix(ending): file for file in folder.glob(f"*{ending}")}
     # The order of the file names differs from that of the classes.
     by_class = {name: by_class[name] for name in sorted(by_class)}
     videos, problems = Videos(top), Problems("`<video>.avi` and 0, 1 or 2")
     tables: dict[str, list[Row]] = {split: [] for split in lists}
     for label, file in by_class.items():
-        for number, line in enumerate(read_lines(file), 1):
+        for where, line in numbered_lines(file):
             if match := _HMDB_ROW.fullmatch(line):
                 stem, part = match[1], {"1": "train", "2": "test"}.get(match[2])
                 found = videos.find(stem, (label,), by_class)
-                expected, where = ("hmdb51_org", label, f"{stem}.avi"), f"{file}:{number}"
+                expected = ("hmdb51_org", label, f"{stem}.avi")
                 for split in [split for split in lists if lists[split] == part]:
                     tables[split].append(videos.row(found, expected, f"{label}/{stem}", (label,), where))
             elif line:
-                problems.add(f"{file}:{number}", line)
+                problems.add(where, line)
     problems.check()
     names, named_by = class_names(top, expected_layout, classes or tuple(by_class))
     files = {split: folder / f"*{ending}" for split in lists}

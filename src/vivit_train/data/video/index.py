@@ -30,7 +30,7 @@ STORED: dict[str, Any] = {
     **{"header_num_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
 }
 # This string identifies everything that affects the result of a scan. Increase the number after "scan" with any
-# change to `_scan` in scan.py.
+# change to `scan_packets` in scan.py.
 SCANNED_BY = "scan 1, " + ", ".join(
     f"{library} {'.'.join(map(str, av.library_versions[library]))}" for library in ("libavformat", "libavcodec")
 )
@@ -192,6 +192,12 @@ def is_possible(scan: Scan) -> bool:
     if start is None:  # frames are counted, so `keys` is not used
         return True
     return abs(start) < 2**62 and len(keys) > 0 and int(keys[0]) <= start and bool((np.diff(keys) > 0).all())
+
+
+def find(root: Path) -> Path | None:
+    """Returns the database in a data set's folder, or None if there is none."""
+    file = root / NAME
+    return file if file.is_file() else None
 
 
 def why_unused(file: Path) -> str:

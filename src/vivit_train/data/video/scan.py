@@ -1,7 +1,6 @@
-"""Scans a video's packets for the presentation times of its frames, and probes its display properties."""
+"""Finds the presentation times of a video's frames and its display properties, and caches them."""
 
 import os
-from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +13,10 @@ from av import Packet, VideoCodecContext, VideoFrame
 from vivit_train.data.video import index, storage
 from vivit_train.data.video.container import MAX_PIXELS, open_video
 from vivit_train.data.video.index import MAX_FPS, Scan, Timeline
+from vivit_train.data.video.packets import check_complete, decord_fault, display_times, read_packets
 from vivit_train.utils.errors import VideoError, reason
 
 CACHE_BYTES = 64 << 20
-# In these containers, a seek lands on the requested key frame. In FLV, WMV and MPEG-TS, it may land after it.
-INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 StrPath = str | os.PathLike[str]
 
 
@@ -71,7 +69,6 @@ class StreamShape(NamedTuple):
         return round(self.width * shrink), round(self.height * shrink)
 
 
-UNKNOWN = -(2**63)  # the pts of a packet that has none
 PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
 PICTURES_PER_SECOND = 30.0  # the assumed frame rate of a folder of pictures
 
@@ -131,111 +128,77 @@ def probe(path: StrPath) -> VideoInfo:
 
 
 def scan_file(path: StrPath, stored: Path | None = None) -> Scan:
-    """Returns the scan of a video from the cache, from the database `stored` or from its packets."""
-    found = storage.state(os.fspath(path))
-    if not (found.size or found.is_folder):
-        raise VideoError(os.fspath(path), "file is empty (0 bytes)", kind="empty")
-    return _scans.get((os.fspath(path), found.version, found.size), stored)
+    """Returns the scan of a video from the cache, from the database `stored` or from its packets.
+
+    Raises:
+        VideoError: If the file is missing, damaged or no video.
+    """
+    return SCANS.get(os.fspath(path), stored)
 
 
-class _Scans:
-    """A cache of the most recently used scans, by path, version and size of the file."""
+class ScanCache:
+    """A cache of the most recently used scans, by path, version and size of the file.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: The largest total size of the scans.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self.max_bytes, self.num_bytes = max_bytes, 0
         self.kept: dict[tuple[str, int, int], Scan] = {}  # the most recently used scan comes last
-        self.num_bytes = 0
 
-    def get(self, state: tuple[str, int, int], stored: Path | None) -> Scan:
-        scan = self.kept.pop(state, None)
+    def get(self, path: str, stored: Path | None = None) -> Scan:
+        """Returns the scan of a video; see `scan_file`."""
+        found = storage.state(path)
+        if not (found.size or found.is_folder):
+            raise VideoError(path, "file is empty (0 bytes)", kind="empty")
+        key = (path, found.version, found.size)
+        scan = self.kept.pop(key, None)
         if scan is None:
-            scan = (index.read(stored, *state) if stored else None) or _scan(state[0])
+            scan = (index.read(stored, *key) if stored else None) or scan_packets(path)
             self.num_bytes += scan.num_bytes
-        self.kept[state] = scan
-        while self.num_bytes > CACHE_BYTES:
+        self.kept[key] = scan
+        while self.num_bytes > self.max_bytes:
             self.num_bytes -= self.kept.pop(next(iter(self.kept))).num_bytes
         return scan
 
+    def clear(self) -> None:
+        """Forgets all scans."""
+        self.kept.clear()
+        self.num_bytes = 0
 
-_scans = _Scans()
+
+SCANS = ScanCache()
 
 
-def _scan(path: str, why_count: str = "") -> Scan:
-    """Scans a file.
+def scan_packets(path: str) -> Scan:
+    """Reads all packets of a video and returns its scan, without any cache.
 
-    Args:
-        path: The path of the video.
-        why_count: The reason why frames must be counted by decoding them; "" if none is known yet.
+    Raises:
+        VideoError: If the file is missing, damaged or no video.
     """
     if storage.state(path).is_folder:
         return _scan_pictures(path)
-    pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
-    decoded: list[int | None] = []
-    is_open = began = False
-    with open_video(path, leave_open=True) as (container, stream):
-        context = stream.codec_context
-        codec = context.codec.canonical_name
-        why_count = why_count or _why_count(container.format.name, codec)
-        for packet in container.demux(stream):
-            if packet.size:
-                pts.append(UNKNOWN if (at := packet.pts) is None else at)
-                durations.append(packet.duration or 0)
-                is_key.append(packet.is_keyframe)
-                # The edit list hides the frame, which is decoded but not shown.
-                is_hidden.append(packet.is_discard)
-                if packet.is_keyframe:
-                    is_open = is_open or not _is_idr(codec, memoryview(packet))
-            if why_count:
-                decoded += (frame.pts for frame in context.decode(packet))
-            elif codec == "mpeg4" and not began:  # `has_b_frames` is known only after the first frame is decoded
-                began = bool(context.decode(packet))
-        time_base, promised, duration = float(stream.time_base or 0), stream.frames, stream.duration or 0
-        promised_s = duration * time_base
-        # The container's duration is that of its longest stream.
-        if not promised_s and not container.streams.audio:
-            promised_s = (container.duration or 0) / av.time_base
-        rate = float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's default is 25 fps
-        why_not = _why_count(container.format.name, codec, context.has_b_frames)
-    time, length = np.frombuffer(pts, np.int64), np.frombuffer(durations, np.int64)
-    key, hidden = np.frombuffer(is_key, np.bool_), np.frombuffer(is_hidden, np.bool_)
-    has_time = time != UNKNOWN
-    stored, keys = np.sort(time[has_time]), np.sort(time[key & has_time])
-    if len(stored) < len(time) or not np.diff(stored).all() or not len(keys):
-        why_not = why_not or "packets without a unique pts, or no key frame"
-    if why_not and not why_count:
-        return _scan(path, why_not)
-
-    # A trimmed file may also contain fewer packets than its header claims, but then its duration is not shorter.
-    is_short = len(time) < promised
-    if is_short and len(stored) and (time + length)[has_time].max() - stored[0] < duration:
-        raise VideoError(path, f"ends after {len(time)} of {promised} frames", kind="truncated")
-    if why_count:
-        shown = np.unique(np.array([pts for pts in decoded if pts is not None], np.int64))
-        num_frames = len(decoded)
-    else:  # frames before the first key frame refer to frames that were cut away, so they are not shown
-        shown = stored[stored >= keys[0]]
-        shown = np.setdiff1d(shown, time[hidden]) if hidden.any() else shown
-        num_frames = len(shown)
-    if num_frames == 0:
-        raise VideoError(path, "no frame can be decoded")
-    if len(shown) < num_frames or not time_base:
-        shown, time_base = np.arange(num_frames), 1 / rate
+    packets = read_packets(path)
+    if not packets.why_count and (why_count := packets.ambiguity()):
+        packets = read_packets(path, why_count)
+    check_complete(path, packets)
+    shown, time_base = display_times(path, packets)
     pts_deltas = np.diff(shown)
+    num_frames, rate = len(shown), packets.rate
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * time_base) if num_frames > 1 else rate
-    # In decoding order, the key frame of an open GOP precedes frames that are displayed before it.
-    is_open = is_open or bool((np.searchsorted(stored, time[key]) != np.flatnonzero(key)).any())
-    decord_unsafe = why_count or _decord_fault(bool(hidden.any()), is_open, is_short, codec)
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
     if not 0 < fps <= MAX_FPS:
         raise VideoError(path, f"claims {fps:,.6g} frames per second; the header is damaged", kind="damaged")
     compact = pts_deltas.astype(np.min_scalar_type(int(pts_deltas.max(initial=0))))
     return Scan(
         Timeline(num_frames=num_frames, fps=fps, pts_deltas=compact, time_base=time_base),
-        start=None if why_count else int(shown[0]),
-        keys=keys,
-        decord_unsafe=decord_unsafe,
-        header_num_frames=promised,
-        promised_s=promised_s,
-        gop=len(time) / max(int(key.sum()), 1),
+        start=None if packets.why_count else int(shown[0]),
+        keys=packets.keys,
+        decord_unsafe=packets.why_count or decord_fault(packets),
+        header_num_frames=packets.promised,
+        promised_s=packets.promised_s,
+        gop=len(packets.pts) / max(int(packets.is_key.sum()), 1),
     )
 
 
@@ -257,46 +220,6 @@ def _first_frame(path: str, state: storage.State) -> tuple[StreamShape, str]:
         for frame in container.decode(stream):
             return StreamShape.of(frame), stream.codec_context.codec.canonical_name
     raise VideoError(path, "no frame can be decoded")
-
-
-def _why_count(container: str, codec: str, has_b_frames: bool = False) -> str:
-    """Returns the reason why packets do not show which frames are displayed, or "" if they do."""
-    if container not in INDEXED:
-        return f"{container} files have no reliable index"
-    if container == "avi" and (has_b_frames or codec in ("h264", "hevc")):
-        return "AVI with B-frames: the file stores decoding times, not presentation times"
-    if codec == "mpeg4" and has_b_frames:
-        return "MPEG-4 with B-frames: several frames may share a packet"
-    return ""
-
-
-def _is_idr(codec: str, key_packet: memoryview) -> bool:
-    """Returns whether a key frame is an IDR frame, across which no frame may refer; True for codecs without IDR.
-
-    It reads the types of the NAL units (H.264 and H.265, section 7.3.1), each of which follows a 4-byte length.
-    """
-    if codec not in ("h264", "hevc"):
-        return True
-    at = 0
-    while at + 4 < len(key_packet):
-        kind = key_packet[at + 4] & 31 if codec == "h264" else key_packet[at + 4] >> 1 & 63
-        if kind in ((5,) if codec == "h264" else (19, 20)):
-            return True
-        at += 4 + int.from_bytes(key_packet[at : at + 4])
-    return False
-
-
-def _decord_fault(is_cut: bool, is_open: bool, is_short: bool, codec: str) -> str:
-    """Returns the reason why decord would return wrong frames or none, or "" if it returns the right ones."""
-    if is_cut:
-        return "edit list: some frames are not shown"
-    if is_open:
-        return "open GOP: frames refer to others across a key frame"
-    if is_short:
-        return "fewer frames than the header claims: decord trusts the header and may run out of memory"
-    if codec == "av1":
-        return "AV1: decord has no decoder for it"
-    return ""
 
 
 def _scan_pictures(folder: str) -> Scan:

@@ -1,6 +1,5 @@
 """Reads weight files and Hugging Face folders, recognized by their content. Nothing in them is executed."""
 
-import json
 import os
 import re
 import zipfile
@@ -15,6 +14,7 @@ from torch import Tensor
 from vivit_train.models.weights.checks import check_content, check_statistics
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.json_file import parse_json
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 MAX_JSON_BYTES = 64 << 20
@@ -95,7 +95,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file, such as a configuration or the index of a sharded model.
 
     Raises:
@@ -106,11 +106,12 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path} cannot be read: {path.stat().st_size:,} bytes is too large for a configuration"
             )
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except RecursionError as error:
-        raise UserError(f"{path} cannot be read: it is nested too deeply") from error
-    except (OSError, ValueError, TypeError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read: expected a JSON object, found a {type(content).__name__}")
+    return content
 
 
 def hub_folder(source: str | Path) -> Path:
@@ -152,7 +153,7 @@ def folder_weights(folder: Path) -> dict[str, Tensor]:
 def video_statistics(folder: Path) -> Statistics:
     """Returns the normalization of the ViViT in a Hugging Face folder, from preprocessor_config.json."""
     file = folder / "preprocessor_config.json"
-    config = read_json(file) if file.is_file() else {}
+    config = read_json_object(file) if file.is_file() else {}
     rescale, normalize = config.get("do_rescale", True), config.get("do_normalize", True)
     factor, offset = config.get("rescale_factor", 1 / 127.5), float(bool(rescale and config.get("offset", True)))
     if not conforms(factor, float) or not 1e-9 < factor < 1e3:

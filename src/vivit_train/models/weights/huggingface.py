@@ -13,7 +13,7 @@ from torch import Tensor
 from vivit_train.models.vivit import ViViT, ViViTSpaceTime
 from vivit_train.models.weights.build import build, load_exactly
 from vivit_train.models.weights.checks import check_statistics
-from vivit_train.models.weights.files import folder_weights, hub_folder, read_json, video_statistics
+from vivit_train.models.weights.files import folder_weights, hub_folder, read_json_object, video_statistics
 from vivit_train.models.weights.keys import KeyMap, join, their_names, with_prefix
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
@@ -105,7 +105,7 @@ def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights 
         )
     if config.get("model_type") == "vit":
         file = source.path / "preprocessor_config.json"
-        image: Any = read_json(file) if file.is_file() else {}
+        image: Any = read_json_object(file) if file.is_file() else {}
     elif "architecture" in config:  # This is a timm model on the Hub.
         image = config.get("pretrained_cfg", {})
     else:
@@ -133,7 +133,7 @@ def load_huggingface(folder: str | Path) -> ViViT:
         UserError: A file is missing, the configuration is not that of a ViViT, or the weights do not fit exactly.
     """
     folder = hub_folder(folder)
-    config = read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     if config.get("model_type") != "vivit":
         raise UserError(f"{folder}/config.json describes '{config.get('model_type')}', not 'vivit'")
     activation = config.get("hidden_act", "gelu_fast")

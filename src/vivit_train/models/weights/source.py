@@ -16,7 +16,7 @@ from vivit_train.models.weights.files import (
     hub_folder,
     kind_of,
     read_file,
-    read_json,
+    read_json_object,
     unwrapped,
 )
 
@@ -73,7 +73,7 @@ class Source:
             UserError: It cannot be read.
         """
         file = self.path / "config.json" if self.path is not None else None
-        return read_json(file) if file is not None and file.is_file() else None
+        return read_json_object(file) if file is not None and file.is_file() else None
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:

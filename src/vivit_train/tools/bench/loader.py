@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from vivit_train.build import build_data
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import Sample, collate
+from vivit_train.data.dataset import ClipBatch, collate
 from vivit_train.data.sampler import Key
 from vivit_train.data.transforms import seeded
 from vivit_train.data.video.scan import probe
 from vivit_train.data.video.storage import is_plain, state
-from vivit_train.tools.bench.stages import STAGES, Stages, dataset, is_readable, repeat_rows, uncached_paths
+from vivit_train.tools.bench.stages import STAGES, Stages, is_readable, repeat_rows, uncached_paths
 from vivit_train.tools.bench.train import bench_train
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.tools.manifest import is_prepared
@@ -114,12 +114,13 @@ def bench_loader(
     Raises:
         UserError: The data cannot be found, or no clip of the sample can be read.
     """
-    data = build_data(cfg)
     device = (
         torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
     )
-    if data.augment_on == "auto":  # The trainer decides in the same way.
-        data.augment_on = "device" if device and device.type == "cuda" else "worker"
+    augment_on = cfg.data.augment_on
+    if augment_on == "auto":  # The trainer decides in the same way.
+        augment_on = "device" if device and device.type == "cuda" else "worker"
+    data = build_data(cfg, augment_on=augment_on)
     manifest, num_unreadable = _readable_sample(data, clips)
     demand = _given_demand(target_clips_per_s) if target_clips_per_s else measure_demand(cfg, device)
     torch.set_num_threads(1)
@@ -221,13 +222,13 @@ class _Workers:
         self.data, self.n = data, len(manifest)
         # Batches are small enough that each worker gets several of them.
         self.size = max(1, min(data.micro_batch_size, self.n // (4 * max(*workers, 1))))
-        self.clips = dataset(data, repeat_rows(data, manifest, rounds + 1))
+        self.clips = data.train_dataset(repeat_rows(data, manifest, rounds + 1))
         self.seconds: dict[int, list[float]] = {number: [] for number in workers}
-        self.loaders: dict[int, tuple[DataLoader[Sample], list[list[Key]]]] = {}
+        self.loaders: dict[int, tuple[DataLoader[ClipBatch], list[list[Key]]]] = {}
         for number in workers:
             batches: list[list[Key]] = []  # The list changes between rounds, while the workers stay alive.
-            data.num_workers = number
-            self.loaders[number] = data.loader(self.clips, batch_sampler=batches), batches
+            loader = data.loader(self.clips, num_workers=number, batch_sampler=batches)
+            self.loaders[number] = loader, batches
         self.measure(rounds)  # The first measurement starts the workers and does not count.
         self.seconds = {number: [] for number in workers}
 
@@ -254,14 +255,15 @@ def device_stages(
     If there is no device, the main process runs the augmentation.
     """
     n = min(len(manifest), data.micro_batch_size)
-    clips = dataset(data, manifest)
+    clips = data.train_dataset(manifest)
     batch = collate([clips[0, 0, row] for row in range(n)])
     if device and device.type == "cuda":
         batch["video"] = batch["video"].pin_memory()
     seconds = np.zeros((rounds + 1, 2))
     for turn in range(rounds + 1):
         start = time.perf_counter()
-        moved = batch | {"video": batch["video"].to(device, non_blocking=True)}
+        moved = batch.copy()
+        moved["video"] = batch["video"].to(device, non_blocking=True)
         _finish_work(device)
         there = time.perf_counter()
         data.on_after_batch_transfer(moved, 0)
@@ -311,7 +313,7 @@ def _prepared_gain(
         )
     chosen = manifest.select(np.array(rows))
     made = replace(chosen, paths=np.array(after, np.dtypes.StringDType()))
-    both = [dataset(data, uncached_paths(one, rounds)) for one in (chosen, made)]
+    both = [data.train_dataset(uncached_paths(one, rounds)) for one in (chosen, made)]
     seconds = np.zeros((2, rounds, len(rows)))
     for turn in range(rounds):
         for i in range(len(rows)):

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import Sample, TrainDataset, VideoReader, collate
+from vivit_train.data.dataset import Sample, VideoReader, collate
 from vivit_train.data.sampling import PAD_INDEX, Indices
 from vivit_train.data.transforms import seeded
 from vivit_train.data.video.container import OPENING
@@ -57,14 +56,6 @@ def uncached_paths(manifest: ClipTable, times: int) -> ClipTable:
     return replace(repeat_table(manifest, times), paths=np.array(spelled, np.dtypes.StringDType()))
 
 
-def dataset(data: VideoDataModule, manifest: ClipTable) -> TrainDataset:
-    """Return a training dataset with the clips of a manifest and the settings of the configuration."""
-    clips = copy(data.train_dataloader().dataset)
-    assert isinstance(clips, TrainDataset)
-    clips.manifest = manifest
-    return clips
-
-
 def is_readable(data: VideoDataModule, manifest: ClipTable, row: int, number: int) -> bool:
     """Return whether the clip that is sampled from a row can be read, by the loader and by libavcodec alone.
 
@@ -76,7 +67,7 @@ def is_readable(data: VideoDataModule, manifest: ClipTable, row: int, number: in
     """
     try:
         with seeded(data.seed, number):
-            loaded = dataset(data, manifest).load(row)
+            loaded = data.train_dataset(manifest).load(row)
         with data.video_reader.watchdog(str(manifest.paths[row])):
             decode_alone(str(manifest.paths[row]), loaded, data.short_side)
     except (VideoError, av.FFmpegError):
@@ -103,7 +94,8 @@ class Stages:
     """Measures the time of each stage and of libavcodec alone, in seconds by round and video."""
 
     def __init__(self, data: VideoDataModule, manifest: ClipTable, rounds: int) -> None:
-        self.data, self.clips, self.n = data, dataset(data, repeat_rows(data, manifest, rounds)), len(manifest)
+        self.data, self.n = data, len(manifest)
+        self.clips = data.train_dataset(repeat_rows(data, manifest, rounds))
         self.clips.finish = False  # The augmentation is measured separately.
         self.clips.video_reader = self.video_reader = TimedReading(**vars(self.clips.video_reader))
         self.seconds = np.zeros((rounds, self.n, len(STAGES)))
@@ -124,7 +116,7 @@ class Stages:
                 for sample in loaded:
                     sample["video"] = self.data.transform.finish(sample["video"], sample.pop("params"))
             finished = time.perf_counter()
-            samples += (sample | {"errors": []} for sample in loaded)
+            samples += loaded
             with self.video_reader.watchdog(path):
                 alone = decode_alone(path, loaded, self.data.short_side)
             self.raw_s[turn, row], self.decoded[row] = alone.seek_s + alone.decode_s, alone.frames

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vivit_train.build import build_module, build_trainer
 from vivit_train.config import derive, validate
+from vivit_train.data.dataset import ClipBatch
 from vivit_train.run import quiet_lightning
 from vivit_train.tools.bench.model import device_name, finish
 from vivit_train.training.checkpoint import Metadata, build_net
 from vivit_train.training.failures import translate_compile_errors
-from vivit_train.training.module import Batch
 from vivit_train.training.profiling import FORWARD_AND_BACKWARD, matmul_peak, peak_memory_gb, step_dtype
 from vivit_train.utils.text import plural
 
@@ -92,18 +92,19 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
     )
 
 
-class SameBatch(IterableDataset[Batch]):
+class SameBatch(IterableDataset[ClipBatch]):
     """Yields the same batch of noise forever."""
 
     def __init__(self, clips: int, frames: int, crop: int) -> None:
         video = torch.randint(256, (clips, frames, 3, crop, crop), dtype=torch.uint8)
-        self.batch = {"video": video, "label": torch.arange(clips)[:, None] % CLASSES}
+        label = torch.arange(clips)[:, None] % CLASSES
         if torch.cuda.is_available():
-            self.batch = {name: value.pin_memory() for name, value in self.batch.items()}
+            video, label = video.pin_memory(), label.pin_memory()
+        self.batch: ClipBatch = {"video": video, "label": label}
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ClipBatch]:
         while True:
-            yield dict(self.batch)
+            yield self.batch.copy()
 
 
 class Clock(Callback):

@@ -13,7 +13,6 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vivit_train.data.annotations.files import shorten
 from vivit_train.data.annotations.table import Classes, ClipTable, Splits
 from vivit_train.data.video import index
 from vivit_train.data.video.storage import is_plain
@@ -115,7 +114,7 @@ def _advice(classes: Classes, clean: str, overrides: Sequence[str]) -> str:
         overrides: Overrides of the command line.
     """
     if bad := unlisted(classes):
-        return f"no clean lists are written, as they need one class name per line: rename {shorten(bad)}"
+        return f"no clean lists are written, as they need one class name per line: rename {shorten_list(bad)}"
     if not clean:
         return "no clean lists are written, as they cannot hold segments or labels for several heads"
     command = " ".join(["vivit train", clean, *map(shlex.quote, filter(_is_kept, overrides))])
@@ -125,7 +124,7 @@ def _advice(classes: Classes, clean: str, overrides: Sequence[str]) -> str:
 def _log_problems(problems: Sequence[Problem]) -> None:
     count = Counter(problem.kind for problem in problems)
     for kind in filter(count.get, KINDS):
-        examples = shorten([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
+        examples = shorten_list([os.path.basename(p.path) for p in problems if p.kind == kind], 3)
         log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
 
 
