@@ -114,9 +114,7 @@ def bench_loader(
     Raises:
         UserError: The data cannot be found, or no clip of the sample can be read.
     """
-    device = (
-        torch.accelerator.current_accelerator(check_available=True) if cfg.trainer.accelerator != "cpu" else None
-    )
+    device = _device(cfg)
     augment_on = cfg.data.augment_on
     if augment_on == "auto":  # The trainer decides in the same way.
         augment_on = "device" if device and device.type == "cuda" else "worker"
@@ -151,6 +149,13 @@ def bench_loader(
         prepared_gain=None if isinstance(gain, str) else gain,
         advice=advise(demand, per_core, cores, gain, stage_ms),
     )
+
+
+def _device(cfg: DictConfig) -> torch.device | None:
+    """Return the accelerator that training would use, or None for the CPU."""
+    if cfg.trainer.accelerator == "cpu":
+        return None
+    return torch.accelerator.current_accelerator(check_available=True)
 
 
 def _readable_sample(data: VideoDataModule, clips: int) -> tuple[ClipTable, int]:

@@ -20,7 +20,7 @@ from vivit_train.data.video.urls import private_urls
 from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
-from vivit_train.utils.text import csv_cell, plural, printable
+from vivit_train.utils.text import csv_cell, plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
 
