@@ -35,7 +35,7 @@ from vivit_train.training.resume import (
     newest_checkpoint,
     translate_resume_errors,
 )
-from vivit_train.training.targets import DATA, build
+from vivit_train.training.targets import DATA, build, resolve_target
 from vivit_train.utils.arguments import check_arguments, shown
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
@@ -270,6 +270,8 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
     node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
     node = {key: value for key, value in node.items() if key not in given}
+    if "." in str(node.get("decoder", "")):
+        resolve_target(node["decoder"], set(), f"{where}.decoder", cfg.trusted)
     protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
     data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given, protocol=protocol)
     return data

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import numpy as np
@@ -51,8 +52,9 @@ def read_frames(
         path: The path of the video.
         indices: T frame numbers in [0, num_frames), in any order. They may repeat.
         short_side: The largest length of the short side, in pixels. Larger frames are scaled down in proportion.
-        decoder: One of `DECODERS`. "auto" means "pyav", which reads every video. "decord" and "torchcodec" refuse
-            videos of which they would return wrong frames. torchcodec scales bilinearly, the others bicubically.
+        decoder: One of `DECODERS`, or the dotted path of a function of your own. "auto" means "pyav", which reads
+            every video. "decord" and "torchcodec" refuse videos of which they would return wrong frames.
+            torchcodec scales bilinearly, the others bicubically.
         cut: A function that chooses the crop box of the scaled frames. Pixels outside the box are not copied. None
             returns the whole frames.
 
@@ -83,9 +85,15 @@ def import_decoder(name: str) -> None:
 
 def _reader(decoder: str) -> _Reader:
     readers = dict(zip(DECODERS, (_read_pyav, _read_decord, _read_pyav, _read_torchcodec), strict=True))
-    if decoder not in readers:
+    if decoder in readers:
+        return readers[decoder]
+    if "." not in decoder:
         raise UserError(f"data.decoder={decoder} is none of {', '.join(DECODERS)}")
-    return readers[decoder]
+    try:
+        theirs: _Reader = resolve_name(decoder)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"data.decoder={decoder}: no such function ({reason(error)})") from error
+    return theirs
 
 
 if hasattr(os, "register_at_fork"):
