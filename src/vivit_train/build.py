@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LRScheduler
 
-from vivit_train.config import accepted_arguments
+from vivit_train.config import accepted_arguments, with_values
+from vivit_train.data.clip_size import LARGE, SMALL, median_frames, stride_for
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
@@ -31,8 +32,37 @@ from vivit_train.training.optim import Schedule
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.distributed import CheckRankConsistency
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
+
+
+def resolve_clip(cfg: DictConfig) -> DictConfig:
+    """Returns a configuration in which `auto` frames, stride and pixels are numbers, and logs the choice.
+
+    The clip fits the device: on a CPU it is small. With the stride, it covers a video of median length.
+    """
+    keys = ("frames", "stride", "short_side", "crop")
+    automatic = [key for key in keys if cfg.data[key] == "auto"]
+    if not automatic:
+        return cfg
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
+    size = SMALL if on_cpu else LARGE
+    chosen = {"frames": size.frames, "short_side": size.short_side, "crop": size.crop, "stride": 1}
+    given = {key: cfg.data[key] for key in keys if key not in automatic}
+    if "crop" in given:
+        chosen["short_side"] = max(size.short_side, given["crop"])
+    chosen |= given
+    if "stride" in automatic:
+        data = build_data(with_values(cfg, data=chosen))
+        length, sample = median_frames(data.splits.train, data.video_reader.index_db, cfg.seed)
+        chosen["stride"] = stride_for(length, chosen["frames"])
+        lengths = f"{length} frames is the median length of {plural(sample, 'clip')}"
+    else:
+        lengths = "the device"
+    shown = " ".join(f"data.{key}={chosen[key]}" for key in automatic)
+    log.info(f"clip     {shown}: chosen for {'a CPU' if on_cpu else 'a GPU'}, and {lengths}")
+    return with_values(cfg, data=chosen)
 
 
 def build_data(cfg: DictConfig, **changed: Any) -> VideoDataModule:

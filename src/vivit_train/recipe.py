@@ -48,7 +48,12 @@ class Recipe:
         actual = {key: value for key, value in flatten(cfg).items() if compared(key) or key in self.values}
         keys = dict.fromkeys((*self.values, *actual))
         pairs = ((key, self.values.get(key), actual.get(key)) for key in keys)
-        return [(key, ours, theirs) for key, ours, theirs in pairs if ours != theirs]
+        # The run chooses a value for "auto", which is no difference unless the command line sets another one.
+        return [
+            (key, ours, theirs)
+            for key, ours, theirs in pairs
+            if ours != theirs and not (ours == "auto" and key not in self.typed)
+        ]
 
     def table(self, cfg: DictConfig) -> str:
         """Returns a readable table of the settings in which this run differs from the recipe."""

@@ -19,14 +19,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.build import build_data, build_module, build_trainer, init_weights
+from vivit_train.build import build_data, build_module, build_trainer, init_weights, resolve_clip
 from vivit_train.config import choice_problems, derive, validate, with_values
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.data.digest import check_unchanged
 from vivit_train.recipe import Recipe, read_recipe
-from vivit_train.training.callbacks import planned_steps
+from vivit_train.training.callbacks import clock, planned_steps
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
+from vivit_train.training.estimate import estimate_seconds, faster
 from vivit_train.training.evaluation import parse_views, score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
@@ -45,6 +46,7 @@ from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
+HOUR = 3600.0
 
 
 def train(cfg: DictConfig) -> float:
@@ -63,6 +65,7 @@ def train(cfg: DictConfig) -> float:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
     recipe = read_recipe()
+    cfg = resolve_clip(cfg)
     validate(cfg, recipe)
     while True:
         try:
@@ -325,7 +328,11 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]
-    if cfg.model.get("compile"):
+    compiles = cfg.model.get("compile")
+    if not compiles and (seconds := estimate_seconds(task, data, trainer)) is not None:
+        keys = f"; to take less: {keys}" if seconds > HOUR and (keys := faster(cfg, seconds)) else ""
+        lines.append(f"time: about {clock(seconds)} (h:mm:ss) for training, by the speed measured just now{keys}")
+    if compiles:
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)
 

@@ -270,11 +270,12 @@ def model(
     json: JsonFile = None,
 ) -> None:
     """Measure a model's clips/s, peak memory and MFU, with eager, fused or compiled attention."""
+    from vivit_train.build import resolve_clip
     from vivit_train.tools.bench import model
     from vivit_train.tools.overrides import compose_words
 
     cells = model.cells(
-        compose_words(overrides, Path("runs/bench")).model,
+        resolve_clip(compose_words(overrides, Path("runs/bench"))).model,
         batches=numbers("--batch", batch),
         modes=choices("--mode", mode, model.MODES),
         dtypes=choices("--dtype", dtype, tuple(model.DTYPES)),
@@ -304,11 +305,12 @@ def train(
     """Measure whole training steps on clips in memory: the throughput if the model never waits for data."""
     from tempfile import TemporaryDirectory
 
+    from vivit_train.build import resolve_clip
     from vivit_train.tools.bench.train import bench_train, save, table
     from vivit_train.tools.overrides import compose_words
 
     with TemporaryDirectory() as folder:
-        result = bench_train(compose_words(overrides, Path(folder)), steps=steps)
+        result = bench_train(resolve_clip(compose_words(overrides, Path(folder))), steps=steps)
     log.info(table(result, overrides or []))
     if json:
         save(result, json)

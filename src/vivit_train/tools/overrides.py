@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from vivit_train.build import resolve_clip
 from vivit_train.compose import compose
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import quoted
@@ -35,7 +36,7 @@ def compose_data(words: Sequence[str] | None, run_dir: Path, command: str) -> Di
         words or []
     ):  # By default, this would make the demo's videos.
         raise UserError(f"which videos? {command} FOLDER, or {command} data=NAME data.root=DIR")
-    return cfg
+    return resolve_clip(cfg)
 
 
 def to_overrides(words: Sequence[str] | None) -> list[str]:
