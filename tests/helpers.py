@@ -1,5 +1,8 @@
 """What tests import from each other."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,3 +26,10 @@ TINY = [
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
 ]
+
+
+def run_script(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs train.py or eval.py in a folder, on a terminal of 120 columns."""
+    command = [sys.executable, str(ROOT / script), *words]
+    env = os.environ | {"COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)

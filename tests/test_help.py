@@ -1,12 +1,9 @@
 """--help names every key with its default, type and meaning, and so does the page in docs/."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_script
 
 from vivit_train.help import all_keys, answer_help, configuration_page, overview, topic
 from vivit_train.keys import group_options, groups
@@ -15,15 +12,9 @@ from vivit_train.utils.errors import UserError
 CONF = ROOT / "conf"
 
 
-def run(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / script), *words]
-    env = os.environ | {"COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
-
-
 @pytest.mark.parametrize(("script", "words"), [("train.py", ["--help"]), ("eval.py", ["-h"])])
 def test_the_help_fits_on_one_screen_and_starts_nothing(script: str, words: list[str], tmp_path: Path) -> None:
-    done = run(script, *words, folder=tmp_path)
+    done = run_script(script, *words, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: python {script}")
     assert len(done.stdout.splitlines()) <= 50
@@ -50,7 +41,7 @@ def test_a_group_has_a_page_and_so_has_a_key() -> None:
     ):
         assert words in page
     key = topic("train", CONF, "data.padding")
-    assert key.startswith("  data.padding=wrap (wrap or repeat_last or black)")
+    assert key.startswith("  data.padding=wrap (one of wrap, repeat_last, black)")
     assert "wrap restarts it" in key
 
 

@@ -214,7 +214,7 @@ def test_the_learning_rate_is_scaled_only_when_asked(rule: str, batch: int, lr: 
 
 
 def test_an_unknown_rule_is_an_error(config: Config) -> None:
-    with pytest.raises(UserError, match=r"scale_lr=cubic: must be null, linear or sqrt"):
+    with pytest.raises(UserError, match=r"scale_lr=cubic: must be linear or sqrt or null"):
         validate(config("scale_lr=cubic"))
 
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vivit_train.compose import compose
+    from vivit_train.composition import compose
     from vivit_train.data.datamodule import VideoDataModule
     from vivit_train.models.vivit import ViViT, create_model
     from vivit_train.models.weights.load import load_pretrained
@@ -28,7 +28,7 @@ HOMES = {
     "ViViT": "models.vivit",
     "VideoClassifier": "training.module",
     "VideoDataModule": "data.datamodule",
-    "compose": "compose",
+    "compose": "composition",
     "create_model": "models.vivit",
     "evaluate": "run",
     "load_model": "training.evaluation",

@@ -14,56 +14,20 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
-from vivit_train.training.evaluation import parse_views
+from vivit_train.schema import evaluation_key_problems, key_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
-from vivit_train.utils.arguments import LIMITS, limit_problems
 from vivit_train.utils.errors import UserError, reason
-from vivit_train.utils.moved_keys import moved_hint
 
 log = logging.getLogger(__name__)
 
 
-# Each number, its smallest value, and whether it must be a whole number.
-NUMBERS: tuple[tuple[str, float, bool], ...] = (
-    ("seed", 0, True),
-    ("global_batch_size", 1, True),
-    ("micro_batch_size", 1, True),
-    ("data.frames", 1, True),
-    ("data.stride", 1, True),
-    ("data.crop", 1, True),
-    ("data.short_side", 1, True),
-    ("data.max_bad_fraction", 0, False),
-    ("optimizer.lr", 0, False),
-    ("trainer.max_epochs", 1, True),
-)
-# What the job gives these parts, so that no node states it twice.
-GIVEN = {
-    "data": ("global_batch_size", "micro_batch_size", "bad_videos_file", "seed", "protocol"),
-    "trainer": ("accumulate_grad_batches", "callbacks", "logger", "plugins"),
-}
-KEYS = (
-    *("seed", "ckpt_path", "resume", "run_dir", "global_batch_size", "micro_batch_size", "auto_micro_batch_size"),
-    *(
-        "mixup",
-        "cutmix",
-        "ema_decay",
-        "scale_lr",
-        "optimizer",
-        "scheduler",
-        "loss",
-        "init",
-        "eval",
-        "model",
-        "data",
-    ),
-    *("trainer", "callbacks", "logger"),
-)
 PARTS = ("optimizer", "scheduler", "loss")
 SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
@@ -74,9 +38,14 @@ def validate(cfg: DictConfig, recipe: Recipe | None = None) -> None:
     Raises:
         UserError: The configuration is invalid. The message has one line per problem.
     """
-    problems = [*unknown_keys(cfg), *number_problems(cfg)]
-    problems = problems or shape_and_size_problems(cfg)  # The shapes need valid numbers.
-    problems += [*choice_problems(cfg), *argument_problems(cfg, recipe), *value_problems(cfg)]
+    problems = key_problems(cfg)
+    for check in (shape_and_size_problems, machine_problems, combination_problems):
+        try:
+            problems += check(cfg)
+        except (TypeError, ValueError, AttributeError, LookupError, OmegaConfBaseException):
+            if not problems:  # Otherwise, a value of a wrong type makes this check impossible.
+                raise
+    problems += [problem for problem in argument_problems(cfg, recipe) if problem not in problems]
     if problems:
         raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
 
@@ -179,33 +148,11 @@ def argument_problems(cfg: DictConfig, recipe: Recipe | None) -> list[str]:
     return problems
 
 
-def unknown_keys(cfg: DictConfig) -> list[str]:
-    """Returns a message for each key that nothing reads."""
-    problems = [f"{key}: there is no such key{moved_hint(key)}" for key in map(str, cfg) if key not in KEYS]
-    for part, names in GIVEN.items():
-        advice = {"accumulate_grad_batches": "set global_batch_size and micro_batch_size instead"}
-        problems += [
-            f"{part}.{name}: {advice.get(name, f'set {name} instead')}" for name in names if name in cfg[part]
-        ]
-    return problems
-
-
-def number_problems(cfg: DictConfig) -> list[str]:
-    """Returns a message for each of `NUMBERS` that is too small or not a number."""
-    problems = []
-    for name, low, whole in NUMBERS:
-        value = OmegaConf.select(cfg, name)
-        valid = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not valid or value < low:
-            problems.append(f"{name}={value}: must be {'an integer' if whole else 'a number'} >= {low}")
-    return problems
-
-
 def shape_and_size_problems(cfg: DictConfig) -> list[str]:
     """Returns a message for each size that does not fit the others."""
     model, data = cfg.model, cfg.data
-    if model.get("size") not in (None, *SIZES):
-        return [f"model.size={model.size}: must be one of {', '.join(SIZES)}"]
+    if "auto" in (data.frames, data.crop):  # `resolve_clip` chooses them, and the result is checked again.
+        return []
     problems = []
     for key, other in (("frames", "frames"), ("image_size", "crop")):
         if key in model and model[key] != data[other]:
@@ -230,17 +177,13 @@ def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) ->
     return MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
 
 
-def value_problems(cfg: DictConfig) -> list[str]:
-    """Returns a message for each other value that is out of range, or does not fit another one."""
+def combination_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message for each value that does not fit another one, or this machine."""
     problems = []
-    for node in ("model", "data"):
-        for key in LIMITS.keys() & cfg[node].keys():
-            value = cfg[node][key]
-            problems += limit_problems(f"{node}.{key}", key, list(value) if OmegaConf.is_list(value) else value)
-    if cfg.scale_lr not in (None, *SCALES):
-        problems.append(f"scale_lr={cfg.scale_lr}: must be null, {' or '.join(SCALES)}")
-    if cfg.data.fps is not None and not (isinstance(cfg.data.fps, int | float) and cfg.data.fps > 0):
-        problems.append(f"data.fps={cfg.data.fps}: must be a positive number, or null to use data.stride instead")
+    if (cfg.init.mean is None) != (cfg.init.std is None):
+        problems.append("init.mean and init.std belong together: set both, or neither")
+    if (jitter := cfg.data.get("scale_jitter")) and jitter[0] > jitter[1]:
+        problems.append(f"data.scale_jitter={list(jitter)}: the first number must not exceed the second")
     if cfg.ema_decay and uses_fsdp(cfg):
         problems.append(
             f"ema_decay={cfg.ema_decay}: weights that trainer=fsdp shards cannot be averaged; set ema_decay=null "
@@ -251,10 +194,6 @@ def value_problems(cfg: DictConfig) -> list[str]:
     path = Path(cfg.init.path or ".")
     if not path.exists() and (path.is_absolute() or path.suffix in WEIGHT_FILES):  # Else it is a name on a hub.
         problems.append(f"init.path={cfg.init.path}: no such file")
-    try:
-        parse_views(cfg.eval.views)
-    except UserError as error:
-        problems.append(str(error))
     if not os.access(cfg.run_dir, os.W_OK):
         problems.append(f"run_dir={cfg.run_dir}: the folder is not writable")
     return problems
@@ -265,31 +204,22 @@ def uses_fsdp(cfg: DictConfig) -> bool:
     return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "data.sampling": ("window", "segments"),
-    "data.padding": ("wrap", "repeat_last", "black"),
-    "data.resize_mode": ("keep_ratio", "stretch"),
-    "data.augment_on": ("auto", "worker", "device"),
-    "data.decoder": DECODERS,
-    "data.changed": ("stop", "accept"),
-    "data.balance": (None, "sqrt", "class"),
-    "model.checkpoint_activations": ("none", "mlp", "block"),
-    "callbacks.health.on_nonfinite": ("stop", "skip"),
-    "resume": (None, "auto"),
-    "eval.split": (None, "train", "val", "test"),
-    "eval.order": ("forward", "reversed", "shuffled"),
-}
+def validate_evaluation(cfg: DictConfig) -> None:
+    """Checks a configuration of eval.py and reports all problems in one message.
+
+    Raises:
+        UserError: The configuration is invalid. The message has one line per problem.
+    """
+    if problems := [*evaluation_key_problems(cfg), *machine_problems(cfg)]:
+        raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
 
 
-def choice_problems(cfg: DictConfig, null_is_as_trained: bool = False) -> list[str]:
-    """Returns a message for each key of `CHOICES` with an invalid value, and for an unsuitable precision."""
+def machine_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message about a decoder that does not exist, and about a precision that is slow on this CPU."""
     problems = [problem] if (problem := check_cpu_precision(cfg)) else []
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(cfg, key, default=choices[0])
-        own_decoder = key == "data.decoder" and "." in str(value)  # a function of the user's; it is imported later
-        if value not in choices and not own_decoder and not (value is None and null_is_as_trained):
-            names = ", ".join(choice or "null" for choice in choices)
-            problems.append(f"{key}={value}: must be one of {names}")
+    decoder = cfg.data.get("decoder")
+    if decoder not in (None, *DECODERS) and "." not in decoder:  # A dotted path is a function of the user's.
+        problems.append(f"data.decoder={decoder}: must be one of {', '.join(DECODERS)}")
     return problems
 
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from vivit_train.utils.arguments import signature, wording
 
 RGB = tuple[float, float, float]
+PRECISION = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", 32]
 # The types of the keys that are not arguments of a `_target_`.
 TYPES: dict[str, Any] = {
     "seed": int,
@@ -39,6 +40,13 @@ TYPES: dict[str, Any] = {
     "init.mean": RGB | None,
     "init.std": RGB | None,
     "eval.views": str,
+    "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    "trainer.devices": int | Literal["auto"] | list[int],
+    "trainer.strategy": str,
+    "trainer.precision": PRECISION | None,
+    "trainer.max_epochs": int,
+    "trainer.max_time": str | None,
+    "callbacks.checkpoint.mode": Literal["max", "min"],
 }
 KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):(?: (?P<value>.*?))?(?: *# (?P<meaning>.*))?$")
 

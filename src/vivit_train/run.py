@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.build import build_data, build_module, build_trainer, init_weights, resolve_clip
-from vivit_train.config import choice_problems, derive, validate, with_values
+from vivit_train.config import derive, validate, validate_evaluation, with_values
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.data.digest import check_unchanged
@@ -65,8 +65,10 @@ def train(cfg: DictConfig) -> float:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
     recipe = read_recipe()
-    cfg = resolve_clip(cfg)
     validate(cfg, recipe)
+    if (resolved := resolve_clip(cfg)) is not cfg:
+        cfg = resolved
+        validate(cfg, recipe)
     while True:
         try:
             return train_once(derive(cfg, recipe), recipe)
@@ -187,8 +189,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if is_first_rank():
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
-    if problems := choice_problems(cfg, null_is_as_trained=True):
-        raise UserError("; ".join(problems))
+    validate_evaluation(cfg)
     metadata, weights = load_checkpoint(cfg.ckpt_path)
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)

@@ -94,7 +94,7 @@ class VideoDataModule(L.LightningDataModule):
         global_batch_size: int = 64,
         augment_on: Literal["auto", "worker", "device"] = "auto",
         micro_batch_size: int = 8,
-        num_workers: int | str = "auto",
+        num_workers: int | Literal["auto"] = "auto",
         decoder: str = "auto",
         timeout_s: float = 120,
         allow_private_urls: bool = False,
@@ -180,10 +180,9 @@ class VideoDataModule(L.LightningDataModule):
             num_workers: The number of loader processes; None uses the number of this data module.
             kwargs: Further arguments of `DataLoader`.
         """
-        workers = self.num_workers if num_workers is None else num_workers
-        if not isinstance(workers, int):
-            devices = self.trainer.num_devices if self.trainer else 1
-            workers = max(1, usable_cores() // devices)
+        asked = self.num_workers if num_workers is None else num_workers
+        devices = self.trainer.num_devices if self.trainer else 1
+        workers = asked if isinstance(asked, int) else max(1, usable_cores() // devices)
         import_decoder(self.video_reader.decoder)
         statuses = RawArray(WorkerStatus, workers)
         self.statuses += statuses

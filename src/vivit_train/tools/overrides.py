@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vivit_train.build import resolve_clip
-from vivit_train.compose import compose
+from vivit_train.composition import compose
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import quoted
 

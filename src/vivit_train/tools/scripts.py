@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from vivit_train.compose import translate_hydra_errors
+from vivit_train.composition import translate_hydra_errors
 from vivit_train.help import answer_help
 from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import is_job, run_job

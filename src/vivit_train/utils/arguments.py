@@ -24,6 +24,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 4096),
     "norm_eps": (1e-12, 0.1),
     "drop_path": (0, 1),
+    "label_smoothing": (0, 1),
+    "flip": (0, 1),
+    "color_jitter": (0, 1),
+    "random_erasing": (0, 1),
     "stride": (1, 1_000_000),
     "fps": (1e-3, 1000),
     "clips_per_video": (1, 1024),
@@ -120,7 +124,10 @@ def signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     cls = getattr(function, "__self__", None)
     if passes_on and isinstance(cls, type):
         # A default makes each argument of the class optional here.
-        own = {name: p.replace(default=None) for name, p in own_parameters(cls).items()}
+        named = {
+            name: p for name, p in own_parameters(cls).items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        own = {name: p.replace(default=None) for name, p in named.items()}
         parameters = own | parameters
     return parameters
 
@@ -174,7 +181,7 @@ def wording(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(wording(part) for part in args))
     if origin is Literal:
-        return " or ".join(map(str, args))
+        return " or ".join(map(str, args)) if len(args) < 3 else f"one of {', '.join(map(str, args))}"
     if origin is tuple and Ellipsis not in args:
         return f"a list of {len(args)}, each {wording(args[0])}"
     if origin in (tuple, list, Sequence):

@@ -29,6 +29,42 @@ MOVED_KEYS = {
     "data.squash": "data.resize_mode",
     "trainer.auto_micro_batch": "auto_micro_batch_size",
 }
+# What people type who know other programs.
+COMMON_WORDS = {
+    "lr": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "epochs": "trainer.max_epochs",
+    "max_epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "batch_size": "global_batch_size",
+    "batch": "global_batch_size",
+    "train.batch_size": "global_batch_size",
+    "data.batch_size": "global_batch_size",
+    "accumulate_grad_batches": "micro_batch_size",
+    "gpus": "trainer.devices",
+    "devices": "trainer.devices",
+    "trainer.gpus": "trainer.devices",
+    "precision": "trainer.precision",
+    "amp": "trainer.precision",
+    "model.name": "model=NAME, a group",
+    "data.workers": "data.num_workers",
+    "num_workers": "data.num_workers",
+    "workers": "data.num_workers",
+    "frames": "data.frames",
+    "num_frames": "data.frames",
+    "image_size": "data.crop",
+    "img_size": "data.crop",
+    "dropout": "model.drop_path",
+    "drop_path": "model.drop_path",
+    "label_smoothing": "loss.label_smoothing",
+    "warmup_epochs": "scheduler.warmup_epochs",
+    "pretrained": "init=imagenet, a group",
+    "resume_from": "resume=auto",
+    "checkpoint": "ckpt_path",
+    "output_dir": "hydra.run.dir",
+    "ema": "ema_decay",
+}
 
 
 def moved_hint(text: str) -> str:

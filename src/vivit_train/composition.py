@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.moved_keys import moved_hint
+from vivit_train.utils.moved_keys import COMMON_WORDS, moved_hint
 from vivit_train.utils.text import quoted
 
 
@@ -36,6 +36,12 @@ def translate_hydra_errors(command: str) -> Iterator[None]:
     """Turns Hydra's error about an override into a `UserError` that names the override and what would be valid."""
     try:
         yield
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        raise UserError(
+            "a group cannot be null: choose one of its options, or leave it out with ~GROUP"
+        ) from error
     except OverrideParseException as error:
         raise UserError(f"{error.override} is not an override: expected KEY=VALUE") from error
     except MissingConfigException as error:
@@ -60,6 +66,8 @@ def unknown_key(error: HydraException, command: str) -> str:
     if not text.startswith("Could not override"):
         return text
     known = known_keys(command)
+    if key in COMMON_WORDS:
+        return f"{key}: there is no such key; did you mean {COMMON_WORDS[key]}?"
     similar = [name for name in known if name.rpartition(".")[2] == key] or get_close_matches(key, known, 1)
     return f"{key}: there is no such key" + (f"; did you mean {similar[0]}?" if similar else "")
 

@@ -1,0 +1,253 @@
+"""Checks every key of a composed configuration: whether something reads it, and its type and range.
+
+The types are the annotations of the function or class that the `_target_` of a node names, and `TYPES` for other
+keys. The ranges are `RANGES` and, by the name of the argument, `LIMITS`.
+"""
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pkgutil import resolve_name
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.keys import TYPES
+from vivit_train.models.vivit import SIZES
+from vivit_train.utils.arguments import LIMITS, conforms, signature, wording
+from vivit_train.utils.errors import reason
+from vivit_train.utils.moved_keys import COMMON_WORDS, moved_hint
+
+NODES = ("optimizer", "scheduler", "loss", "init", "eval", "model", "data", "trainer", "callbacks", "logger")
+OPTIONAL = ("callbacks", "logger")
+# The builders give these arguments, so that no node states them twice.
+GIVEN: dict[str, Mapping[str, str]] = {
+    "data": {
+        "global_batch_size": "set global_batch_size",
+        "micro_batch_size": "set micro_batch_size",
+        "bad_videos_file": "it is bad_videos.csv in the run folder",
+        "seed": "set seed",
+        "protocol": "set eval.views",
+    },
+    "trainer": {
+        "accumulate_grad_batches": "set global_batch_size and micro_batch_size",
+        "callbacks": "add a node to callbacks: +callbacks.NAME._target_=...",
+        "logger": "set logger=csv, tensorboard or wandb",
+        "plugins": "this is not supported",
+    },
+}
+COUNT = (1, 2**40)
+RANGES: dict[str, tuple[float, float]] = {
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "ema_decay": (0, 1),
+    "optimizer.lr": (0, 1e6),
+    "optimizer.weight_decay": (0, 1e3),
+    "optimizer.momentum": (0, 1),
+    "optimizer.betas": (0, 1),
+    "scheduler.warmup_epochs": (0, 1e6),
+    "init.min_coverage": (0, 1),
+    "init.mean": (0, 1),
+    "init.std": (1e-4, 1),
+    "trainer.num_nodes": COUNT,
+    "trainer.max_epochs": COUNT,
+    "trainer.max_steps": (-1, 2**40),
+    "trainer.gradient_clip_val": (0, 1e12),
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.limit_train_batches": (0, 2**40),
+    "trainer.limit_val_batches": (0, 2**40),
+    "trainer.limit_test_batches": (0, 2**40),
+    "trainer.num_sanity_val_steps": (-1, 2**40),
+    "trainer.log_every_n_steps": COUNT,
+    "callbacks.last.minutes": (0, 1e6),
+}
+# Texts of a fixed form: a regular expression and the form in words.
+FORMS = {
+    "trainer.max_time": (r"\d+:\d\d:\d\d:\d\d", "days:hours:minutes:seconds, such as 00:12:00:00"),
+    "eval.views": (r"[1-9]\d*x[13]", "temporal clips x spatial crops (1 or 3), such as 4x3"),
+    "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
+}
+EVALUATION: dict[str, Any] = {
+    "ckpt_path": str,
+    "micro_batch_size": int | None,
+    "trusted": list[str],
+    "seed": int | None,
+    "run_dir": str,
+    "eval.views": str,
+    "eval.split": Literal["train", "val", "test"] | None,
+    "eval.order": Literal["forward", "reversed", "shuffled"],
+}
+AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
+
+
+def key_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message for each key that nothing reads, and for each value of a wrong type or out of range."""
+    known = [name for name in TYPES if "." not in name] + list(NODES)
+    problems = [unknown(key, known) for key in map(str, cfg) if key not in known]
+    problems += [f"{name}: is missing" for name in known if name not in cfg and name not in OPTIONAL]
+    for name in cfg:
+        if name not in known:
+            continue
+        try:
+            node = cfg[name]
+        except OmegaConfBaseException as error:
+            problems.append(f"{name}: {reason(error)}")
+            continue
+        if name == "callbacks" and isinstance(node, DictConfig):
+            for callback in map(str, node):
+                problems += node_problems(f"callbacks.{callback}", node[callback]) if node[callback] else []
+        elif name in ("init", "eval"):
+            problems += plain_node_problems(name, node)
+        elif name in NODES:
+            problems += node_problems(name, node) if node or name not in OPTIONAL else []
+        else:
+            problems += value_problems(name, node, TYPES[name])
+    return problems
+
+
+def evaluation_key_problems(cfg: DictConfig) -> list[str]:
+    """Returns the same for a configuration of eval.py, in which null means as in the checkpoint."""
+    known = [*(name for name in EVALUATION if "." not in name), "eval", "data", "trainer"]
+    problems = [unknown(key, known) for key in map(str, cfg) if key not in known]
+    for name in cfg:
+        if name in EVALUATION:
+            problems += value_problems(str(name), cfg[name], EVALUATION[str(name)])
+    for key, value in values_of(cfg.eval):
+        path = f"eval.{key}"
+        problems += (
+            value_problems(path, value, EVALUATION[path]) if path in EVALUATION else [unknown(path, [*EVALUATION])]
+        )
+    hints = hints_of(VideoDataModule, signature(VideoDataModule))
+    for key, value in values_of(cfg.data):
+        if isinstance(value, DictConfig) and "_target_" in value:
+            problems += node_problems(f"data.{key}", value)
+        elif value is not None or key not in hints:
+            problems += argument_problems("data", key, value, hints, False, "VideoDataModule")
+    return problems + node_problems("trainer", cfg.trainer)
+
+
+def plain_node_problems(name: str, node: Any) -> list[str]:
+    """Returns the problems of a node whose keys are all in `TYPES`."""
+    if not isinstance(node, DictConfig):
+        return [f"{name}={node}: must be a group of keys"]
+    known = [key for key in TYPES if key.startswith(f"{name}.")]
+    keys = [str(key) for key in node]
+    problems = [unknown(f"{name}.{key}", known) for key in keys if f"{name}.{key}" not in known]
+    for key in keys:
+        if f"{name}.{key}" in known:
+            problems += value_problems(f"{name}.{key}", node[key], TYPES[f"{name}.{key}"])
+    return problems
+
+
+def node_problems(name: str, node: Any) -> list[str]:
+    """Returns the problems of a node whose `_target_` is called with its keys as arguments."""
+    if not isinstance(node, DictConfig):
+        return [f"{name}={node}: must be a group of keys with a _target_"]
+    if not isinstance(node.get("_target_"), str):
+        return [f"{name}._target_: is missing; it names a function or class"]
+    try:
+        function = resolve_name(node._target_)
+        parameters = signature(function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        return [f"{name}._target_={node._target_}: cannot be imported ({reason(error)})"]
+    hints = hints_of(function, parameters)
+    is_open = takes_any_argument(function)
+    return [
+        problem
+        for key, value in values_of(node)
+        for problem in argument_problems(name, key, value, hints, is_open, node._target_)
+    ]
+
+
+def argument_problems(
+    name: str, key: str, value: Any, hints: Mapping[str, Any], is_open: bool, target: str
+) -> list[str]:
+    """Returns the problems of one argument of a node; see `node_problems`."""
+    path = f"{name}.{key}"
+    if key in GIVEN.get(name, {}):
+        return [f"{path}: {GIVEN[name][key]} instead"]
+    if isinstance(value, OmegaConfBaseException):
+        return [f"{path}: {reason(value)}"]
+    if key not in hints and not is_open:
+        if name in (
+            "optimizer",
+            "scheduler",
+            "loss",
+        ):  # Arguments of the recipe's may be left over; see config.py.
+            return []
+        return [unknown(path, [f"{name}.{other}" for other in hints], target)]
+    if isinstance(value, DictConfig) and "_target_" in value:
+        return node_problems(path, value)
+    hint = TYPES.get(path, hints.get(key, inspect.Parameter.empty))
+    if name == "model" and value is None:  # Null is the default of the size.
+        return []
+    return value_problems(path, value, hint)
+
+
+def values_of(node: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yields the arguments of a node; a value that cannot be resolved is the error."""
+    for key in node:
+        if str(key).startswith("_"):
+            continue
+        try:
+            yield str(key), None if OmegaConf.is_missing(node, key) else node[key]
+        except OmegaConfBaseException as error:
+            yield str(key), error
+
+
+def value_problems(path: str, value: Any, hint: Any) -> list[str]:
+    """Returns a message if a value has another type than its annotation, or is out of its range."""
+    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if plain == "auto" and path in AUTOMATIC:
+        return []
+    if hint is not inspect.Parameter.empty and is_checkable(hint) and not conforms(plain, hint):
+        return [f"{path}={plain}: must be {wording(hint)}"]
+    form, words = FORMS.get(path, ("", ""))
+    if form and isinstance(plain, str) and not re.fullmatch(form, plain):
+        return [f"{path}={plain}: must be {words}"]
+    by_name = {} if path.startswith("callbacks.") else LIMITS
+    low, high = RANGES.get(path) or by_name.get(path.rpartition(".")[2], (-math.inf, math.inf))
+    numbers = plain if isinstance(plain, list) else [plain]
+    if all(low <= n <= high for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)):
+        return []
+    return [f"{path}={plain}: must be between {low:,} and {high:,}"]
+
+
+def hints_of(function: Any, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Returns the annotation of each argument, resolved if its module allows it."""
+    owner = function.__init__ if inspect.isclass(function) else function
+    try:
+        resolved = get_type_hints(owner)
+    except (NameError, TypeError, AttributeError):
+        resolved = {}
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {name: resolved.get(name, p.annotation) for name, p in named.items()}
+
+
+def takes_any_argument(function: Any) -> bool:
+    """Returns whether a function or class accepts arguments of any name."""
+    if getattr(function, "__name__", "") == "from_size":
+        function = function.__self__
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def is_checkable(hint: Any) -> bool:
+    """Returns whether an annotation is about plain data: a class of a library cannot be written in YAML."""
+    simple = (int, float, str, bool, NoneType)
+    if get_origin(hint) is Literal:
+        return True
+    return not isinstance(hint, str) and (hint in simple or any(is_checkable(part) for part in get_args(hint)))
+
+
+def unknown(key: str, known: list[str], target: str = "") -> str:
+    """Returns the message about a key that nothing reads, with its new name or the most similar key."""
+    if hint := moved_hint(key):
+        return f"{key}: there is no such key{hint}"
+    similar = [COMMON_WORDS[key]] if key in COMMON_WORDS else get_close_matches(key, known, 1)
+    where = f"; {target} has no such argument" if target else ""
+    return f"{key}: there is no such key{where}" + (f"; did you mean {similar[0]}?" if similar else "")

@@ -1,0 +1,170 @@
+"""Every key of a configuration is used or refused, and every value is checked, before anything starts."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import run_script
+from omegaconf import DictConfig, OmegaConf
+
+from vivit_train.config import validate, validate_evaluation
+from vivit_train.recipe import read_recipe
+from vivit_train.schema import AUTOMATIC, key_problems
+from vivit_train.utils.errors import UserError
+
+Config = Callable[..., DictConfig]
+# Any text is a valid value of these keys.
+TEXTS = (
+    *("run_dir", "data.name", "data.root", "ckpt_path", "save_dir", "dirpath", "path", "curves", "folder"),
+    *("filename", "monitor", "default_root_dir", "init.name", "init.source", "data.train", "data.val"),
+    *("data.test", "trainer.profiler", "trainer.strategy", "data.reader.classes"),
+)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each key that a user may set."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        elif not key.startswith("_"):
+            yield f"{prefix}{key}", value
+
+
+def wrong_values(key: str, value: Any) -> Iterator[Any]:
+    """Values of a wrong type, or far out of range."""
+    if not key.endswith(TEXTS):
+        yield "nonsense"
+    yield {"a": 1}
+    if isinstance(value, bool):
+        yield 3
+    elif isinstance(value, int | float):
+        yield [value, value, value, value]
+        if key not in ("trainer.deterministic",):
+            yield -1e12
+
+
+def message(cfg: DictConfig) -> str:
+    try:
+        validate(cfg)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["data=folder", "model=vivit_st", "optimizer=adamw"], ["data=csv", "optimizer=sgd"]]
+)
+def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: Config) -> None:
+    cfg = config(*words, tiny=False)
+    validate(cfg)
+    tried, accepted = 0, []
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
+        for wrong in wrong_values(key, value):
+            other = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+            OmegaConf.update(other, key, wrong, merge=False)
+            tried += 1
+            if key not in message(other):
+                accepted.append((key, wrong))
+    assert accepted == []
+    assert tried > 150
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+recipe.lr=0.5"], "recipe: there is no such key"),
+        (["+epochs=3", "+batch_size=4"], "epochs: there is no such key; did you mean trainer.max_epochs?"),
+        (["+epochs=3", "+batch_size=4"], "batch_size: there is no such key; did you mean global_batch_size?"),
+        (["+lr=0.1"], "lr: there is no such key; did you mean optimizer.lr?"),
+        (["+trainer.accumulate_grad_batches=4"], "set global_batch_size and micro_batch_size instead"),
+        (["+trainer.gpus=2"], "trainer.gpus: there is no such key"),
+        (["+data.global_batch_size=4"], "data.global_batch_size: set global_batch_size instead"),
+        (["+data.flpi=0.5"], "did you mean data.flip?"),
+        (["+data.reader.val_precent=5"], "did you mean data.reader.val_percent?"),
+        (["+optimizer.momentum=0.9"], "optimizer.momentum=0.9: torch.optim.AdamW has no such argument"),
+        (["loss.label_smoothing=2"], "loss.label_smoothing=2: must be between 0 and 1"),
+        (["data.num_workers=-1"], "data.num_workers=-1: must be between 0 and 512"),
+        (["model.tubelet=[2,16]"], "model.tubelet=[2, 16]: must be a list of 3, each a whole number"),
+        (["ema_decay=2"], "ema_decay=2: must be between 0 and 1"),
+        (["model.pool=foo"], "model.pool=foo: must be cls or mean"),
+        (["data.flip=3"], "data.flip=3: must be between 0 and 1"),
+        (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1: must be between 0 and 1,000"),
+        (["init.mean=[0.5,0.5,0.5]"], "init.mean and init.std belong together"),
+        (["init.mean=[123,116,103]", "init.std=[58,57,57]"], "init.mean=[123, 116, 103]: must be between 0 and 1"),
+        (["data.scale_jitter=[1.3,0.9]"], "the first number must not exceed the second"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs"),
+        (["model.frames=8"], "model.frames=8: is data.frames=4; set only data.frames"),
+    ],
+)
+def test_what_people_type(words: list[str], message: str, config: Config) -> None:
+    with pytest.raises(UserError) as error:
+        validate(config("data=folder", *words), read_recipe())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+trainer.benchmark=true", "+trainer.detect_anomaly=true"],
+        ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/score}"],
+        ["+optimizer.amsgrad=true"],
+        ["logger._target_=lightning.pytorch.loggers.CSVLogger", "+logger.name=x"],
+        ["~logger"],
+        ["callbacks.health=null"],
+        ["data.frames=auto"],
+    ],
+)
+def test_arguments_of_lightning_and_torch_stay_possible(words: list[str], config: Config) -> None:
+    validate(config("data=folder", *words))
+
+
+def test_what_a_run_chooses_may_be_automatic(config: Config) -> None:
+    cfg = config("data=folder", tiny=False)
+    assert [key for key in AUTOMATIC if OmegaConf.select(cfg, key) == "auto"] == list(AUTOMATIC)
+    assert key_problems(cfg) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optimiser.lr=1"], "optimiser.lr: there is no such key; did you mean optimizer.lr?"),
+        (["recipe.optimizer.lr=1"], "recipe.optimizer.lr is now optimizer.lr"),
+        (["lr=1"], "lr: there is no such key; did you mean optimizer.lr?"),
+        (["data=foldr"], "data=foldr does not exist: choose from"),
+        (["logger=null"], "a group cannot be null"),
+        (["data.frames=[1"], "data.frames=[1 is not an override: expected KEY=VALUE"),
+    ],
+)
+def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
+    done = run_script("train.py", *words, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+lr=1"], "lr: there is no such key"),
+        (["eval.order=backward"], "eval.order=backward: must be one of forward, reversed, shuffled"),
+        (["eval.views=4x2"], "eval.views=4x2: must be temporal clips x spatial crops"),
+        (["+eval.view=4x3"], "eval.view: there is no such key; did you mean eval.views?"),
+        (["data.frames=many"], "data.frames=many: must be a whole number"),
+        (["+data.flip=0.5", "micro_batch_size=0"], "micro_batch_size=0: must be between 1 and 4,096"),
+        (["data.padding=loop"], "data.padding=loop: must be one of wrap, repeat_last, black"),
+        (["data.decoder=cv2"], "data.decoder=cv2: must be one of auto, decord, pyav, torchcodec"),
+    ],
+)
+def test_what_people_type_for_an_evaluation(words: list[str], message: str, config: Config) -> None:
+    with pytest.raises(UserError) as error:
+        validate_evaluation(config("ckpt_path=x.ckpt", *words, name="eval"))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["data=csv", "data.root=x"], ["data.frames=64", "data.crop=288", "eval.split=val"]]
+)
+def test_an_evaluation_may_say_this(words: list[str], config: Config) -> None:
+    validate_evaluation(config("ckpt_path=x.ckpt", *words, name="eval"))
