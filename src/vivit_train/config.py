@@ -217,6 +217,13 @@ def validate_evaluation(cfg: DictConfig) -> None:
 def machine_problems(cfg: DictConfig) -> list[str]:
     """Returns a message about a decoder that does not exist, and about a precision that is slow on this CPU."""
     problems = [problem] if (problem := check_cpu_precision(cfg)) else []
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        problems.append(
+            f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is found (torch {torch.__version__}, {build}; "
+            f"CUDA_VISIBLE_DEVICES is {visible}): set trainer=cpu or trainer=default"
+        )
     decoder = cfg.data.get("decoder")
     if decoder not in (None, *DECODERS) and "." not in decoder:  # A dotted path is a function of the user's.
         problems.append(f"data.decoder={decoder}: must be one of {', '.join(DECODERS)}")

@@ -24,6 +24,7 @@ TYPES: dict[str, Any] = {
     "ckpt_path": str | None,
     "resume": Literal["auto"] | None,
     "run_dir": str,
+    "overwrite": bool,
     "global_batch_size": int,
     "micro_batch_size": int,
     "auto_micro_batch_size": bool,

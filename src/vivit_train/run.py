@@ -26,7 +26,14 @@ from vivit_train.data.dataset import EvalProtocol
 from vivit_train.data.digest import check_unchanged
 from vivit_train.recipe import Recipe, read_recipe
 from vivit_train.training.callbacks import clock, planned_steps
-from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint, load_weights, restore_net
+from vivit_train.training.checkpoint import (
+    Metadata,
+    build_net,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint,
+    restore_net,
+)
 from vivit_train.training.estimate import estimate_seconds, faster
 from vivit_train.training.evaluation import parse_views, score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
@@ -101,9 +108,15 @@ def train_once(cfg: DictConfig, recipe: Recipe | None) -> float:
         {head: list(names) for head, names in data.splits.classes.items()},
         data.splits.multi_label,
     )
+    ckpt_path, first_step = resumed_step(cfg, data, run_dir)
+    if ckpt_path and is_complete(cfg, ckpt_path) and (run_dir / "metrics.json").is_file():
+        log.info(
+            f"training is complete after {plural(cfg.trainer.max_epochs, 'epoch')}, so nothing is trained. To "
+            f"train longer, raise trainer.max_epochs; to evaluate, set ckpt_path={run_dir} for eval.py"
+        )
+        return best_score(run_dir)
     net = build_net(cfg.model, classes)
     mean, std = init_weights(net, cfg, run_dir, classes, multi_label)
-    ckpt_path, first_step = resumed_step(cfg, data, run_dir)
     trainer = build_trainer(cfg, first_step)
     metadata = Metadata(OmegaConf.to_container(cfg), classes, mean, std, multi_label)  # type: ignore[arg-type]
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
@@ -118,6 +131,16 @@ def train_once(cfg: DictConfig, recipe: Recipe | None) -> float:
             sys.modules["wandb"].finish()
     kept = kept_checkpoint(trainer)
     return float("nan") if kept is None or kept.best_model_score is None else float(kept.best_model_score)
+
+
+def best_score(run_dir: Path) -> float:
+    """Returns the val/score of the best checkpoint of a run, or NaN if there is none."""
+    file = run_dir / "checkpoints/best.ckpt"
+    if not file.is_file():
+        return float("nan")
+    states = read_checkpoint(file, mmap=True).get("callbacks", {})
+    scores = [state["best_model_score"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
+    return float(scores[0]) if scores and scores[0] is not None else float("nan")
 
 
 def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_path: str | None) -> None:
@@ -162,6 +185,12 @@ def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
 
 
+def is_complete(cfg: DictConfig, ckpt_path: str) -> bool:
+    """Returns whether a checkpoint is from after the last epoch or the last step of the run."""
+    step, state = check_resumable(Path(ckpt_path))
+    return state["epoch"] >= cfg.trainer.max_epochs or 0 < cfg.trainer.max_steps <= step
+
+
 def resumed_step(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> tuple[str | None, int | None]:
     """Returns the checkpoint that the run resumes from and its step; both are None for a new run."""
     ckpt_path = checkpoint_to_resume(cfg)
@@ -190,6 +219,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
     validate_evaluation(cfg)
+    cfg = with_values(cfg, ckpt_path=best_in(cfg.ckpt_path))
     metadata, weights = load_checkpoint(cfg.ckpt_path)
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
@@ -211,6 +241,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out)
+
+
+def best_in(path: str) -> str:
+    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
+
+    Raises:
+        UserError: The folder has no best.ckpt.
+    """
+    if not Path(path).is_dir():
+        return path
+    for file in (Path(path) / "checkpoints/best.ckpt", Path(path) / "best.ckpt"):
+        if file.is_file():
+            log.info(f"ckpt_path={path} is a folder: evaluating {file}")
+            return str(file)
+    raise UserError(f"ckpt_path={path}: the folder has no best.ckpt; name a checkpoint file")
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:

@@ -78,6 +78,7 @@ EVALUATION: dict[str, Any] = {
     "trusted": list[str],
     "seed": int | None,
     "run_dir": str,
+    "overwrite": bool,
     "eval.views": str,
     "eval.split": Literal["train", "val", "test"] | None,
     "eval.order": Literal["forward", "reversed", "shuffled"],

@@ -92,18 +92,25 @@ def reason(error: Exception) -> str:
 
 
 def exit_with_message(main: Callable[[], object]) -> None:
-    """Runs a Hydra main; errors that a user can fix become one message and exit code 1, with no traceback."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
+    """Runs a main function; errors that a user can fix become one message and exit code 1, with no traceback."""
     add_terminal_handler()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then re-raises errors instead of printing a traceback.
     try:
         main()
-    except StoppedError as stopped:
-        log.error(stopped)
-        sys.exit(stopped.code)
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except Exception as error:
+        end_with_message(error)
+        raise
+
+
+def end_with_message(error: Exception) -> None:
+    """Ends the process with a message if a user can fix the error; returns if it is a bug."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, StoppedError):
+        log.error(error)
+        sys.exit(error.code)
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         log.error(f"error: {error}{cause}")
         sys.exit(1)

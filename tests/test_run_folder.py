@@ -1,0 +1,89 @@
+"""A run folder is never overwritten, a finished run is not trained again, and errors are one message."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import TINY, run_script
+
+
+def words(videos: Path, run: str = "run", *more: str) -> list[str]:
+    return [*TINY, "data=folder", f"data.root={videos}", f"hydra.run.dir={run}", *more]
+
+
+def files(folder: Path) -> dict[str, Any]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    done = run_script("train.py", *words(videos), folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_second_run_in_the_same_folder_is_refused(trained: Path, videos: Path) -> None:
+    before = files(trained / "run")
+    for more in ([], ["seed=1"], ["data.root=/nowhere"]):
+        done = run_script("train.py", *words(videos, "run", *more), folder=trained)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: run holds an earlier run (outcome.json, checkpoints, metrics.csv")
+        for way in ("resume=auto", "hydra.run.dir=DIR", "overwrite=true"):
+            assert way in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert files(trained / "run") == before
+
+
+def test_a_finished_run_is_not_trained_again(trained: Path, videos: Path) -> None:
+    before = json.loads((trained / "run/outcome.json").read_text())
+    done = run_script("train.py", *words(videos, "run", "resume=auto"), folder=trained)
+    assert done.returncode == 0, done.stderr
+    assert "training is complete after 1 epoch, so nothing is trained" in done.stdout
+    assert "random weights" not in done.stdout
+    assert json.loads((trained / "run/outcome.json").read_text())["score"] == before["score"]
+
+
+def test_the_checkpoint_of_a_run_is_named_by_its_folder(trained: Path) -> None:
+    done = run_script("eval.py", "ckpt_path=run", "hydra.run.dir=eval", "trainer=cpu", folder=trained)
+    assert done.returncode == 0, done.stderr
+    assert "ckpt_path=run is a folder: evaluating run/checkpoints/best.ckpt" in done.stdout
+    again = run_script("eval.py", "ckpt_path=run", "hydra.run.dir=eval", "trainer=cpu", folder=trained)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: eval holds an earlier run")
+    assert "resume" not in again.stderr
+    done = run_script("eval.py", "ckpt_path=eval", "hydra.run.dir=eval2", folder=trained)
+    assert done.stderr == "error: ckpt_path=eval: the folder has no best.ckpt; name a checkpoint file\n"
+
+
+def test_an_earlier_run_can_be_moved_aside(trained: Path, videos: Path) -> None:
+    before = files(trained / "run")
+    for number in (1, 2):
+        done = run_script("train.py", *words(videos, "run", "overwrite=true"), folder=trained)
+        assert done.returncode == 0, done.stderr
+        assert (trained / f"run.{number}/checkpoints/best.ckpt").is_file()
+    assert files(trained / "run.1") == before
+
+
+def test_an_error_is_one_message_without_hydras_words(videos: Path, tmp_path: Path) -> None:
+    done = run_script("train.py", *words(videos, "run", "data.flip=3", "+epochs=2"), folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: invalid configuration:",
+        "  - epochs: there is no such key; did you mean trainer.max_epochs?",
+        "  - data.flip=3: must be between 0 and 1",
+    ]
+    assert "data.flip=3" in json.loads((tmp_path / "run/outcome.json").read_text())["note"]
+
+
+def test_a_gpu_that_is_not_there(videos: Path, tmp_path: Path) -> None:
+    done = run_script("train.py", "data=folder", f"data.root={videos}", "trainer=gpu", folder=tmp_path)
+    if done.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert "trainer.accelerator=gpu: no GPU is found (torch " in done.stderr
+    assert "set trainer=cpu or trainer=default" in done.stderr
