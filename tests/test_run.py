@@ -19,7 +19,8 @@ from vivit_train.build import build_data
 from vivit_train.config import derive
 from vivit_train.data import dataset
 from vivit_train.data.video.decode import read_frames
-from vivit_train.run import evaluate, given_data, train
+from vivit_train.run import evaluate, train
+from vivit_train.stored_data import given_data
 from vivit_train.training.checkpoint import Metadata, build_net, load_checkpoint
 from vivit_train.training.profiling import half_precision_speedup
 from vivit_train.utils.errors import UserError

@@ -1,30 +1,24 @@
 """The entry points train(cfg) and evaluate(cfg), which the scripts and tests call with a configuration."""
 
 import gc
-import inspect
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.build import build_data, build_module, build_trainer, init_weights, resolve_clip
+from vivit_train.changes import resumed_from, write_record
 from vivit_train.config import derive, validate, validate_evaluation, with_values
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import EvalProtocol
-from vivit_train.data.digest import check_unchanged
 from vivit_train.recipe import Recipe, read_recipe
+from vivit_train.stored_data import best_in, check_splits, evaluation_data
 from vivit_train.training.callbacks import clock, planned_steps
 from vivit_train.training.checkpoint import (
     Metadata,
@@ -35,16 +29,12 @@ from vivit_train.training.checkpoint import (
     restore_net,
 )
 from vivit_train.training.estimate import estimate_seconds, faster
-from vivit_train.training.evaluation import parse_views, score_task
+from vivit_train.training.evaluation import score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import (
-    check_resumable,
-    newest_checkpoint,
     translate_resume_errors,
 )
-from vivit_train.training.targets import DATA, build, resolve_target
-from vivit_train.utils.arguments import check_arguments, shown
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
@@ -103,26 +93,27 @@ def train_once(cfg: DictConfig, recipe: Recipe | None) -> float:
         recipe.table(cfg) if recipe else "recipe: not composed by Hydra, so there is no recipe to compare with"
     )
     log.info(differences)
-    rank_zero_only((run_dir / "recipe_differences.txt").write_text)(differences + "\n", encoding="utf-8")
-    classes, multi_label = (
-        {head: list(names) for head, names in data.splits.classes.items()},
-        data.splits.multi_label,
-    )
-    ckpt_path, first_step = resumed_step(cfg, data, run_dir)
-    if ckpt_path and is_complete(cfg, ckpt_path) and (run_dir / "metrics.json").is_file():
+    write_record(run_dir, differences)
+    resumed = resumed_from(cfg, data, run_dir)
+    if resumed and resumed.is_complete:
         log.info(
             f"training is complete after {plural(cfg.trainer.max_epochs, 'epoch')}, so nothing is trained. To "
             f"train longer, raise trainer.max_epochs; to evaluate, set ckpt_path={run_dir} for eval.py"
         )
         return best_score(run_dir)
-    net = build_net(cfg.model, classes)
-    mean, std = init_weights(net, cfg, run_dir, classes, multi_label)
-    trainer = build_trainer(cfg, first_step)
-    metadata = Metadata(OmegaConf.to_container(cfg), classes, mean, std, multi_label)  # type: ignore[arg-type]
+    classes, multi_label = data.splits.classes, data.splits.multi_label
+    names = {head: list(of_head) for head, of_head in classes.items()}
+    net = build_net(cfg.model, names)
+    if resumed:
+        mean, std = resumed.metadata.mean, resumed.metadata.std
+    else:
+        mean, std = init_weights(net, cfg, run_dir, names, multi_label)
+    trainer = build_trainer(cfg, resumed.step if resumed else None)
+    metadata = Metadata(OmegaConf.to_container(cfg), names, mean, std, multi_label)  # type: ignore[arg-type]
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
     log.info(plan(cfg, task, data, trainer))
     try:
-        fit(trainer, task, data, ckpt_path)
+        fit(trainer, task, data, resumed.ckpt_path if resumed else None)
         score_best(cfg, metadata, data, trainer)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
@@ -185,24 +176,6 @@ def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
 
 
-def is_complete(cfg: DictConfig, ckpt_path: str) -> bool:
-    """Returns whether a checkpoint is from after the last epoch or the last step of the run."""
-    step, state = check_resumable(Path(ckpt_path))
-    return state["epoch"] >= cfg.trainer.max_epochs or 0 < cfg.trainer.max_steps <= step
-
-
-def resumed_step(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> tuple[str | None, int | None]:
-    """Returns the checkpoint that the run resumes from and its step; both are None for a new run."""
-    ckpt_path = checkpoint_to_resume(cfg)
-    if ckpt_path is None:
-        return None, None
-    step, state = check_resumable(Path(ckpt_path))
-    log.info(f"Resuming from {ckpt_path} (step {step})")
-    if notice := check_unchanged(data, state, ckpt_path, run_dir / "data_changes.txt", step):
-        log.info(notice)
-    return ckpt_path, step
-
-
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluates a checkpoint as conf/eval.yaml describes.
 
@@ -241,120 +214,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     return score_task(task, cfg.ckpt_path, data, trainer, out)
-
-
-def best_in(path: str) -> str:
-    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
-
-    Raises:
-        UserError: The folder has no best.ckpt.
-    """
-    if not Path(path).is_dir():
-        return path
-    for file in (Path(path) / "checkpoints/best.ckpt", Path(path) / "best.ckpt"):
-        if file.is_file():
-            log.info(f"ckpt_path={path} is a folder: evaluating {file}")
-            return str(file)
-    raise UserError(f"ckpt_path={path}: the folder has no best.ckpt; name a checkpoint file")
-
-
-def checkpoint_to_resume(cfg: DictConfig) -> str | None:
-    """Returns the checkpoint that `ckpt_path` or `resume` refers to, or None to start a new run.
-
-    Raises:
-        UserError: ckpt_path=last is set, but there is no checkpoint.
-    """
-    if cfg.ckpt_path != "last" and cfg.resume != "auto":
-        return cfg.ckpt_path
-    folder = Path(cfg.run_dir) / "checkpoints"
-    newest = newest_checkpoint(folder)
-    if newest is None and cfg.resume != "auto":
-        raise UserError(
-            f"ckpt_path=last: no checkpoint in {folder}; set hydra.run.dir=DIR to the folder of the run to resume"
-        )
-    if newest is None:
-        log.info(f"no checkpoint in {folder} yet: starting a new run")
-    return str(newest) if newest else None
-
-
-# These keys determine the videos and their labels.
-SOURCE = ("name", "root", "reader", "train", "val", "test")
-JOB = ("micro_batch_size", "seed")  # These keys are outside of the data node.
-
-
-def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
-    """Returns the data settings from the command line; null means to use the setting of the checkpoint.
-
-    `data=NAME` selects another source of videos and labels. The clip settings (frames, stride, crop, and so on)
-    stay the same as in training unless they are set too.
-    """
-    clip = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop", "resize_mode")
-    keys = (*SOURCE, *clip, "num_workers", "decoder")
-    typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
-    given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
-    if given.get("reader") is not None:
-        given["reader"] = OmegaConf.to_container(given["reader"], resolve=True)
-        if metadata.multi_label and "multi_label" in given["reader"]:
-            given["reader"]["multi_label"] = True  # Multi-label follows the model.
-        given["reader"] = instantiate(given["reader"], _convert_="all")
-    if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
-        given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
-        given |= {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
-    given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
-    given |= {key: cfg[key] for key in JOB if cfg[key] is not None}
-    return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
-
-
-def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
-    """Returns the data of the checkpoint with the changes from the command line.
-
-    Raises:
-        UserError: The data settings in the checkpoint are invalid.
-    """
-    given, stored = given_data(metadata, cfg), metadata.config.get("data")
-    where = f"{cfg.ckpt_path}: data"
-    if not isinstance(stored, Mapping):
-        raise UserError(f"{where} is missing or is not a mapping of settings")
-    known = VideoDataModule.__init__
-    check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
-    node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
-    node = {key: value for key, value in node.items() if key not in given}
-    if "." in str(node.get("decoder", "")):
-        resolve_target(node["decoder"], set(), f"{where}.decoder", cfg.trusted)
-    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
-    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given, protocol=protocol)
-    return data
-
-
-def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> None:
-    """Reads the annotations and compares their classes with those of the model.
-
-    The error message of a reader quotes the files that it has read. If only the checkpoint names these files, they
-    could be any files on this machine, so none of their content is shown.
-
-    Raises:
-        UserError: The annotations cannot be read or have other classes.
-    """
-    files = [name for name in data.annotations.values() if name is not None]
-    inside = all(not os.path.isabs(name) and ".." not in Path(name).parts for name in files)
-    if cfg.data.name is not None or (cfg.data.root is not None and inside):
-        _ = data.splits
-        return
-    advice = f"set data.root=DIR, or data=NAME data.root=DIR, to the data for {cfg.ckpt_path}"
-    if not Path(data.root).expanduser().is_dir():
-        raise UserError(f"the data folder of the checkpoint, {shown(data.root)}, does not exist: {advice}")
-    try:
-        classes = {head: list(names) for head, names in data.splits.classes.items()}
-    except UserError:
-        raise UserError(
-            f"the data that the checkpoint names, in {shown(data.root)}, cannot be read as it was in training: "
-            f"{advice}; the message then shows what is wrong with it"
-        ) from None
-    if classes != metadata.classes:
-        raise UserError(
-            f"the data that the checkpoint names, in {shown(data.root)}, no longer has the classes of the model: "
-            f"{advice}; its labels are then mapped to the model's classes"
-        )
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:

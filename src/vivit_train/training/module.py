@@ -22,7 +22,13 @@ from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label
 from vivit_train.training.optim import Schedule, parameter_groups
 from vivit_train.training.profiling import forward_flops, full_tensor
-from vivit_train.training.resume import align_loop_progress, keep_paths_inside, shift_loop_progress, to_fqn_order
+from vivit_train.training.resume import (
+    align_loop_progress,
+    keep_paths_inside,
+    shift_loop_progress,
+    to_fqn_order,
+    use_settings,
+)
 from vivit_train.utils.errors import UserError
 
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # These are keys of a checkpoint.
@@ -263,14 +269,16 @@ class VideoClassifier(L.LightningModule):
         if self.global_rank == 0:  # The saved state is the sum over all ranks, so the others start from zero.
             for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
                 setattr(self.epoch_loss, name, value.to(self.device))
-        # Use this run's setting instead of the saved one, because this strategy may not support a fused kernel.
-        # With FSDP, the optimizer is already loaded here.
-        fused = getattr(self.optimizer, "keywords", {}).get("fused")
+        # Use this run's settings instead of the saved ones: they may have changed, and this strategy may not
+        # support a fused kernel. With FSDP, the optimizer is already loaded here.
+        settings = getattr(self.optimizer, "keywords", {})
         loaded = [optimizer.param_groups for optimizer in self.trainer.optimizers]
         for groups in (*loaded, *(state["param_groups"] for state in checkpoint["optimizer_states"])):
-            for group in groups:
-                if "fused" in group:
-                    group["fused"] = fused
+            for number, group in enumerate(groups):
+                use_settings(group, settings, decays=number == 0)
+        if "lr" in settings:
+            for state in checkpoint["lr_schedulers"]:
+                state["base_lrs"] = [settings["lr"]] * len(state["base_lrs"])
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
         align_loop_progress(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)

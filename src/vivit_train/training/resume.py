@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -156,14 +156,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(steps, key=lambda path: (steps[path], path.stem == "last"), default=None)
 
 
-def check_resumable(path: Path) -> tuple[int, Any]:
-    """Checks a checkpoint before Lightning reads it; returns its step and the saved state of its data.
+def check_resumable(path: Path) -> tuple[int, Any, Metadata]:
+    """Checks a checkpoint before Lightning reads it; returns its step, the state of its data, and its metadata.
 
     Raises:
         UserError: The file cannot be read, has no state of a training run, or has non-finite weights.
     """
     checkpoint = read_checkpoint(path, mmap=True)
-    Metadata.from_stored(checkpoint[KEY], path)
+    metadata = Metadata.from_stored(checkpoint[KEY], path)
     state = checkpoint["state_dict"]
     check_finite(tensors_of({name.removeprefix("net."): value for name, value in state.items()}, path), path)
     for key in ("global_step", "epoch"):
@@ -171,7 +171,7 @@ def check_resumable(path: Path) -> tuple[int, Any]:
             raise UserError(
                 f"{path} cannot be resumed: it has no {key}; init.path={path} starts a new run from its weights"
             )
-    return int(checkpoint["global_step"]), checkpoint.get(VideoDataModule.__qualname__)
+    return int(checkpoint["global_step"]), checkpoint.get(VideoDataModule.__qualname__), metadata
 
 
 @contextmanager
@@ -255,3 +255,22 @@ def shift_loop_progress(progress: dict[str, Any], before: int, now: int, accumul
     behind = current["ready"] - current["completed"]
     done = now if over else min(current["ready"], now - accumulation)
     current.update(ready=done, started=done, processed=done, completed=done - behind)
+
+
+def use_settings(group: dict[str, Any], settings: Mapping[str, Any], decays: bool) -> None:
+    """Replaces the hyperparameters of a saved parameter group with those of the run that resumes.
+
+    The schedule sets the current learning rate.
+
+    Args:
+        group: A parameter group of the optimizer's state.
+        settings: The arguments of the optimizer. Those that are not set keep the saved values.
+        decays: Whether the parameters of this group decay; see `optim.parameter_groups`.
+    """
+    for name, value in settings.items():
+        if name in group and (decays or name != "weight_decay"):
+            group[name] = tuple(value) if isinstance(value, list) else value
+    if "lr" in settings and "initial_lr" in group:
+        group["initial_lr"] = settings["lr"]
+    if "fused" in group:
+        group["fused"] = settings.get("fused")

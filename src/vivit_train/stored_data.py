@@ -1,0 +1,117 @@
+"""The data of an evaluation: that of the checkpoint, with the changes from the command line."""
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import EvalProtocol
+from vivit_train.training.checkpoint import Metadata
+from vivit_train.training.evaluation import parse_views
+from vivit_train.training.targets import DATA, build, resolve_target
+from vivit_train.utils.arguments import check_arguments, shown
+from vivit_train.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def best_in(path: str) -> str:
+    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
+
+    Raises:
+        UserError: The folder has no best.ckpt.
+    """
+    if not Path(path).is_dir():
+        return path
+    for file in (Path(path) / "checkpoints/best.ckpt", Path(path) / "best.ckpt"):
+        if file.is_file():
+            log.info(f"ckpt_path={path} is a folder: evaluating {file}")
+            return str(file)
+    raise UserError(f"ckpt_path={path}: the folder has no best.ckpt; name a checkpoint file")
+
+
+# These keys determine the videos and their labels.
+SOURCE = ("name", "root", "reader", "train", "val", "test")
+JOB = ("micro_batch_size", "seed")  # These keys are outside of the data node.
+
+
+def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
+    """Returns the data settings from the command line; null means to use the setting of the checkpoint.
+
+    `data=NAME` selects another source of videos and labels. The clip settings (frames, stride, crop, and so on)
+    stay the same as in training unless they are set too.
+    """
+    clip = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop", "resize_mode")
+    keys = (*SOURCE, *clip, "num_workers", "decoder")
+    typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
+    given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
+    if given.get("reader") is not None:
+        given["reader"] = OmegaConf.to_container(given["reader"], resolve=True)
+        if metadata.multi_label and "multi_label" in given["reader"]:
+            given["reader"]["multi_label"] = True  # Multi-label follows the model.
+        given["reader"] = instantiate(given["reader"], _convert_="all")
+    if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
+        given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
+        given |= {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
+    given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
+    given |= {key: cfg[key] for key in JOB if cfg[key] is not None}
+    return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
+
+
+def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
+    """Returns the data of the checkpoint with the changes from the command line.
+
+    Raises:
+        UserError: The data settings in the checkpoint are invalid.
+    """
+    given, stored = given_data(metadata, cfg), metadata.config.get("data")
+    where = f"{cfg.ckpt_path}: data"
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{where} is missing or is not a mapping of settings")
+    known = VideoDataModule.__init__
+    check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
+    node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
+    node = {key: value for key, value in node.items() if key not in given}
+    if "." in str(node.get("decoder", "")):
+        resolve_target(node["decoder"], set(), f"{where}.decoder", cfg.trusted)
+    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
+    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given, protocol=protocol)
+    return data
+
+
+def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> None:
+    """Reads the annotations and compares their classes with those of the model.
+
+    The error message of a reader quotes the files that it has read. If only the checkpoint names these files, they
+    could be any files on this machine, so none of their content is shown.
+
+    Raises:
+        UserError: The annotations cannot be read or have other classes.
+    """
+    files = [name for name in data.annotations.values() if name is not None]
+    inside = all(not os.path.isabs(name) and ".." not in Path(name).parts for name in files)
+    if cfg.data.name is not None or (cfg.data.root is not None and inside):
+        _ = data.splits
+        return
+    advice = f"set data.root=DIR, or data=NAME data.root=DIR, to the data for {cfg.ckpt_path}"
+    if not Path(data.root).expanduser().is_dir():
+        raise UserError(f"the data folder of the checkpoint, {shown(data.root)}, does not exist: {advice}")
+    try:
+        classes = {head: list(names) for head, names in data.splits.classes.items()}
+    except UserError:
+        raise UserError(
+            f"the data that the checkpoint names, in {shown(data.root)}, cannot be read as it was in training: "
+            f"{advice}; the message then shows what is wrong with it"
+        ) from None
+    if classes != metadata.classes:
+        raise UserError(
+            f"the data that the checkpoint names, in {shown(data.root)}, no longer has the classes of the model: "
+            f"{advice}; its labels are then mapped to the model's classes"
+        )
