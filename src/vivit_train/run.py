@@ -18,7 +18,7 @@ from vivit_train.changes import resumed_from, write_record
 from vivit_train.config import derive, validate, validate_evaluation, with_values
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe
-from vivit_train.stored_data import best_in, check_splits, evaluation_data
+from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
 from vivit_train.training.callbacks import clock, planned_steps
 from vivit_train.training.checkpoint import (
     Metadata,
@@ -196,12 +196,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metadata, weights = load_checkpoint(cfg.ckpt_path)
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
-    clip = (3, data.sampling.frames, data.crop, data.crop)
-    if net.input_shape != clip:
-        raise UserError(
-            f"{cfg.ckpt_path}: the model takes clips of {net.input_shape[1:]} (frames, height, width), but the "
-            f"data has {clip[1:]}: data.frames and data.crop must be the same as in training"
-        )
+    if net.input_shape[1:] != (clip := (data.sampling.frames, data.crop, data.crop)):
+        net = for_clip(metadata, clip, cfg)
     check_splits(data, metadata, cfg)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")

@@ -1,4 +1,4 @@
-"""The data of an evaluation: that of the checkpoint, with the changes from the command line."""
+"""Data and model of an evaluation: those of the checkpoint, with the changes from the command line."""
 
 import inspect
 import logging
@@ -13,9 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
-from vivit_train.training.checkpoint import Metadata
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.load import load_pretrained
+from vivit_train.training.checkpoint import Metadata, num_classes
 from vivit_train.training.evaluation import parse_views
-from vivit_train.training.targets import DATA, build, resolve_target
+from vivit_train.training.targets import DATA, MODELS, build, resolve_target
 from vivit_train.utils.arguments import check_arguments, shown
 from vivit_train.utils.errors import UserError
 
@@ -35,6 +37,44 @@ def best_in(path: str) -> str:
             log.info(f"ckpt_path={path} is a folder: evaluating {file}")
             return str(file)
     raise UserError(f"ckpt_path={path}: the folder has no best.ckpt; name a checkpoint file")
+
+
+def for_clip(metadata: Metadata, clip: tuple[int, int, int], cfg: DictConfig) -> ViViT:
+    """Returns the model of a checkpoint for clips of another size: its position embeddings are interpolated.
+
+    Training with `init.path` at that size would start from the same weights.
+
+    Args:
+        metadata: The metadata of the checkpoint.
+        clip: The frames, height and width of a clip.
+        cfg: The configuration of eval.py, which names the checkpoint.
+
+    Raises:
+        UserError: The model cannot be built for clips of this size, or the command line does not ask for it.
+    """
+    if cfg.data.frames is None and cfg.data.crop is None:
+        model = metadata.config["model"]
+        raise UserError(
+            f"{cfg.ckpt_path}: the stored model takes {model.get('frames')} frames of {model.get('image_size')} "
+            f"pixels, but the stored data has {clip[0]} of {clip[1]}: set data.frames and data.crop"
+        )
+    where = f"{cfg.ckpt_path}: model"
+    node = dict(metadata.config["model"]) | {"frames": clip[0], "image_size": clip[1]}
+    stored = metadata.config["model"]
+    net: ViViT = build(
+        node | ({"compile": False} if "compile" in node else {}),
+        MODELS,
+        where,
+        cfg.trusted,
+        num_classes=num_classes(metadata.classes),
+    )
+    classes, multi_label = metadata.classes, metadata.multi_label
+    load_pretrained(net, cfg.ckpt_path, classes=classes, multi_label=multi_label)
+    log.info(
+        f"clips of {clip[0]} frames of {clip[1]} pixels, trained on {stored['frames']} of {stored['image_size']}: "
+        "position embeddings are interpolated"
+    )
+    return net
 
 
 # These keys determine the videos and their labels.
