@@ -107,7 +107,7 @@ def resumed_from(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> Resum
         append_record(run_dir, text)
     if notice := check_unchanged(data, state, ckpt_path, run_dir / "data_changes.txt", step):
         log.info(notice)
-    over = state["epoch"] >= cfg.trainer.max_epochs or 0 < cfg.trainer.max_steps <= step
+    over = state is not None and (state["epoch"] >= cfg.trainer.max_epochs or 0 < cfg.trainer.max_steps <= step)
     return Resumed(ckpt_path, step, metadata, is_complete=over and (run_dir / "metrics.json").is_file())
 
 
