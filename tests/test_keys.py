@@ -73,7 +73,7 @@ def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: C
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["+recipe.lr=0.5"], "recipe: there is no such key"),
+        (["+recipe.lr=0.5"], "recipe.lr: there is no such key; did you mean optimizer.lr?"),
         (["+epochs=3", "+batch_size=4"], "epochs: there is no such key; did you mean trainer.max_epochs?"),
         (["+epochs=3", "+batch_size=4"], "batch_size: there is no such key; did you mean global_batch_size?"),
         (["+lr=0.1"], "lr: there is no such key; did you mean optimizer.lr?"),

@@ -89,7 +89,8 @@ AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "mode
 def key_problems(cfg: DictConfig) -> list[str]:
     """Returns a message for each key that nothing reads, and for each value of a wrong type or out of range."""
     known = [name for name in TYPES if "." not in name] + list(NODES)
-    problems = [unknown(key, known) for key in map(str, cfg) if key not in known]
+    foreign = [key for key in map(str, cfg) if key not in known]
+    problems = [unknown(name, known) for key in foreign for name in leaf_names(key, cfg[key])]
     problems += [f"{name}: is missing" for name in known if name not in cfg and name not in OPTIONAL]
     for name in cfg:
         if name not in known:
@@ -245,10 +246,20 @@ def is_checkable(hint: Any) -> bool:
     return not isinstance(hint, str) and (hint in simple or any(is_checkable(part) for part in get_args(hint)))
 
 
+def leaf_names(name: str, node: Any) -> Iterator[str]:
+    """Yields the dotted names of the leaves below a node, or its own name if it is a leaf."""
+    if not isinstance(node, DictConfig) or not node:
+        yield name
+        return
+    for key in map(str, node):
+        yield from leaf_names(f"{name}.{key}", node[key])
+
+
 def unknown(key: str, known: list[str], target: str = "") -> str:
     """Returns the message about a key that nothing reads, with its new name or the most similar key."""
     if hint := moved_hint(key):
         return f"{key}: there is no such key{hint}"
-    similar = [COMMON_WORDS[key]] if key in COMMON_WORDS else get_close_matches(key, known, 1)
+    word = key if key in COMMON_WORDS else key.rpartition(".")[2]
+    similar = [COMMON_WORDS[word]] if word in COMMON_WORDS else get_close_matches(key, known, 1)
     where = f"; {target} has no such argument" if target else ""
     return f"{key}: there is no such key{where}" + (f"; did you mean {similar[0]}?" if similar else "")
