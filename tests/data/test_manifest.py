@@ -86,9 +86,11 @@ def test_folder_reads_test_and_other_names(split_tree: Path) -> None:
     assert rows(splits.test) == [("test/walk/f.mp4", 1)]
     assert "test has no clips of 1 of 2 classes: run" in splits.summary()
 
-    (split_tree / "val").rename(split_tree / "valid")
-    assert has(error(lambda: read_folder(split_tree)), str(split_tree / "val"), "test, train, valid", "val=")
-    assert rows(read_folder(split_tree, val="valid").val)[0] == ("valid/run/d.mkv", 0)
+    (split_tree / "val").rename(split_tree / "check")
+    assert has(
+        error(lambda: read_folder(split_tree, val="val")), str(split_tree / "val"), "check, test, train", "val="
+    )
+    assert rows(read_folder(split_tree, val="check").val)[0] == ("check/run/d.mkv", 0)
 
 
 def test_paths_are_absolute_and_symlinks_stay(split_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,9 @@ def _read_rows(
             if "" in labels or len(set(labels)) < len(labels):
                 what = "an empty label" if "" in labels else "a duplicate label"
                 problems.append(f"{file}:{number}: {line[:120]!r} ({what})")
-            rows.append(Row(path, below(top, path), labels, f"{file}:{number}", listings.have(path)))
+            found = listings.find(path)
+            path = found or path
+            rows.append(Row(path, below(top, path), labels, f"{file}:{number}", found is not None))
         elif line and not (number == 1 and _HEADER.fullmatch(line)):
             problems.append(f"{file}:{number}: {line[:120]!r}")
     return rows
