@@ -562,6 +562,7 @@ def test_summary(csv_tree: Path) -> None:
     write(csv_tree / "classes.txt", "hug", "kick")
     assert read(csv_tree).summary() == (
         f"source   csv {csv_tree}/train.csv, {csv_tree}/val.csv, classes {csv_tree}/classes.txt\n"
+        "read as  rows of `path label`; ids from 0\n"
         "classes  2: hug, kick\n"
         "train    3 clips, 1 to 2 per class\n"
         "val      2 clips, 1 per class"
