@@ -83,8 +83,8 @@ def read_csv(
         first_id: The id of the first class in the files, 0 or 1.
 
     Raises:
-        UserError: If a file is missing or malformed, a label is unknown, a video is listed under different labels,
-            a class has no training clips, or too many videos are missing.
+        UserError: If a file is missing or malformed, a label is unknown or contradictory, a class has no training
+            clips, or too many videos are missing.
     """
     top, expected_layout = open_root(root, CSV_TREE)
     files = find_files(top, expected_layout, train, val, test, classes)
@@ -92,10 +92,9 @@ def read_csv(
         return read_kinetics(top, train=train, val=val, test=test, classes=classes, max_missing=max_missing)
     reader = _Reader(top, multi_label)
     tables = reader.tables(files)
-    beside = [top / "classes.txt", files["val"].with_name("classes.txt")]
-    given, named_by = class_names(top, expected_layout, classes or next(filter(Path.is_file, beside), ()))
-    reference, every = _labels_of(tables, files, expected_layout)
-    names, ids, hint = _class_ids(given, reference, every, first_id)
+    given, named_by = class_names(top, expected_layout, classes or _classes_beside(top, files["val"]))
+    reference, labels = _labels_of(tables, files, expected_layout)
+    names, ids, hint = _class_ids(given, reference, labels, first_id)
     return make_splits(
         Draft(
             tables=tables,
@@ -107,12 +106,17 @@ def read_csv(
             max_missing=max_missing,
             may_lack_clips=classes is not None,
             multi_label=multi_label,
-            notices=[*reader.notices(), *_unsplit_labels(every)],
+            notices=[*reader.notices(), *_unsplit_labels(labels)],
             hint=hint + reader.path_hint(),
             read_as=reader.decisions(first_id, has_ids=all(map(NUMERIC_ID.fullmatch, ids))),
             first_id=first_id,
         )
     )
+
+
+def _classes_beside(root: Path, file: Path) -> Path | tuple[()]:
+    """Returns the file classes.txt in root or next to the annotation file, or () if there is none."""
+    return next(filter(Path.is_file, (root / "classes.txt", file.with_name("classes.txt"))), ())
 
 
 def _labels_of(
