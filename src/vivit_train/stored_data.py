@@ -99,7 +99,9 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
         given["reader"] = instantiate(given["reader"], _convert_="all")
     if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
         given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
-        given |= {"train": None, "val": cfg.data.test or cfg.data.val, "test": None}
+        found = cfg.data.test == "auto"  # The reader finds the test split itself.
+        given |= {"train": None, "val": cfg.data.val if found else cfg.data.test or cfg.data.val}
+        given["test"] = "auto" if found else None
     given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
     given |= {key: cfg[key] for key in JOB if cfg[key] is not None}
     return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}

@@ -584,7 +584,7 @@ def test_a_split_that_is_not_there_is_named(folder: Path) -> None:
 
 def test_a_test_evaluates_val_if_the_data_have_no_test_split(folder: Path, videos: Path) -> None:
     assert VideoDataModule("test", str(folder), read_folder).test_split == "val"
-    assert VideoDataModule("test", str(videos), read_folder).test_split == "test"
+    assert VideoDataModule("test", str(videos), read_folder, test="auto").test_split == "test"
     assert VideoDataModule("test", str(videos), read_folder, protocol=EvalProtocol("train")).test_split == "train"
 
 

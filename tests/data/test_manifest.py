@@ -86,9 +86,11 @@ def test_folder_reads_test_and_other_names(split_tree: Path) -> None:
     assert rows(splits.test) == [("test/walk/f.mp4", 1)]
     assert "test has no clips of 1 of 2 classes: run" in splits.summary()
 
-    (split_tree / "val").rename(split_tree / "valid")
-    assert has(error(lambda: read_folder(split_tree)), str(split_tree / "val"), "test, train, valid", "val=")
-    assert rows(read_folder(split_tree, val="valid").val)[0] == ("valid/run/d.mkv", 0)
+    (split_tree / "val").rename(split_tree / "check")
+    assert has(
+        error(lambda: read_folder(split_tree, val="val")), str(split_tree / "val"), "check, test, train", "val="
+    )
+    assert rows(read_folder(split_tree, val="check").val)[0] == ("check/run/d.mkv", 0)
 
 
 def test_paths_are_absolute_and_symlinks_stay(split_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,6 +562,7 @@ def test_summary(csv_tree: Path) -> None:
     write(csv_tree / "classes.txt", "hug", "kick")
     assert read(csv_tree).summary() == (
         f"source   csv {csv_tree}/train.csv, {csv_tree}/val.csv, classes {csv_tree}/classes.txt\n"
+        "read as  rows of `path label`; ids from 0\n"
         "classes  2: hug, kick\n"
         "train    3 clips, 1 to 2 per class\n"
         "val      2 clips, 1 per class"

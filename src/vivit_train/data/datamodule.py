@@ -267,6 +267,12 @@ class VideoDataModule(L.LightningDataModule):
         """The split that `test_dataloader` evaluates."""
         return self.protocol.split or ("val" if self.splits.test is None else "test")
 
+    @property
+    def chosen_on_test_clips(self) -> bool:
+        """Whether `test_dataloader` evaluates clips that chose the checkpoint; false for other data."""
+        is_training_data = len(self.splits.train) > 0
+        return is_training_data and (self.test_split == "val" or self.splits.val_is_test)
+
     def manifest_of(self, split: str) -> ClipTable:
         """Returns the clips of a split; raises a UserError if the split does not exist."""
         manifest = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]

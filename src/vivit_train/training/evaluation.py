@@ -77,6 +77,8 @@ def score_task(
         "failed": scores["failed"],
         "checkpoint": str(ckpt_path),
     }
+    note = "; the best checkpoint is chosen on these very clips" if data.chosen_on_test_clips else ""
+    results |= {"checkpoint_chosen_on_these_clips": True} if note else {}
     if trainer.is_global_zero:
         with replacing(out / "metrics.json") as part:
             part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -87,7 +89,9 @@ def score_task(
     numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
     if task.multi_label:
         numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
-    log.info("  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split)"]))
+    log.info(
+        "  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split{note})"])
+    )
     if scores["failed"]:
         log.info(
             f"{plural(int(scores['failed']), 'video')} could not be read and counted as wrong: "

@@ -27,6 +27,16 @@ def with_current_keys(config: Any) -> Any:
                 config[new] = data.pop(old)
         for name in ("bad_videos_file", "seed"):
             data.pop(name, None)
+        reader = data.get("reader")
+        # Until 2026-11-29, null meant to look for the folder of the test split.
+        if isinstance(reader, Mapping) and "class_level" not in reader and "test" in data and data["test"] is None:
+            is_folder = str(reader.get("_target_")).rpartition(".")[2] in (
+                "folder",
+                "read_folder",
+                "demo",
+                "read_demo",
+            )
+            data["test"] = "auto" if is_folder else None
         config["data"] = data
     if isinstance(config.get("task"), Mapping):
         task = config.pop("task")

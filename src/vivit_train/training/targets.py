@@ -20,6 +20,8 @@ TARGETS = {
     "cross_entropy": "vivit_train.training.losses:CrossEntropy",
     "folder": "vivit_train.data.annotations.folder:read_folder",
     "csv": "vivit_train.data.annotations.csv_file:read_csv",
+    "labelstudio": "vivit_train.data.annotations.labelstudio:read_labelstudio",
+    "cvat": "vivit_train.data.annotations.cvat:read_cvat",
     "kinetics": "vivit_train.data.annotations.kinetics:read_kinetics",
     "moments": "vivit_train.data.annotations.moments:read_moments",
     "something": "vivit_train.data.annotations.something:read_something",
@@ -28,7 +30,19 @@ TARGETS = {
     "hmdb51": "vivit_train.data.annotations.ucf_hmdb:read_hmdb51",
     "demo": "vivit_train.data.synthetic:read_demo",
 }
-READERS = {"folder", "csv", "kinetics", "moments", "something", "epic", "ucf101", "hmdb51", "demo"}
+READERS = {
+    "folder",
+    "csv",
+    "labelstudio",
+    "cvat",
+    "kinetics",
+    "moments",
+    "something",
+    "epic",
+    "ucf101",
+    "hmdb51",
+    "demo",
+}
 MODELS = {"vivit", "vivit_of_size"}
 DATA = {"videos"}
 LOSSES = {"cross_entropy"}

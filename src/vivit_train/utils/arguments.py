@@ -25,6 +25,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "norm_eps": (1e-12, 0.1),
     "drop_path": (0, 1),
     "label_smoothing": (0, 1),
+    "first_id": (0, 1_000_000),
     "flip": (0, 1),
     "color_jitter": (0, 1),
     "random_erasing": (0, 1),

@@ -5,6 +5,7 @@ Hydra imports this module at startup, so it must not import anything heavy.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 # These characters control a terminal or are invisible: control characters, bidirectional marks, line separators,
@@ -33,6 +34,16 @@ def _escape(match: re.Match[str]) -> str:
 def printable(text: object) -> str:
     """Returns text on one line, with control and invisible characters escaped as in Python string literals."""
     return _CONTROL.sub(_escape, str(text))
+
+
+def nfc(text: str) -> str:
+    """Returns text in Unicode's composed form, in which names are compared: macOS writes é as e and an accent."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def loose_name(name: str) -> str:
+    """Returns a name without what people overlook: case, blanks and Unicode's forms of one letter."""
+    return "".join(nfc(name).casefold().split())
 
 
 def plural(count: int, noun: str) -> str:

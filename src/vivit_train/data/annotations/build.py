@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vivit_train.data.annotations.files import find_file, raise_listed, read_classes
 from vivit_train.data.annotations.table import SEPARATOR, Classes, ClipTable, LabelSets, Splits, StrPath
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural, printable, shorten_list
+from vivit_train.utils.text import loose_name, nfc, plural, printable, shorten_list
 
 MAX_CLASSES = 100_000  # A larger id is probably a frame count or a time stamp in the wrong column.
 _FOREIGN = re.compile("[\udc80-\udcff]")  # surrogates, by which Python represents bytes that are not UTF-8
@@ -57,6 +57,9 @@ class Draft:
         may_differ: Whether a clip that is listed under two labels gives a notice instead of an error.
         multi_label: Whether each row has any number of labels, all of a single head.
         notices: The notices of the reader, to which the checks append theirs.
+        hint: What the reader has noticed that may explain invalid labels or missing videos, for their messages.
+        read_as: What the reader has decided about the form of the files, in one line.
+        first_id: The id of the first class as written, if labels are ids.
     """
 
     tables: Mapping[str, list[Row]]
@@ -70,6 +73,9 @@ class Draft:
     may_differ: bool = False
     multi_label: bool = False
     notices: list[str] = field(default_factory=list)
+    hint: str = ""
+    read_as: str = ""
+    first_id: int = 0
 
 
 def make_splits(draft: Draft) -> Splits:
@@ -79,6 +85,7 @@ def make_splits(draft: Draft) -> Splits:
         UserError: If a split has no clips, a label is unknown or contradictory, there is only one class, a class
             has no training clips, or too many videos are missing.
     """
+    draft = with_composed_labels(draft)
     check_empty_splits(draft)
     invalid_labels: list[str] = []
     too_many_missing: list[str] = []
@@ -90,12 +97,15 @@ def make_splits(draft: Draft) -> Splits:
     check_number_of_classes(draft)
     if too_many_missing:
         advice = f"Check the data set's root, or allow more; data.reader.max_missing is {draft.max_missing:g}."
-        raise_listed("too many missing videos", too_many_missing, f"{advice}\n{draft.expected_layout}")
+        raise_listed(
+            "too many missing videos", too_many_missing, with_hint(f"{advice}\n{draft.expected_layout}", draft)
+        )
     manifests = {split: make_manifest(rows, draft) for split, rows in draft.tables.items()}
     manifests.setdefault("train", make_manifest([], draft))
     for split in draft.tables:
         check_coverage(draft, split, manifests[split])
     draft.notices.extend(shared_clips(manifests))
+    draft.notices.extend(similar_names(draft.classes))
     return Splits(
         draft.classes,
         manifests["train"],
@@ -104,7 +114,26 @@ def make_splits(draft: Draft) -> Splits:
         draft.source,
         tuple(draft.notices),
         {split: missing_paths(rows) for split, rows in draft.tables.items()},
+        draft.read_as,
     )
+
+
+def with_composed_labels(draft: Draft) -> Draft:
+    """Returns the draft with all labels in Unicode's composed form, on both sides of the comparison."""
+    tables = {
+        split: [
+            row if all(map(str.isascii, row.labels)) else row._replace(labels=tuple(map(nfc, row.labels)))
+            for row in rows
+        ]
+        for split, rows in draft.tables.items()
+    }
+    ids = {head: {nfc(label): i for label, i in by_label.items()} for head, by_label in draft.ids.items()}
+    return replace(draft, tables=tables, ids=ids)
+
+
+def with_hint(advice: str, draft: Draft) -> str:
+    """Returns the advice of an error message, with what the reader has noticed."""
+    return f"{draft.hint}\n{advice}" if draft.hint else advice
 
 
 def check_empty_splits(draft: Draft) -> None:
@@ -124,7 +153,9 @@ def label_problems(draft: Draft, split: str) -> list[str]:
         heads = [draft.ids[""]] * len(row.labels) if draft.multi_label else draft.ids.values()
         for label, ids in zip(row.labels, heads, strict=True):
             if label not in ids:
-                problems.append(f"{row.where}: unknown label {label!r}")
+                near = next((name for name in ids if loose_name(name) == loose_name(label)), None)
+                differs = f", which differs from {near!r} only in case or blanks" if near else ""
+                problems.append(f"{row.where}: unknown label {label!r}{differs}")
         before = first.setdefault((row.path, row.span_s), row)
         if row.labels != before.labels and not (draft.multi_label and set(row.labels) == set(before.labels)):
             differing.append(
@@ -143,12 +174,14 @@ def raise_invalid_labels(draft: Draft, problems: Sequence[str]) -> NoReturn:
     """Raises a UserError that lists the invalid labels and describes the valid ones."""
     numbered = all(map(NUMERIC_ID.fullmatch, next(iter(draft.ids.values()))))
     known = [
-        f"ids from 0 to {len(names) - 1}" if numbered else f"one of {shorten_list(names)}"
+        f"ids from {draft.first_id} to {draft.first_id + len(names) - 1}"
+        if numbered
+        else f"one of {shorten_list(names)}"
         for names in draft.classes.values()
     ]
     once = "all labels of a video in one row" if draft.multi_label else "one label per video"
     advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(draft.source)}."
-    raise_listed("invalid labels", problems, advice)
+    raise_listed("invalid labels", problems, with_hint(advice, draft))
 
 
 def missing_videos(draft: Draft, split: str) -> list[str]:
@@ -193,7 +226,7 @@ def check_coverage(draft: Draft, split: str, manifest: ClipTable) -> None:
             rows = Counter(draft.ids[name][label] for row in draft.tables[split] for label in row.labels[own])
             lines = [f"class {i} ({names[i]}): {plural(rows[i], 'row')}, 0 videos found" for i in empty]
             advice = "Ids must run from 0 without gaps. Empty classes need data.reader.classes=<file of names>."
-            raise_listed(f"classes without clips in {draft.files[split]}", lines, advice)
+            raise_listed(f"classes without clips in {draft.files[split]}", lines, with_hint(advice, draft))
         if empty:
             kind = f"{name} classes" if name else "classes"
             listed = shorten_list([names[i] for i in empty])
@@ -205,8 +238,22 @@ def shared_clips(manifests: Mapping[str, ClipTable]) -> Iterator[str]:
     clips = {split: set(manifest.ids.tolist()) for split, manifest in manifests.items()}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(clips[one] & clips.get(other, set()))
-        if both:
+        if both and one == "val" and clips[one] == clips[other]:
+            why = "that choose the best checkpoint, so its test score is too good"
+            yield f"{one} and {other} are the same {plural(len(both), 'clip')} {why}"
+        elif both:
             yield f"{one} and {other} share {plural(len(both), 'clip')}: {shorten_list(both)}"
+
+
+def similar_names(classes: Classes) -> Iterator[str]:
+    """Yields a notice if names of classes differ only in case or blanks."""
+    for names in classes.values():
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(loose_name(name), []).append(name)
+        pairs = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+        if pairs:
+            yield f"classes whose names differ only in case or blanks: {shorten_list(pairs)}; are they one class?"
 
 
 def label_text(row: Row) -> str:

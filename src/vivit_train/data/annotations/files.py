@@ -1,6 +1,7 @@
 """Finds and reads annotation files, and lists videos."""
 
 import csv
+import errno
 import os
 import re
 from collections import Counter
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from vivit_train.data.annotations.table import StrPath
-from vivit_train.data.video.storage import folder_and_name, is_picture, listing
+from vivit_train.data.video.storage import folder_and_name, is_picture, join, listing
 from vivit_train.data.video.urls import is_url
 from vivit_train.utils.errors import UserError, VideoError, reason
 from vivit_train.utils.json_file import parse_json
-from vivit_train.utils.text import LONGEST, SHOWN, printable, shorten, shorten_list
+from vivit_train.utils.text import LONGEST, SHOWN, loose_name, nfc, printable, shorten, shorten_list
 
 VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
@@ -26,32 +27,73 @@ PLACES = ("{}", "annotations/{}")  # the places below root in which annotation f
 
 
 class Listings:
-    """Checks which files exist with one listing per folder, since a stat per file takes minutes on network disks.
+    """Finds files with one listing per folder, since a stat per file takes minutes on network disks.
 
     Attributes:
-        names: The names in each listed folder; None if the folder cannot be listed.
+        names: The names in each listed folder, by their composed form; None if the folder cannot be listed.
         notices: A notice for each folder that cannot be listed. Its files are assumed to exist.
+        near_misses: For each missing path, a name in its folder that differs only in case or blanks.
     """
 
     def __init__(self) -> None:
-        self.names: dict[str, frozenset[str] | None] = {}
+        self.names: dict[str, dict[str, str] | None] = {}
         self.notices: list[str] = []
+        self.near_misses: dict[str, str] = {}
+        self._loose: dict[str, dict[str, str]] = {}
+        self._folders: dict[str, str | None] = {}
 
-    def have(self, path: str) -> bool:
-        """Returns whether a file exists."""
+    def find(self, path: str) -> str | None:
+        """Returns the path under which a file exists, or None. Its names may have another form in Unicode.
+
+        Raises:
+            UserError: If this user may not look into the folder.
+        """
         folder, name = folder_and_name(path)
         if folder not in self.names:
             self.names[folder] = self.list(folder)
         names = self.names[folder]
-        return names is None or name in names
+        if names is None or names.get(name) == name:
+            return path
+        if there := names.get(nfc(name)):
+            return join(folder, there)
+        if not names and not is_url(path):
+            return self._below_other_form(folder, name)
+        if folder not in self._loose:
+            self._loose[folder] = {loose_name(known): known for known in names}
+        if near := self._loose[folder].get(loose_name(name)):
+            self.near_misses[path] = near
+        return None
 
-    def list(self, folder: str) -> frozenset[str] | None:
+    def _below_other_form(self, folder: str, name: str) -> str | None:
+        """Returns the path of a file whose folder does not exist under the name as written, or None."""
+        if folder not in self._folders:
+            self._folders[folder] = None
+            try:
+                os.stat(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                there = self.find(folder)
+                self._folders[folder] = None if there == folder else there
+            except OSError as error:
+                raise_unreadable(error)
+        there = self._folders[folder]
+        return None if there is None else self.find(os.path.join(there, name))
+
+    def list(self, folder: str) -> dict[str, str] | None:
         """Returns the names in a folder, or None and a notice if the folder cannot be listed."""
         try:
-            return listing(folder)
+            return {nfc(name): name for name in listing(folder)}
         except VideoError as error:
+            if not is_url(folder) and not os.access(folder, os.X_OK):
+                raise_unreadable(PermissionError(errno.EACCES, error.reason, folder))
             self.notices.append(f"{folder}: {error.reason}; its videos are assumed to exist")
             return None
+
+    def near_miss_notice(self) -> str:
+        """Returns a text about missing files that exist under a similar name, or "" if there are none."""
+        if not self.near_misses:
+            return ""
+        pairs = [f"{path} (there is {name!r})" for path, name in self.near_misses.items()]
+        return f"names that differ from a file's only in case or blanks: {shorten_list(pairs, 2)}"
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -198,8 +240,38 @@ def find_file(root: Path, expected_layout: str, what: str, file: StrPath, places
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Returns the names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Returns the names of the folders in `folder`, sorted, without hidden ones.
+
+    Raises:
+        UserError: If the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise_unreadable(error)
+
+
+def file_names(folder: Path) -> list[str]:
+    """Returns the names of the files in `folder`, sorted, without hidden ones.
+
+    Raises:
+        UserError: If the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+    except OSError as error:
+        raise_unreadable(error)
+
+
+def raise_unreadable(error: OSError) -> NoReturn:
+    """Raises a UserError for a folder that cannot be listed, whose videos would otherwise vanish silently."""
+    why = error.strerror or reason(error)
+    raise UserError(
+        f"cannot list the folder {printable(error.filename)}: {why}. Make it readable for this user "
+        "(chmod -R u+rX), or move it out of the data set"
+    ) from error
 
 
 def find_videos(folder: Path) -> list[str]:
@@ -240,8 +312,12 @@ def picture_folders(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walks a folder like `os.walk`, following links, but skips hidden folders and links to a parent folder."""
-    for parent, folders, files in os.walk(str(folder), followlinks=True):
+    """Walks a folder like `os.walk`, following links, but skips hidden folders and links to a parent folder.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+    for parent, folders, files in os.walk(str(folder), onerror=raise_unreadable, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
         yield parent, folders, files
 

@@ -1,11 +1,10 @@
 """Reads data sets with one folder of videos per class."""
 
-import hashlib
-import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from vivit_train.data.annotations.build import Draft, Row, make_splits
 from vivit_train.data.annotations.files import (
@@ -13,6 +12,7 @@ from vivit_train.data.annotations.files import (
     VIDEO_EXTENSIONS,
     below,
     ending_of,
+    file_names,
     list_videos,
     open_root,
     picture_folders,
@@ -20,15 +20,17 @@ from vivit_train.data.annotations.files import (
     shown_endings,
     subfolders,
 )
+from vivit_train.data.annotations.hold_out import ByClass, hold_out, hold_out_sources
+from vivit_train.data.annotations.layout import check_classes_plausible, recognized_splits
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural, printable, shorten_list
+from vivit_train.utils.text import nfc, plural, printable, shorten_list
 
-ByClass = dict[str, list[str]]  # class -> the paths of its clips
+Level = Literal[1, 2]
 FOLDER_TREE = """Expected in {root}, with a folder per class:
   train/<class>/<video>.mp4     or, to split it here:     <class>/<video>.mp4
-  val/<class>/<video>.mp4
+  val/<class>/<video>.mp4       (optional with test/: else a part of train)
   test/<class>/<video>.mp4      (optional)
 or in tars, as train/<any>.tar with members <class>/<video>.mp4; in a class without video files, each folder of
 pictures is a video"""
@@ -39,53 +41,55 @@ def read_folder(
     *,
     train: str | None = None,
     val: str | None = None,
-    test: str | None = None,
+    test: str | None = "auto",
     classes: Sequence[str] | None = None,
     val_percent: float = 20,
     seed: int = 0,
+    class_level: Level | None = None,
 ) -> Splits:
     """Reads root/{train,val[,test]}/<class>/**/<video>, or splits root/<class>/**/<video> by percentage.
 
-    In a class without video files, each folder of pictures is a video. <class>/<video> may be in tars.
+    Split folders are recognized by their usual names in any case, such as Training, valid or testset. With train
+    and test folders only, a part of the training clips is held out for validation; see `hold_out_sources`. In a
+    class without video files, each folder of pictures is a video. <class>/<video> may be in tars.
 
-    The split holds out `val_percent` of each class for validation and leaves at least one clip on either side. It
-    depends only on the seed and on the paths of the clips below root.
+    A split depends only on the seed and on the paths of the clips below root.
 
     Args:
         root: The data set's folder.
-        train, val, test: The split folders if their names are not "train", "val" and "test".
+        train, val: The split folders if they have unusual names.
+        test: The folder of the test split; "auto" takes the one with a usual name, and None reads none.
         classes: The class names that a model knows, for evaluation. Training clips are then neither needed nor
             read, and without split folders all clips are evaluated.
-        val_percent: The percentage of each class to hold out if there are no split folders.
+        val_percent: The percentage of each class to hold out if there is no validation folder.
         seed: The seed of the split.
+        class_level: 1: the folders of a split are the classes, whatever their names; 2: the folders within them
+            are, and those of the same name are one class. None: 1, if that is plausible.
 
     Raises:
-        UserError: If a folder is missing or has no videos, a class has no training clips, or there is only one
-            class.
+        UserError: If a folder is missing or unreadable or has no videos, the folders are hardly classes, a class
+            has no training clips, or there is only one class.
     """
     top, expected_layout = open_root(root, FOLDER_TREE)
-    notices: list[str] = []
-    has_splits = (top / "train").is_dir() and ((top / "val").is_dir() or bool(subfolders(top / "train")))
-    if train or val or test or has_splits:
-        folders = split_folders(top, expected_layout, train=train, val=val, test=test, trains=not classes)
-        clips = {split: clips_by_class(folder, expected_layout, notices) for split, folder in folders.items()}
-        source = f"folders {shorten_list(folders.values())}"
-    elif classes:
-        folders, source = {"val": top}, f"folder {top}"
-        clips = {"val": clips_by_class(top, expected_layout, notices)}
-    else:
-        folders = {"train": top, "val": top}
-        clips = hold_out(clips_by_class(top, expected_layout, notices), top, val_percent, seed)
-        source = f"folder {top}, split here by class: {val_percent:g}% to val, seed {seed}"
+    names = split_names(top, train=train, val=val, test=test, known=classes or ())
+    folders = split_folders(top, expected_layout, names, trains=not classes)
+    notices = ignored_folders(top, folders)
+    clips = clips_of_splits(folders, top, expected_layout, notices, classes or (), class_level)
+    how = add_validation(folders, clips, top, val_percent, seed)
+    source = (
+        f"folder {top}" if top in folders.values() else f"folders {shorten_list(dict.fromkeys(folders.values()))}"
+    )
+    if classes:
+        clips.pop("train", None)
     check_class_folders(folders, clips)
-    names = tuple(classes or clips["train"])
+    by_id = tuple(classes or clips["train"])
     return make_splits(
         Draft(
-            tables={split: rows_of(by_class, top) for split, by_class in clips.items()},
+            tables={split: rows_of(clips[split], top) for split in ("train", "val", "test") if split in clips},
             files=folders,
-            classes={"": names},
-            ids={"": {name: i for i, name in enumerate(names)}},
-            source=source,
+            classes={"": by_id},
+            ids={"": {name: i for i, name in enumerate(by_id)}},
+            source=f"{source}, {how}" if how else source,
             expected_layout=expected_layout,
             may_lack_clips=classes is not None,
             notices=notices,
@@ -93,21 +97,77 @@ def read_folder(
     )
 
 
-def split_folders(
-    root: Path, expected_layout: str, *, train: str | None, val: str | None, test: str | None, trains: bool
-) -> dict[str, Path]:
-    """Returns the folder of each split; that of the test split is optional.
+def clips_of_splits(
+    folders: Mapping[str, Path],
+    root: Path,
+    expected_layout: str,
+    notices: list[str],
+    known: Sequence[str],
+    class_level: Level | None,
+) -> dict[str, ByClass]:
+    """Returns the clips of each split, and appends notices about ignored files. A folder is read only once.
+
+    Raises:
+        UserError: If there are no class folders or they are hardly classes, or if a folder cannot be read.
+    """
+    clips: dict[str, ByClass] = {}
+    for split, folder in folders.items():
+        same = next((other for other in clips if folders[other] == folder), None)
+        if same is None and class_level is None:
+            check_classes_plausible(folder, None if folder == root else split, {*map(nfc, known)})
+        clips[split] = clips[same] if same else clips_by_class(folder, expected_layout, notices, class_level or 1)
+    return clips
+
+
+def split_names(
+    root: Path, *, train: str | None, val: str | None, test: str | None, known: Sequence[str]
+) -> dict[str, str]:
+    """Returns the folder of each split by its name below root, as given or recognized; empty if there is none.
+
+    Args:
+        root: The data set's folder.
+        train, val, test: The folders as `read_folder` takes them.
+        known: The classes that a model knows.
+
+    Raises:
+        UserError: If several folders bear the usual names of a split.
+    """
+    given = {"train": train, "val": val, "test": None if test == "auto" else test}
+    found = recognized_splits(root, {*map(nfc, known)})
+    if test is None:
+        found.pop("test", None)
+    several = {split: names for split, names in found.items() if len(names) > 1 and not given[split]}
+    if several:
+        lines = [f"{split}: {shorten_list(names)}" for split, names in several.items()]
+        keys = ", ".join(f"data.{split}=" for split in several)
+        raise_listed(f"several folders in {root} bear the name of one split", lines, f"Choose with {keys}.")
+    return {split: name or found[split][0] for split, name in given.items() if name or split in found}
+
+
+def split_folders(root: Path, expected_layout: str, names: Mapping[str, str], *, trains: bool) -> dict[str, Path]:
+    """Returns the folder of each split to read; without "val", it is to be held out of "train".
+
+    Args:
+        root: The data set's folder.
+        expected_layout: A description of the expected files, for messages.
+        names: The result of `split_names`. If it is empty, root holds the classes.
+        trains: Whether training clips are needed.
 
     Raises:
         UserError: If a folder does not exist.
     """
-    folders = {"train": root / (train or "train")} if trains else {}
-    folders["val"] = root / (val or "val")
-    if test or (root / "test").is_dir():
-        folders["test"] = root / (test or "test")
+    if not names:
+        return {"train" if trains else "val": root}
+    folders = {split: root / name for split, name in names.items()}
+    if not trains and "val" in folders:
+        folders.pop("train", None)
+    elif not trains and "train" not in folders:
+        folders["val"] = folders["test"]
     absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
+    if trains and "train" not in folders:
+        absent.append(str(root / "train"))
     if absent:
-        there = printable(", ".join(subfolders(root))) or "none"
+        there = shorten_list(subfolders(root), 20) or "none"
         advice = "Name the split folders with data.train=, data.val= and data.test= (data.val=test is fine)."
         raise_listed(
             "missing folders", absent, f"Folders in {printable(root)}: {there}. {advice}\n{expected_layout}"
@@ -115,31 +175,40 @@ def split_folders(
     return folders
 
 
+def ignored_folders(root: Path, folders: Mapping[str, Path]) -> list[str]:
+    """Returns a notice about the folders next to the split folders, which are not read."""
+    used = set(folders.values())
+    others = [
+        name for name in subfolders(root) if not any((root / name) in (path, *path.parents) for path in used)
+    ]
+    if root in used or not others:
+        return []
+    return [f"not read, as they are no folders of a split: {shorten_list(others)}"]
+
+
+def add_validation(
+    folders: dict[str, Path], clips: dict[str, ByClass], root: Path, val_percent: float, seed: int
+) -> str:
+    """Holds out a part of the training clips if there is no validation split, and returns how, or "".
+
+    Clips in the data set's own folder are split regardless of their sources, as they always were. The arguments
+    are those of `hold_out`.
+    """
+    if "val" in folders:
+        return ""
+    folders["val"] = folders["train"]
+    if folders["train"] == root:
+        clips |= hold_out(clips["train"], root, val_percent, seed)
+        return f"split here by class: {val_percent:g}% to val, seed {seed}"
+    parts, told = hold_out_sources(clips["train"], folders["train"], root, val_percent, seed)
+    clips |= parts
+    by = "class and, as file names tell it, by source" if told else "class"
+    return f"no validation folder: {val_percent:g}% of train held out by {by}, seed {seed}"
+
+
 def rows_of(clips: ByClass, root: Path) -> list[Row]:
     """Returns the rows of the clips, in order of their classes."""
     return [Row(path, below(root, path), (name,), path) for name, paths in clips.items() for path in paths]
-
-
-def hold_out(clips: ByClass, root: Path, val_percent: float, seed: int) -> dict[str, ByClass]:
-    """Splits the clips of each class into train and val; see `read_folder`.
-
-    Raises:
-        UserError: If `val_percent` does not lie between 0 and 100.
-    """
-    if not 0 < val_percent < 100:
-        raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
-
-    def order(path: str) -> bytes:
-        # A hash gives the same order on every machine and with every library version, and clips that are added
-        # later do not change the order of the others.
-        return hashlib.sha256(f"{seed}/{below(root, path)}".encode(errors="surrogateescape")).digest()
-
-    train, val = {}, {}
-    for name, paths in clips.items():
-        ordered = sorted(paths, key=order)
-        count = min(max(round(len(paths) * val_percent / 100), 1), max(len(paths) - 1, 0))
-        val[name], train[name] = sorted(ordered[:count]), sorted(ordered[count:])
-    return {"train": train, "val": val}
 
 
 def check_class_folders(folders: Mapping[str, Path], clips: Mapping[str, ByClass]) -> None:
@@ -150,29 +219,30 @@ def check_class_folders(folders: Mapping[str, Path], clips: Mapping[str, ByClass
         raise_listed("class folders without videos", empty, advice)
 
 
-def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> ByClass:
+def clips_by_class(folder: Path, expected_layout: str, notices: list[str], class_level: Level) -> ByClass:
     """Returns the paths of the videos in each class folder, and appends notices about ignored files.
 
     Raises:
-        UserError: If there are no class folders.
+        UserError: If there are no class folders, or if a folder cannot be read.
     """
     classes: ByClass = {}
     others: Counter[str] = Counter()
-    for name in subfolders(folder):
-        classes[name], left_out = list_videos(folder / name)
-        if not classes[name]:
-            classes[name] = picture_folders(folder / name)
+    for class_folder in class_folders(folder, class_level):
+        videos, left_out = list_videos(class_folder)
+        if not videos:
+            videos = picture_folders(class_folder)
             left_out = Counter({ending: n for ending, n in left_out.items() if not is_picture(f"0{ending}")})
+        classes.setdefault(nfc(class_folder.name), []).extend(videos)
         others += left_out
-    for tar in sorted(folder.glob("*.tar")):
+    loose = [name for name in file_names(folder) if IS_VIDEO.fullmatch(name)]
+    for tar in [folder / name for name in file_names(folder) if name.endswith(".tar")]:
         for member in members(str(tar)):
             name, _, rest = member.partition("/")
             if IS_VIDEO.fullmatch(posixpath.basename(rest)):
-                classes.setdefault(name, []).append(f"{tar}/{member}")
+                classes.setdefault(nfc(name), []).append(f"{tar}/{member}")
             else:
                 others[ending_of(member)] += 1
     classes = {name: classes[name] for name in sorted(classes)}
-    loose = [name for name in sorted(os.listdir(folder)) if IS_VIDEO.fullmatch(name)]
     if not classes:
         found = f"only loose videos: {shorten_list(loose)}" if loose else "the folder is empty or has no videos"
         raise UserError(f"no class folders in {printable(folder)}; {found}\n{expected_layout}")
@@ -182,3 +252,9 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str]) -> By
     if others:
         notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
     return classes
+
+
+def class_folders(folder: Path, class_level: Level) -> list[Path]:
+    """Returns the folders of the classes, which are in `folder` or one level deeper."""
+    outer = [folder / name for name in subfolders(folder)]
+    return outer if class_level == 1 else [path / name for path in outer for name in subfolders(path)]

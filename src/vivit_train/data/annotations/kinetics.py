@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from vivit_train.data.annotations.build import Draft, Row, class_names, make_splits
-from vivit_train.data.annotations.files import find_files, open_root
+from vivit_train.data.annotations.files import cells, find_files, open_root, read_lines
 from vivit_train.data.annotations.lookup import Problems, Videos, bare, read_columns, unusual_number
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.text import shorten_list
@@ -15,6 +15,7 @@ KINETICS_TREE = """Expected in {root}:
   train.csv, val.csv     columns label,youtube_id,time_start,time_end; or in annotations/
   train/**/<youtube_id>_<start>_<end>.mp4, such as train/abseiling/0wR5jVB-WPk_000417_000427.mp4
   val/**/...             or both below videos/, or anywhere below the root; or <youtube_id>.mp4"""
+_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 _SECONDS = re.compile(r"\d{1,9}")
 
 
@@ -78,6 +79,11 @@ def read_kinetics(
     )
 
 
+def is_kinetics(file: Path) -> bool:
+    """Returns whether a file is a list of Kinetics, by its header."""
+    return {*_COLUMNS} <= set(cells(read_lines(file)[0]))
+
+
 def _class_ids(names: Sequence[str], labels: set[str]) -> dict[str, int]:
     """Returns the class ids of the labels that are known, with or without parentheses."""
     known = {bare(name): i for i, name in enumerate(names)}
@@ -95,8 +101,7 @@ def _places(num_classes: int | None) -> list[str]:
 
 def _kinetics_rows(file: Path, split: str, videos: "Videos", problems: "Problems") -> Iterator[Row]:
     """Yields the rows of an annotation file, and records malformed rows in `problems`."""
-    needed = ("label", "youtube_id", "time_start", "time_end")
-    for where, line, (label, youtube_id, start, end) in read_columns(file, needed):
+    for where, line, (label, youtube_id, start, end) in read_columns(file, _COLUMNS):
         if label and youtube_id and _SECONDS.fullmatch(start) and _SECONDS.fullmatch(end):
             stem = f"{youtube_id}_{int(start):06d}_{int(end):06d}"
             folders = (split, label, label.replace(" ", "_"))

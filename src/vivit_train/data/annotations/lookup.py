@@ -9,7 +9,7 @@ from vivit_train.data.annotations.build import Draft, Row, make_splits
 from vivit_train.data.annotations.files import below, cells, find_videos, raise_listed, read_lines
 from vivit_train.data.annotations.table import Classes, Splits
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import shorten_list
+from vivit_train.utils.text import nfc, shorten_list
 
 _TIME = re.compile(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d+)?)")
 
@@ -54,7 +54,7 @@ class Videos:
         self.root = str(root)
         self.by_stem: dict[str, list[str]] = {}
         for path in find_videos(root):
-            self.by_stem.setdefault(os.path.splitext(os.path.basename(path))[0], []).append(path)
+            self.by_stem.setdefault(nfc(os.path.splitext(os.path.basename(path))[0]), []).append(path)
 
     def find(self, stem: str, wanted: Sequence[str] = (), known: Collection[str] = ()) -> str | None:
         """Returns the path of the video with this name, or None.
@@ -65,7 +65,7 @@ class Videos:
             known: The folder names with a meaning, for example classes. A path that contains one of them that is
                 not in `wanted` belongs to another video.
         """
-        paths = self.by_stem.get(stem, [])
+        paths = self.by_stem.get(nfc(stem), [])
         if known:
             paths = [path for path in paths if all(f not in known or f in wanted for f in self.folders(path))]
         if len(paths) > 1:
@@ -74,7 +74,7 @@ class Videos:
 
     def folders(self, path: str) -> list[str]:
         """Returns the names of the folders between root and a video."""
-        return below(self.root, path).split("/")[:-1]
+        return nfc(below(self.root, path)).split("/")[:-1]
 
     def row(
         self,

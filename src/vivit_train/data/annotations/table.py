@@ -140,6 +140,7 @@ class Splits:
         source: The origin of the data in one line.
         notices: Messages for the user, for example the number of missing videos. They are part of `summary()`.
         missing: The paths of the videos in each split that are listed but do not exist.
+        read_as: What the reader has decided about the form of the annotation files, in one line.
     """
 
     classes: Classes
@@ -149,15 +150,23 @@ class Splits:
     source: str
     notices: tuple[str, ...] = ()
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    read_as: str = ""
 
     @property
     def multi_label(self) -> bool:
         """Whether the data is multi-label, with a single head."""
         return self.val.multi_label
 
+    @property
+    def val_is_test(self) -> bool:
+        """Whether the test clips are validation clips, on which checkpoints are chosen."""
+        return self.test is not None and set(self.test.paths.tolist()) <= set(self.val.paths.tolist())
+
     def summary(self) -> str:
         """Returns a readable summary of the source, the classes, the counts per split and the notices."""
         lines = [f"source   {printable(self.source)}"]
+        if self.read_as:
+            lines.append(f"read as  {printable(self.read_as)}")
         for head, names in self.classes.items():
             shown = names if len(names) <= 10 else (*names[:4], "...", names[-1])
             lines.append(printable(f"{head or 'classes':<8} {len(names)}: {', '.join(shown)}"))
