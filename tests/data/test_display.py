@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import pytest
 from av.filter import Graph
 from av.stream import Disposition
 from numpy.typing import NDArray
+from videos import engines
 
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.video.color import to_bt709
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.scan import probe
+from vivit_train.tools.doctor import inspect_files, problems
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.utils.errors import VideoError
 
@@ -254,3 +258,47 @@ def test_of_several_streams_the_default_one_is_read(tmp_path: Path) -> None:
         info = probe(path)
         assert (info.width, info.num_streams) == ((192, 96)[chosen], 2)
         assert read_frames(path, [1]).shape[2] == (192, 96)[chosen]
+
+
+def test_the_doctor_names_each_kind(tmp_path: Path) -> None:
+    """With what is done about it, and which of them `vivit prepare` mends."""
+    files = {
+        "mirrored": make(tmp_path / "mirrored.mp4", (-1, 0, 0, 1)),
+        "rotated": make(tmp_path / "rotated.mp4", (0, 1, -1, 0)),
+        "non-square pixels": make(tmp_path / "wide.mp4", aspect=Fraction(4, 3)),
+        "HDR": make(tmp_path / "hdr.mp4", color="PQ"),
+        "size changes": two_sizes(tmp_path / "resized.webm"),
+        "": make(tmp_path / "plain.mp4"),
+    }
+    settings = inspect_files.Settings(frames=3, stride=1, fps=None, short_side=64)
+    entries = {str(path): inspect_files.inspect_file(str(path), settings) for path in files.values()}
+    manifest = ClipTable(np.array(list(entries)), np.zeros((len(entries), 1), np.int64), np.array(list(entries)))
+    found, _ = problems.find_problems({"train": manifest}, ["a"], entries, settings)
+    of_frames = {
+        "mirrored",
+        "rotated",
+        "non-square pixels",
+        "HDR",
+        "size changes",
+        "interlaced",
+        "several streams",
+    }
+    named = {(problem.kind, problem.path): problem.detail for problem in found if problem.kind in of_frames}
+    assert set(named) == {(kind, str(path)) for kind, path in files.items() if kind}
+    assert named["size changes", str(files["size changes"])] == "from 96x64 to 192x128"
+    assert named["non-square pixels", str(files["non-square pixels"])] == "4/3 times as wide as high"
+    assert {"interlaced", "HDR", "size changes"} <= set(problems.TO_ENCODE)
+
+
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+def test_other_decoders_refuse_what_they_would_show_otherwise(decoder: str, tmp_path: Path) -> None:
+    if decoder not in engines():
+        pytest.skip(f"{decoder} cannot be used here")
+    for i, (matrix, color) in enumerate([((-1, 0, 0, 1), "untagged"), ((1, 0, 0, 1), "HLG")]):
+        path = make(tmp_path / f"{i}.mp4", matrix, color=color)
+        with pytest.raises(VideoError, match=r"than a player.*data\.decoder=auto reads it"):
+            read_frames(path, [0], decoder=decoder)
+    wide = make(tmp_path / "wide.mp4", aspect=Fraction(4, 3))
+    for square_pixels in (True, False):
+        read = partial(read_frames, wide, [2, 0], square_pixels=square_pixels)
+        assert difference(read(decoder=decoder), read()) < 4

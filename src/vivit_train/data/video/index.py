@@ -34,6 +34,7 @@ STORED: dict[str, Any] = {
         "is_folder": bool,
         "width": int,
         "height": int,
+        "resized": str,
     },
 }
 # This string identifies everything that affects the result of a scan. Increase the number after "scan" with any
@@ -86,6 +87,7 @@ class Scan(NamedTuple):
         is_folder: Whether the video is a folder of pictures.
         width: The width of the first stored frame in pixels; 0 if unknown.
         height: The height of the first stored frame in pixels; 0 if unknown.
+        resized: The first size and another one that follows, if frames were counted; "" if all are equal.
     """
 
     timeline: Timeline
@@ -98,6 +100,7 @@ class Scan(NamedTuple):
     is_folder: bool = False
     width: int = 0
     height: int = 0
+    resized: str = ""
 
     @property
     def num_bytes(self) -> int:

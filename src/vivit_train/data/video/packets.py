@@ -38,6 +38,7 @@ class Packets:
         rate: The frame rate that the header claims.
         width: The width of the first stored frame: as decoded if frames were counted, else as the header claims.
         height: The height of the first stored frame.
+        resized: The first frame's size and another one that follows; "" if frames were not counted or are equal.
     """
 
     container: str
@@ -57,6 +58,7 @@ class Packets:
     rate: float
     width: int
     height: int
+    resized: str
 
     @cached_property
     def in_order(self) -> NDArray[np.int64]:
@@ -91,7 +93,7 @@ def read_packets(path: str, why_count: str = "") -> Packets:
     """
     pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
     decoded: list[int | None] = []
-    has_open_gop = began = False
+    has_open_gop, began, resized = False, False, ""
     with open_video(path, leave_open=True) as (container, stream):
         context = stream.codec_context
         codec, width, height = context.codec.canonical_name, context.width, context.height
@@ -108,6 +110,9 @@ def read_packets(path: str, why_count: str = "") -> Packets:
                 frames = context.decode(packet)
                 if frames and not decoded:
                     width, height = frames[0].width, frames[0].height
+                for frame in frames:
+                    if (frame.width, frame.height) != (width, height):
+                        resized = f"from {width}x{height} to {frame.width}x{frame.height}"
                 decoded += (frame.pts for frame in frames)
             elif codec == "mpeg4" and not began:  # `has_b_frames` is known only after the first frame is decoded
                 began = bool(context.decode(packet))
@@ -134,6 +139,7 @@ def read_packets(path: str, why_count: str = "") -> Packets:
             rate=float(stream.average_rate or stream.guessed_rate or 25),  # FFmpeg's default is 25 fps
             width=width,
             height=height,
+            resized=resized,
         )
 
 

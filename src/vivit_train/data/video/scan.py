@@ -209,6 +209,7 @@ def scan_packets(path: str) -> Scan:
         gop=len(packets.pts) / max(int(packets.is_key.sum()), 1),
         width=packets.width,
         height=packets.height,
+        resized=packets.resized,
     )
 
 
@@ -216,6 +217,28 @@ def display_shape(path: str, square_pixels: bool = True) -> DisplayShape:
     """Returns the shape of a video's first frame, by default as shown with square pixels."""
     shape = _first_frame(path, storage.state(path)).shape
     return shape if square_pixels else shape._replace(pixel_aspect=SQUARE)
+
+
+def other_size(path: str, tries: int = 8) -> str:
+    """Returns words on a frame of another size than the first one, or "" if none is found.
+
+    If frames were counted, the scan tells. Otherwise, this decodes up to `tries` evenly spread key frames.
+
+    Raises:
+        VideoError: If the file is missing, damaged or no video.
+    """
+    scan = scan_file(path)
+    if scan.start is None:
+        return scan.resized
+    first = _first_frame(path, storage.state(path)).shape[:2]
+    places = np.unique(np.linspace(0, len(scan.keys) - 1, min(tries, len(scan.keys))).astype(int))
+    with open_video(path, reuse=True) as (container, stream):
+        for key in scan.keys[places].tolist():
+            container.seek(key, stream=stream)
+            frame = next(container.decode(stream), None)
+            if frame and (frame.width, frame.height) != first:
+                return f"from {first[0]}x{first[1]} to {frame.width}x{frame.height}"
+    return ""
 
 
 @lru_cache(maxsize=10_000)
