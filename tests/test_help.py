@@ -54,7 +54,17 @@ def test_a_name_that_is_no_key_is_refused() -> None:
 
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_every_key_has_a_meaning(command: str) -> None:
-    inherited = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop", "resize_mode")
+    inherited = (
+        "frames",
+        "stride",
+        "fps",
+        "sampling",
+        "padding",
+        "short_side",
+        "crop",
+        "resize_mode",
+        "square_pixels",
+    )
     inherited += ("num_workers", "decoder", "max_epochs", "gradient_clip_val")  # eval.yaml: as train.yaml's
     silent = [key.name for key in all_keys(command, CONF) if not key.meaning]
     assert [name for name in silent if command == "train" or not name.endswith(inherited)] == []

@@ -54,7 +54,7 @@ class VideoDataModule(L.LightningDataModule):
         global_batch_size: The number of clips per optimizer step, over all devices.
         micro_batch_size: The number of clips that one device processes at once; see `split_batch`.
         num_workers: The number of loader processes per device; "auto" divides the CPU cores among the devices.
-        decoder: See `read_frames`.
+        decoder, square_pixels: See `read_frames`.
         timeout_s: The time limit for reading one video, in seconds. Training stops and names a video that hangs.
         allow_private_urls: Whether http and https URLs may resolve to this machine and to local networks.
         changed: What a resumed run does if the clips differ from its checkpoint's: "stop" or "accept".
@@ -96,6 +96,7 @@ class VideoDataModule(L.LightningDataModule):
         micro_batch_size: int = 8,
         num_workers: int | Literal["auto"] = "auto",
         decoder: str = "auto",
+        square_pixels: bool = True,
         timeout_s: float = 120,
         allow_private_urls: bool = False,
         changed: Literal["stop", "accept"] = "stop",
@@ -117,7 +118,7 @@ class VideoDataModule(L.LightningDataModule):
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         index_db = index.find(Path(root).expanduser())
         self.video_reader = VideoReader(
-            decoder, timeout_s, index_db=index_db, allow_private_urls=allow_private_urls
+            decoder, timeout_s, None, index_db, allow_private_urls, square_pixels=square_pixels
         )
         self.bad_videos = BadVideoLog(Path(bad_videos_file), max_bad_fraction)
         self.statuses: list[WorkerStatus] = []

@@ -112,6 +112,7 @@ class VideoReader:
             which has no time limit.
         index_db: The database of stored scans; see `timeline`.
         allow_private_urls: See `VideoDataModule`.
+        square_pixels: See `read_frames`.
     """
 
     decoder: str = "auto"
@@ -119,6 +120,7 @@ class VideoReader:
     status: WorkerStatus | None = None
     index_db: Path | None = None
     allow_private_urls: bool = False
+    square_pixels: bool = True
 
     @contextmanager
     def watchdog(self, path: str) -> Iterator[None]:
@@ -146,7 +148,14 @@ class VideoReader:
         """
         needed, places = np.unique(clips, return_inverse=True)
         shown = needed[needed != PAD_INDEX]
-        frames_THWC = read_frames(path, shown, short_side=short_side, decoder=self.decoder, cut=cut)
+        frames_THWC = read_frames(
+            path,
+            shown,
+            short_side=short_side,
+            decoder=self.decoder,
+            cut=cut,
+            square_pixels=self.square_pixels,
+        )
         if len(shown) < len(needed):  # PAD_INDEX is the smallest number, so the black frame is the first one
             frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
         return to_torch(frames_THWC), places.reshape(clips.shape)

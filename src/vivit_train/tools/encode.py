@@ -1,23 +1,29 @@
-"""Re-encode one video: downscaled, and fast to seek and decode."""
+"""Re-encode one video: downscaled, as a player shows it, and fast to seek and decode."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 
 import av
 import numpy as np
+from av import VideoFrame
+from av.filter import Graph
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
-from vivit_train.data.video.container import OPENING
+from vivit_train.data.video.color import to_bt709, wide_color
+from vivit_train.data.video.container import OPENING, best_video_stream
+from vivit_train.data.video.display import DisplayShape
 from vivit_train.data.video.scan import VideoInfo, probe
 from vivit_train.utils.errors import UserError, VideoError, reason
 
 # x264 parameters for fast decoding: CAVLC decodes faster than CABAC, and three of four frames are B-frames that no
 # other frame refers to, so that a reader can skip them (docs/benchmarks.md, "What `vivit prepare` writes").
 QUICK_TO_READ = "cabac=0:bframes=3:b-adapt=0:b-pyramid=none"
-RGB, LIMITED = 0, 1  # These are values of FFmpeg's enums AVColorSpace and AVColorRange.
+RGB, BT709, LIMITED = 0, 1, 1  # These are values of FFmpeg's enums for color spaces and ranges.
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Settings:
 def encode(source: str, target: str, settings: Settings) -> VideoInfo:
     """Re-encode the video `source` to `target` as H.264 in MP4, without audio.
 
+    The frames are upright and progressive, in BT.709 if the source is HDR, and their pixels are square.
+
     Returns:
         The information that `probe` finds about `target`.
 
@@ -67,7 +75,7 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
     """Encode as many frames as the reader shows, after the first `skip`; return the number of decoded frames."""
     shrink = min(1.0, settings.short_side / min(info.width, info.height))
     width, height = (max(2, min(round(side * shrink / 2), side // 2) * 2) for side in (info.width, info.height))
-    stored = (height, width) if info.rotation % 180 else (width, height)
+    stored = info.shape.turned(width, height)
     to_size = partial(
         VideoReformatter().reformat,
         width=stored[0],
@@ -83,8 +91,8 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
             av.open(f"file:{source}", options=OPENING, metadata_errors="ignore") as container,
             av.open(f"file:{target}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
         ):
-            stream = container.streams.best("video")
-            assert isinstance(stream, VideoStream)  # `probe` has found a video stream.
+            stream = best_video_stream(container)
+            assert stream is not None  # `probe` has found a video stream.
             read = stream.codec_context
             read.thread_count = 1  # One process per core already runs in parallel.
             encoder = out.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(100_000))
@@ -98,10 +106,16 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
             write.colorspace, space = (2, 5) if read.colorspace == RGB else (read.colorspace, read.colorspace)
             write.color_range = LIMITED
             write.color_primaries, write.color_trc = read.color_primaries, read.color_trc
-            for frame in container.decode(stream):
+            if info.wide_color:
+                write.colorspace, write.color_primaries, write.color_trc = BT709, BT709, BT709
+            for frame in _progressive(container.decode(stream)):
                 if skip <= count < skip + info.num_frames:
-                    small = to_size(frame, dst_colorspace=space)
-                    upright = _turn(small, info.rotation // 90) if info.rotation else small
+                    if wide_color(frame):
+                        rgb = VideoFrame.from_ndarray(to_bt709(frame, *stored))
+                        small = to_size(rgb, dst_colorspace=BT709)
+                    else:
+                        small = to_size(frame, dst_colorspace=space)
+                    upright = _turn(small, info.shape) if info.rotation or info.mirrored else small
                     upright.pts, upright.time_base = ticks[count - skip], write.time_base
                     upright.pict_type = PictureType.NONE  # The encoder chooses the frame type.
                     out.mux(encoder.encode(upright))
@@ -126,12 +140,60 @@ def _clock(info: VideoInfo, unit: Fraction | None) -> tuple[Fraction, list[int]]
     return Fraction(1, 90_000), np.rint(times_s * 90_000).astype(np.int64).tolist()
 
 
-def _turn(frame: av.VideoFrame, quarters: int) -> av.VideoFrame:
-    """Rotate a yuv420p frame counterclockwise by quarter turns, plane by plane."""
+def _progressive(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+    """Yield as many frames, with FFmpeg's bwdif filter applied to the interlaced ones."""
+    graph, source = None, ""
+    for frame in frames:
+        if graph is not None and _source(frame) != source:
+            yield from _rest(graph)
+            graph = None
+        if graph is None and frame.interlaced_frame:
+            source = _source(frame)
+            graph = _deinterlacer(source)
+        if graph is None:
+            yield frame
+        else:
+            graph.vpush(frame)
+            yield from _ready(graph)
+    if graph is not None:
+        yield from _rest(graph)
+
+
+def _source(frame: VideoFrame) -> str:
+    """Return the options of a filter graph's source that takes frames like this one."""
+    color = f"colorspace={frame.colorspace}:range={frame.color_range}"
+    return f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:{color}"
+
+
+def _deinterlacer(source: str) -> Graph:
+    """Return a filter graph that de-interlaces frames as `source` describes and passes on progressive ones."""
+    graph = Graph()
+    graph.threads = 1  # One process per core already runs in parallel.
+    filters = ("buffer", source), ("bwdif", "mode=send_frame:deint=interlaced"), ("buffersink", None)
+    graph.link_nodes(*(graph.add(name, options) for name, options in filters))
+    graph.configure()
+    return graph
+
+
+def _ready(graph: Graph) -> Iterator[VideoFrame]:
+    """Yield the frames that a filter graph has finished."""
+    with suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            yield graph.vpull()
+
+
+def _rest(graph: Graph) -> Iterator[VideoFrame]:
+    """Yield the frames that a filter graph holds when its input ends."""
+    graph.vpush(None)
+    yield from _ready(graph)
+
+
+def _turn(frame: VideoFrame, shape: DisplayShape) -> VideoFrame:
+    """Mirror and rotate a yuv420p frame for display, plane by plane."""
     w, h = frame.width, frame.height
     flat = frame.to_ndarray().reshape(-1)
-    planes = np.split(flat, [w * h, w * h * 5 // 4])
+    planes: list[NDArray[np.uint8]] = np.split(flat, [w * h, w * h * 5 // 4])
     shapes = [(h, w), (h // 2, w // 2), (h // 2, w // 2)]
-    turned = [np.rot90(plane.reshape(shape), quarters) for plane, shape in zip(planes, shapes, strict=True)]
+    turned = [shape.upright(plane.reshape(size)) for plane, size in zip(planes, shapes, strict=True)]
     picture = np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, turned[0].shape[1])
-    return av.VideoFrame.from_ndarray(picture, format="yuv420p")
+    return VideoFrame.from_ndarray(picture, format="yuv420p")

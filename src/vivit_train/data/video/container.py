@@ -83,8 +83,8 @@ def open_video(
 def _open_anew(path: str, state: storage.State) -> _Opened:
     with ExitStack() as stack:
         container = stack.enter_context(_container(path, stack.enter_context(storage.opened(path))))
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        stream = best_video_stream(container)
+        if stream is None:
             raise VideoError(path, "no video stream", kind="no video")
         if stream.codec_context is None:
             raise VideoError(path, "FFmpeg has no decoder for the codec")
@@ -94,6 +94,21 @@ def _open_anew(path: str, state: storage.State) -> _Opened:
         # Workers provide the parallelism, and PyAV's threads can hang after a fork.
         stream.codec_context.thread_count = 1
         return _Opened(path, state, stack.pop_all(), container, stream)
+
+
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """Returns the video streams of a file, without cover pictures and thumbnails."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
+
+
+def best_video_stream(container: InputContainer) -> VideoStream | None:
+    """Returns the video stream that a player shows: FFmpeg's choice, which prefers the default stream."""
+    streams, best = video_streams(container), container.streams.best("video")
+    if isinstance(best, VideoStream) and best in streams:
+        return best
+    defaults = [stream for stream in streams if stream.disposition & Disposition.default]
+    return next(iter(defaults or streams), None)
 
 
 def _container(path: str, file: str | BinaryIO) -> InputContainer:

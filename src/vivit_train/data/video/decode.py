@@ -11,7 +11,7 @@ without an error, or it never returns. PyAV and torchcodec seek by time stamp.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
 from pkgutil import resolve_name
@@ -26,9 +26,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vivit_train.data.video import storage
+from vivit_train.data.video.color import to_bt709, wide_color
 from vivit_train.data.video.container import close_last_container, open_video
+from vivit_train.data.video.display import SQUARE, DisplayShape, pixel_aspect
 from vivit_train.data.video.index import Scan, Timeline
-from vivit_train.data.video.scan import StreamShape, StrPath, probe, read_picture, scan_file, stream_shape
+from vivit_train.data.video.scan import StrPath, VideoInfo, display_shape, probe, read_picture, scan_file
 from vivit_train.utils.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
@@ -45,8 +47,9 @@ def read_frames(
     short_side: int | None = None,
     decoder: str = "auto",
     cut: CropFn | None = None,
+    square_pixels: bool = True,
 ) -> NDArray[np.uint8]:
-    """Returns the requested frames in the given order, rotated upright, as uint8 RGB [T, H, W, 3].
+    """Returns the requested frames in the given order, as a player shows them, as uint8 RGB [T, H, W, 3].
 
     Args:
         path: The path of the video.
@@ -57,13 +60,15 @@ def read_frames(
             torchcodec scales bilinearly, the others bicubically.
         cut: A function that chooses the crop box of the scaled frames. Pixels outside the box are not copied. None
             returns the whole frames.
+        square_pixels: Whether frames whose pixels are not square are stretched. Decoders of your own decide this
+            themselves.
 
     Raises:
         VideoError: If the file is missing, is damaged before the last of these frames, is no video, or is refused.
         UserError: If the decoder does not exist or is not installed.
         ValueError: If there are no indices, or if the video has no frame with one of these numbers.
     """
-    read, scan = _reader(decoder), scan_file(path)
+    read, scan = _reader(decoder, square_pixels), scan_file(path)
     asked, num_frames = np.asarray(indices, dtype=np.int64), scan.timeline.num_frames
     if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
         raise ValueError(f"frames {asked.tolist()} requested from {path}, which has frames 0 to {num_frames - 1}")
@@ -78,15 +83,15 @@ def import_decoder(name: str) -> None:
     Raises:
         UserError: If the decoder does not exist or is not installed.
     """
-    _reader(name)
+    _reader(name, square_pixels=True)
     if name in ("decord", "torchcodec"):
         _torchcodec() if name == "torchcodec" else _decord()
 
 
-def _reader(decoder: str) -> _Reader:
+def _reader(decoder: str, square_pixels: bool) -> _Reader:
     readers = dict(zip(DECODERS, (_read_pyav, _read_decord, _read_pyav, _read_torchcodec), strict=True))
     if decoder in readers:
-        return readers[decoder]
+        return partial(readers[decoder], square_pixels=square_pixels)
     if "." not in decoder:
         raise UserError(f"data.decoder={decoder} is none of {', '.join(DECODERS)}")
     try:
@@ -101,48 +106,69 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read_pictures(
-    folder: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
+    folder: str,
+    scan: Scan,
+    wanted: NDArray[np.int64],
+    short_side: int | None,
+    cut: CropFn | None,
 ) -> NDArray[np.uint8]:
     """Reads the frames `wanted` from a folder of pictures; see `_read_pyav`."""
-    paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, stream_shape(folder)
+    paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, display_shape(folder)
     if len(paths) != num_frames:
         raise VideoError(folder, f"the folder has {len(paths)} pictures now and had {num_frames} a moment ago")
-    shown = _Shown(len(wanted), short_side, cut)
+    shown = _Shown(len(wanted), lambda _: first, short_side, cut)
     for place, number in enumerate(wanted.tolist()):
         picture, _ = read_picture(folder, paths[number])
-        if StreamShape.of(picture) != first:
-            shape = f"{picture.width}x{picture.height}, but the first picture is {first.width}x{first.height}"
-            raise VideoError(folder, f"{os.path.basename(paths[number])} is {shape}")
+        if (shape := DisplayShape.of(picture)) != first:
+            (width, height), size = first.size, "x".join(map(str, shape.size))
+            why = f"{os.path.basename(paths[number])} is {size}, but the first picture is {width}x{height}"
+            raise VideoError(folder, why)
         shown.put(place, picture)
     return shown.frames
 
 
 class _Shown:
-    """A buffer of decoded frames, uint8 [n, H, W, 3], that scales, rotates and crops them all like the first."""
+    """A buffer of decoded frames, uint8 [n, H, W, 3], that scales, turns and crops all like the video's first.
 
-    def __init__(self, n: int, short_side: int | None, cut: CropFn | None) -> None:
+    Args:
+        n: The number of frames.
+        shape_of: A function that returns the shape of the video's first frame, given the first frame that is put.
+        short_side: See `read_frames`.
+        cut: See `read_frames`.
+    """
+
+    def __init__(
+        self, n: int, shape_of: Callable[[VideoFrame], DisplayShape], short_side: int | None, cut: CropFn | None
+    ) -> None:
         self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
-        self.frames = np.empty((0, 0, 0, 3), np.uint8)
+        self.shape_of, self.frames = shape_of, np.empty((0, 0, 0, 3), np.uint8)
         self.reformat = VideoReformatter().reformat
 
     def put(self, place: int, frame: VideoFrame) -> None:
         """Converts a frame to RGB and stores it at position `place`."""
         if not self.frames.size:
-            shape = StreamShape.of(frame)
-            width, height = shape.scaled(self.short_side)
-            self.stored = (height, width) if shape.rotation % 180 else (width, height)
+            self.shape = self.shape_of(frame)
+            width, height = self.shape.scaled(self.short_side)
+            self.stored = self.shape.turned(width, height)
             top, left, box_height, box_width = self.cut(height, width)
-            self.turns, self.box = shape.rotation // 90, np.s_[top : top + box_height, left : left + box_width]
+            self.box = np.s_[top : top + box_height, left : left + box_width]
             self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
-        # decord scales bicubically too.
-        rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)
-        (plane,), (width, height) = rgb.planes, self.stored
-        rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
-        self.frames[place] = (np.rot90(rows, self.turns) if self.turns else rows)[self.box]
+        if wide_color(frame):
+            rows = to_bt709(frame, *self.stored)
+        else:  # decord scales bicubically too.
+            rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)
+            (plane,), (width, height) = rgb.planes, self.stored
+            rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
+        self.frames[place] = self.shape.upright(rows)[self.box]
 
 
 def _read_pyav(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
+    path: str,
+    scan: Scan,
+    wanted: NDArray[np.int64],
+    short_side: int | None,
+    cut: CropFn | None,
+    square_pixels: bool = True,
 ) -> NDArray[np.uint8]:
     """Reads the frames `wanted` (ascending) as uint8 [T, height, width, 3].
 
@@ -150,11 +176,20 @@ def _read_pyav(
     """
     if scan.is_folder:
         return _read_pictures(path, scan, wanted, short_side, cut)
-    shown = _Shown(len(wanted), short_side, cut)
     times, keys = wanted, np.zeros_like(wanted)  # if frames are counted, their numbers replace the pts
     if scan.start is not None:
         times = scan.start + scan.timeline.times[wanted]
         keys = scan.keys[np.searchsorted(scan.keys, times, side="right") - 1]
+
+    def shape_of(frame: VideoFrame) -> DisplayShape:
+        if (frame.width, frame.height) != (
+            scan.width,
+            scan.height,
+        ):  # the size changes midway, or the header has another one
+            return display_shape(path, square_pixels)
+        return DisplayShape.of(frame, pixel_aspect(path, stream) if square_pixels else SQUARE)
+
+    shown = _Shown(len(wanted), shape_of, short_side, cut)
 
     def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:
         last = max(missing)
@@ -219,12 +254,18 @@ def _decord() -> Any:
 
 
 def _read_decord(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
+    path: str,
+    scan: Scan,
+    wanted: NDArray[np.int64],
+    short_side: int | None,
+    cut: CropFn | None,
+    square_pixels: bool = True,
 ) -> NDArray[np.uint8]:
     """Reads the frames `wanted` with decord; see `_read_pyav`."""
     decord = _decord()
     _check_file(path, scan, "decord")
-    info, size = probe(path), stream_shape(path).scaled(short_side)
+    info, size = probe(path), display_shape(path, square_pixels).scaled(short_side)
+    _check_plain(path, info, "decord")
     if not info.seek_safe:
         raise VideoError(path, f"decord would return wrong frames ({info.reason}); data.decoder=auto reads it")
     try:
@@ -258,7 +299,12 @@ def _torchcodec() -> Any:
 
 
 def _read_torchcodec(
-    path: str, scan: Scan, wanted: NDArray[np.int64], short_side: int | None, cut: CropFn | None
+    path: str,
+    scan: Scan,
+    wanted: NDArray[np.int64],
+    short_side: int | None,
+    cut: CropFn | None,
+    square_pixels: bool = True,
 ) -> NDArray[np.uint8]:
     """Reads the frames `wanted` with torchcodec; see `_read_pyav`."""
     torchcodec = _torchcodec()
@@ -267,9 +313,14 @@ def _read_torchcodec(
         raise VideoError(
             path, f"torchcodec may return wrong frames ({scan.decord_unsafe}); data.decoder=auto reads it"
         )
-    shape = stream_shape(path)
+    _check_plain(path, probe(path), "torchcodec")
+    shape = display_shape(path, square_pixels)
     size = shape.scaled(short_side)
-    scale = [] if size == (shape.width, shape.height) else [torchcodec.transforms.Resize(size[::-1])]
+    scale = (
+        []
+        if size == shape.turned(shape.stored_width, shape.stored_height)
+        else [torchcodec.transforms.Resize(size[::-1])]
+    )
     try:
         reader = torchcodec.decoders.VideoDecoder(
             f"file:{path}", dimension_order="NHWC", num_ffmpeg_threads=1, transforms=scale
@@ -290,6 +341,14 @@ def _box_of(frames: NDArray[np.uint8], cut: CropFn | None) -> NDArray[np.uint8]:
 def _check_file(path: str, scan: Scan, decoder: str) -> None:
     if scan.is_folder or not storage.is_plain(path):
         raise VideoError(path, f"{decoder} reads only files on the disk; data.decoder=auto reads it")
+
+
+def _check_plain(path: str, info: VideoInfo, decoder: str) -> None:
+    why = "mirrored" if info.mirrored else info.wide_color and f"{info.wide_color} colors"
+    if why:
+        raise VideoError(
+            path, f"{decoder} would show it otherwise than a player ({why}); data.decoder=auto reads it"
+        )
 
 
 def _compare(

@@ -27,11 +27,19 @@ MAX_BYTES = 1 << 26  # An unpacked scan has at most this size, which is enough f
 DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # the errors that a damaged scan causes
 STORED: dict[str, Any] = {
     **{"num_frames": int, "fps": float, "time_base": float, "start": int | None, "decord_unsafe": str},
-    **{"header_num_frames": int, "promised_s": float, "gop": float, "is_folder": bool},
+    **{
+        "header_num_frames": int,
+        "promised_s": float,
+        "gop": float,
+        "is_folder": bool,
+        "width": int,
+        "height": int,
+        "resized": str,
+    },
 }
 # This string identifies everything that affects the result of a scan. Increase the number after "scan" with any
 # change to `scan_packets` in scan.py.
-SCANNED_BY = "scan 1, " + ", ".join(
+SCANNED_BY = "scan 2, " + ", ".join(
     f"{library} {'.'.join(map(str, av.library_versions[library]))}" for library in ("libavformat", "libavcodec")
 )
 
@@ -77,6 +85,9 @@ class Scan(NamedTuple):
         promised_s: The duration according to the header, in seconds; 0 if the header has none.
         gop: The mean number of stored frames per key frame.
         is_folder: Whether the video is a folder of pictures.
+        width: The width of the first stored frame in pixels; 0 if unknown.
+        height: The height of the first stored frame in pixels; 0 if unknown.
+        resized: The first size and another one that follows, if frames were counted; "" if all are equal.
     """
 
     timeline: Timeline
@@ -87,6 +98,9 @@ class Scan(NamedTuple):
     promised_s: float
     gop: float
     is_folder: bool = False
+    width: int = 0
+    height: int = 0
+    resized: str = ""
 
     @property
     def num_bytes(self) -> int:

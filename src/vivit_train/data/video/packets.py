@@ -36,6 +36,9 @@ class Packets:
         duration: The duration that the header claims; 0 if unknown.
         promised_s: The duration that the header of the stream or the file claims, in seconds; 0 if unknown.
         rate: The frame rate that the header claims.
+        width: The width of the first stored frame: as decoded if frames were counted, else as the header claims.
+        height: The height of the first stored frame.
+        resized: The first frame's size and another one that follows; "" if frames were not counted or are equal.
     """
 
     container: str
@@ -53,6 +56,9 @@ class Packets:
     duration: int
     promised_s: float
     rate: float
+    width: int
+    height: int
+    resized: str
 
     @cached_property
     def in_order(self) -> NDArray[np.int64]:
@@ -87,10 +93,10 @@ def read_packets(path: str, why_count: str = "") -> Packets:
     """
     pts, durations, is_key, is_hidden = array("q"), array("q"), bytearray(), bytearray()
     decoded: list[int | None] = []
-    has_open_gop = began = False
+    has_open_gop, began, resized = False, False, ""
     with open_video(path, leave_open=True) as (container, stream):
         context = stream.codec_context
-        codec = context.codec.canonical_name
+        codec, width, height = context.codec.canonical_name, context.width, context.height
         why_count = why_count or count_reason(container.format.name, codec)
         for packet in container.demux(stream):
             if packet.size:
@@ -101,7 +107,13 @@ def read_packets(path: str, why_count: str = "") -> Packets:
                 if packet.is_keyframe:
                     has_open_gop = has_open_gop or not _is_idr(codec, memoryview(packet))
             if why_count:
-                decoded += (frame.pts for frame in context.decode(packet))
+                frames = context.decode(packet)
+                if frames and not decoded:
+                    width, height = frames[0].width, frames[0].height
+                for frame in frames:
+                    if (frame.width, frame.height) != (width, height):
+                        resized = f"from {width}x{height} to {frame.width}x{frame.height}"
+                decoded += (frame.pts for frame in frames)
             elif codec == "mpeg4" and not began:  # `has_b_frames` is known only after the first frame is decoded
                 began = bool(context.decode(packet))
         time_base, duration = float(stream.time_base or 0), stream.duration or 0
@@ -125,6 +137,9 @@ def read_packets(path: str, why_count: str = "") -> Packets:
             duration=duration,
             promised_s=promised_s,
             rate=float(stream.average_rate or stream.guessed_rate or 25),  # FFmpeg's default is 25 fps
+            width=width,
+            height=height,
+            resized=resized,
         )
 
 

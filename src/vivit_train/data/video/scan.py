@@ -11,7 +11,9 @@ import numpy as np
 from av import Packet, VideoCodecContext, VideoFrame
 
 from vivit_train.data.video import index, storage
-from vivit_train.data.video.container import MAX_PIXELS, open_video
+from vivit_train.data.video.color import wide_color
+from vivit_train.data.video.container import MAX_PIXELS, open_video, video_streams
+from vivit_train.data.video.display import SQUARE, DisplayShape, pixel_aspect
 from vivit_train.data.video.index import MAX_FPS, Scan, Timeline
 from vivit_train.data.video.packets import check_complete, decord_fault, display_times, read_packets
 from vivit_train.utils.errors import VideoError, reason
@@ -25,9 +27,12 @@ class VideoInfo(Timeline):
     """The display properties of a video, as a player shows it.
 
     Attributes:
-        width: The width in pixels after rotation. Pixels are taken as square.
+        width: The width in pixels after rotation, with square pixels.
         height: The height in pixels after rotation.
-        rotation: The counterclockwise rotation of stored frames for display, in degrees: 0, 90, 180 or 270.
+        shape: The shape of the first stored frame, with square pixels or not.
+        interlaced: Whether the first frame consists of two fields that were taken one after the other.
+        wide_color: "PQ", "HLG" or "BT.2020" if an ordinary screen cannot show the stored colors, otherwise "".
+        num_streams: The number of video streams in the file, without cover pictures.
         codec: The codec's name in FFmpeg, for example "h264".
         seek_safe: Whether decord finds the right frames.
         reason: The reason why decord does not find the right frames; "" if it does.
@@ -39,7 +44,10 @@ class VideoInfo(Timeline):
 
     width: int
     height: int
-    rotation: int
+    shape: DisplayShape
+    interlaced: bool
+    wide_color: str
+    num_streams: int
     codec: str
     seek_safe: bool
     reason: str
@@ -48,25 +56,25 @@ class VideoInfo(Timeline):
     promised_s: float
     gop: float
 
+    @property
+    def rotation(self) -> int:
+        """The counterclockwise rotation of stored frames for display, in degrees: 0, 90, 180 or 270."""
+        return self.shape.rotation
 
-class StreamShape(NamedTuple):
-    """The width and height of displayed frames in pixels, and their counterclockwise rotation in degrees."""
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right of stored frames are exchanged for display, before the rotation."""
+        return self.shape.mirrored
 
-    width: int
-    height: int
-    rotation: int
 
-    @classmethod
-    def of(cls, frame: VideoFrame) -> "StreamShape":
-        """Returns the shape of a decoded frame after rotation."""
-        rotation = round(frame.rotation / 90) * 90 % 360
-        size = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
-        return cls(*size, rotation)
+class _FirstFrame(NamedTuple):
+    """What the first frame of a video shows; see `VideoInfo`."""
 
-    def scaled(self, short_side: int | None) -> tuple[int, int]:
-        """Returns the width and height after scaling the short side down to at most `short_side` pixels."""
-        shrink = min(1.0, (short_side or np.inf) / min(self.width, self.height))
-        return round(self.width * shrink), round(self.height * shrink)
+    shape: DisplayShape
+    codec: str
+    interlaced: bool = False
+    wide_color: str = ""
+    num_streams: int = 1
 
 
 PICTURES = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png", b"RIFF": "webp"}  # first bytes -> FFmpeg's decoder
@@ -105,19 +113,19 @@ def probe(path: StrPath) -> VideoInfo:
     Raises:
         VideoError: If the file is missing, damaged or no video.
     """
-    scan, (shape, codec) = scan_file(path), _first_frame(os.fspath(path), storage.state(os.fspath(path)))
+    scan, first = scan_file(path), _first_frame(os.fspath(path), storage.state(os.fspath(path)))
     decord_unsafe = scan.decord_unsafe or (
-        "rotated: decord misplaces the rows of scaled frames" if shape.rotation else ""
+        "rotated: decord misplaces the rows of scaled frames" if first.shape.rotation else ""
     )
+    width, height = first.shape.size
     return VideoInfo(
         num_frames=scan.timeline.num_frames,
         fps=scan.timeline.fps,
         pts_deltas=scan.timeline.pts_deltas,
         time_base=scan.timeline.time_base,
-        width=shape.width,
-        height=shape.height,
-        rotation=shape.rotation,
-        codec=codec,
+        width=width,
+        height=height,
+        **first._asdict(),
         seek_safe=not decord_unsafe,
         reason=decord_unsafe,
         sequential_only=scan.start is None and not scan.is_folder,
@@ -199,26 +207,54 @@ def scan_packets(path: str) -> Scan:
         header_num_frames=packets.promised,
         promised_s=packets.promised_s,
         gop=len(packets.pts) / max(int(packets.is_key.sum()), 1),
+        width=packets.width,
+        height=packets.height,
+        resized=packets.resized,
     )
 
 
-def stream_shape(path: str) -> StreamShape:
-    """Returns the shape of a video's first frame."""
-    return _first_frame(path, storage.state(path))[0]
+def display_shape(path: str, square_pixels: bool = True) -> DisplayShape:
+    """Returns the shape of a video's first frame, by default as shown with square pixels."""
+    shape = _first_frame(path, storage.state(path)).shape
+    return shape if square_pixels else shape._replace(pixel_aspect=SQUARE)
+
+
+def other_size(path: str, tries: int = 8) -> str:
+    """Returns words on a frame of another size than the first one, or "" if none is found.
+
+    If frames were counted, the scan tells. Otherwise, this decodes up to `tries` evenly spread key frames.
+
+    Raises:
+        VideoError: If the file is missing, damaged or no video.
+    """
+    scan = scan_file(path)
+    if scan.start is None:
+        return scan.resized
+    first = _first_frame(path, storage.state(path)).shape[:2]
+    places = np.unique(np.linspace(0, len(scan.keys) - 1, min(tries, len(scan.keys))).astype(int))
+    with open_video(path, reuse=True) as (container, stream):
+        for key in scan.keys[places].tolist():
+            container.seek(key, stream=stream)
+            frame = next(container.decode(stream), None)
+            if frame and (frame.width, frame.height) != first:
+                return f"from {first[0]}x{first[1]} to {frame.width}x{frame.height}"
+    return ""
 
 
 @lru_cache(maxsize=10_000)
-def _first_frame(path: str, state: storage.State) -> tuple[StreamShape, str]:
-    """Returns the shape of the first frame and the codec; `state` makes the cache notice changed files."""
+def _first_frame(path: str, state: storage.State) -> _FirstFrame:
+    """Returns the properties of the first frame; `state` makes the cache notice changed files."""
     if state.is_folder:
         picture, codec = read_picture(path, storage.pictures(path)[0])
-        return StreamShape.of(picture), codec
+        return _FirstFrame(DisplayShape.of(picture), codec)
     scan = scan_file(path)
     with open_video(path, reuse=scan.start is not None) as (container, stream):
         if scan.start is not None:
             container.seek(int(scan.keys[0]), stream=stream)
         for frame in container.decode(stream):
-            return StreamShape.of(frame), stream.codec_context.codec.canonical_name
+            shape = DisplayShape.of(frame, pixel_aspect(path, stream))
+            codec, streams = stream.codec_context.codec.canonical_name, len(video_streams(container))
+            return _FirstFrame(shape, codec, frame.interlaced_frame, wide_color(frame), streams)
     raise VideoError(path, "no frame can be decoded")
 
 

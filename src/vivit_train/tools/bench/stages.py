@@ -10,7 +10,6 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import Sample, VideoReader, collate
 from vivit_train.data.sampling import PAD_INDEX, Indices
 from vivit_train.data.transforms import seeded
-from vivit_train.data.video.container import OPENING
+from vivit_train.data.video.container import OPENING, best_video_stream
 from vivit_train.data.video.decode import CropFn
 from vivit_train.data.video.scan import probe, timeline
 from vivit_train.data.video.storage import opened, state
@@ -163,15 +162,13 @@ def decode_alone(path: str, loaded: Sequence[Sample], short_side: int) -> Alone:
     indices, info = indices[indices != PAD_INDEX], probe(path)
     if state(path).is_folder:
         return Alone(0, 0, 0, len(indices))
-    shrink = min(1.0, short_side / min(info.width, info.height))
-    size = round(info.width * shrink), round(info.height * shrink)
-    width, height = reversed(size) if info.rotation % 180 else size
+    width, height = info.shape.turned(*info.shape.scaled(short_side))
     scale, times_s = VideoReformatter(), info.times_s
     wanted = set(times_s[indices].round(3).tolist())
     first_s, last_s = times_s[indices.min()], times_s[indices.max()]
     with opened(path) as file, av.open(file, "r", options=OPENING, metadata_errors="ignore") as container:
-        stream = container.streams.best("video")
-        assert isinstance(stream, VideoStream)  # `probe` has found a video stream.
+        stream = best_video_stream(container)
+        assert stream is not None  # `probe` has found a video stream.
         stream.codec_context.thread_count = 1
         unit = float(stream.time_base or 1)
         begin = stream.start_time or 0

@@ -23,7 +23,7 @@ from vivit_train.data.sampling import center_clip, frame_step
 from vivit_train.data.video import storage, urls
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.index import SCANNED_BY
-from vivit_train.data.video.scan import packed_scan, probe
+from vivit_train.data.video.scan import other_size, packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import Failure, run_isolated
@@ -37,6 +37,11 @@ S_PER_BYTE = 1e-7  # Large files get this much extra time.
 # cameras, a clip differs from its re-encoding at CRF 28 and half the size in 4 to 26 bits, and from other clips in
 # 57 or more.
 SAME_BITS = 32
+# The report on a file takes these fields from `VideoInfo`.
+SAME_NAMES = (
+    *("num_frames", "fps", "width", "height", "rotation", "mirrored", "interlaced", "wide_color", "num_streams"),
+    "codec",
+)
 
 
 class Settings(NamedTuple):
@@ -77,6 +82,12 @@ class FileReport:
         width: Width in pixels, as shown.
         height: Height in pixels, as shown.
         rotation: Counterclockwise rotation for display, in degrees.
+        mirrored: Whether left and right are exchanged for display.
+        pixel_aspect: Width of a stored pixel divided by its height, such as "4/3".
+        interlaced: Whether the first frame is interlaced.
+        wide_color: "PQ", "HLG" or "BT.2020" if the colors are converted for display, otherwise "".
+        num_streams: Number of video streams.
+        resized: Size of the first frame and another size that follows, or "" if no other is found.
         codec: Name of the codec.
         promised: Number of frames that the header states, or 0 if it states none.
         promised_s: Duration in seconds that the header states, or 0 if it states none.
@@ -102,6 +113,12 @@ class FileReport:
     width: int = 0
     height: int = 0
     rotation: int = 0
+    mirrored: bool = False
+    pixel_aspect: str = "1"
+    interlaced: bool = False
+    wide_color: str = ""
+    num_streams: int = 1
+    resized: str = ""
     codec: str = ""
     promised: int = 0
     promised_s: float = 0
@@ -131,7 +148,8 @@ def _inspect(path: str, settings: Settings) -> FileReport:
     entry = FileReport(
         path,
         sha256=_digest(path),
-        **{name: getattr(info, name) for name in ("num_frames", "fps", "width", "height", "rotation", "codec")},
+        **{name: getattr(info, name) for name in SAME_NAMES},
+        pixel_aspect=str(info.shape.pixel_aspect),
         seconds=round(float(info.times_s[-1]) + 1 / info.fps, 3),
         promised=info.header_num_frames,
         promised_s=round(info.promised_s, 3),
@@ -142,6 +160,7 @@ def _inspect(path: str, settings: Settings) -> FileReport:
         scan=base64.b64encode(packed_scan(path)).decode(),
     )
     try:
+        entry = replace(entry, resized=other_size(path))
         frames = read_frames(path, [*(n * np.arange(1, 8, 2) // 8), 0, n - 1], short_side=64)
         start = time.perf_counter()
         read_frames(path, center_clip(n, settings.frames, step), short_side=settings.short_side)

@@ -37,12 +37,18 @@ REMARKS = {
     "length": "the header states the wrong length",
     "variable rate": "frames are not evenly spaced in time",
     "rotated": "frames are stored rotated",
+    "mirrored": "frames are stored mirrored and shown as a player does: `vivit prepare` stores them upright",
+    "non-square pixels": "frames are stretched: data.square_pixels=false keeps the stored pixels",
+    "interlaced": "frames mix two moments: de-interlace them with `vivit prepare`",
+    "HDR": "colors are converted to BT.709, which takes time: convert them once with `vivit prepare`",
+    "several streams": "the default video stream is read: copy another one with ffmpeg -map",
+    "size changes": "frames are scaled to the size of the first one: `vivit prepare` makes them equal",
     "slow seek": "seeking is slow: consider `vivit prepare`",
     "not for decord": "decord would misread it; data.decoder=auto reads it correctly",
 }
 KINDS = BAD | COPIES | REMARKS
 NOT_LISTED = re.compile("[\r\n\ud800-\udfff]")  # A line of a UTF-8 list cannot contain these characters.
-TO_ENCODE = ("length", "slow seek")
+TO_ENCODE = ("length", "slow seek", "interlaced", "HDR", "size changes")
 
 
 class Problem(NamedTuple):
@@ -143,9 +149,14 @@ def _remarks(entry: FileReport, span: tuple[float, float] | None, settings: Sett
     by_kind = {
         "variable rate": entry.uneven,
         "slow seek" if entry.sequential_only else "not for decord": entry.unsafe,
+        "rotated": f"by {entry.rotation} degrees" if entry.rotation else "",
+        "mirrored": "left and right are exchanged before any rotation" if entry.mirrored else "",
+        "non-square pixels": f"{entry.pixel_aspect} times as wide as high" if entry.pixel_aspect != "1" else "",
+        "interlaced": "the first frame has two fields" if entry.interlaced else "",
+        "HDR": entry.wide_color,
+        "several streams": f"{entry.num_streams} video streams" if entry.num_streams > 1 else "",
+        "size changes": entry.resized,
     }
-    if entry.rotation:
-        by_kind["rotated"] = f"by {entry.rotation} degrees"
     return remarks + [(kind, detail) for kind, detail in by_kind.items() if detail]
 
 
