@@ -289,6 +289,22 @@ def test_segments_are_short_or_behind_the_end_by_themselves(videos: Path, tmp_pa
     assert left_out == {"val": {2}}
 
 
+def test_one_list_for_two_splits_shares_no_video(videos: Path) -> None:
+    settings = Settings(4, 2, None, 36)
+    folder = videos / "test"
+    some = sorted(map(str, folder.rglob("*.mp4")))[:2]
+    entries = {path: inspect_file(path, settings) for path in some}
+    paths = np.array(some, np.dtypes.StringDType())
+    manifest = ClipTable(paths, np.zeros((2, 1), np.int64), paths)
+    problems, _ = find_problems({"val": manifest, "test": manifest}, ["a"], entries, settings)
+    assert not [problem for problem in problems if "shared" in problem.kind]
+    one = manifest.select(np.array([0]))
+    problems, _ = find_problems({"val": manifest, "test": one}, ["a"], entries, settings)
+    assert [(problem.kind, problem.path) for problem in problems if problem.kind == "shared"] == [
+        ("shared", some[0])
+    ]
+
+
 def test_a_fingerprint_sees_motion_and_not_nothing(videos: Path) -> None:
     assert fingerprint(np.zeros((4, 64, 64, 3), np.uint8)) == ""
     frames = read_frames(next(videos.rglob("*.mp4")), [1, 4, 7, 10])

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -586,6 +587,20 @@ def test_a_test_evaluates_val_if_the_data_have_no_test_split(folder: Path, video
     assert VideoDataModule("test", str(folder), read_folder).test_split == "val"
     assert VideoDataModule("test", str(videos), read_folder, test="auto").test_split == "test"
     assert VideoDataModule("test", str(videos), read_folder, protocol=EvalProtocol("train")).test_split == "train"
+
+
+def test_data_know_whether_a_test_evaluates_the_clips_that_choose_the_checkpoint(
+    folder: Path, videos: Path
+) -> None:
+    def chosen(root: Path, **options: Any) -> bool:
+        return VideoDataModule("test", str(root), read_folder, **options).chosen_on_test_clips
+
+    assert chosen(folder)  # There is no test split, so val is evaluated.
+    assert not chosen(videos, test="auto")
+    assert chosen(videos, val="test", test="auto")
+    assert chosen(videos, test=None)
+    other_data = partial(read_folder, classes=sorted(path.name for path in (videos / "val").iterdir()))
+    assert not VideoDataModule("test", str(videos), other_data).chosen_on_test_clips
 
 
 @pytest.mark.parametrize(

@@ -27,19 +27,22 @@ def with_current_keys(config: Any) -> Any:
                 config[new] = data.pop(old)
         for name in ("bad_videos_file", "seed"):
             data.pop(name, None)
-        reader = data.get("reader")
-        # Until 2026-11-29, null meant to look for the folder of the test split.
-        if isinstance(reader, Mapping) and "class_level" not in reader and "test" in data and data["test"] is None:
-            is_folder = str(reader.get("_target_")).rpartition(".")[2] in (
-                "folder",
-                "read_folder",
-                "demo",
-                "read_demo",
-            )
-            data["test"] = "auto" if is_folder else None
+        if _finds_test_split(data):
+            data["test"] = "auto"
         config["data"] = data
     if isinstance(config.get("task"), Mapping):
         task = config.pop("task")
         config |= {name: task.get(name, 0.0) for name in ("mixup", "cutmix")}
         config["loss"] = {"_target_": "cross_entropy", "label_smoothing": task.get("label_smoothing", 0.0)}
     return config
+
+
+def _finds_test_split(data: Mapping[str, Any]) -> bool:
+    """Returns whether null for the test split means to look for its folder, as it did until 2026-11-29.
+
+    Later configurations have the key `class_level` in the node of the reader, and null means no test split.
+    """
+    reader = data.get("reader")
+    if not isinstance(reader, Mapping) or "class_level" in reader or data.get("test") is not None:
+        return False
+    return str(reader.get("_target_")).rpartition(".")[2] in ("folder", "read_folder", "demo", "read_demo")
