@@ -13,6 +13,7 @@ import pytest
 from av.filter import Graph
 from av.stream import Disposition
 from numpy.typing import NDArray
+from PIL import Image
 from videos import engines
 
 from vivit_train.data.annotations.table import ClipTable
@@ -302,3 +303,14 @@ def test_other_decoders_refuse_what_they_would_show_otherwise(decoder: str, tmp_
     for square_pixels in (True, False):
         read = partial(read_frames, wide, [2, 0], square_pixels=square_pixels)
         assert difference(read(decoder=decoder), read()) < 4
+
+
+def test_a_photo_with_exif_is_turned(tmp_path: Path) -> None:
+    """PyAV raises an error for the side data of its frame."""
+    image = Image.fromarray(picture(0, *SIZE))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(tmp_path / "0.jpg", quality=95, exif=exif)
+    (shown,) = read_frames(tmp_path, [0])
+    assert shown.shape == (96, 64, 3)
+    assert np.abs(shown.astype(int) - np.rot90(picture(0, *SIZE), -1)).mean() < 3

@@ -67,7 +67,10 @@ def _orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     The matrix maps a stored point (x, y), with y downwards, to the shown point (a x + c y, b x + d y).
     """
-    side_data: Any = frame.side_data
+    try:
+        side_data: Any = frame.side_data
+    except ValueError:  # PyAV does not know each type of side data, for example EXIF, but tells the rotation
+        return round(frame.rotation / 90) * 90 % 360, False
     data = side_data.get(Type.DISPLAYMATRIX)
     if data is None:
         return 0, False
