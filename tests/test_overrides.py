@@ -34,7 +34,7 @@ def test_a_configuration_of_one_s_own(tmp_path: Path) -> None:
             f"{__file__} is a file: to read lists, set data=csv data.root=DIR data.train=FILE data.val=FILE",
         ),
         (["data.frames=[1"], "data.frames=[1 is not an override: expected KEY=VALUE"),
-        (["data=foldr"], "data=foldr does not exist: choose from checkpoint, csv, demo, "),
+        (["data=foldr"], "data=foldr does not exist: choose from checkpoint, csv, cvat, demo, "),
         (["data.rot=1"], "data.rot: there is no such key; did you mean data.root?"),
         (["recipe.optimizer.lr=1"], "recipe.optimizer.lr is now optimizer.lr"),
         (["lr=1"], "lr: there is no such key; did you mean optimizer.lr?"),

@@ -169,6 +169,12 @@ def test_prepare_reports_a_folder_that_may_not_be_read(tmp_path: Path, monkeypat
     assert has(text, f"{tmp_path}/in/train/walk: Permission denied")
 
 
+def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+    tree(tmp_path, "train", "val")
+    (tmp_path / "train/run/loop.mp4").symlink_to("loop.mp4")
+    assert len(read_folder(tmp_path).train) == 5
+
+
 def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a folder unreadable, for root too."""
     scandir = os.scandir

@@ -247,7 +247,7 @@ def subfolders(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
     except OSError as error:
         raise_unreadable(error)
 
@@ -260,9 +260,25 @@ def file_names(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+            return sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and not _is_folder(entry)
+            )
     except OSError as error:
         raise_unreadable(error)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Returns whether an entry is a folder or a link to one; a link in a circle is neither.
+
+    Raises:
+        PermissionError: If the target of a link may not be looked at.
+    """
+    try:
+        return entry.is_dir()
+    except PermissionError:
+        raise
+    except OSError:
+        return False
 
 
 def raise_unreadable(error: OSError) -> NoReturn:
