@@ -93,7 +93,7 @@ GONE = {
     "optimizer._partial_",
     "optimizer.fused",
 }
-NEW = {"scheduler._target_", "loss._target_", "init.source"}
+NEW = {"scheduler._target_", "loss._target_", "init.source", "data.square_pixels"}
 
 
 def as_written_now(old: dict[str, Any]) -> dict[str, Any]:
