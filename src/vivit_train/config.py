@@ -58,10 +58,12 @@ def derive(cfg: DictConfig, recipe: Recipe | None = None) -> DictConfig:
     scheduler or loss is left out if another one is chosen that does not accept it.
 
     Raises:
-        UserError: The batch sizes do not fit the number of devices.
+        UserError: The batch sizes do not fit the number of devices, or there is no recipe to scale from.
     """
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    if cfg.scale_lr is not None and recipe is not None:
+    if cfg.scale_lr is not None:
+        if recipe is None:
+            raise UserError("scale_lr needs a recipe, which only a command line has: set optimizer.lr instead")
         ratio = cfg.global_batch_size / recipe.values["global_batch_size"]
         values["optimizer"]["lr"] *= SCALES[cfg.scale_lr](ratio)
     for part in PARTS:
