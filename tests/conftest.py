@@ -36,6 +36,7 @@ HEAVY = {  # they start processes, decode many files or measure
     ),
     *("test_gpu_script.py", "test_guard.py", "test_lock.py", "test_logs.py", "test_nets.py", "test_prepare.py"),
     *("test_processes.py", "test_scale.py", "test_sweep.py", "test_transformers.py", "test_untrusted_videos.py"),
+    *("test_display.py", "test_help.py", "test_wheel.py"),
 }
 
 

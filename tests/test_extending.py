@@ -87,6 +87,7 @@ def test_a_data_set_a_model_a_loss_and_an_optimizer_of_ones_own(project: Path) -
     assert json.loads((project / "eval/metrics.json").read_text())["n"] == 8
 
 
+@pytest.mark.slow
 def test_a_decoder_of_ones_own(project: Path) -> None:
     train(project, "data.decoder=mypkg.opencv.read")
     ckpt = "run/checkpoints/best.ckpt"
@@ -104,6 +105,7 @@ def test_a_decoder_of_ones_own(project: Path) -> None:
     assert json.loads((project / "eval/metrics.json").read_text())["failed"] == 0
 
 
+@pytest.mark.slow
 def test_a_kind_of_weights_of_ones_own(project: Path) -> None:
     sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
     state = timm.create_model("vit_tiny_patch16_224", pretrained=False, **sizes).state_dict()

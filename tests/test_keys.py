@@ -128,12 +128,18 @@ def test_what_a_run_chooses_may_be_automatic(config: Config) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["optimiser.lr=1"], "optimiser.lr: there is no such key; did you mean optimizer.lr?"),
+        pytest.param(
+            ["optimiser.lr=1"],
+            "optimiser.lr: there is no such key; did you mean optimizer.lr?",
+            marks=pytest.mark.slow,
+        ),
         (["recipe.optimizer.lr=1"], "recipe.optimizer.lr is now optimizer.lr"),
-        (["lr=1"], "lr: there is no such key; did you mean optimizer.lr?"),
-        (["data=foldr"], "data=foldr does not exist: choose from"),
+        pytest.param(["lr=1"], "lr: there is no such key; did you mean optimizer.lr?", marks=pytest.mark.slow),
+        pytest.param(["data=foldr"], "data=foldr does not exist: choose from", marks=pytest.mark.slow),
         (["logger=null"], "a group cannot be null"),
-        (["data.frames=[1"], "data.frames=[1 is not an override: expected KEY=VALUE"),
+        pytest.param(
+            ["data.frames=[1"], "data.frames=[1 is not an override: expected KEY=VALUE", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:

@@ -78,11 +78,11 @@ def test_what_only_costs_time_is_free(again: Callable[..., float], capsys: pytes
 @pytest.mark.parametrize(
     "words",
     [
-        ["model.dim=64"],
+        pytest.param(["model.dim=64"], marks=pytest.mark.slow),
         ["model=vivit_st", "data.frames=8"],
-        ["data.crop=16", "model.tubelet=[2,8,8]"],
+        pytest.param(["data.crop=16", "model.tubelet=[2,8,8]"], marks=pytest.mark.slow),
         ["optimizer=sgd"],
-        ["data.name=other"],
+        pytest.param(["data.name=other"], marks=pytest.mark.slow),
         ["ema_decay=0.9"],
     ],
 )

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
 
 def test_a_second_run_in_the_same_folder_is_refused(trained: Path, videos: Path) -> None:
     before = files(trained / "run")
-    for more in ([], ["seed=1"], ["data.root=/nowhere"]):
+    for more in ([], ["seed=1"]):
         done = run_script("train.py", *words(videos, "run", *more), folder=trained)
         assert done.returncode == 1
         assert done.stderr.startswith("error: run holds an earlier run (outcome.json, checkpoints, metrics.csv")
@@ -49,6 +49,7 @@ def test_a_finished_run_is_not_trained_again(trained: Path, videos: Path) -> Non
     assert json.loads((trained / "run/outcome.json").read_text())["score"] == before["score"]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_a_run_is_named_by_its_folder(trained: Path) -> None:
     done = run_script("eval.py", "ckpt_path=run", "hydra.run.dir=eval", "trainer=cpu", folder=trained)
     assert done.returncode == 0, done.stderr
@@ -61,6 +62,7 @@ def test_the_checkpoint_of_a_run_is_named_by_its_folder(trained: Path) -> None:
     assert done.stderr == "error: ckpt_path=eval: the folder has no best.ckpt; name a checkpoint file\n"
 
 
+@pytest.mark.slow
 def test_an_earlier_run_can_be_moved_aside(trained: Path, videos: Path) -> None:
     before = files(trained / "run")
     for number in (1, 2):
@@ -81,6 +83,7 @@ def test_an_error_is_one_message_without_hydras_words(videos: Path, tmp_path: Pa
     assert "data.flip=3" in json.loads((tmp_path / "run/outcome.json").read_text())["note"]
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there(videos: Path, tmp_path: Path) -> None:
     done = run_script("train.py", "data=folder", f"data.root={videos}", "trainer=gpu", folder=tmp_path)
     if done.returncode == 0:
