@@ -613,6 +613,7 @@ def test_no_batch_of_an_evaluation_is_much_smaller_than_the_others(
         "folder",
         str(videos),
         read_folder,
+        test="auto",
         frames=4,
         short_side=36,
         crop=32,
