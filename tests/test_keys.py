@@ -1,5 +1,6 @@
 """Every key of a configuration is used or refused, and every value is checked, before anything starts."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from helpers import run_script
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.config import validate, validate_evaluation
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.models.vivit import ViViT
 from vivit_train.recipe import read_recipe
 from vivit_train.schema import AUTOMATIC, key_problems
 from vivit_train.utils.errors import UserError
@@ -174,3 +177,18 @@ def test_what_people_type_for_an_evaluation(words: list[str], message: str, conf
 )
 def test_an_evaluation_may_say_this(words: list[str], config: Config) -> None:
     validate_evaluation(config("ckpt_path=x.ckpt", *words, name="eval"))
+
+
+@pytest.mark.parametrize(
+    ("group", "owner"),
+    [("data=kinetics400", VideoDataModule), ("model=vivit_fe", ViViT), ("model=vivit_fsa", ViViT)],
+)
+def test_the_defaults_of_yaml_and_constructors_are_the_same(group: str, owner: Any, config: Config) -> None:
+    node: Any = OmegaConf.to_container(
+        config(group, "recipe=none", tiny=False)[group.partition("=")[0]], resolve=True
+    )
+    for key, parameter in inspect.signature(owner.__init__).parameters.items():
+        by_choice = key in ("train", "val", "test", "model", "frames", "image_size")  # of the data set or the clip
+        if key in node and node[key] is not None and parameter.default is not parameter.empty and not by_choice:
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            assert node[key] == default, key
