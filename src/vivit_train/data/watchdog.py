@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import Array
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from torch.utils.data import get_worker_info
 
 from vivit_train.utils.errors import VideoError
 
-LESS_MEMORY = "lower data.num_workers or data.micro_batch_size, or give the job more memory"
+LESS_MEMORY = "lower data.num_workers or micro_batch_size, or give the job more memory"
 LEAVE_OUT = "leave it out of the data set, with any others that `vivit doctor` finds"
 NO_SHARED_MEMORY = (
     "the shared memory (/dev/shm) through which loader processes pass clips is full: "
-    "lower data.num_workers or data.micro_batch_size, or enlarge it (docker run --ipc=host, or --shm-size=16g)"
+    "lower data.num_workers or micro_batch_size, or enlarge it (docker run --ipc=host, or --shm-size=16g)"
 )
 
 
@@ -111,27 +110,7 @@ def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float
     return f"loader process {pids} died {activity} ({signal or 'cause unknown'}): {advice}"
 
 
-LAST_S = 20  # After SIGTERM, a loader process may read one video for this many seconds.
-CHECK_S = 5  # After SIGTERM, a loader process checks this often whether it is still needed.
-
-
-def outlive_signals(status: WorkerStatus) -> None:
-    """Lets a loader process serve the main process until it has finished its step, however long that takes.
-
-    A terminal or a scheduler signals every process of a run. After SIGTERM, the loader process ends if the main
-    process is gone, or if it has been reading the same video for `LAST_S`.
-    """
-    parent = os.getppid()
-
-    def check(number: int, frame: FrameType | None) -> None:
-        if os.getppid() != parent or (status.path and time.monotonic() - status.since_s > LAST_S):
-            os._exit(1)
-        signal.alarm(CHECK_S)
-
-    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, check)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(CHECK_S))
+LAST_S = 60  # A loader process runs for this many seconds after SIGTERM.
 
 
 def start_worker(statuses: Array[WorkerStatus], worker: int) -> None:
@@ -140,6 +119,10 @@ def start_worker(statuses: Array[WorkerStatus], worker: int) -> None:
     if parent is not None and parent.pid != os.getppid():
         os._exit(1)  # The parent was killed during startup, and torch would mistake init for the parent.
     torch.set_num_threads(1)  # the workers provide the parallelism
-    outlive_signals(statuses[worker])
+    # A terminal or a scheduler signals every process of a run, but the main process has to finish its step first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's copy
     dataset.video_reader = replace(dataset.video_reader, status=statuses[worker])
