@@ -29,7 +29,8 @@ def own(config: Config, videos: Path, *words: str) -> DictConfig:
 def test_the_clip_covers_a_video_of_median_length(videos: Path, config: Config) -> None:
     cfg = own(config, videos)
     assert sizes(cfg) == ("auto",) * 4
-    chosen = resolve_clip(cfg)
+    chosen, splits = resolve_clip(cfg)
+    assert splits is not None  # read once, for the run, too
     length = int(np.median([timeline(file).num_frames for file in videos.glob("train/*/*.mp4")]))
     assert sizes(chosen) == (8, length // 8, 128, 112)
     assert (chosen.model.frames, chosen.model.image_size) == (8, 112)
@@ -37,14 +38,14 @@ def test_the_clip_covers_a_video_of_median_length(videos: Path, config: Config) 
 
 
 def test_what_the_command_line_sets_stays(videos: Path, config: Config) -> None:
-    assert sizes(resolve_clip(own(config, videos, "data.frames=4"))) == (4, 3, 128, 112)
-    assert sizes(resolve_clip(own(config, videos, "data.stride=1", "data.crop=160"))) == (8, 1, 160, 160)
+    assert sizes(resolve_clip(own(config, videos, "data.frames=4"))[0]) == (4, 3, 128, 112)
+    assert sizes(resolve_clip(own(config, videos, "data.stride=1", "data.crop=160"))[0]) == (8, 1, 160, 160)
     cfg = own(config, videos, "data.frames=32", "data.stride=2", "data.crop=224", "data.short_side=256")
-    assert resolve_clip(cfg) is cfg
+    assert resolve_clip(cfg)[0] is cfg
 
 
 def test_segments_count_instead_of_their_videos(videos: Path, config: Config) -> None:
-    data = build_data(resolve_clip(own(config, videos)))
+    data = build_data(resolve_clip(own(config, videos))[0])
     clips = data.splits.train
     spans_s = np.tile([[0.0, 0.2]], (len(clips), 1))
     segments = type(clips)(clips.paths, clips.labels, clips.ids, spans_s)

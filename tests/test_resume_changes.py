@@ -90,7 +90,7 @@ def test_what_cannot_change_is_refused_before_anything_starts(
     words: list[str], again: Callable[..., float], tmp_path: Path
 ) -> None:
     again()
-    before = saved(tmp_path)["global_step"]
+    before, record = saved(tmp_path)["global_step"], (tmp_path / "run/recipe_differences.txt").read_text()
     with pytest.raises(UserError) as error:
         again(*words, "trainer.max_epochs=3", "resume=auto")
     for word in words:
@@ -98,6 +98,7 @@ def test_what_cannot_change_is_refused_before_anything_starts(
         assert (key or word.partition("=")[0]) in str(error.value)
     assert "init.path=" in str(error.value)
     assert saved(tmp_path)["global_step"] == before
+    assert (tmp_path / "run/recipe_differences.txt").read_text() == record
 
 
 def test_settings_of_another_version_are_left_out() -> None:

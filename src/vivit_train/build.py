@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LRScheduler
 
 from vivit_train.config import accepted_arguments, with_values
+from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import LARGE, SMALL, median_frames, stride_for
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
@@ -37,15 +38,18 @@ from vivit_train.utils.text import plural
 log = logging.getLogger(__name__)
 
 
-def resolve_clip(cfg: DictConfig) -> DictConfig:
+def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
     """Returns a configuration in which `auto` frames, stride and pixels are numbers, and logs the choice.
 
     The clip fits the device: on a CPU it is small. With the stride, it covers a video of median length.
+
+    Returns:
+        The configuration, and the annotations, if they had to be read.
     """
     keys = ("frames", "stride", "short_side", "crop")
     automatic = [key for key in keys if cfg.data[key] == "auto"]
     if not automatic:
-        return cfg
+        return cfg, None
     on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
     size = SMALL if on_cpu else LARGE
     chosen = {"frames": size.frames, "short_side": size.short_side, "crop": size.crop, "stride": 1}
@@ -53,16 +57,16 @@ def resolve_clip(cfg: DictConfig) -> DictConfig:
     if "crop" in given:
         chosen["short_side"] = max(size.short_side, given["crop"])
     chosen |= given
+    splits, lengths = None, "the device"
     if "stride" in automatic:
         data = build_data(with_values(cfg, data=chosen))
-        length, sample = median_frames(data.splits.train, data.video_reader.index_db, cfg.seed)
+        splits = data.splits
+        length, sample = median_frames(splits.train, data.video_reader.index_db, cfg.seed)
         chosen["stride"] = stride_for(length, chosen["frames"])
         lengths = f"{length} frames is the median length of {plural(sample, 'clip')}"
-    else:
-        lengths = "the device"
     shown = " ".join(f"data.{key}={chosen[key]}" for key in automatic)
     log.info(f"clip     {shown}: chosen for {'a CPU' if on_cpu else 'a GPU'}, and {lengths}")
-    return with_values(cfg, data=chosen)
+    return with_values(cfg, data=chosen), splits
 
 
 def build_data(cfg: DictConfig, **changed: Any) -> VideoDataModule:
@@ -78,9 +82,9 @@ def build_data(cfg: DictConfig, **changed: Any) -> VideoDataModule:
         "bad_videos_file": f"{cfg.run_dir}/bad_videos.csv",
         "seed": cfg.seed,
     }
-    build: Any = instantiate(cfg.data, **arguments, **changed, _partial_=True, _convert_="all")
-    # Hydra would convert the protocol into a dictionary.
-    data: VideoDataModule = build(protocol=EvalProtocol(views=parse_views(cfg.eval.views)))
+    build: Any = instantiate(cfg.data, **arguments, _partial_=True, _convert_="all")
+    # Hydra would convert dataclasses into dictionaries.
+    data: VideoDataModule = build(protocol=EvalProtocol(views=parse_views(cfg.eval.views)), **changed)
     return data
 
 

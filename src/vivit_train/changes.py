@@ -11,23 +11,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import check_unchanged
+from vivit_train.keys import SPEED
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.resume import check_resumable, newest_checkpoint
 from vivit_train.training.targets import with_short_names
+from vivit_train.utils.distributed import leaves
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 RECORD = "recipe_differences.txt"
-# These keys affect where and how fast a run is computed, or what it writes, but not what it learns.
+MARK = "\nchanged at step "  # the start of each entry about a resumed run
+# These keys affect where and how a run is computed, or what it writes, but not what it learns.
 FREE = (
     *("run_dir", "ckpt_path", "resume", "overwrite", "callbacks.", "logger.", "eval.", "micro_batch_size"),
     *("auto_micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.accumulate_grad_batches", "trainer.profiler", "trainer.enable_", "trainer.log_every_n_steps"),
     *("trainer.default_root_dir", "trainer.num_sanity_val_steps", "trainer.use_distributed_sampler"),
-    *("data.root", "data.train", "data.val", "data.test", "data.num_workers", "data.decoder", "data.timeout_s"),
-    *("data.allow_private_urls", "data.changed", "data.max_bad_fraction", "data.augment_on", "optimizer.fused"),
-    *("model.compile", "model.checkpoint_activations", "model._target_", "recipe."),
+    *("data.root", "data.train", "data.val", "data.test", "model._target_", "recipe."),
+    *SPEED,
 )
 # The weights, or the state of the optimizer, belong to these.
 FIXED = (
@@ -50,7 +52,7 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
     Raises:
         UserError: A setting differs that a run cannot change. The message lists all of them.
     """
-    before, after = leaves(stored), leaves(now)
+    before, after = dict(leaves(stored)), dict(leaves(now))
     changed = [key for key in after if key in before and before[key] != after[key] and not key.startswith(FREE)]
     fixed = [key for key in changed if key.startswith(FIXED) and key not in CAN_CHANGE]
     if fixed:
@@ -63,14 +65,6 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
     return [f"{key}: {before[key]} -> {after[key]}" for key in changed]
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of a configuration by dotted key."""
-    values: dict[str, Any] = {}
-    for key, value in node.items():
-        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return values
-
-
 @dataclass(frozen=True)
 class Resumed:
     """The checkpoint that a run resumes from.
@@ -80,16 +74,18 @@ class Resumed:
         step: Its optimizer step.
         metadata: Its metadata.
         is_complete: Whether training was complete and has been evaluated.
+        changes: What the run changes from the checkpoint on, as text; "" if it changes nothing.
     """
 
     ckpt_path: str
     step: int
     metadata: Metadata
     is_complete: bool
+    changes: str
 
 
 def resumed_from(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> Resumed | None:
-    """Returns the checkpoint that the run resumes from, or None for a new run, and records what it changes.
+    """Returns the checkpoint that the run resumes from, or None for a new run.
 
     Raises:
         UserError: The run cannot resume from the checkpoint with these settings and data.
@@ -100,29 +96,24 @@ def resumed_from(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> Resum
     step, state, metadata = check_resumable(Path(ckpt_path))
     log.info(f"Resuming from {ckpt_path} (step {step})")
     now = with_short_names(OmegaConf.to_container(cfg))  # as in the checkpoint
+    changes = ""
     if changed := changed_settings(metadata.config, now, ckpt_path):
-        lines = "\n".join(f"  {line}" for line in changed)
-        text = f"changed at step {step}, when the run was resumed:\n{lines}"
-        log.info(text)
-        append_record(run_dir, text)
+        changes = "\n  ".join([f"changed at step {step}, when the run was resumed:", *changed])
+        log.info(changes)
     if notice := check_unchanged(data, state, ckpt_path, run_dir / "data_changes.txt", step):
         log.info(notice)
     over = state is not None and (state["epoch"] >= cfg.trainer.max_epochs or 0 < cfg.trainer.max_steps <= step)
-    return Resumed(ckpt_path, step, metadata, is_complete=over and (run_dir / "metrics.json").is_file())
+    evaluated = (run_dir / "metrics.json").is_file()
+    return Resumed(ckpt_path, step, metadata, is_complete=over and evaluated, changes=changes)
 
 
-def write_record(run_dir: Path, differences: str) -> None:
-    """Writes recipe_differences.txt; it keeps what earlier resumed runs have changed."""
+@rank_zero_only
+def write_record(run_dir: Path, differences: str, resumed: Resumed | None) -> None:
+    """Writes recipe_differences.txt: the differences, and what this and earlier resumed runs have changed."""
     file = run_dir / RECORD
-    earlier = file.read_text(encoding="utf-8").partition("\nchanged at step ") if file.is_file() else ("", "", "")
-    rank_zero_only(file.write_text)(f"{differences}\n{earlier[1]}{earlier[2]}", encoding="utf-8")
-
-
-def append_record(run_dir: Path, text: str) -> None:
-    """Adds what a resumed run changes to recipe_differences.txt."""
-    file = run_dir / RECORD
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    rank_zero_only(file.write_text)(f"{before}\n{text}\n", encoding="utf-8")
+    _, mark, earlier = file.read_text(encoding="utf-8").partition(MARK) if file.is_file() else ("", "", "")
+    changes = f"\n{resumed.changes}\n" if resumed and resumed.changes else ""
+    file.write_text(f"{differences}\n{mark}{earlier}{changes}", encoding="utf-8")
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.moved_keys import COMMON_WORDS, moved_hint
+from vivit_train.utils.moved_keys import moved_hint, unknown
 from vivit_train.utils.text import quoted
 
 
@@ -65,11 +64,7 @@ def unknown_key(error: HydraException, command: str) -> str:
         return hint.removeprefix("; ")
     if not text.startswith("Could not override"):
         return text
-    known = known_keys(command)
-    if key in COMMON_WORDS:
-        return f"{key}: there is no such key; did you mean {COMMON_WORDS[key]}?"
-    similar = [name for name in known if name.rpartition(".")[2] == key] or get_close_matches(key, known, 1)
-    return f"{key}: there is no such key" + (f"; did you mean {similar[0]}?" if similar else "")
+    return unknown(key, known_keys(command))
 
 
 def known_keys(command: str) -> Sequence[str]:

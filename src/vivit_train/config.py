@@ -21,14 +21,11 @@ from vivit_train.data.video.decode import DECODERS
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
-from vivit_train.schema import evaluation_key_problems, key_problems
+from vivit_train.schema import PARTS, evaluation_key_problems, key_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
 from vivit_train.utils.errors import UserError, reason
 
 log = logging.getLogger(__name__)
-
-
-PARTS = ("optimizer", "scheduler", "loss")
 SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
 
@@ -38,14 +35,13 @@ def validate(cfg: DictConfig, recipe: Recipe | None = None) -> None:
     Raises:
         UserError: The configuration is invalid. The message has one line per problem.
     """
-    problems = key_problems(cfg)
+    problems = key_problems(cfg, recipe.typed if recipe else ())
     for check in (shape_and_size_problems, machine_problems, combination_problems):
         try:
             problems += check(cfg)
         except (TypeError, ValueError, AttributeError, LookupError, OmegaConfBaseException):
             if not problems:  # Otherwise, a value of a wrong type makes this check impossible.
                 raise
-    problems += [problem for problem in argument_problems(cfg, recipe) if problem not in problems]
     if problems:
         raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
 
@@ -130,24 +126,6 @@ def foreign_arguments(cfg: DictConfig, part: str) -> list[str]:
     """Returns the arguments of a node that its target does not accept."""
     accepted = accepted_arguments(cfg, part)
     return [name for name in cfg[part] if name not in accepted and not name.startswith("_")]
-
-
-def argument_problems(cfg: DictConfig, recipe: Recipe | None) -> list[str]:
-    """Returns a message for each argument on the command line that its optimizer, scheduler or loss lacks."""
-    problems = []
-    for part in PARTS:
-        try:
-            foreign = foreign_arguments(cfg, part)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        typed = recipe.typed if recipe else ()
-        problems += [
-            f"{part}.{name}={cfg[part][name]}: {cfg[part]._target_} has no such argument"
-            for name in foreign
-            if f"{part}.{name}" in typed
-        ]
-    return problems
 
 
 def shape_and_size_problems(cfg: DictConfig) -> list[str]:

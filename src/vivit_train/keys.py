@@ -49,6 +49,11 @@ TYPES: dict[str, Any] = {
     "trainer.max_time": str | None,
     "callbacks.checkpoint.mode": Literal["max", "min"],
 }
+# These keys affect where and how fast a run is computed, but not what it learns.
+SPEED = (
+    *("data.augment_on", "data.num_workers", "data.decoder", "data.timeout_s", "data.allow_private_urls"),
+    *("data.changed", "data.max_bad_fraction", "model.checkpoint_activations", "model.compile", "optimizer.fused"),
+)
 KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):(?: (?P<value>.*?))?(?: *# (?P<meaning>.*))?$")
 
 
@@ -163,12 +168,15 @@ def parse(file: Path) -> Iterator[tuple[str, str, str]]:
 
 def annotations(target: str) -> Mapping[str, Any]:
     """Returns the type hints of the arguments of a function or class of ours, given by its dotted path."""
-    if not target.startswith("vivit_train."):
-        return {}
-    function = resolve_name(target)
+    return hints_of(resolve_name(target)) if target.startswith("vivit_train.") else {}
+
+
+def hints_of(function: Any) -> dict[str, Any]:
+    """Returns the annotation of each named argument of a function or class, resolved if its module allows it."""
     owner = function.__init__ if inspect.isclass(function) else function
     try:
-        known = get_type_hints(owner)
-    except (NameError, TypeError):
-        known = {}
-    return {name: known.get(name, p.annotation) for name, p in signature(function).items()}
+        resolved = get_type_hints(owner)
+    except (NameError, TypeError, AttributeError):
+        resolved = {}
+    named = {n: p for n, p in signature(function).items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {name: resolved.get(name, p.annotation) for name, p in named.items()}

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.keys import SPEED
 from vivit_train.utils.text import plural
 
 # A recipe is about these keys and sections.
@@ -22,9 +23,8 @@ COMPARED = (
 # These keys choose the videos, or affect only the speed.
 NEUTRAL = (
     *("data.name", "data.root", "data.reader", "data.train", "data.val", "data.test"),
-    *("data.augment_on", "data.num_workers", "data.decoder", "data.timeout_s", "data.allow_private_urls"),
-    *("data.changed", "data.max_bad_fraction", "model.model", "model.checkpoint_activations", "model.compile"),
-    *("model.frames", "model.image_size", "optimizer.fused"),
+    *("model.model", "model.frames", "model.image_size"),
+    *SPEED,
 )
 IF_STATED = ("model.size", "eval.views")  # Most recipes leave these to the user.
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train.build import build_data, build_module, build_trainer, init_weights, resolve_clip
 from vivit_train.changes import resumed_from, write_record
 from vivit_train.config import derive, validate, validate_evaluation, with_values
+from vivit_train.data.annotations.table import Splits
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe
 from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
@@ -27,14 +28,13 @@ from vivit_train.training.checkpoint import (
     load_weights,
     read_checkpoint,
     restore_net,
+    uncompiled,
 )
 from vivit_train.training.estimate import estimate_seconds, faster
 from vivit_train.training.evaluation import score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
-from vivit_train.training.resume import (
-    translate_resume_errors,
-)
+from vivit_train.training.resume import translate_resume_errors
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
@@ -63,12 +63,13 @@ def train(cfg: DictConfig) -> float:
         lock_folder(cfg.run_dir)
     recipe = read_recipe()
     validate(cfg, recipe)
-    if (resolved := resolve_clip(cfg)) is not cfg:
-        cfg = resolved
-        validate(cfg, recipe)
+    resolved, splits = resolve_clip(cfg)
+    if resolved is not cfg:  # The sizes that were chosen may not fit the model.
+        validate(resolved, recipe)
+    cfg = resolved
     while True:
         try:
-            return train_once(derive(cfg, recipe), recipe)
+            return train_once(derive(cfg, recipe), recipe, splits)
         except OutOfMemoryError as error:
             if error.micro_batch_size is None or not cfg.auto_micro_batch_size:
                 raise
@@ -78,14 +79,14 @@ def train(cfg: DictConfig) -> float:
         torch.cuda.empty_cache()
 
 
-def train_once(cfg: DictConfig, recipe: Recipe | None) -> float:
-    """Runs `train` once with a configuration from `derive`.
+def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) -> float:
+    """Runs `train` once with a configuration from `derive`, and with the annotations if they are already read.
 
     It depends only on its arguments, so that it can be retried.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run_dir = Path(cfg.run_dir)
-    data = build_data(cfg)
+    data = build_data(cfg, splits=splits)
     log.info(data.splits.summary())
     if notice := data.flip_notice():
         log.info(f"note     {notice}")
@@ -93,8 +94,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None) -> float:
         recipe.table(cfg) if recipe else "recipe: not composed by Hydra, so there is no recipe to compare with"
     )
     log.info(differences)
-    write_record(run_dir, differences)
     resumed = resumed_from(cfg, data, run_dir)
+    write_record(run_dir, differences, resumed)
     if resumed and resumed.is_complete:
         log.info(
             f"training is complete after {plural(cfg.trainer.max_epochs, 'epoch')}, so nothing is trained. To "
@@ -164,8 +165,7 @@ def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, train
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
     log.info(f"\nbest checkpoint: {best}")
-    node = metadata.config["model"]
-    net = build_net(node | ({"compile": False} if "compile" in node else {}), metadata.classes)
+    net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     score_task(task, best, data, trainer, Path(cfg.run_dir))
@@ -225,12 +225,11 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"batch: {data.global_batch_size} = {plural(data.micro_batch_size, 'clip')} x "
         f"{plural(trainer.world_size, 'device')} x {trainer.accumulate_grad_batches} accumulated; "
         f"{plural(cfg.trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch_size} "
-        f"clips; "
-        f"precision {trainer.precision}, {trainer.strategy.root_device}",
+        f"clips; precision {trainer.precision}, {trainer.strategy.root_device}",
         f"run folder: {cfg.run_dir}",
     ]
     compiles = cfg.model.get("compile")
-    if not compiles and (seconds := estimate_seconds(task, data, trainer)) is not None:
+    if not compiles and (seconds := estimate_seconds(task, data, trainer, steps)) is not None:
         keys = f"; to take less: {keys}" if seconds > HOUR and (keys := faster(cfg, seconds)) else ""
         lines.append(f"time: about {clock(seconds)} (h:mm:ss) for training, by the speed measured just now{keys}")
     if compiles:

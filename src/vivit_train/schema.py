@@ -7,23 +7,24 @@ keys. The ranges are `RANGES` and, by the name of the argument, `LIMITS`.
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Iterator, Mapping
 from pkgutil import resolve_name
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.keys import TYPES
+from vivit_train.keys import TYPES, hints_of
 from vivit_train.models.vivit import SIZES
-from vivit_train.utils.arguments import LIMITS, conforms, signature, wording
+from vivit_train.utils.arguments import LIMITS, conforms, wording
 from vivit_train.utils.errors import reason
-from vivit_train.utils.moved_keys import COMMON_WORDS, moved_hint
+from vivit_train.utils.moved_keys import unknown
 
-NODES = ("optimizer", "scheduler", "loss", "init", "eval", "model", "data", "trainer", "callbacks", "logger")
+# A recipe sets arguments of these, and another class may replace the recipe's.
+PARTS = ("optimizer", "scheduler", "loss")
+NODES = (*PARTS, "init", "eval", "model", "data", "trainer", "callbacks", "logger")
 OPTIONAL = ("callbacks", "logger")
 # The builders give these arguments, so that no node states them twice.
 GIVEN: dict[str, Mapping[str, str]] = {
@@ -33,6 +34,7 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "bad_videos_file": "it is bad_videos.csv in the run folder",
         "seed": "set seed",
         "protocol": "set eval.views",
+        "splits": "set data.reader",
     },
     "trainer": {
         "accumulate_grad_batches": "set global_batch_size and micro_batch_size",
@@ -86,8 +88,14 @@ EVALUATION: dict[str, Any] = {
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 
 
-def key_problems(cfg: DictConfig) -> list[str]:
-    """Returns a message for each key that nothing reads, and for each value of a wrong type or out of range."""
+def key_problems(cfg: DictConfig, typed: Collection[str] = ()) -> list[str]:
+    """Returns a message for each key that nothing reads, and for each value of a wrong type or out of range.
+
+    Args:
+        cfg: The configuration.
+        typed: The keys on the command line. An argument that an optimizer, scheduler or loss lacks is a problem
+            only if it is one of these. Otherwise it is the recipe's, and `derive` leaves it out.
+    """
     known = [name for name in TYPES if "." not in name] + list(NODES)
     foreign = [key for key in map(str, cfg) if key not in known]
     problems = [unknown(name, known) for key in foreign for name in leaf_names(key, cfg[key])]
@@ -104,9 +112,9 @@ def key_problems(cfg: DictConfig) -> list[str]:
             for callback in map(str, node):
                 problems += node_problems(f"callbacks.{callback}", node[callback]) if node[callback] else []
         elif name in ("init", "eval"):
-            problems += plain_node_problems(name, node)
+            problems += plain_node_problems(name, node, TYPES)
         elif name in NODES:
-            problems += node_problems(name, node) if node or name not in OPTIONAL else []
+            problems += node_problems(name, node, typed) if node or name not in OPTIONAL else []
         else:
             problems += value_problems(name, node, TYPES[name])
     return problems
@@ -119,12 +127,8 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
     for name in cfg:
         if name in EVALUATION:
             problems += value_problems(str(name), cfg[name], EVALUATION[str(name)])
-    for key, value in values_of(cfg.eval):
-        path = f"eval.{key}"
-        problems += (
-            value_problems(path, value, EVALUATION[path]) if path in EVALUATION else [unknown(path, [*EVALUATION])]
-        )
-    hints = hints_of(VideoDataModule, signature(VideoDataModule))
+    problems += plain_node_problems("eval", cfg.eval, EVALUATION)
+    hints = hints_of(VideoDataModule)
     for key, value in values_of(cfg.data):
         if isinstance(value, DictConfig) and "_target_" in value:
             problems += node_problems(f"data.{key}", value)
@@ -133,41 +137,45 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
     return problems + node_problems("trainer", cfg.trainer)
 
 
-def plain_node_problems(name: str, node: Any) -> list[str]:
-    """Returns the problems of a node whose keys are all in `TYPES`."""
+def plain_node_problems(name: str, node: Any, types: Mapping[str, Any]) -> list[str]:
+    """Returns the problems of a node whose keys are all in `types`, by dotted name."""
     if not isinstance(node, DictConfig):
         return [f"{name}={node}: must be a group of keys"]
-    known = [key for key in TYPES if key.startswith(f"{name}.")]
+    known = [key for key in types if key.startswith(f"{name}.")]
     keys = [str(key) for key in node]
     problems = [unknown(f"{name}.{key}", known) for key in keys if f"{name}.{key}" not in known]
     for key in keys:
         if f"{name}.{key}" in known:
-            problems += value_problems(f"{name}.{key}", node[key], TYPES[f"{name}.{key}"])
+            problems += value_problems(f"{name}.{key}", node[key], types[f"{name}.{key}"])
     return problems
 
 
-def node_problems(name: str, node: Any) -> list[str]:
-    """Returns the problems of a node whose `_target_` is called with its keys as arguments."""
+def node_problems(name: str, node: Any, typed: Collection[str] = ()) -> list[str]:
+    """Returns the problems of a node whose `_target_` is called with its keys as arguments; see `key_problems`."""
     if not isinstance(node, DictConfig):
         return [f"{name}={node}: must be a group of keys with a _target_"]
     if not isinstance(node.get("_target_"), str):
         return [f"{name}._target_: is missing; it names a function or class"]
     try:
         function = resolve_name(node._target_)
-        parameters = signature(function)
+        hints, is_open = hints_of(function), takes_any_argument(function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         return [f"{name}._target_={node._target_}: cannot be imported ({reason(error)})"]
-    hints = hints_of(function, parameters)
-    is_open = takes_any_argument(function)
     return [
         problem
         for key, value in values_of(node)
-        for problem in argument_problems(name, key, value, hints, is_open, node._target_)
+        for problem in argument_problems(name, key, value, hints, is_open, node._target_, typed)
     ]
 
 
 def argument_problems(
-    name: str, key: str, value: Any, hints: Mapping[str, Any], is_open: bool, target: str
+    name: str,
+    key: str,
+    value: Any,
+    hints: Mapping[str, Any],
+    is_open: bool,
+    target: str,
+    typed: Collection[str] = (),
 ) -> list[str]:
     """Returns the problems of one argument of a node; see `node_problems`."""
     path = f"{name}.{key}"
@@ -176,12 +184,8 @@ def argument_problems(
     if isinstance(value, OmegaConfBaseException):
         return [f"{path}: {reason(value)}"]
     if key not in hints and not is_open:
-        if name in (
-            "optimizer",
-            "scheduler",
-            "loss",
-        ):  # Arguments of the recipe's may be left over; see config.py.
-            return []
+        if name in PARTS:
+            return [f"{path}={value}: {target} has no such argument"] if path in typed else []
         return [unknown(path, [f"{name}.{other}" for other in hints], target)]
     if isinstance(value, DictConfig) and "_target_" in value:
         return node_problems(path, value)
@@ -220,17 +224,6 @@ def value_problems(path: str, value: Any, hint: Any) -> list[str]:
     return [f"{path}={plain}: must be between {low:,} and {high:,}"]
 
 
-def hints_of(function: Any, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """Returns the annotation of each argument, resolved if its module allows it."""
-    owner = function.__init__ if inspect.isclass(function) else function
-    try:
-        resolved = get_type_hints(owner)
-    except (NameError, TypeError, AttributeError):
-        resolved = {}
-    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return {name: resolved.get(name, p.annotation) for name, p in named.items()}
-
-
 def takes_any_argument(function: Any) -> bool:
     """Returns whether a function or class accepts arguments of any name."""
     if getattr(function, "__name__", "") == "from_size":
@@ -253,13 +246,3 @@ def leaf_names(name: str, node: Any) -> Iterator[str]:
         return
     for key in map(str, node):
         yield from leaf_names(f"{name}.{key}", node[key])
-
-
-def unknown(key: str, known: list[str], target: str = "") -> str:
-    """Returns the message about a key that nothing reads, with its new name or the most similar key."""
-    if hint := moved_hint(key):
-        return f"{key}: there is no such key{hint}"
-    word = key if key in COMMON_WORDS else key.rpartition(".")[2]
-    similar = [COMMON_WORDS[word]] if word in COMMON_WORDS else get_close_matches(key, known, 1)
-    where = f"; {target} has no such argument" if target else ""
-    return f"{key}: there is no such key{where}" + (f"; did you mean {similar[0]}?" if similar else "")

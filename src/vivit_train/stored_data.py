@@ -15,7 +15,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import load_pretrained
-from vivit_train.training.checkpoint import Metadata, num_classes
+from vivit_train.training.checkpoint import Metadata, num_classes, uncompiled
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.targets import DATA, MODELS, build, resolve_target
 from vivit_train.utils.arguments import check_arguments, shown
@@ -52,26 +52,18 @@ def for_clip(metadata: Metadata, clip: tuple[int, int, int], cfg: DictConfig) ->
     Raises:
         UserError: The model cannot be built for clips of this size, or the command line does not ask for it.
     """
+    model = metadata.config["model"]
     if cfg.data.frames is None and cfg.data.crop is None:
-        model = metadata.config["model"]
         raise UserError(
             f"{cfg.ckpt_path}: the stored model takes {model.get('frames')} frames of {model.get('image_size')} "
             f"pixels, but the stored data has {clip[0]} of {clip[1]}: set data.frames and data.crop"
         )
-    where = f"{cfg.ckpt_path}: model"
-    node = dict(metadata.config["model"]) | {"frames": clip[0], "image_size": clip[1]}
-    stored = metadata.config["model"]
-    net: ViViT = build(
-        node | ({"compile": False} if "compile" in node else {}),
-        MODELS,
-        where,
-        cfg.trusted,
-        num_classes=num_classes(metadata.classes),
-    )
-    classes, multi_label = metadata.classes, metadata.multi_label
-    load_pretrained(net, cfg.ckpt_path, classes=classes, multi_label=multi_label)
+    node = uncompiled(model) | {"frames": clip[0], "image_size": clip[1]}
+    heads = num_classes(metadata.classes)
+    net: ViViT = build(node, MODELS, f"{cfg.ckpt_path}: model", cfg.trusted, num_classes=heads)
+    load_pretrained(net, cfg.ckpt_path, classes=metadata.classes, multi_label=metadata.multi_label)
     log.info(
-        f"clips of {clip[0]} frames of {clip[1]} pixels, trained on {stored['frames']} of {stored['image_size']}: "
+        f"clips of {clip[0]} frames of {clip[1]} pixels, trained on {model['frames']} of {model['image_size']}: "
         "position embeddings are interpolated"
     )
     return net

@@ -62,6 +62,7 @@ class VideoDataModule(L.LightningDataModule):
         bad_videos_file: The CSV file that lists unreadable videos.
         seed: The seed of all random draws.
         protocol: The split, views and order of frames of `test_dataloader`.
+        splits: The annotations, if they are already read; None reads them by `reader`.
     """
 
     def __init__(
@@ -104,10 +105,11 @@ class VideoDataModule(L.LightningDataModule):
         bad_videos_file: str | Path = "bad_videos.csv",
         seed: int = 0,
         protocol: EvalProtocol | None = None,
+        splits: Splits | None = None,
     ) -> None:
         super().__init__()
         self.name, self.root, self.reader, self.protocol = name, root, reader, protocol or EvalProtocol()
-        self.annotations = {"train": train, "val": val, "test": test}
+        self.annotations, self.given_splits = {"train": train, "val": val, "test": test}, splits
         self.sampling = Sampling(frames, stride, fps, sampling, padding)
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
@@ -126,7 +128,9 @@ class VideoDataModule(L.LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """The annotations, which are read on first use."""
+        """The annotations, which are read on first use unless they are given."""
+        if self.given_splits is not None:
+            return self.given_splits
         with urls.private_urls(self.video_reader.allow_private_urls):
             splits = self.reader(self.root, **self.annotations)
         if (db := self.video_reader.index_db) and (why := index.why_unused(db)):

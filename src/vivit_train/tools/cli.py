@@ -275,7 +275,7 @@ def model(
     from vivit_train.tools.overrides import compose_words
 
     cells = model.cells(
-        resolve_clip(compose_words(overrides, Path("runs/bench"))).model,
+        resolve_clip(compose_words(overrides, Path("runs/bench")))[0].model,
         batches=numbers("--batch", batch),
         modes=choices("--mode", mode, model.MODES),
         dtypes=choices("--dtype", dtype, tuple(model.DTYPES)),
@@ -310,7 +310,7 @@ def train(
     from vivit_train.tools.overrides import compose_words
 
     with TemporaryDirectory() as folder:
-        result = bench_train(resolve_clip(compose_words(overrides, Path(folder))), steps=steps)
+        result = bench_train(resolve_clip(compose_words(overrides, Path(folder)))[0], steps=steps)
     log.info(table(result, overrides or []))
     if json:
         save(result, json)

@@ -36,7 +36,7 @@ def compose_data(words: Sequence[str] | None, run_dir: Path, command: str) -> Di
         words or []
     ):  # By default, this would make the demo's videos.
         raise UserError(f"which videos? {command} FOLDER, or {command} data=NAME data.root=DIR")
-    return resolve_clip(cfg)
+    return resolve_clip(cfg)[0]
 
 
 def to_overrides(words: Sequence[str] | None) -> list[str]:

@@ -92,6 +92,14 @@ def num_classes(classes: Mapping[str, Sequence[str]]) -> int | dict[str, int]:
     return heads[""] if list(heads) == [""] else heads
 
 
+def uncompiled(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `model` node of a model that is not compiled.
+
+    The machine may have no compiler, and a single pass may not be worth it.
+    """
+    return dict(node) | ({"compile": False} if "compile" in node else {})
+
+
 def restore_net(
     metadata: Metadata,
     weights: Mapping[str, Tensor],
@@ -111,9 +119,7 @@ def restore_net(
     Raises:
         UserError: Metadata and weights do not fit together, weights are not finite, or the model is not built in.
     """
-    node = dict(stored) if isinstance(stored := metadata.config.get("model"), dict) else None
-    if node and "compile" in node:  # This machine may have no compiler, and a single pass may not be worth it.
-        node["compile"] = False
+    node = uncompiled(stored) if isinstance(stored := metadata.config.get("model"), dict) else None
     for part, key in (("encoder", "depth"), ("temporal_encoder", "temporal_depth")):
         there = len({match[1] for name in weights if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))})
         depth = node.get(key) if node else None

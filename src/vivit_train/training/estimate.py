@@ -15,8 +15,8 @@ SHORT_S = 0.5  # If one clip takes less, a whole micro-batch is measured, too: i
 SAMPLE = 4  # The loading of so many clips is timed.
 
 
-def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> float | None:
-    """Returns the estimated time of the training steps in seconds, without validation.
+def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer, steps: int) -> float | None:
+    """Returns the estimated time of `steps` training steps in seconds, without validation.
 
     A forward and backward pass on noise is timed, and the loading of a few clips. On a CPU, the loader's processes
     and the model share the cores, so their times add up; a GPU waits only for the slower of the two. The state of
@@ -31,8 +31,6 @@ def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Tr
     if trainer.world_size > 1:
         return None
     device = trainer.strategy.root_device
-    steps = data.steps_per_epoch * (trainer.max_epochs or 1)
-    steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
     try:
         compute_s = clip_seconds(task, data, trainer)
     except RuntimeError:  # Memory ran out. Training will say so, and what to do about it.

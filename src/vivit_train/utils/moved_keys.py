@@ -1,6 +1,8 @@
 """The names that configuration keys had before, for messages that name the new ones."""
 
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 AUGMENTATION = ("scale_jitter", "flip", "color_jitter", "strong_color", "randaugment", "random_erasing")
 MOVED_KEYS = {
@@ -74,3 +76,22 @@ def moved_hint(text: str) -> str:
         for rest in re.findall(rf"(?<![\w.]){re.escape(old)}((?:\.\w+)*)(?![\w.])", text):
             found.append(f"; {old}{rest} is now {new}{rest}")
     return "".join(dict.fromkeys(found))
+
+
+def unknown(key: str, known: Sequence[str], target: str = "") -> str:
+    """Returns the message about a key that nothing reads, with its new name or the most similar key.
+
+    Args:
+        key: The dotted key.
+        known: The keys that there are.
+        target: The function or class that lacks the argument, if that is the reason.
+    """
+    if hint := moved_hint(key):
+        return f"{key}: there is no such key{hint}"
+    word = key if key in COMMON_WORDS else key.rpartition(".")[2]
+    if word in COMMON_WORDS:
+        similar = [COMMON_WORDS[word]]
+    else:
+        similar = [name for name in known if name.rpartition(".")[2] == key] or get_close_matches(key, known, 1)
+    where = f"; {target} has no such argument" if target else ""
+    return f"{key}: there is no such key{where}" + (f"; did you mean {similar[0]}?" if similar else "")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.files import replacing
 
 NAME = "timelines.sqlite"
 MAX_FPS = 1000.0  # Files of high-speed cameras play at 1,000 fps at most, so a header with more is damaged.
@@ -160,11 +161,14 @@ def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
     Raises:
         UserError: If the database cannot be written.
     """
-    part = Path(f"{os.path.abspath(file)}.part")
-    part.unlink(missing_ok=True)
+    file = file.absolute()
     try:
         # No other process has this file open, and some network disks do not support locks.
-        with closing(sqlite3.connect(f"{part.as_uri()}?nolock=1", uri=True)) as database, database:
+        with (
+            replacing(file) as part,
+            closing(sqlite3.connect(f"{part.as_uri()}?nolock=1", uri=True)) as database,
+            database,
+        ):
             database.executescript(
                 "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE made (scanned_by TEXT);"
                 "CREATE TABLE scans (path BLOB PRIMARY KEY, version INT, size INT, packed BLOB) WITHOUT ROWID"
@@ -174,8 +178,7 @@ def write(file: Path, rows: Iterable[tuple[str, int, int, bytes]]) -> None:
             by_bytes = ((os.fsencode(path), *others) for path, *others in rows)
             database.executemany("INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?)", by_bytes)
     except sqlite3.Error as error:
-        raise UserError(f"{part} cannot be written ({reason(error)})") from error
-    part.replace(file)
+        raise UserError(f"{file} cannot be written ({reason(error)})") from error
 
 
 def read(file: Path, path: str, version: int, size: int) -> Scan | None:
