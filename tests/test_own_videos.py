@@ -12,7 +12,7 @@ from vivit_train.data.clip_size import median_frames, stride_for
 from vivit_train.data.synthetic import make_demo
 from vivit_train.data.video.scan import timeline
 from vivit_train.run import train
-from vivit_train.training.estimate import faster
+from vivit_train.training.estimate import duration, faster
 
 Config = Callable[..., DictConfig]
 SIZES = ("frames", "stride", "short_side", "crop")
@@ -69,6 +69,13 @@ def test_a_run_says_what_it_chose_and_how_long_it_takes(
     assert "24 frames is the median length of 8 clips" in out
     assert out.index("time: about ") < out.index("epoch 1/")
     assert "data.frames" not in (tmp_path / "run/recipe_differences.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "less than a minute"), (82, "1 min"), (965, "16 min"), (18_630, "5 h 10 min")]
+)
+def test_an_estimate_is_said_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_a_long_run_names_the_keys_that_make_it_short() -> None:

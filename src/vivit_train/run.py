@@ -20,7 +20,7 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe
 from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
-from vivit_train.training.callbacks import clock, planned_steps
+from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import (
     Metadata,
     build_net,
@@ -30,7 +30,7 @@ from vivit_train.training.checkpoint import (
     restore_net,
     uncompiled,
 )
-from vivit_train.training.estimate import estimate_seconds, faster
+from vivit_train.training.estimate import duration, estimate_seconds, faster
 from vivit_train.training.evaluation import score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
@@ -231,7 +231,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
     compiles = cfg.model.get("compile")
     if not compiles and (seconds := estimate_seconds(task, data, trainer, steps)) is not None:
         keys = f"; to take less: {keys}" if seconds > HOUR and (keys := faster(cfg, seconds)) else ""
-        lines.append(f"time: about {clock(seconds)} (h:mm:ss) for training, by the speed measured just now{keys}")
+        lines.append(f"time: about {duration(seconds)} for training, by the speed measured just now{keys}")
     if compiles:
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)

@@ -78,6 +78,14 @@ def loading_seconds(data: VideoDataModule) -> float:
     return (time.perf_counter() - start_s) / read if read else 0.0
 
 
+def duration(seconds: float) -> str:
+    """Formats an estimated time in words: "less than a minute", "16 min" or "5 h 10 min"."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else "less than a minute"
+
+
 def faster(cfg: DictConfig, seconds: float) -> str:
     """Returns the keys that bring a long run below an hour, most effective first.
 
