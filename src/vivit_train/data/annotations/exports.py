@@ -1,6 +1,5 @@
 """Turns the exports of annotation tools into splits: labels of whole videos, or of ranges of their frames."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from vivit_train.data.annotations.build import Draft, Row, class_names, make_splits
 from vivit_train.data.annotations.files import below, find_files, open_root, raise_listed
-from vivit_train.data.annotations.hold_out import held_out_count
+from vivit_train.data.annotations.hold_out import check_percent, held_out_count, order_key
 from vivit_train.data.annotations.lookup import Videos
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.scan import probe
@@ -206,20 +205,14 @@ def _times_s(path: str) -> NDArray[np.float64]:
 
 def _hold_out(rows: Sequence[Row], options: ExportOptions) -> dict[str, list[Row]]:
     """Splits rows into train and val by video, class by class, so that each class has a video on either side."""
-    if not 0 < options.val_percent < 100:
-        raise UserError(f"data.reader.val_percent is {options.val_percent}; it must lie between 0 and 100")
-
-    def order(path: str) -> bytes:
-        name = os.path.basename(path)
-        return hashlib.sha256(f"{options.seed}/{name}".encode(errors="surrogateescape")).digest()
-
+    check_percent(options.val_percent)
     held: set[str] = set()
     videos_of: dict[tuple[str, ...], dict[str, None]] = {}
     for row in rows:
         videos_of.setdefault(row.labels, {})[row.path] = None
     for _, videos in sorted(videos_of.items()):
         wanted = held_out_count(len(videos), options.val_percent) - len(held & videos.keys())
-        left = sorted(videos.keys() - held, key=order)
+        left = sorted(videos.keys() - held, key=lambda path: order_key(options.seed, os.path.basename(path)))
         held |= {*left[: min(wanted, len(left) - 1)]} if wanted > 0 else set()
     sides = {"train": [row for row in rows if row.path not in held]}
     return sides | {"val": [row for row in rows if row.path in held]}

@@ -31,11 +31,10 @@ def hold_out(clips: Mapping[str, Sequence[str]], root: Path, val_percent: float,
     Raises:
         UserError: If `val_percent` does not lie between 0 and 100.
     """
-    if not 0 < val_percent < 100:
-        raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
+    check_percent(val_percent)
     train, val = {}, {}
     for name, paths in clips.items():
-        ordered = sorted(paths, key=lambda path: _hash(seed, below(root, path)))
+        ordered = sorted(paths, key=lambda path: order_key(seed, below(root, path)))
         count = held_out_count(len(paths), val_percent)
         val[name], train[name] = sorted(ordered[:count]), sorted(ordered[count:])
     return {"train": train, "val": val}
@@ -81,7 +80,7 @@ def _held_sources(sizes: Mapping[str, int], wanted: int, seed: int) -> set[str]:
         return set()
     held: set[str] = set()
     count = 0
-    for source in sorted(sizes, key=lambda name: _hash(seed, name)):
+    for source in sorted(sizes, key=lambda name: order_key(seed, name)):
         more = count + sizes[source]
         # The order is the same in each class, so a source with clips in several classes mostly stays on one side.
         if count < wanted and more <= max(2 * wanted, sum(sizes.values()) // 2):
@@ -107,7 +106,16 @@ def held_out_count(clips: int, val_percent: float) -> int:
     return min(max(round(clips * val_percent / 100), 1), max(clips - 1, 0))
 
 
-def _hash(seed: int, text: str) -> bytes:
-    # A hash gives the same order on every machine and with every library version, and clips that are added later
-    # do not change the order of the others.
+def check_percent(val_percent: float) -> None:
+    """Raises a UserError if the percentage to hold out does not lie between 0 and 100."""
+    if not 0 < val_percent < 100:
+        raise UserError(f"data.reader.val_percent is {val_percent}; it must lie between 0 and 100")
+
+
+def order_key(seed: int, text: str) -> bytes:
+    """Returns the key by which clips are ordered before some of them are held out.
+
+    A hash gives the same order on every machine and with every library version, and clips that are added later do
+    not change the order of the others.
+    """
     return hashlib.sha256(f"{seed}/{text}".encode(errors="surrogateescape")).digest()
