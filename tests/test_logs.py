@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, TINY
 
+from vivit_train.data.synthetic import CLASSES, make_demo
+
 
 def test_the_log_file_holds_the_story_of_the_run(videos: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *TINY, "data=folder", f"data.root={videos}"]
@@ -58,3 +60,15 @@ def test_a_reader_that_leaves_ends_nothing() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_a_module_run_as_a_program_is_heard(tmp_path: Path) -> None:
+    make_demo(tmp_path / "data/demo", train_per_class=1, val_per_class=1, test_per_class=1)
+    rows = "".join(f"test/{label}/0000.mp4,{label},{label}\n" for label in CLASSES)
+    for order in (".", "reversed", "shuffled"):
+        (tmp_path / "run" / order).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / order / "predictions.csv").write_text("id,label,prediction\n" + rows)
+    command = [sys.executable, "-m", "vivit_train.tools.demo_report", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "frames in order:  100.0% of 8 test videos correct" in done.stdout
+    assert "Try next:" in done.stdout
