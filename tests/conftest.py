@@ -84,10 +84,12 @@ def happened(
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
     """Composes a shipped configuration, tiny, with a run folder of its own."""
 
-    def make(*overrides: str, name: str = "train", tiny: bool = True) -> DictConfig:
+    def make(*overrides: str, name: str = "train", tiny: bool = True, pictures: bool = False) -> DictConfig:
         run_dir = tmp_path / "run"
         run_dir.mkdir(exist_ok=True)
         small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu"]
+        if name == "train" and not pictures:
+            small = [*small, "callbacks.contact_sheet=null"]  # drawing it takes as long as an epoch
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose(name, [*small, f"run_dir={run_dir}", *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)  # as in a job: run.py asks it for the recipe's page

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from helpers import Happened
 from matplotlib.image import imsave
-from videos import encode, h264, open_gop
+from videos import encode, h264, look_or_die, open_gop
 
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.table import ClipTable
@@ -34,17 +34,6 @@ from vivit_train.utils.errors import UserError
 
 SMALL = ["data.frames=4", "data.stride=2", "data.short_side=36"]
 SCRIPT = "<script>alert(1)<script>.mp4"
-
-
-def look_or_die(path: str, settings: Settings) -> FileReport:
-    """A decoder that does not survive every file."""
-    if "crash" in path:
-        os._exit(3)
-    if "hang" in path:
-        time.sleep(60)
-    if "bug" in path:
-        raise ValueError("told to")
-    return inspect_file(path, settings)
 
 
 def reencode(source: Path, target: Path) -> None:

@@ -56,7 +56,12 @@ def message(cfg: DictConfig) -> str:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["data=folder", "model=vivit_st", "optimizer=adamw"], ["data=csv", "optimizer=sgd"]]
+    "words",
+    [
+        ["data=folder", "model=vivit_st", "optimizer=adamw"],
+        pytest.param([], marks=pytest.mark.slow),
+        pytest.param(["data=csv", "optimizer=sgd"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: Config) -> None:
     cfg = config(*words, tiny=False)
@@ -139,7 +144,7 @@ def test_what_a_run_chooses_may_be_automatic(config: Config) -> None:
         (["recipe.optimizer.lr=1"], "recipe.optimizer.lr is now optimizer.lr"),
         pytest.param(["lr=1"], "lr: there is no such key; did you mean optimizer.lr?", marks=pytest.mark.slow),
         pytest.param(["data=foldr"], "data=foldr does not exist: choose from", marks=pytest.mark.slow),
-        (["logger=null"], "a group cannot be null"),
+        pytest.param(["logger=null"], "a group cannot be null", marks=pytest.mark.slow),
         pytest.param(
             ["data.frames=[1"], "data.frames=[1 is not an override: expected KEY=VALUE", marks=pytest.mark.slow
         ),

@@ -6,35 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY
 
 from vivit_train.data.synthetic import CLASSES, make_demo
-
-
-def test_the_log_file_holds_the_story_of_the_run(videos: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "data=folder", f"data.root={videos}"]
-    done = subprocess.run(
-        [*command, f"hydra.run.dir={tmp_path}/run", "callbacks.contact_sheet=null"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
-    log = (tmp_path / "run/train.log").read_text()
-    for line in filter(None, done.stdout.splitlines()):
-        assert line in log, f"the log lacks {line!r}"
-    assert "\x1b" not in done.stdout, "colors are for terminals"
-    assert "error" not in done.stderr
-
-
-def test_an_error_is_in_the_log_file_too(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "data=folder", "data.root=nowhere"]
-    done = subprocess.run(
-        [*command, f"hydra.run.dir={tmp_path}/run"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("error: no folder") == 1
-    assert "ERROR error: no folder" in (tmp_path / "run/train.log").read_text()
 
 
 @pytest.mark.parametrize(("rank", "heard"), [("0", ["hello", "careful"]), ("1", ["careful"])])

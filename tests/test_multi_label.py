@@ -53,7 +53,7 @@ def test_they_are_learned_scored_and_repeated(
     root: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     learning = ["trainer.max_epochs=4", "scheduler.warmup_epochs=1", "optimizer.lr=0.003", "data.color_jitter=0"]
-    best = train(config(*several(root), *learning, "loss.label_smoothing=0.1"))
+    best = train(config(*several(root), *learning, "loss.label_smoothing=0.1", pictures=True))
     run = tmp_path / "run"
     printed = capsys.readouterr().out
     assert "train    32 clips, 16 per class; 1.5 classes per clip, 4 clips without a label" in printed

@@ -246,7 +246,7 @@ def test_a_run_with_hostile_names_ends_as_any_other(
 ) -> None:
     bad = hostile / "train" / "two\nlines" / "\x1b[2J.mp4"
     bad.write_text("no video")
-    cfg = config("data=folder", f"data.root={hostile}", "data.max_bad_fraction=0.5")
+    cfg = config("data=folder", f"data.root={hostile}", "data.max_bad_fraction=0.5", pictures=True)
     train(cfg)
     bad.unlink()
     output, run = "".join(capfd.readouterr()), tmp_path / "run"

@@ -207,7 +207,7 @@ def test_two_processes_evaluate_as_one(alone: Path, odd_videos: Path, config: Co
     ("strategies", "step"),
     [
         (([], DDP), 4),
-        ((DDP, []), 4),
+        pytest.param((DDP, []), 4, marks=pytest.mark.slow),
         pytest.param(([], DDP), 3, marks=pytest.mark.slow),  # between two epochs
         pytest.param((DDP, FSDP), 4, marks=pytest.mark.slow),
         pytest.param((FSDP, []), 4, marks=pytest.mark.slow),
@@ -267,7 +267,9 @@ def test_processes_that_do_not_agree_end_before_training(
 
 
 @pytest.mark.fault("Several processes")
-@pytest.mark.parametrize(("how", "victim"), [("killed", 0), ("killed", 1), ("failed", 1)])
+@pytest.mark.parametrize(
+    ("how", "victim"), [("killed", 0), ("failed", 1), pytest.param("killed", 1, marks=pytest.mark.slow)]
+)
 def test_a_process_that_dies_ends_the_others(
     how: str,
     victim: int,
@@ -393,7 +395,9 @@ def test_a_signal_to_one_process_stops_all(
 
 
 @pytest.mark.fault("Numbers")
-@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(DDP, id="ddp"), pytest.param(FSDP, id="fsdp", marks=pytest.mark.slow)]
+)
 def test_a_loss_that_is_not_finite_in_one_process_ends_all(
     strategy: list[str],
     odd_videos: Path,

@@ -82,7 +82,8 @@ def logged(run: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("epochs", "num_workers", "least"),
     [
-        (5, 1, 10),
+        (3, 1, 4),
+        pytest.param(5, 1, 10, marks=pytest.mark.slow),
         pytest.param(40, 0, 50, marks=pytest.mark.slow),
         pytest.param(20, 2, 20, marks=pytest.mark.slow),
     ],
@@ -295,7 +296,8 @@ def logged_by_wandb(run: Path) -> list[tuple[str, int]]:
 
 @pytest.mark.fault("Runs that end")
 @pytest.mark.parametrize(
-    ("logger", "points"), [("tensorboard", logged_by_tensorboard), ("wandb", logged_by_wandb)]
+    ("logger", "points"),
+    [("tensorboard", logged_by_tensorboard), pytest.param("wandb", logged_by_wandb, marks=pytest.mark.slow)],
 )
 def test_no_step_is_logged_twice(
     videos: Path,

@@ -40,7 +40,7 @@ def choices(group: str) -> list[str]:
 def test_every_model_trains_and_eval_repeats_its_number(
     model: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
-    train(config(*folder(videos), f"model={model}"))
+    train(config(*folder(videos), f"model={model}", pictures=True))
     run = tmp_path / "run"
     trained = json.loads((run / "metrics.json").read_text())
     assert trained["n"] == 16
@@ -136,14 +136,12 @@ def test_every_debug_choice_runs(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1"],
+        ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1", "data.randaugment=[2,15]", "data.fps=6"],
         ["optimizer=sgd", "scheduler=constant", "loss._target_=torch.nn.CrossEntropyLoss"],
         ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.01"],
-        ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2"],
-        ["data.randaugment=[2,15]", "data.color_jitter=1", "data.fps=6"],
-        ["model.temporal_depth=0", "model.pool=mean"],
+        ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2", "data.color_jitter=1"],
+        ["model.temporal_depth=0", "model.pool=mean", "data.num_workers=2", "eval.views=2x3"],
         ["model.sampled_frames=2", "model.tubelet=[1,16,16]"],
-        ["data.num_workers=2", "eval.views=2x3"],
         ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
         [
             "data.decoder=pyav",
@@ -514,7 +512,9 @@ def test_activations_computed_again_train_to_the_same_weights(
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
-@pytest.mark.parametrize("model", ["vivit_st", "vivit_fsa", "vivit_fdp"])
+@pytest.mark.parametrize(
+    "model", ["vivit_st", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vivit_fsa", "vivit_fdp"))]
+)
 def test_a_model_that_has_no_temporal_encoder_is_scored_whatever_its_depth_is_set_to(
     model: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:

@@ -25,18 +25,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     folder = tmp_path_factory.mktemp("user")
     done = run_script("train.py", *words(videos), folder=folder)
     assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
     return folder
+
+
+def test_the_log_file_holds_the_story_of_the_run(trained: Path) -> None:
+    printed, log = (trained / "stdout.txt").read_text(), (trained / "run/train.log").read_text()
+    assert len(printed.splitlines()) > 10
+    for line in filter(None, printed.splitlines()):
+        assert line in log, f"the log lacks {line!r}"
+    assert "\x1b" not in printed, "colors are for terminals"
 
 
 def test_a_second_run_in_the_same_folder_is_refused(trained: Path, videos: Path) -> None:
     before = files(trained / "run")
-    for more in ([], ["seed=1"]):
-        done = run_script("train.py", *words(videos, "run", *more), folder=trained)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: run holds an earlier run (outcome.json, checkpoints, metrics.csv")
-        for way in ("resume=auto", "hydra.run.dir=DIR", "overwrite=true"):
-            assert way in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    done = run_script("train.py", *words(videos, "run", "seed=1"), folder=trained)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: run holds an earlier run (outcome.json, checkpoints, metrics.csv")
+    for way in ("resume=auto", "hydra.run.dir=DIR", "overwrite=true"):
+        assert way in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert files(trained / "run") == before
 
 
@@ -80,6 +89,7 @@ def test_an_error_is_one_message_without_hydras_words(videos: Path, tmp_path: Pa
         "  - epochs: there is no such key; did you mean trainer.max_epochs?",
         "  - data.flip=3: must be between 0 and 1",
     ]
+    assert "ERROR error: invalid configuration:" in (tmp_path / "run/train.log").read_text()
     assert "data.flip=3" in json.loads((tmp_path / "run/outcome.json").read_text())["note"]
 
 

@@ -41,10 +41,15 @@ def test_a_wheel_installs_one_package(installed: Path) -> None:
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"vivit_train"}
 
 
-def test_a_wheel_trains_and_evaluates(installed: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_wheel_trains(installed: Path, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise SystemExit('a module of the current folder was imported')")
     vivit(installed, "train", "data=folder", f"data.root={videos}", *TINY, "hydra.run.dir=run", cwd=tmp_path)
     assert (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_wheel_evaluates(installed: Path, videos: Path, tmp_path: Path) -> None:
+    vivit(installed, "train", "data=folder", f"data.root={videos}", *TINY, "hydra.run.dir=run", cwd=tmp_path)
     evaluation = ["eval", "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=eval"]
     assert "n 16" in vivit(installed, *evaluation, cwd=tmp_path)
     assert (tmp_path / "eval/metrics.json").is_file()
@@ -64,6 +69,7 @@ def test_a_wheel_sweeps_with_two_processes_per_job_and_a_configuration_of_one_s_
 
 
 def test_flags_of_hydra_and_of_the_command(installed: Path, tmp_path: Path) -> None:
+    assert "ckpt_path: best.ckpt" in vivit(installed, "eval", "--cfg", "job", "ckpt_path=best.ckpt", cwd=tmp_path)
     assert "mixup: 0.3" in vivit(installed, "train", "--cfg", "job", "mixup=0.3", cwd=tmp_path)
     assert vivit(installed, "--version", cwd=tmp_path).startswith("vivit-train ")
     for command in ("train", "eval", "prepare", "doctor", "replay", "bench loader", "bench model", "bench train"):

@@ -86,7 +86,7 @@ def read_recipe() -> Recipe | None:
     in_job = GlobalHydra.instance().is_initialized()
     with nullcontext() if in_job else initialize_config_dir(str(folders[0]), version_base="1.3"):
         stated = flatten(compose(hydra.job.config_name, [*groups, f"recipe={name or 'none'}"]))
-        default = flatten(compose(hydra.job.config_name, [*groups, "recipe=none"]))
+        default = flatten(compose(hydra.job.config_name, [*groups, "recipe=none"])) if name else stated
     kept = {k: v for k, v in stated.items() if compared(k) or (k in IF_STATED and v != default.get(k))}
     typed = (text.lstrip("+~").partition("=")[0] for text in hydra.overrides.task)
     return Recipe(name, kept, frozenset(typed))
