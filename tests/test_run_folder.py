@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from helpers import TINY, run_script
 
+from vivit_train.run import train
+from vivit_train.utils.errors import UserError
+
 
 def words(videos: Path, run: str = "run", *more: str) -> list[str]:
     return [*TINY, "data=folder", f"data.root={videos}", f"hydra.run.dir={run}", *more]
@@ -90,3 +93,47 @@ def test_a_gpu_that_is_not_there(videos: Path, tmp_path: Path) -> None:
         pytest.skip("there is a GPU")
     assert "trainer.accelerator=gpu: no GPU is found (torch " in done.stderr
     assert "set trainer=cpu or trainer=default" in done.stderr
+
+
+REFUSED = {
+    "an unknown key": (["epochs=3"], "epochs"),
+    "a wrong value": (["data.flip=3"], "data.flip"),
+    "another shape": (["model.dim=64"], "model.dim: 32 in the checkpoint, 64 here"),
+    "a bad path": (["data.root=nowhere"], "no folder"),
+    "no checkpoint": (["ckpt_path=nowhere.ckpt", "overwrite=true", "resume=null"], "nowhere.ckpt"),
+    "no weights": (["init.path=nowhere.pth", "overwrite=true", "resume=null"], "nowhere.pth"),
+    "other classes": (["data.root=fewer"], "the data differs"),
+    "finished": ([], ""),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k == "another shape" else pytest.mark.slow) for k in REFUSED]
+)
+def test_a_refused_restart_leaves_everything_as_it_was(kind: str, trained: Path, videos: Path) -> None:
+    more, said = REFUSED[kind]
+    if not (trained / "fewer").exists():
+        for split in ("train", "val", "test"):
+            (trained / "fewer" / split).mkdir(parents=True)
+            for folder in sorted((videos / split).iterdir())[1:]:
+                (trained / "fewer" / split / folder.name).symlink_to(folder)
+    before = files(trained)
+    done = run_script("train.py", *words(videos, "run", "resume=auto", *more), folder=trained)
+    assert done.returncode == (kind != "finished"), done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(trained) == before
+
+
+def test_an_earlier_run_is_refused_from_python_too(config: Any, tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/outcome.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"run holds an earlier run \(outcome.json, checkpoints\): resume=auto goes"
+    ):
+        train(config("data=folder", f"data.root={videos}"))
+    for more in (["resume=auto"], ["overwrite=true"]):
+        with pytest.raises(UserError, match="nowhere"):
+            train(config("data=folder", "data.root=nowhere", *more))
+        assert sorted(path.name for path in tmp_path.glob("*")) == ["run"]
+        assert list(files(tmp_path)) == ["run/outcome.json"]
