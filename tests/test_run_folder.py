@@ -1,6 +1,8 @@
 """A run folder is never overwritten, a finished run is not trained again, and errors are one message."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,40 @@ def test_an_earlier_run_is_refused_from_python_too(config: Any, tmp_path: Path, 
             train(config("data=folder", "data.root=nowhere", *more))
         assert sorted(path.name for path in tmp_path.glob("*")) == ["run"]
         assert list(files(tmp_path)) == ["run/outcome.json"]
+
+
+def test_a_resumed_run_is_compared_with_its_checkpoint(trained: Path, videos: Path) -> None:
+    """What may change reaches the optimizer and the record, and a second restart finds it in the checkpoint."""
+    shutil.copytree(trained / "run", trained / "longer")
+    more = ["optimizer.lr=0.03", "scheduler=constant", "scheduler.warmup_epochs=0", "trainer.max_epochs=2"]
+    done = run_script("train.py", *words(videos, "longer", "resume=auto", *more), folder=trained)
+    assert done.returncode == 0, done.stderr
+    record = (trained / "longer/recipe_differences.txt").read_text()
+    for text in (done.stdout, record):
+        assert "changed at step 3, when the run was resumed:" in text
+        assert "-> 0.03" in text
+        assert "trainer.max_epochs: 1 -> 2" in text
+    with (trained / "longer/metrics.csv").open() as file:
+        rates = {int(row["step"]): float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]}
+    assert rates[max(rates)] == pytest.approx(0.03)
+    assert "random weights" not in done.stdout
+
+
+def test_an_evaluation_at_another_shape(trained: Path) -> None:
+    """Its result says that positions are interpolated; a shape that no model can have is one message."""
+    size = ["data.frames=8", "data.crop=64", "data.short_side=72"]
+    done = run_script("eval.py", "ckpt_path=run", "hydra.run.dir=wide", "trainer=cpu", *size, folder=trained)
+    assert done.returncode == 0, done.stderr
+    text = "clips of 8 frames of 64 pixels, trained on 4 of 32: position embeddings are interpolated"
+    assert text in done.stdout
+    assert json.loads((trained / "wide/metrics.json").read_text())["n"] == 16
+
+
+@pytest.mark.slow
+def test_an_evaluation_at_a_shape_that_cannot_be(trained: Path) -> None:
+    words = ["ckpt_path=run", "hydra.run.dir=odd", "trainer=cpu", "data.frames=5"]
+    done = run_script("eval.py", *words, folder=trained)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "data.frames" in done.stderr
+    assert "Traceback" not in done.stderr

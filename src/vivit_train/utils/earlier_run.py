@@ -1,4 +1,4 @@
-"""Protects an earlier run in a folder: a new run is refused there, and a refused start leaves the folder as it was.
+"""Protects an earlier run: a new one is refused in its folder, and a refused start leaves the folder as it was.
 
 Hydra imports this module at startup, so it must not import anything heavy.
 """
@@ -51,8 +51,7 @@ def protect(folder: str | Path, config: Mapping[Any, Any]) -> None:
     """
     path = Path(os.path.realpath(folder))
     held = [name for name in TRACES if (path / name).exists()]
-    resumes = config.get("resume") == "auto" or (config.get("ckpt_path") == "last" and "resume" in config)
-    if not held or resumes:
+    if not held or resumes(path, config):
         _before[str(path)] = Before(written_in(path))
     elif config.get("overwrite"):
         _before[str(path)] = Before(aside=move_aside(path))
@@ -60,8 +59,8 @@ def protect(folder: str | Path, config: Mapping[Any, Any]) -> None:
         ways = "resume=auto goes on with it, " if "resume" in config else ""
         raise UserError(
             f"{folder} holds an earlier run ({', '.join(held)}): {ways}hydra.run.dir=DIR (for a sweep: "
-            "hydra.sweep.dir=DIR; from Python: run_dir) chooses another folder, and overwrite=true moves the earlier "
-            "run aside"
+            "hydra.sweep.dir=DIR; in Python: run_dir=DIR) chooses another folder, and overwrite=true moves the "
+            "earlier run aside"
         )
 
 
@@ -73,6 +72,15 @@ def allow(folder: str | Path) -> None:
 def begin(folder: str | Path) -> None:
     """Says that everything is checked: from here on, what the run writes to its folder stays."""
     _before.pop(os.path.realpath(folder), None)
+
+
+def resumes(folder: Path, config: Mapping[Any, Any]) -> bool:
+    """Returns whether a configuration goes on with the run in a folder; only those of training do."""
+    if "resume" not in config:
+        return False
+    ckpt_path = config.get("ckpt_path")
+    own = ckpt_path not in (None, "last") and folder in Path(os.path.realpath(str(ckpt_path))).parents
+    return config["resume"] == "auto" or ckpt_path == "last" or own
 
 
 @contextmanager
@@ -108,10 +116,10 @@ def put_back(folder: str | Path, *, completed: bool = False) -> None:
     for name, content in written_in(path).items():
         if name not in before.files:
             (path / name).unlink()
-        elif content != before.files[name] and not (
-            completed and name == OUTCOME and FAILED in before.files[name]
-        ):
-            (path / name).write_bytes(before.files[name])
+            continue
+        earlier = before.files[name]
+        if content != earlier and not (completed and name == OUTCOME and FAILED in earlier):
+            (path / name).write_bytes(earlier)
     if before.aside:
         if (path / ".hydra").is_dir():
             (path / ".hydra").rmdir()
