@@ -138,7 +138,7 @@ def test_a_step_that_is_left_out_changes_nothing(
     train(config(*choices, "trainer.max_steps=2"))
     expected = state(tmp_path / "run/checkpoints/last.ckpt")
     break_losses(monkeypatch, 4)
-    train(config(*choices))
+    train(config(*choices, "overwrite=true"))
     torch.testing.assert_close(state(tmp_path / "run/checkpoints/last.ckpt"), expected, rtol=0, atol=0)
     said = capsys.readouterr().out
     assert "the loss of step 3 is not finite: skipping the step, the 1st so far" in said
@@ -203,7 +203,11 @@ def test_lack_of_memory_names_the_micro_batch_to_set(
     happened("A micro-batch of 4 does not fit", said)
     lack_memory_above(0, lambda: torch.empty(10**15), monkeypatch)  # a CPU says it otherwise
     with pytest.raises(OutOfMemoryError, match=r"can't allocate memory(.|\n)*it cannot be halved"):
-        train(config(*settings(videos, "mixup=0", "micro_batch_size=1", "auto_micro_batch_size=true")))
+        train(
+            config(
+                *settings(videos, "mixup=0", "micro_batch_size=1", "auto_micro_batch_size=true", "overwrite=true")
+            )
+        )
 
 
 @pytest.mark.fault("Memory")
@@ -219,7 +223,13 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     expected = state(tmp_path / "run/checkpoints/last.ckpt")
     capsys.readouterr()
     lack_memory_above(2, out_of_memory, monkeypatch)
-    train(config(*settings(videos, "micro_batch_size=8", "trainer.max_steps=2", "auto_micro_batch_size=true")))
+    train(
+        config(
+            *settings(
+                videos, "overwrite=true", "micro_batch_size=8", "trainer.max_steps=2", "auto_micro_batch_size=true"
+            )
+        )
+    )
     said = capsys.readouterr().out
     assert said.count("out of memory with") == 2
     assert "batch: 8 = 2 clips x 1 device x 4 accumulated" in said

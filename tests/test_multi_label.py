@@ -105,7 +105,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
     train(config(*several(root), "optimizer.lr=0.1"))
     (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "several.ckpt")
 
-    train(config(*folder, f"init.path={tmp_path}/several.ckpt", "optimizer.lr=0"))
+    train(config(*folder, f"init.path={tmp_path}/several.ckpt", "optimizer.lr=0", "overwrite=true"))
     text = " ".join((tmp_path / "run/weight_report.txt").read_text().split())
     assert "zero (trained for any number of classes per video) head.weight" in text
     last = tmp_path / "run/checkpoints/last.ckpt"

@@ -63,6 +63,12 @@ def wait_for_another(checkpoint: Path, process: Any) -> None:
         time.sleep(0.005)
 
 
+def children(pid: int) -> list[int]:
+    """The ids of the child processes of a process."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for text in lists for child in text.read_text().split()]
+
+
 def state(run: Path) -> dict[str, torch.Tensor]:
     """The averaged weights, and the others."""
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
@@ -146,6 +152,47 @@ def test_a_signal_ends_a_run_with_its_state_saved(
     assert f"resumes after step {step}\n" in said
     name = signal.Signals(number).name
     happened(f"{name} to all processes of a run", f"exit code {code}: {said.strip().splitlines()[-1]}")
+
+
+class Slow(torch.optim.SGD):
+    """An optimizer whose steps take long, as those of a large model on a CPU do."""
+
+    def __init__(self, params: Any, lr: float, seconds: float) -> None:
+        super().__init__(params, lr)
+        self.seconds = seconds
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        time.sleep(self.seconds)
+        return loss
+
+
+@pytest.mark.slow
+@pytest.mark.fault("Runs that end")
+@pytest.mark.parametrize("seconds", [4, 75])
+def test_a_step_may_take_long_after_a_signal(
+    videos: Path,
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    happened: Happened,
+    seconds: int,
+) -> None:
+    optimizer = ["optimizer=sgd", "optimizer._target_=test_resume.Slow", "~optimizer.momentum"]
+    words = [*settings(videos, 1000, *optimizer, f"+optimizer.seconds={seconds}"), "data.num_workers=2"]
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    process = start(config(*words, "callbacks.last.minutes=0"))
+    wait_for_another(last, process)
+    loaders = children(process.pid)
+    assert len(loaders) >= 2
+    for _ in range(2):  # A scheduler may repeat itself.
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(1)
+    process.join(3 * seconds + 20)
+    assert process.exitcode == 75
+    assert f"resumes after step {torch.load(last, weights_only=True)['global_step']}\n" in capfd.readouterr().err
+    assert not [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
+    happened(f"SIGTERM to all processes of a run whose steps take {seconds} s", "exit code 75, the state is saved")
 
 
 @pytest.mark.fault("Runs that end")

@@ -249,7 +249,7 @@ def test_bad_videos_within_the_budget_are_named_and_counted_as_wrong(
     happened("A bad video in the test split", f"n is that of all videos; {said}")
 
     with pytest.raises(UserError, match="max_bad_fraction is 0"):
-        train(config("data=folder", f"data.root={root}", "data.max_bad_fraction=0"))
+        train(config("data=folder", f"data.root={root}", "data.max_bad_fraction=0", "overwrite=true"))
 
 
 @pytest.mark.fault("Videos")
@@ -423,7 +423,7 @@ def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
             shutil.copytree(videos / split / name, other / split / name)
     larger = ["data.frames=8", "data.stride=1", "data.short_side=52", "data.crop=48"]
     start = [f"init.path={tmp_path}/before.ckpt", "optimizer.lr=0"]
-    train(config("data=folder", f"data.root={other}", *larger, *start))
+    train(config("data=folder", f"data.root={other}", *larger, *start, "overwrite=true"))
     report = (tmp_path / "run/weight_report.txt").read_text()
     assert re.search(r"interpolated +encoder.pos_embed", report)
     assert re.search(r"interpolated .*temporal_encoder.pos_embed", report)
@@ -438,7 +438,7 @@ def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
 def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tmp_path: Path) -> None:
     train(config(*folder(videos), "trainer.max_epochs=2"))
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    train(config(*folder(videos), "trainer.max_epochs=2", "trainer.max_steps=3"))
+    train(config(*folder(videos), "trainer.max_epochs=2", "trainer.max_steps=3", "overwrite=true"))
     last = tmp_path / "run/checkpoints/last.ckpt"
     train(config(*folder(videos), "trainer.max_epochs=2", f"ckpt_path={last}"))
     resumed = torch.load(last, weights_only=True)

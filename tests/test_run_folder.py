@@ -1,11 +1,16 @@
 """A run folder is never overwritten, a finished run is not trained again, and errors are one message."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import TINY, run_script
+
+from vivit_train.run import train
+from vivit_train.utils.errors import UserError
 
 
 def words(videos: Path, run: str = "run", *more: str) -> list[str]:
@@ -100,3 +105,84 @@ def test_a_gpu_that_is_not_there(videos: Path, tmp_path: Path) -> None:
         pytest.skip("there is a GPU")
     assert "trainer.accelerator=gpu: no GPU is found (torch " in done.stderr
     assert "set trainer=cpu or trainer=default" in done.stderr
+
+
+REFUSED = {
+    "an unknown key": (["epochs=3"], "epochs"),
+    "a wrong value": (["data.flip=3"], "data.flip"),
+    "another shape": (["model.dim=64"], "model.dim: 32 in the checkpoint, 64 here"),
+    "a bad path": (["data.root=nowhere"], "no folder"),
+    "no checkpoint": (["ckpt_path=nowhere.ckpt", "overwrite=true", "resume=null"], "nowhere.ckpt"),
+    "no weights": (["init.path=nowhere.pth", "overwrite=true", "resume=null"], "nowhere.pth"),
+    "other classes": (["data.root=fewer"], "the data differs"),
+    "finished": ([], ""),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k == "another shape" else pytest.mark.slow) for k in REFUSED]
+)
+def test_a_refused_restart_leaves_everything_as_it_was(kind: str, trained: Path, videos: Path) -> None:
+    more, said = REFUSED[kind]
+    if not (trained / "fewer").exists():
+        for split in ("train", "val", "test"):
+            (trained / "fewer" / split).mkdir(parents=True)
+            for folder in sorted((videos / split).iterdir())[1:]:
+                (trained / "fewer" / split / folder.name).symlink_to(folder)
+    before = files(trained)
+    done = run_script("train.py", *words(videos, "run", "resume=auto", *more), folder=trained)
+    assert done.returncode == (kind != "finished"), done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(trained) == before
+
+
+def test_an_earlier_run_is_refused_from_python_too(config: Any, tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/outcome.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"run holds an earlier run \(outcome.json, checkpoints\): resume=auto goes"
+    ):
+        train(config("data=folder", f"data.root={videos}"))
+    for more in (["resume=auto"], ["overwrite=true"]):
+        with pytest.raises(UserError, match="nowhere"):
+            train(config("data=folder", "data.root=nowhere", *more))
+        assert sorted(path.name for path in tmp_path.glob("*")) == ["run"]
+        assert list(files(tmp_path)) == ["run/outcome.json"]
+
+
+def test_a_resumed_run_is_compared_with_its_checkpoint(trained: Path, videos: Path) -> None:
+    """What may change reaches the optimizer, the record and the new checkpoints."""
+    shutil.copytree(trained / "run", trained / "longer")
+    more = ["optimizer.lr=0.03", "scheduler=constant", "scheduler.warmup_epochs=0", "trainer.max_epochs=2"]
+    done = run_script("train.py", *words(videos, "longer", "resume=auto", *more), folder=trained)
+    assert done.returncode == 0, done.stderr
+    record = (trained / "longer/recipe_differences.txt").read_text()
+    for text in (done.stdout, record):
+        assert "changed at step 3, when the run was resumed:" in text
+        assert "-> 0.03" in text
+        assert "trainer.max_epochs: 1 -> 2" in text
+    last = torch.load(trained / "longer/checkpoints/last.ckpt", weights_only=True)
+    assert [group["lr"] for group in last["optimizer_states"][0]["param_groups"]] == [0.03, 0.03]
+    assert last["vivit_train"]["config"]["optimizer"]["lr"] == 0.03
+    assert "random weights" not in done.stdout
+
+
+def test_an_evaluation_at_another_shape(trained: Path) -> None:
+    """Its result says that positions are interpolated; a shape that no model can have is one message."""
+    size = ["data.frames=8", "data.crop=64", "data.short_side=72"]
+    done = run_script("eval.py", "ckpt_path=run", "hydra.run.dir=wide", "trainer=cpu", *size, folder=trained)
+    assert done.returncode == 0, done.stderr
+    text = "clips of 8 frames of 64 pixels, trained on 4 of 32: position embeddings are interpolated"
+    assert text in done.stdout
+    assert json.loads((trained / "wide/metrics.json").read_text())["n"] == 16
+
+
+@pytest.mark.slow
+def test_an_evaluation_at_a_shape_that_cannot_be(trained: Path) -> None:
+    words = ["ckpt_path=run", "hydra.run.dir=odd", "trainer=cpu", "data.frames=5"]
+    done = run_script("eval.py", *words, folder=trained)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "data.frames" in done.stderr
+    assert "Traceback" not in done.stderr

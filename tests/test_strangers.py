@@ -423,7 +423,7 @@ def test_a_checkpoint_that_is_resumed_names_no_file_to_delete_or_score(
         state = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: torch.tensor(-1.0)}}
         content["callbacks"][key] |= state | {"kth_value": torch.tensor(-1.0)}
         torch.save(content, tmp_path / "x.ckpt")
-        train(config(*folder, f"ckpt_path={tmp_path}/x.ckpt", "trainer.max_epochs=2"))
+        train(config(*folder, f"ckpt_path={tmp_path}/x.ckpt", "trainer.max_epochs=2", "overwrite=true"))
         assert precious.read_text() == "of somebody else"
         scored = Path(json.loads((tmp_path / "run/metrics.json").read_text())["checkpoint"])
         assert scored.parent == last.parent

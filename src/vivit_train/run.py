@@ -4,6 +4,7 @@ import gc
 import logging
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from vivit_train.training.failures import missing_checkpoint, translate_compile_
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import translate_resume_errors
 from vivit_train.utils.distributed import translate_rank_errors
+from vivit_train.utils.earlier_run import begin, protected
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.logs import add_terminal_handler
@@ -61,6 +63,12 @@ def train(cfg: DictConfig) -> float:
     if is_first_rank():
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         lock_folder(cfg.run_dir)
+    with protected(cfg.run_dir, cfg) if is_first_rank() else nullcontext():
+        return train_checked(cfg)
+
+
+def train_checked(cfg: DictConfig) -> float:
+    """Runs `train` in a folder that is locked and checked."""
     recipe = read_recipe()
     validate(cfg, recipe)
     resolved, splits = resolve_clip(cfg)
@@ -113,6 +121,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     metadata = Metadata(OmegaConf.to_container(cfg), names, mean, std, multi_label)  # type: ignore[arg-type]
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
     log.info(plan(cfg, task, data, trainer))
+    begin(run_dir)
     try:
         fit(trainer, task, data, resumed.ckpt_path if resumed else None)
         score_best(cfg, metadata, data, trainer)
@@ -209,6 +218,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     log.info(data.splits.summary())
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
+    begin(out)
     return score_task(task, cfg.ckpt_path, data, trainer, out)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import TINY, run_script
 from trees import error, has, rows, touch, write
 from videos import encode
 
@@ -261,3 +262,41 @@ def test_a_checkpoint_can_name_the_readers(read: Callable[..., Splits]) -> None:
     names = [name for name, where in TARGETS.items() if where == f"{read.__module__}:{read.__name__}"]
     assert set(names) <= READERS
     assert names
+
+
+# ---- a run, and an evaluation of it, in real processes
+
+
+@pytest.mark.parametrize("tool", ["labelstudio", pytest.param("cvat", marks=pytest.mark.slow)])
+def test_an_export_is_trained_on_and_evaluated(tool: str, tmp_path: Path) -> None:
+    names = [f"{label}{i}" for label in ("run", "walk") for i in range(4)]
+    (tmp_path / "videos").mkdir()
+    for name in names:
+        encode(tmp_path / f"videos/{name}.mp4", frames=24)
+    if tool == "labelstudio":
+        text = json.dumps([task(i, f"{name}.mp4", choice(name[:-1])) for i, name in enumerate(names)])
+        file = "export.json"
+    else:
+        tasks = "".join(
+            f"<task><id>{i}</id><name>t{i}</name><source>{name}.mp4</source></task>"
+            for i, name in enumerate(names)
+        )
+        box = '<box frame="0" outside="0"></box><box frame="24" outside="1"></box>'
+        tracks = "".join(
+            f'<track id="{i}" label="{n[:-1]}" task_id="{i}">{box}</track>' for i, n in enumerate(names)
+        )
+        meta = f"<meta><project><id>1</id><name>p</name><tasks>{tasks}</tasks></project></meta>"
+        text, file = f"<annotations>{meta}{tracks}</annotations>", "export.xml"
+    (tmp_path / "videos" / file).write_text(text)
+    data = [f"data={tool}", "data.root=videos", f"data.train={file}", "hydra.run.dir=run"]
+    done = run_script("train.py", *TINY, *data, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"source   {tool}" in done.stdout
+    words = ["ckpt_path=run", "hydra.run.dir=eval", "trainer=cpu"]
+    again = run_script("eval.py", *words, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("run", "eval"))
+    assert first["n"] == second["n"] == 2
+    scores = [name for name in first if "top1" in name]
+    assert scores
+    assert [first[name] for name in scores] == [second[name] for name in scores]

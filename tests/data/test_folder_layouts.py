@@ -1,8 +1,11 @@
 """What data=folder takes for splits and for classes, and what it refuses."""
 
+import multiprocessing
 import os
+import tempfile
 import unicodedata
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -173,6 +176,30 @@ def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path: Path) -> None:
     tree(tmp_path, "train", "val")
     (tmp_path / "train/run/loop.mp4").symlink_to("loop.mp4")
     assert len(read_folder(tmp_path).train) == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize("reads", [read_folder, find_videos])
+def test_another_user_s_folder_is_an_error(reads: Callable[[Path], object]) -> None:
+    """A process of a user who really may not read a class."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        tree(root, "train", "val")
+        (root / "train/walk").chmod(0o700)
+
+        def run(answer: Connection) -> None:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            answer.send(error(lambda: reads(root)))  # type: ignore[arg-type, return-value]
+
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=run, args=(theirs,))
+        process.start()
+        assert ours.poll(30)
+        assert has(ours.recv(), f"{root}/train/walk: Permission denied", "chmod")
+        process.join()
 
 
 def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from multiprocessing.sharedctypes import RawArray
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from vivit_train.data.sampling import Sampling
 from vivit_train.data.transforms import ResizeMode, TrainTransform, mirrored_classes
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
-from vivit_train.data.watchdog import WorkerStatus, explain, start_worker
+from vivit_train.data.watchdog import WorkerStatus, end_workers, explain, start_worker
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import usable_cores
 from vivit_train.utils.text import printable
@@ -191,6 +192,7 @@ class VideoDataModule(L.LightningDataModule):
         import_decoder(self.video_reader.decoder)
         statuses = RawArray(WorkerStatus, workers)
         self.statuses += statuses
+        Finalize(None, end_workers, (statuses,), exitpriority=0)  # before Python waits for its children
         clips: Dataset[Any] = dataset  # The data set yields samples, and the loader yields batches of them.
         return DataLoader(
             clips,

@@ -8,10 +8,11 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import Array
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,12 +35,28 @@ class WorkerStatus(ctypes.Structure):
         pid: The id of the process.
         path: The path of the video, in the encoding of the file system; b"" between two videos.
         since_s: The time at which the process opened the video, in seconds of the monotonic clock.
+        ends: Whether the main process is ending, so that SIGTERM ends this process.
     """
 
     pid: int
     path: bytes
     since_s: float
-    _fields_ = (("pid", ctypes.c_int64), ("path", ctypes.c_char * 4096), ("since_s", ctypes.c_double))
+    ends: bool
+    _fields_ = (
+        ("pid", ctypes.c_int64),
+        ("path", ctypes.c_char * 4096),
+        ("since_s", ctypes.c_double),
+        ("ends", ctypes.c_bool),
+    )
+
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """Ends this loader process if the main process is ending.
+
+        A terminal or a scheduler signals every process of a run, but the main process has to finish its step
+        first, however long that takes. When Python exits, it sends SIGTERM to each child and waits for it.
+        """
+        if self.ends:
+            os._exit(0)
 
     @contextmanager
     def on(self, path: str) -> Iterator[None]:
@@ -110,19 +127,24 @@ def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float
     return f"loader process {pids} died {activity} ({signal or 'cause unknown'}): {advice}"
 
 
-LAST_S = 60  # A loader process runs for this many seconds after SIGTERM.
+def end_workers(statuses: Iterable[WorkerStatus]) -> None:
+    """Lets SIGTERM end these loader processes; call it when the main process ends."""
+    for status in statuses:
+        status.ends = True
 
 
 def start_worker(statuses: Array[WorkerStatus], worker: int) -> None:
-    """Sets up a loader process: its threads, its signal handlers and its status record."""
+    """Sets up a loader process: its threads, its signal handlers and its status record.
+
+    It ends when the main process says so (see `end_workers`) or is gone, which torch checks every few seconds.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid != os.getppid():
         os._exit(1)  # The parent was killed during startup, and torch would mistake init for the parent.
     torch.set_num_threads(1)  # the workers provide the parallelism
-    # A terminal or a scheduler signals every process of a run, but the main process has to finish its step first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_S))
+    signal.signal(signal.SIGTERM, statuses[worker].on_sigterm)
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr] # this process's copy
     dataset.video_reader = replace(dataset.video_reader, status=statuses[worker])

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +22,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.utils.earlier_run import OUTCOME, allow, protect, put_back
 from vivit_train.utils.errors import TRY_AGAIN, UserError, end_with_message, reason
 from vivit_train.utils.files import replacing
 from vivit_train.utils.lock import lock_folder
@@ -31,9 +31,6 @@ from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 
 log = logging.getLogger(__name__)
 
-OUTCOME = "outcome.json"
-# A run, an evaluation or a sweep leaves some of these in its folder.
-TRACES = (OUTCOME, "checkpoints", "metrics.csv", "metrics.json", "summary.csv", ".hydra")
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
 STOPPED = (TRY_AGAIN, 130)  # A job that a signal stopped ends with one of these exit codes.
@@ -93,14 +90,16 @@ class Lock(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
-        lock_or_refuse(folder)
-        if OmegaConf.is_missing(config.hydra.job, "num"):  # Else it is a job of a sweep, whose folder is checked.
-            protect(folder, config)
+        is_job_of_sweep = not OmegaConf.is_missing(config.hydra.job, "num")  # The sweep's folder is checked.
+        lock_or_refuse(folder, None if is_job_of_sweep else config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
-        lock_or_refuse(folder)
-        protect(folder, config)
+        lock_or_refuse(folder, config)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode == RunMode.RUN and is_first_rank():
+            allow(config.hydra.runtime.output_dir)
 
 
 class Summary(Callback):
@@ -156,11 +155,21 @@ class Summary(Callback):
 
 
 class ErrorReport(Callback):
-    """Ends a single run with the message of its error, before Hydra adds a line of its own."""
+    """Ends a single run with the message of its error, before Hydra adds a line of its own.
+
+    If the run was refused, or had nothing left to do, its folder is then as it was.
+    """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.RUN and job_return.status == JobStatus.FAILED:
-            end_with_message(job_return._return_value)  # The public property would print Hydra's line.
+        if config.hydra.mode != RunMode.RUN:
+            return
+        completed = job_return.status == JobStatus.COMPLETED
+        try:
+            if not completed:
+                end_with_message(job_return._return_value)  # The public property would print Hydra's line.
+        finally:
+            if is_first_rank():
+                put_back(config.hydra.runtime.output_dir, completed=completed)
 
 
 def refuse(text: str) -> None:
@@ -168,40 +177,23 @@ def refuse(text: str) -> None:
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
-def lock_or_refuse(folder: str) -> None:
-    """Lock a folder, or end this process if another run uses it. Rank 0 locks for all ranks."""
+def lock_or_refuse(folder: str, config: DictConfig | None = None) -> None:
+    """Lock a folder, and protect an earlier run there, or end this process. Rank 0 does this for all ranks.
+
+    Args:
+        folder: The folder.
+        config: Configuration of the run. None leaves out the protection, as for jobs of a sweep.
+    """
     if "${" in folder or not is_first_rank():
         return
     try:
         lock_folder(folder)
+        if config is not None:
+            protect(folder, config)
     except UserError as error:
         refuse(str(error))
     except OSError as error:
         refuse(f"{folder}: {error.strerror or error}")
-
-
-def protect(folder: str, config: DictConfig) -> None:
-    """End this process if a folder holds an earlier run, unless it resumes the run or overwrite=true is set.
-
-    overwrite=true moves the earlier run to FOLDER.1, FOLDER.2, ... and deletes nothing.
-    """
-    held = [name for name in TRACES if (Path(folder) / name).exists()] if "${" not in folder else []
-    resumes = config.get("resume") == "auto" or (config.get("ckpt_path") == "last" and "resume" in config)
-    if not held or resumes or not is_first_rank():
-        return
-    if not config.get("overwrite"):
-        ways = "resume=auto goes on with it, " if "resume" in config else ""
-        refuse(
-            f"{folder} holds an earlier run ({', '.join(held)}): {ways}hydra.run.dir=DIR (for a sweep: "
-            "hydra.sweep.dir=DIR) chooses another folder, and overwrite=true moves the earlier run aside"
-        )
-    number = next(n for n in count(1) if not Path(f"{folder}.{n}").exists())
-    aside = Path(f"{folder}.{number}")
-    aside.mkdir()
-    for path in Path(folder).iterdir():
-        if path.name != ".lock":
-            path.rename(aside / path.name)
-    log.info(f"the earlier run in {folder} is now in {aside}")
 
 
 def started_from_outside() -> bool:
