@@ -197,7 +197,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
     if net.input_shape[1:] != (clip := (data.sampling.frames, data.crop, data.crop)):
-        net = for_clip(metadata, clip, cfg)
+        net = for_clip(metadata, weights, clip, cfg)
     check_splits(data, metadata, cfg)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
