@@ -9,10 +9,10 @@ import pytest
 from helpers import run_script
 from omegaconf import DictConfig, OmegaConf
 
+import vivit_train
 from vivit_train.config import validate, validate_evaluation
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.vivit import ViViT
-from vivit_train.recipe import read_recipe
 from vivit_train.schema import AUTOMATIC, key_problems
 from vivit_train.utils.errors import UserError
 
@@ -107,7 +107,7 @@ def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: C
 )
 def test_what_people_type(words: list[str], message: str, config: Config) -> None:
     with pytest.raises(UserError) as error:
-        validate(config("data=folder", *words), read_recipe())
+        validate(config("data=folder", *words))
     assert message in str(error.value)
 
 
@@ -197,3 +197,12 @@ def test_the_defaults_of_yaml_and_constructors_are_the_same(group: str, owner: A
         if key in node and node[key] is not None and parameter.default is not parameter.empty and not by_choice:
             default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
             assert node[key] == default, key
+
+
+def test_compose_leaves_out_only_what_the_recipe_gives(tmp_path: Path) -> None:
+    other = "optimizer._target_=torch.optim.AdamW"
+    assert "momentum" in vivit_train.compose("data=kinetics400", run_dir=tmp_path).optimizer
+    assert "momentum" not in vivit_train.compose("data=kinetics400", other, run_dir=tmp_path).optimizer
+    cfg = vivit_train.compose("data=kinetics400", other, "optimizer.momentum=0.8", run_dir=tmp_path)
+    with pytest.raises(UserError, match=r"optimizer\.momentum=0\.8: torch\.optim\.AdamW has no such argument"):
+        validate(cfg)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vivit_train.build import build_data, resolve_clip
 from vivit_train.data.clip_size import median_frames, stride_for
@@ -79,16 +79,6 @@ def test_an_estimate_is_said_in_words(seconds: float, text: str) -> None:
 
 
 def test_a_long_run_names_the_keys_that_make_it_short() -> None:
-    large = {
-        "data": {"frames": 32, "crop": 224},
-        "model": {"size": "B"},
-        "trainer": {"max_epochs": 40},
-    }
-    keys = faster(OmegaConf.create(large), 4 * 3600)
+    keys = faster(4 * 3600, frames=32, crop=224, size="B", max_epochs=40)
     assert keys == "data.frames=8, data.crop=112 data.short_side=128, model.size=Ti, trainer.max_epochs=10"
-    small = {
-        "data": {"frames": 8, "crop": 112},
-        "model": {"size": "Ti"},
-        "trainer": {"max_epochs": 9},
-    }
-    assert faster(OmegaConf.create(small), 10 * 3600) == ""
+    assert faster(10 * 3600, frames=8, crop=112, size="Ti", max_epochs=9) == ""

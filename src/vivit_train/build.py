@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,10 +13,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
-from vivit_train.config import accepted_arguments, with_values
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import LARGE, SMALL, median_frames, stride_for
 from vivit_train.data.datamodule import VideoDataModule
@@ -29,8 +27,9 @@ from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
-from vivit_train.training.optim import Schedule
 from vivit_train.training.resume import AtomicCheckpointIO
+from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import CheckRankConsistency
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.text import plural
@@ -94,22 +93,18 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
     Raises:
         UserError: The loss or the scheduler cannot be built from its arguments.
     """
-    if (cfg.mixup or cfg.cutmix) and cfg.micro_batch_size == 1:
-        raise UserError(
-            "mixup and CutMix mix the clips of a micro-batch, which has only one clip (micro_batch_size and "
-            "global_batch_size determine its size): allow two or more, or set mixup=0 cutmix=0"
-        )
-    multi_label = {"multi_label": True} if metadata.multi_label else {}
-    total_steps = steps_per_epoch * cfg.trainer.max_epochs
+    steps = {"total_steps": steps_per_epoch * cfg.trainer.max_epochs, "steps_per_epoch": steps_per_epoch}
+    target = resolve_name(cfg.scheduler._target_)
+    is_of_torch = isinstance(target, type) and issubclass(target, LRScheduler)
     return VideoClassifier(
         net,
         metadata.classes,
         metadata.mean,
         metadata.std,
         multi_label=metadata.multi_label,
-        loss=build_part(cfg, "loss", **(multi_label if "multi_label" in accepted_arguments(cfg, "loss") else {})),
-        optimizer=build_part(cfg, "optimizer", _partial_=True),
-        schedule=build_schedule(cfg, total_steps, steps_per_epoch),
+        loss=build_part("loss", cfg.loss, {"multi_label": True} if metadata.multi_label else {}),
+        optimizer=build_part("optimizer", cfg.optimizer, {}, partial=True),
+        schedule=build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
         mixup=cfg.mixup,
         cutmix=cfg.cutmix,
         seed=cfg.seed,
@@ -117,42 +112,47 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
     )
 
 
-def build_schedule(cfg: DictConfig, total_steps: int, steps_per_epoch: int) -> Schedule | partial[LRScheduler]:
-    """Builds a learning-rate schedule, or one of torch's schedulers, which takes the optimizer later.
+def build_part(part: str, node: DictConfig, offered: Mapping[str, Any], *, partial: bool = False) -> Any:
+    """Builds an optimizer, scheduler, loss or logger from its node.
+
+    Args:
+        part: The name of the node, for messages.
+        node: The `_target_` and its arguments.
+        offered: Further arguments; those that the target does not accept are left out.
+        partial: Whether to return a function that takes the remaining arguments.
 
     Raises:
-        UserError: The function or class refuses the arguments.
+        UserError: The target refuses the arguments.
     """
-    target = resolve_name(cfg.scheduler._target_)
-    offered = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-    accepted = accepted_arguments(cfg, "scheduler")
-    given = {name: value for name, value in offered.items() if name in accepted}
-    later = isinstance(target, type) and issubclass(target, LRScheduler)
-    schedule: Schedule | partial[LRScheduler] = build_part(cfg, "scheduler", **given, _partial_=later)
-    return schedule
-
-
-def build_part(cfg: DictConfig, part: str, **given: Any) -> Any:
-    """Builds the optimizer, scheduler or loss from its node.
-
-    Raises:
-        UserError: Its class refuses the arguments.
-    """
+    given = {name: offered[name] for name in offered if name in accepted_arguments(node, part)}
     try:
-        return instantiate(cfg[part], **given, _convert_="all")
+        return instantiate(node, **given, _partial_=partial, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{part}: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
 
 def init_weights(
-    net: ViViT, cfg: DictConfig, run_dir: Path, classes: Mapping[str, list[str]], multi_label: bool
+    net: ViViT,
+    init: DictConfig,
+    size: str | None,
+    run_dir: Path,
+    classes: Mapping[str, list[str]],
+    multi_label: bool,
 ) -> tuple[list[float], list[float]]:
     """Initializes the net as the `init` node specifies and logs the weight-loading report.
 
-    Returns the mean and std of the normalization.
+    Args:
+        net: The net.
+        init: The `init` node.
+        size: `model.size`, which selects the ImageNet ViT of init=imagenet.
+        run_dir: The folder for weight_report.txt.
+        classes: The class names by head.
+        multi_label: Whether a video may have any number of classes.
+
+    Returns:
+        The mean and std of the normalization.
     """
-    init = cfg.init
-    source = init.path or (IMAGENET.get(cfg.model.get("size")) if init.name == "imagenet" else init.name)
+    source = init.path or (IMAGENET.get(size or "") if init.name == "imagenet" else init.name)
     statistics = None
     if source is None:
         log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
@@ -186,14 +186,14 @@ def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
         cfg: The configuration of train.py or eval.py.
         first_step: The step from which a run resumes, for loggers that accept it; None for a new run.
     """
-    callbacks: list[L.Callback] = [CheckRankConsistency(cfg), BadVideoBudget()]
+    callbacks: list[L.Callback] = [
+        CheckRankConsistency(OmegaConf.to_container(cfg, resolve=True)),  # type: ignore[arg-type]
+        BadVideoBudget(),
+    ]
     callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     if cfg.get("ema_decay"):
         callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
-    logger: Any = False
-    if cfg.get("logger"):
-        resumes = {"first_step": first_step} if "first_step" in accepted_arguments(cfg, "logger") else {}
-        logger = instantiate(cfg.logger, **resumes)
+    logger = build_part("logger", cfg.logger, {"first_step": first_step}) if cfg.get("logger") else False
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     trainer: L.Trainer = instantiate(
         cfg.trainer,

@@ -9,6 +9,7 @@ import hydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.recipe import typed_keys, without_foreign_arguments
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.moved_keys import moved_hint, unknown
@@ -27,7 +28,8 @@ def compose(*overrides: str, run_dir: str | Path, command: str = "train") -> Dic
         UserError: An override is invalid.
     """
     with translate_hydra_errors(command), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(command, [f"run_dir={quoted(str(run_dir))}", *overrides])
+        cfg = hydra.compose(command, [f"run_dir={quoted(str(run_dir))}", *overrides])
+    return without_foreign_arguments(cfg, typed_keys(overrides))
 
 
 @contextmanager

@@ -1,12 +1,9 @@
 """Checks a configuration before anything expensive starts, and derives what follows from it."""
 
-import inspect
-import logging
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
@@ -21,27 +18,32 @@ from vivit_train.data.video.decode import DECODERS
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
-from vivit_train.schema import PARTS, evaluation_key_problems, key_problems
+from vivit_train.schema import evaluation_key_problems, key_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.errors import UserError
 
-log = logging.getLogger(__name__)
 SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
 
-def validate(cfg: DictConfig, recipe: Recipe | None = None) -> None:
+def validate(cfg: DictConfig) -> None:
     """Checks the configuration and reports all problems in one message.
 
     Raises:
         UserError: The configuration is invalid. The message has one line per problem.
     """
-    problems = key_problems(cfg, recipe.typed if recipe else ())
+    problems = key_problems(cfg)
     for check in (shape_and_size_problems, machine_problems, combination_problems):
         try:
             problems += check(cfg)
         except (TypeError, ValueError, AttributeError, LookupError, OmegaConfBaseException):
             if not problems:  # Otherwise, a value of a wrong type makes this check impossible.
                 raise
+    refuse(problems)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises `UserError` with one line per problem, if there are any."""
     if problems:
         raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
 
@@ -50,36 +52,31 @@ def derive(cfg: DictConfig, recipe: Recipe | None = None) -> DictConfig:
     """Returns a new configuration, without interpolations, that includes what follows from a valid one.
 
     These are the scaled learning rate, whether the optimizer is fused, the micro-batch and the gradient
-    accumulation for the number of devices, and an absolute data folder. An argument of the recipe's optimizer,
-    scheduler or loss is left out if another one is chosen that does not accept it.
+    accumulation for the number of devices, and an absolute data folder.
 
     Raises:
-        UserError: The batch sizes do not fit the number of devices, or there is no recipe to scale from.
+        UserError: The size of the clips does not fit the model, the batch sizes do not fit the number of devices
+            or mixing, or there is no recipe to scale from.
     """
+    refuse(shape_and_size_problems(cfg))  # `resolve_clip` may have chosen the sizes after `validate`.
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     if cfg.scale_lr is not None:
         if recipe is None:
             raise UserError("scale_lr needs a recipe, which only a command line has: set optimizer.lr instead")
         ratio = cfg.global_batch_size / recipe.values["global_batch_size"]
         values["optimizer"]["lr"] *= SCALES[cfg.scale_lr](ratio)
-    for part in PARTS:
-        for name in foreign_arguments(cfg, part):
-            log.info(f"note     the recipe's {part}.{name} is left out: {cfg[part]._target_} has no such argument")
-            del values[part][name]
-    fused = "fused" in accepted_arguments(cfg, "optimizer") and not needs_unfused_optimizer(cfg)
+    fused = "fused" in accepted_arguments(cfg.optimizer, "optimizer") and not needs_unfused_optimizer(cfg)
     values["optimizer"] = {**({"fused": True} if fused else {}), **values["optimizer"]}
     values["micro_batch_size"], values["trainer"]["accumulate_grad_batches"] = split_batch(
         cfg.global_batch_size, cfg.micro_batch_size, world_size(cfg), cfg.data.get("clips_per_video", 1)
     )
+    if (cfg.mixup or cfg.cutmix) and values["micro_batch_size"] == 1:
+        raise UserError(
+            "mixup and CutMix mix the clips of a micro-batch, which has only one clip (micro_batch_size and "
+            "global_batch_size determine its size): allow two or more, or set mixup=0 cutmix=0"
+        )
     values["data"]["root"] = os.path.abspath(Path(cfg.data.root).expanduser())
     return OmegaConf.create(values)
-
-
-def with_values(cfg: DictConfig, **values: Any) -> DictConfig:
-    """Returns a copy of a configuration in which some top-level keys have other values."""
-    changed = OmegaConf.merge(cfg, values)
-    assert isinstance(changed, DictConfig)
-    return changed
 
 
 def world_size(cfg: DictConfig) -> int:
@@ -103,29 +100,6 @@ def needs_unfused_optimizer(cfg: DictConfig) -> bool:
     sharded parameters.
     """
     return uses_fsdp(cfg) or str(cfg.trainer.precision) in ("16-mixed", "16")
-
-
-def accepted_arguments(cfg: DictConfig, part: str) -> Collection[str]:
-    """Returns the names of the arguments that the target of a node accepts.
-
-    Raises:
-        UserError: The target cannot be imported.
-    """
-    name = cfg[part].get("_target_")
-    try:
-        target = resolve_name(str(name))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{part}._target_={name}: cannot be imported ({reason(error)})") from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return {*parameters, *cfg[part]}
-    return parameters.keys()
-
-
-def foreign_arguments(cfg: DictConfig, part: str) -> list[str]:
-    """Returns the arguments of a node that its target does not accept."""
-    accepted = accepted_arguments(cfg, part)
-    return [name for name in cfg[part] if name not in accepted and not name.startswith("_")]
 
 
 def shape_and_size_problems(cfg: DictConfig) -> list[str]:
@@ -190,8 +164,7 @@ def validate_evaluation(cfg: DictConfig) -> None:
     Raises:
         UserError: The configuration is invalid. The message has one line per problem.
     """
-    if problems := [*evaluation_key_problems(cfg), *machine_problems(cfg)]:
-        raise UserError("\n".join(["invalid configuration:", *(f"  - {problem}" for problem in problems)]))
+    refuse([*evaluation_key_problems(cfg), *machine_problems(cfg)])
 
 
 def machine_problems(cfg: DictConfig) -> list[str]:

@@ -1,5 +1,7 @@
 """Compares a run with its recipe: the configuration of the same data, model and recipe without other overrides."""
 
+import logging
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +10,16 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vivit_train.keys import SPEED
+from vivit_train.keys import SPEED, included
+from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
+log = logging.getLogger(__name__)
+# A recipe sets arguments of these, and another class may replace the recipe's.
+PARTS = ("optimizer", "scheduler", "loss")
 # A recipe is about these keys and sections.
 COMPARED = (
     *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss."),
@@ -79,17 +86,50 @@ def read_recipe() -> Recipe | None:
     choices = hydra.runtime.choices
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     name = str(choices.get("recipe") or "")
-    if not any((folder / "recipe" / f"{name}.yaml").is_file() for folder in folders):
-        name = ""
+    holder = next((folder for folder in folders if (folder / f"recipe/{name}.yaml").is_file()), None)
+    name = name if holder else ""
     added = ", ".join(f"'file://{folder}'" for folder in folders[1:])
     groups = [f"hydra.searchpath=[{added}]", f"model={choices['model']}", f"data={choices['data']}"]
     in_job = GlobalHydra.instance().is_initialized()
     with nullcontext() if in_job else initialize_config_dir(str(folders[0]), version_base="1.3"):
         stated = flatten(compose(hydra.job.config_name, [*groups, f"recipe={name or 'none'}"]))
-        default = flatten(compose(hydra.job.config_name, [*groups, "recipe=none"])) if name else stated
-    kept = {k: v for k, v in stated.items() if compared(k) or (k in IF_STATED and v != default.get(k))}
-    typed = (text.lstrip("+~").partition("=")[0] for text in hydra.overrides.task)
-    return Recipe(name, kept, frozenset(typed))
+    by_the_page = stated_keys(holder, f"recipe/{name}.yaml") if holder else set()
+    kept = {k: v for k, v in stated.items() if compared(k) or (k in IF_STATED and k in by_the_page)}
+    return Recipe(name, kept, typed_keys(hydra.overrides.task))
+
+
+def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
+    """Returns the keys that overrides set, such as "optimizer.lr" of "+optimizer.lr=0.1"."""
+    return frozenset(text.lstrip("+~").partition("=")[0] for text in overrides)
+
+
+def stated_keys(conf: Path, page: str) -> set[str]:
+    """Returns the keys that a page of conf/recipe states, itself or in the pages that it includes."""
+    return {key for file in (*included(conf, page), page) for key in flatten(OmegaConf.load(conf / file))}
+
+
+def without_foreign_arguments(cfg: DictConfig, typed: Collection[str]) -> DictConfig:
+    """Returns a copy without the recipe's arguments that the chosen optimizer, scheduler or loss does not accept.
+
+    What the user has typed stays, so that `validate` refuses it.
+
+    Args:
+        cfg: The configuration as it is composed.
+        typed: The keys that the user sets.
+    """
+    changed = cfg.copy()
+    for part in PARTS:
+        node = changed.get(part)
+        try:
+            accepted = accepted_arguments(node, part) if isinstance(node, DictConfig) else ()
+        except UserError:  # `validate` reports it together with other problems.
+            continue
+        foreign = [key for key in map(str, node or ()) if key not in accepted and not key.startswith("_")]
+        for name in (name for name in foreign if f"{part}.{name}" not in typed):
+            log.info(f"note     the recipe's {part}.{name} is left out: {node._target_} has no such argument")
+            with open_dict(node):
+                del node[name]
+    return changed
 
 
 def compared(key: str) -> bool:

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.build import build_data, build_module, build_trainer, init_weights, resolve_clip
 from vivit_train.changes import resumed_from, write_record
-from vivit_train.config import derive, validate, validate_evaluation, with_values
+from vivit_train.config import derive, validate, validate_evaluation
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.recipe import Recipe, read_recipe
+from vivit_train.recipe import Recipe, read_recipe, without_foreign_arguments
 from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import (
@@ -36,6 +36,7 @@ from vivit_train.training.evaluation import score_task
 from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import translate_resume_errors
+from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.earlier_run import begin, protected
 from vivit_train.utils.errors import OutOfMemoryError, UserError
@@ -70,11 +71,10 @@ def train(cfg: DictConfig) -> float:
 def train_checked(cfg: DictConfig) -> float:
     """Runs `train` in a folder that is locked and checked."""
     recipe = read_recipe()
-    validate(cfg, recipe)
-    resolved, splits = resolve_clip(cfg)
-    if resolved is not cfg:  # The sizes that were chosen may not fit the model.
-        validate(resolved, recipe)
-    cfg = resolved
+    if recipe:
+        cfg = without_foreign_arguments(cfg, recipe.typed)
+    validate(cfg)
+    cfg, splits = resolve_clip(cfg)
     while True:
         try:
             return train_once(derive(cfg, recipe), recipe, splits)
@@ -116,7 +116,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     if resumed:
         mean, std = resumed.metadata.mean, resumed.metadata.std
     else:
-        mean, std = init_weights(net, cfg, run_dir, names, multi_label)
+        mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
     trainer = build_trainer(cfg, resumed.step if resumed else None)
     metadata = Metadata(OmegaConf.to_container(cfg), names, mean, std, multi_label)  # type: ignore[arg-type]
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
@@ -124,7 +124,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     begin(run_dir)
     try:
         fit(trainer, task, data, resumed.ckpt_path if resumed else None)
-        score_best(cfg, metadata, data, trainer)
+        score_best(run_dir, metadata, data, trainer)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
@@ -161,7 +161,7 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         )
 
 
-def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
     """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
 
     Raises:
@@ -169,7 +169,7 @@ def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, train
     """
     kept = kept_checkpoint(trainer)
     # There is no best checkpoint without validation or with callbacks.checkpoint=null.
-    best = (kept and kept.best_model_path) or f"{cfg.run_dir}/checkpoints/last.ckpt"
+    best = (kept and kept.best_model_path) or f"{run_dir}/checkpoints/last.ckpt"
     best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
@@ -177,7 +177,7 @@ def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, train
     net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(task, best, data, trainer, Path(cfg.run_dir))
+    score_task(task, best, data, trainer, run_dir)
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -206,7 +206,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
     if net.input_shape[1:] != (clip := (data.sampling.frames, data.crop, data.crop)):
-        net = for_clip(metadata, clip, cfg)
+        net = for_clip(metadata, weights, clip, cfg)
     check_splits(data, metadata, cfg)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
@@ -240,7 +240,11 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
     ]
     compiles = cfg.model.get("compile")
     if not compiles and (seconds := estimate_seconds(task, data, trainer, steps)) is not None:
-        keys = f"; to take less: {keys}" if seconds > HOUR and (keys := faster(cfg, seconds)) else ""
+        size = cfg.model.get("size")
+        keys = faster(
+            seconds, frames=data.sampling.frames, crop=data.crop, size=size, max_epochs=cfg.trainer.max_epochs
+        )
+        keys = f"; to take less: {keys}" if seconds > HOUR and keys else ""
         lines.append(f"time: about {duration(seconds)} for training, by the speed measured just now{keys}")
     if compiles:
         lines.append("the first training and validation steps compile the model, which takes minutes")

@@ -7,7 +7,7 @@ keys. The ranges are `RANGES` and, by the name of the argument, `LIMITS`.
 import inspect
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pkgutil import resolve_name
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -18,12 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.keys import TYPES, hints_of
 from vivit_train.models.vivit import SIZES
+from vivit_train.recipe import PARTS
 from vivit_train.utils.arguments import LIMITS, conforms, wording
 from vivit_train.utils.errors import reason
 from vivit_train.utils.moved_keys import unknown
 
-# A recipe sets arguments of these, and another class may replace the recipe's.
-PARTS = ("optimizer", "scheduler", "loss")
 NODES = (*PARTS, "init", "eval", "model", "data", "trainer", "callbacks", "logger")
 OPTIONAL = ("callbacks", "logger")
 # The builders give these arguments, so that no node states them twice.
@@ -88,14 +87,8 @@ EVALUATION: dict[str, Any] = {
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 
 
-def key_problems(cfg: DictConfig, typed: Collection[str] = ()) -> list[str]:
-    """Returns a message for each key that nothing reads, and for each value of a wrong type or out of range.
-
-    Args:
-        cfg: The configuration.
-        typed: The keys on the command line. An argument that an optimizer, scheduler or loss lacks is a problem
-            only if it is one of these. Otherwise it is the recipe's, and `derive` leaves it out.
-    """
+def key_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message for each key that nothing reads, and for each value of a wrong type or out of range."""
     known = [name for name in TYPES if "." not in name] + list(NODES)
     foreign = [key for key in map(str, cfg) if key not in known]
     problems = [unknown(name, known) for key in foreign for name in leaf_names(key, cfg[key])]
@@ -114,7 +107,7 @@ def key_problems(cfg: DictConfig, typed: Collection[str] = ()) -> list[str]:
         elif name in ("init", "eval"):
             problems += plain_node_problems(name, node, TYPES)
         elif name in NODES:
-            problems += node_problems(name, node, typed) if node or name not in OPTIONAL else []
+            problems += node_problems(name, node) if node or name not in OPTIONAL else []
         else:
             problems += value_problems(name, node, TYPES[name])
     return problems
@@ -150,8 +143,8 @@ def plain_node_problems(name: str, node: Any, types: Mapping[str, Any]) -> list[
     return problems
 
 
-def node_problems(name: str, node: Any, typed: Collection[str] = ()) -> list[str]:
-    """Returns the problems of a node whose `_target_` is called with its keys as arguments; see `key_problems`."""
+def node_problems(name: str, node: Any) -> list[str]:
+    """Returns the problems of a node whose `_target_` is called with its keys as arguments."""
     if not isinstance(node, DictConfig):
         return [f"{name}={node}: must be a group of keys with a _target_"]
     if not isinstance(node.get("_target_"), str):
@@ -164,18 +157,12 @@ def node_problems(name: str, node: Any, typed: Collection[str] = ()) -> list[str
     return [
         problem
         for key, value in values_of(node)
-        for problem in argument_problems(name, key, value, hints, is_open, node._target_, typed)
+        for problem in argument_problems(name, key, value, hints, is_open, node._target_)
     ]
 
 
 def argument_problems(
-    name: str,
-    key: str,
-    value: Any,
-    hints: Mapping[str, Any],
-    is_open: bool,
-    target: str,
-    typed: Collection[str] = (),
+    name: str, key: str, value: Any, hints: Mapping[str, Any], is_open: bool, target: str
 ) -> list[str]:
     """Returns the problems of one argument of a node; see `node_problems`."""
     path = f"{name}.{key}"
@@ -185,7 +172,7 @@ def argument_problems(
         return [f"{path}: {reason(value)}"]
     if key not in hints and not is_open:
         if name in PARTS:
-            return [f"{path}={value}: {target} has no such argument"] if path in typed else []
+            return [f"{path}={value}: {target} has no such argument"]
         return [unknown(path, [f"{name}.{other}" for other in hints], target)]
     if isinstance(value, DictConfig) and "_target_" in value:
         return node_problems(path, value)

@@ -10,11 +10,13 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import load_pretrained
+from vivit_train.models.weights.vivit_file import checkpoint_weights
 from vivit_train.training.checkpoint import Metadata, num_classes, uncompiled
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.targets import DATA, MODELS, build, resolve_target
@@ -39,13 +41,16 @@ def best_in(path: str) -> str:
     raise UserError(f"ckpt_path={path}: the folder has no best.ckpt; name a checkpoint file")
 
 
-def for_clip(metadata: Metadata, clip: tuple[int, int, int], cfg: DictConfig) -> ViViT:
+def for_clip(
+    metadata: Metadata, weights: Mapping[str, Tensor], clip: tuple[int, int, int], cfg: DictConfig
+) -> ViViT:
     """Returns the model of a checkpoint for clips of another size: its position embeddings are interpolated.
 
     Training with `init.path` at that size would start from the same weights.
 
     Args:
         metadata: The metadata of the checkpoint.
+        weights: Its weights by parameter name.
         clip: The frames, height and width of a clip.
         cfg: The configuration of eval.py, which names the checkpoint.
 
@@ -61,7 +66,8 @@ def for_clip(metadata: Metadata, clip: tuple[int, int, int], cfg: DictConfig) ->
     node = uncompiled(model) | {"frames": clip[0], "image_size": clip[1]}
     heads = num_classes(metadata.classes)
     net: ViViT = build(node, MODELS, f"{cfg.ckpt_path}: model", cfg.trusted, num_classes=heads)
-    load_pretrained(net, cfg.ckpt_path, classes=metadata.classes, multi_label=metadata.multi_label)
+    found = checkpoint_weights(cfg.ckpt_path, weights, vars(metadata))
+    load_pretrained(net, found, classes=metadata.classes, multi_label=metadata.multi_label)
     log.info(
         f"clips of {clip[0]} frames of {clip[1]} pixels, trained on {model['frames']} of {model['image_size']}: "
         "position embeddings are interpolated"

@@ -4,7 +4,6 @@ import time
 
 import lightning as L
 import torch
-from omegaconf import DictConfig
 
 from vivit_train.data.clip_size import SMALL
 from vivit_train.data.datamodule import VideoDataModule
@@ -86,21 +85,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else "less than a minute"
 
 
-def faster(cfg: DictConfig, seconds: float) -> str:
+def faster(seconds: float, *, frames: int, crop: int, size: str | None, max_epochs: int) -> str:
     """Returns the keys that bring a long run below an hour, most effective first.
 
     Args:
-        cfg: The configuration.
         seconds: The estimated time of the run.
+        frames: The frames of a clip.
+        crop: The side of a clip in pixels.
+        size: The size of the model, such as "B"; None for a model of the user's own.
+        max_epochs: The epochs of the run.
     """
     keys = []
-    if cfg.data.frames > SMALL.frames:
+    if frames > SMALL.frames:
         keys.append(f"data.frames={SMALL.frames}")
-    if cfg.data.crop > SMALL.crop:
+    if crop > SMALL.crop:
         keys.append(f"data.crop={SMALL.crop} data.short_side={SMALL.short_side}")
-    if cfg.model.get("size", "Ti") != "Ti":
+    if size not in (None, "Ti"):
         keys.append("model.size=Ti")
-    epochs = int(cfg.trainer.max_epochs * 3600 / seconds)
+    epochs = int(max_epochs * 3600 / seconds)
     if epochs:
         keys.append(f"trainer.max_epochs={epochs}")
     return ", ".join(keys)

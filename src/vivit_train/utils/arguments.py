@@ -2,12 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, reason
 
 # The smallest and largest value of each number that determines memory or time, by argument name. The bounds are
 # ample for any existing model or dataset; a file that asks for more is damaged or hostile.
@@ -114,6 +115,25 @@ def clip_problems(where: str, arguments: Mapping[str, Any]) -> list[str]:
     if num_bytes <= MAX_CLIP_BYTES:
         return []
     return [f"{where}: a clip of {arguments['frames']} frames of {rows}x{columns} would take {num_bytes:,} bytes"]
+
+
+def accepted_arguments(node: Mapping[Any, Any], where: str) -> Collection[str]:
+    """Returns the names of the arguments that the `_target_` of a node accepts.
+
+    A target with `**kwargs` accepts whatever the node states.
+
+    Raises:
+        UserError: The target cannot be imported. The message names the node as `where`.
+    """
+    name = node.get("_target_")
+    try:
+        target = resolve_name(str(name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}._target_={name}: cannot be imported ({reason(error)})") from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return {*parameters, *node}
+    return parameters.keys()
 
 
 def signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

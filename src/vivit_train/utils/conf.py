@@ -1,7 +1,17 @@
-"""The folder of the configuration files."""
+"""The folder of the configuration files, and copies of a configuration with other values."""
 
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 _PACKAGE = Path(__file__).parents[1]
 # A wheel holds conf/ in the package. In a clone, it is next to src/.
 CONF = next((f for f in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if f.is_dir()), _PACKAGE / "conf")
+
+
+def with_values(cfg: DictConfig, **values: Any) -> DictConfig:
+    """Returns a copy of a configuration in which some top-level keys have other values."""
+    changed = OmegaConf.merge(cfg, values)
+    assert isinstance(changed, DictConfig)
+    return changed

@@ -4,9 +4,8 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from datetime import timedelta
 from functools import cache
 from typing import Any, NoReturn, TypeVar
@@ -15,7 +14,6 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.utils.errors import UserError
 
@@ -125,13 +123,11 @@ class CheckRankConsistency(Callback):
     Run folders may differ, because their names can contain the start time and only rank 0 writes.
 
     Args:
-        cfg: The complete configuration of the job.
+        config: The complete configuration of the job as plain data.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        cfg = deepcopy(cfg)
-        cfg.run_dir = ""
-        self.facts = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.facts = dict(leaves({**config, "run_dir": ""}))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if count() == 1:

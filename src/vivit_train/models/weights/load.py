@@ -32,7 +32,7 @@ DETECTORS: tuple[Detector, ...] = (detect_vivit_file, detect_scenic, detect_hugg
 
 def load_pretrained(
     model: ViViT,
-    source: str | Path,
+    source: str | Path | ImageWeights | VideoWeights,
     *,
     tubelet: Literal["central_frame", "inflation"] = "central_frame",
     min_coverage: float = 0.9,
@@ -51,7 +51,7 @@ def load_pretrained(
         model: The model to initialize.
         source: A checkpoint of vivit-train, a weight file (from vivit-train, timm, or scenic), a folder (from
             Hugging Face, or from scenic with checkpoint_<step> files), a name on the Hugging Face Hub, or a timm
-            model name.
+            model name; or weights that are already read.
         tubelet: How an image ViT's patch embedding is expanded in time; see `init_from_vit`.
         min_coverage: The share of parameters that an image ViT must fill; see `init_from_vit`.
         classes: The class names of the model by head. A single head has the name "".
@@ -64,7 +64,10 @@ def load_pretrained(
             then unchanged.
     """
     try:
-        found = detect(Source(str(source)), model, (*detectors, *DETECTORS))
+        if isinstance(source, ImageWeights | VideoWeights):
+            found, source = source, source.source
+        else:
+            found = detect(Source(str(source)), model, (*detectors, *DETECTORS))
         if isinstance(found, VideoWeights):
             return load_from_vivit(model, found, classes, frames, multi_label)
         report = init_from_vit(model, found.state, tubelet=tubelet, min_coverage=min_coverage, source=found.source)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.checks import check_statistics
 from vivit_train.models.weights.source import Source, VideoWeights
@@ -19,10 +21,19 @@ def detect_vivit_file(source: Source, _: ViViT) -> VideoWeights | None:
     if "net.embedding.projection.weight" not in source.tensors:
         return None
     net = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
+    return checkpoint_weights(source.name, net, source.content.get("vivit_train", {}))
+
+
+def checkpoint_weights(source: str, net: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> VideoWeights:
+    """Returns the weights of a net with what the metadata of its checkpoint says about them.
+
+    Raises:
+        UserError: The metadata has an unexpected form.
+    """
     try:
-        return VideoWeights(source.name, net, **read_metadata(source.content["vivit_train"], source.name))
+        return VideoWeights(source, net, **read_metadata(metadata, source))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{source.name} was written by another version of vivit-train: {reason(error)}") from error
+        raise UserError(f"{source} was written by another version of vivit-train: {reason(error)}") from error
 
 
 def read_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
