@@ -36,7 +36,8 @@ def refuse_links(folder: str) -> None:
     for place in (os.path.join(folder, name) for name in WRITTEN):
         for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
             path = os.path.join(place, name)
-            if os.path.islink(path) and not os.path.realpath(path).startswith(f"{folder}{os.sep}"):
+            inside = os.path.realpath(path).startswith((f"{folder}{os.sep}", "/dev/full", "/dev/null"))
+            if os.path.islink(path) and not inside:
                 raise UserError(
                     f"{path} is a link out of the run's folder, to {os.path.realpath(path)}: replace it "
                     "with a file or folder, or choose another folder with hydra.run.dir=DIR"
