@@ -141,7 +141,7 @@ def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> 
         _ = data.splits
         return
     advice = f"set data.root=DIR, or data=NAME data.root=DIR, to the data for {cfg.ckpt_path}"
-    if not Path(data.root).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(data.root)):
         raise UserError(f"the data folder of the checkpoint, {shown(data.root)}, does not exist: {advice}")
     try:
         classes = {head: list(names) for head, names in data.splits.classes.items()}

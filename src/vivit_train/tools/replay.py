@@ -121,7 +121,7 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
         suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["video"]))]
         draw(sheet, task, suspects[:MOST_CLIPS])
         log.info(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         raise UserError(f"{file} does not hold a valid step: {reason(error)}") from error
 
 

@@ -148,6 +148,10 @@ def load_weights(net: ViViT, weights: Mapping[str, Tensor], path: str | Path) ->
         name = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
         shapes = f"is {theirs.get(name, 'missing')} in the file and {ours.get(name, 'none')} in the model"
         raise UserError(f"{path}: the weights do not match the model in its configuration: {name!a} {shapes}")
+    if whole := [name for name, value in weights.items() if not value.is_floating_point()]:
+        raise UserError(
+            f"{path}: the weights {whole[0]!a} are of {weights[whole[0]].dtype}, no floating-point type"
+        )
     net.load_state_dict(dict(weights), assign=True)
 
 

@@ -24,6 +24,8 @@ from vivit_train.training.optim import Schedule, parameter_groups
 from vivit_train.training.profiling import forward_flops, full_tensor
 from vivit_train.training.resume import (
     align_loop_progress,
+    check_optimizer,
+    check_schedules,
     keep_paths_inside,
     shift_loop_progress,
     to_fqn_order,
@@ -113,7 +115,15 @@ class VideoClassifier(L.LightningModule):
         return forward_flops(self.net)
 
     def on_train_start(self) -> None:
-        """Sets the learning rate of this run's schedule, which can differ from the schedule of the checkpoint."""
+        """Checks the loaded state of the optimizer, and sets the learning rate of this run's schedule.
+
+        The schedule can differ from that of the checkpoint.
+
+        Raises:
+            UserError: The state of the optimizer does not fit the weights.
+        """
+        for optimizer in self.trainer.optimizers:
+            check_optimizer(optimizer, self.trainer.ckpt_path)
         schedule: Any = self.lr_schedulers()
         if not isinstance(schedule, LambdaLR):  # A scheduler of torch has its own state.
             return
@@ -276,6 +286,7 @@ class VideoClassifier(L.LightningModule):
         for groups in (*loaded, *(state["param_groups"] for state in checkpoint["optimizer_states"])):
             for number, group in enumerate(groups):
                 use_settings(group, settings, decays=number == 0)
+        check_schedules(checkpoint["lr_schedulers"])
         if "lr" in settings:
             for state in checkpoint["lr_schedulers"]:
                 state["base_lrs"] = [settings["lr"]] * len(state["base_lrs"])

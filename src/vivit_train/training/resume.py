@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.weights.checks import check_finite
@@ -166,12 +168,80 @@ def check_resumable(path: Path) -> tuple[int, Any, Metadata]:
     metadata = Metadata.from_stored(checkpoint[KEY], path)
     state = checkpoint["state_dict"]
     check_finite(tensors_of({name.removeprefix("net."): value for name, value in state.items()}, path), path)
+    data = checkpoint.get(VideoDataModule.__qualname__)
+    if not conforms(data, dict[str, Any] | None) or has_negative(checkpoint.get("loops")):
+        raise UserError(
+            f"{path} cannot be resumed: its progress is damaged; "
+            f"init.path={path} starts a new run from its weights"
+        )
     for key in ("global_step", "epoch"):
         if not conforms(checkpoint.get(key), int) or not 0 <= checkpoint[key] < 2**40:
             raise UserError(
                 f"{path} cannot be resumed: it has no {key}; init.path={path} starts a new run from its weights"
             )
-    return int(checkpoint["global_step"]), checkpoint.get(VideoDataModule.__qualname__), metadata
+    return int(checkpoint["global_step"]), data, metadata
+
+
+def has_negative(node: Any) -> bool:
+    """Returns whether a count in the saved state of Lightning's loops is negative."""
+    if isinstance(node, Mapping):
+        return any(map(has_negative, node.values()))
+    return isinstance(node, int) and node < 0
+
+
+def check_schedules(states: Sequence[Mapping[str, Any]]) -> None:
+    """Checks the saved states of schedules, which torch copies into the attributes of the schedules.
+
+    Raises:
+        ValueError: A state would replace a method, or has another number of parameter groups.
+    """
+    for state in states:
+        if odd := [key for key in state if key == "optimizer" or callable(getattr(LRScheduler, key, None))]:
+            raise ValueError(f"the state of a schedule replaces {odd[0]!a}")
+        if len(state.get("lr_lambdas", state["base_lrs"])) != len(state["base_lrs"]):
+            raise ValueError("the state of a schedule has another number of parameter groups")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, path: object) -> None:
+    """Checks the state that an optimizer has loaded, before its first step.
+
+    Fused kernels do not compare the moments with their parameter: they would read and write memory that is not
+    theirs. Options that are true, false or null, such as `foreach`, are those of this run.
+
+    Raises:
+        UserError: The state does not fit the parameters, or an option has the wrong type.
+    """
+    refusal = f"{path} cannot be resumed: the optimizer's"
+    advice = f"; init.path={path} starts a new run from its weights"
+    for group in optimizer.param_groups:
+        for name, default in optimizer.defaults.items():
+            if default is None or isinstance(default, bool):
+                group[name] = default
+            elif isinstance(default, int | float) and not isinstance(group.get(name), int | float | Tensor):
+                raise UserError(f"{refusal} {name} is no number{advice}")
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if not fits(value, parameter, exactly=bool(group.get("fused")) and name != "step"):
+                    shape = [*parameter.shape]
+                    raise UserError(f"{refusal} {name!a} does not fit a weight of shape {shape}{advice}")
+
+
+def fits(value: Any, parameter: Tensor, *, exactly: bool) -> bool:
+    """Returns whether a value in an optimizer's state is a number, or can be that of a parameter.
+
+    Args:
+        value: The value. A number that is a tensor has one element.
+        parameter: The parameter. Adafactor has means of its rows and columns, which are broadcast.
+        exactly: Whether shape and strides must be those of the parameter.
+    """
+    if not isinstance(value, Tensor):
+        return value is None or isinstance(value, int | float)
+    if exactly:
+        return value.shape == parameter.shape and value.stride() == parameter.stride()
+    broadcast = value.ndim == parameter.ndim and all(
+        a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True)
+    )
+    return value.numel() == 1 or broadcast
 
 
 @contextmanager

@@ -19,9 +19,29 @@ try:
 except ImportError:  # Windows has no fcntl, so nothing is locked there.
     fcntl = None  # type: ignore[assignment]
 NAME = ".lock"
+WRITTEN = ("", ".hydra", "checkpoints", "nonfinite")  # The folders within a run's folder that a run writes to.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 # The open descriptors by folder. Closing any descriptor of a lock file would release its lock.
 _held: dict[str, int] = {}
+
+
+def refuse_links(folder: str) -> None:
+    """Checks that writing to a run folder changes nothing outside of it.
+
+    The folder may come from a stranger. A link called metrics.csv could lead to any file of this user.
+
+    Raises:
+        UserError: A file or folder that a run writes to is a link that leads outside.
+    """
+    for place in (os.path.join(folder, name) for name in WRITTEN):
+        for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
+            path = os.path.join(place, name)
+            inside = os.path.realpath(path).startswith((f"{folder}{os.sep}", "/dev/full", "/dev/null"))
+            if os.path.islink(path) and not inside:
+                raise UserError(
+                    f"{path} is a link out of the run's folder, to {os.path.realpath(path)}: replace it "
+                    "with a file or folder, or choose another folder with hydra.run.dir=DIR"
+                )
 
 
 def lock_folder(folder: str | Path) -> None:
@@ -32,12 +52,15 @@ def lock_folder(folder: str | Path) -> None:
     may call this function again.
 
     Raises:
-        UserError: Another process has locked the folder.
+        UserError: Another process has locked the folder, or a link in it leads outside.
     """
     folder = os.path.realpath(folder)
-    if fcntl is None or folder in _held:
+    if folder in _held:
         return
     os.makedirs(folder, exist_ok=True)
+    refuse_links(folder)
+    if fcntl is None:
+        return
     file = os.open(os.path.join(folder, NAME), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

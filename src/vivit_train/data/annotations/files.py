@@ -153,7 +153,8 @@ def read_lines(file: Path) -> list[str]:
         UserError: If the file is not UTF-8 or contains a zero byte.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with file.open("rb") as stream:  # A file of the kernel claims 0 bytes, but reading it may never end.
+            text = stream.read(os.fstat(stream.fileno()).st_size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     lines = re.split(r"\r\n|\n|\r", text)
@@ -182,7 +183,7 @@ def open_root(root: StrPath, expected_layout: str) -> tuple[Path, str]:
         )
     path = Path(os.path.abspath(os.path.expanduser(root)))
     expected_layout = expected_layout.format(root=printable(path))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises an error for a name that is too long.
         raise UserError(f"no folder {printable(path)}; set the data set's root.\n{expected_layout}")
     return path, expected_layout
 
@@ -228,7 +229,7 @@ def find_file(root: Path, expected_layout: str, what: str, file: StrPath, places
     below_root = () if os.path.isabs(file) else [root / place.replace("{}", os.fspath(file)) for place in places]
     candidates = [*below_root, Path(os.path.abspath(os.path.expanduser(file)))]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path.is_file raises an error for a name that is too long.
             return candidate
     endings = ("csv", "tsv", "txt", "json")
     patterns = [f"{folder}*.{ending}" for folder in ("", "annotations/") for ending in endings]

@@ -318,9 +318,12 @@ def _index(tar: str, version: int, size: int) -> _Index:
     try:
         with _opened_tar(tar) as file, tarfile.open(fileobj=file, mode="r:", errors="replace") as archive:
             for member in archive:
+                if member.size < 0:  # The next header would be this one again, without end.
+                    raise tarfile.HeaderError(f"a member claims {member.size} bytes")
                 if member.isreg() and not member.issparse():
                     found[posixpath.normpath(member.name).lstrip("/")] = member.offset_data, member.size
-    except (tarfile.TarError, OSError) as error:
+    # tarfile raises the others for numbers that are absurd or none, and for headers of headers without end.
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         why = f"not an uncompressed tar archive, or damaged ({reason(error)})"
         raise VideoError(tar, why) from error
     names = sorted(found)

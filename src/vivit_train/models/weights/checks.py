@@ -53,6 +53,8 @@ def storage_of(tensor: Tensor, path: str | Path) -> dict[int, int]:
     """Returns the address and the size in bytes of a dense tensor's storage."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise UserError(f"{path} is refused: it holds a tensor that is sparse, quantized or without values")
+    if tensor.is_complex():  # Conversions would drop a part of each number.
+        raise UserError(f"{path} is refused: it holds a tensor of complex numbers")
     storage = tensor.untyped_storage()
     if tensor.numel() * tensor.element_size() > storage.nbytes():
         raise UserError(f"{path} is refused: a tensor of shape {list(tensor.shape)} has too few elements")
