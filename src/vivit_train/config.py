@@ -36,7 +36,8 @@ def validate(cfg: DictConfig, recipe: Recipe | None = None) -> None:
         UserError: The configuration is invalid. The message has one line per problem.
     """
     problems = key_problems(cfg, recipe.typed if recipe else ())
-    if recipe and "data.stride" in recipe.typed and (fps := cfg.data.get("fps")) is not None:
+    typed, fps = (recipe.typed if recipe else frozenset()), cfg.data.get("fps")
+    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
         problems.append(
             f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
             "set data.fps=null to use the stride, or set only data.fps"
