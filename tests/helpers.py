@@ -19,6 +19,7 @@ TINY = [
     "model.tubelet=[2,16,16]",
     "data.frames=4",
     "data.stride=2",
+    "data.fps=null",  # recipes set it instead of the stride
     "data.crop=32",
     "data.short_side=36",
     "data.num_workers=0",

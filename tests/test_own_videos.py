@@ -67,6 +67,7 @@ def test_a_run_says_what_it_chose_and_how_long_it_takes(
     out = capsys.readouterr().out
     assert "clip     data.frames=8 data.stride=3 data.short_side=128 data.crop=112: chosen for a CPU" in out
     assert "24 frames is the median length of 8 clips" in out
+    assert "clips: a clip spans 2.00 s at 12 fps; 1 test clip covers 100% of a video of 2 s (medians)" in out
     assert out.index("time: about ") < out.index("epoch 1/")
     assert "data.frames" not in (tmp_path / "run/recipe_differences.txt").read_text()
 

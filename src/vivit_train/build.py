@@ -22,7 +22,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
-from vivit_train.models.weights.timm_vit import IMAGENET
+from vivit_train.models.weights.timm_vit import image_vit
 from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
@@ -152,7 +152,7 @@ def init_weights(
     Returns:
         The mean and std of the normalization.
     """
-    source = init.path or (IMAGENET.get(size or "") if init.name == "imagenet" else init.name)
+    source = init.path or image_vit(init.name, size)
     statistics = None
     if source is None:
         log.info("the model starts from random weights (to use others: init=imagenet or init.path=FILE)")
@@ -194,14 +194,19 @@ def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
     if cfg.get("ema_decay"):
         callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
     logger = build_part("logger", cfg.logger, {"first_step": first_step}) if cfg.get("logger") else False
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
         logger=logger,
         plugins=[AtomicCheckpointIO()],
-        precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
+        precision=precision(cfg),
         enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
         _convert_="all",
     )
     return trainer
+
+
+def precision(cfg: DictConfig) -> str:
+    """Returns the precision that is set, else bf16-mixed on a GPU and 32-true on a CPU."""
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    return str(cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"))

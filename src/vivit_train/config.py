@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,23 @@ from vivit_train.utils.errors import UserError
 SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
 
-def validate(cfg: DictConfig) -> None:
+def validate(cfg: DictConfig, typed: Collection[str] = ()) -> None:
     """Checks the configuration and reports all problems in one message.
+
+    Args:
+        cfg: The configuration.
+        typed: The keys that the user sets.
 
     Raises:
         UserError: The configuration is invalid. The message has one line per problem.
     """
     problems = key_problems(cfg)
+    fps = cfg.data.get("fps")
+    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
+        problems.append(
+            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
+            "set data.fps=null to use the stride, or set only data.fps"
+        )
     for check in (shape_and_size_problems, machine_problems, combination_problems):
         try:
             problems += check(cfg)

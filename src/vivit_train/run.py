@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.build import build_data, build_module, build_trainer, init_weights, resolve_clip
+from vivit_train.build import build_data, build_module, build_trainer, init_weights, precision, resolve_clip
 from vivit_train.changes import resumed_from, write_record
 from vivit_train.config import derive, validate, validate_evaluation
 from vivit_train.data.annotations.table import Splits
+from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe, without_foreign_arguments
 from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
@@ -73,7 +74,7 @@ def train_checked(cfg: DictConfig) -> float:
     recipe = read_recipe()
     if recipe:
         cfg = without_foreign_arguments(cfg, recipe.typed)
-    validate(cfg)
+    validate(cfg, recipe.typed if recipe else ())
     cfg, splits = resolve_clip(cfg)
     while True:
         try:
@@ -101,6 +102,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     differences = (
         recipe.table(cfg) if recipe else "recipe: not composed by Hydra, so there is no recipe to compare with"
     )
+    if not (chosen := precision(cfg)).startswith(("32", "64")):
+        differences += f"\nprecision is {chosen}; the authors trained in float32 (trainer.precision=32-true)"
     log.info(differences)
     resumed = resumed_from(cfg, data, run_dir)
     write_record(run_dir, differences, resumed)
@@ -236,6 +239,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
         f"{plural(trainer.world_size, 'device')} x {trainer.accumulate_grad_batches} accumulated; "
         f"{plural(cfg.trainer.max_epochs, 'epoch')}, {plural(steps, 'step')}, {steps * data.global_batch_size} "
         f"clips; precision {trainer.precision}, {trainer.strategy.root_device}",
+        *covered_time(data),
         f"run folder: {cfg.run_dir}",
     ]
     compiles = cfg.model.get("compile")
@@ -249,6 +253,13 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
     if compiles:
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)
+
+
+def covered_time(data: VideoDataModule) -> list[str]:
+    """Returns the line of the plan about the time that clips span; nothing if no video can be read."""
+    lengths = sample_lengths(data.splits.train, data.video_reader.index_db, data.seed)
+    views, _ = data.protocol.views
+    return [f"clips: {coverage(data.sampling, views, lengths)} (medians)"] if lengths else []
 
 
 def quiet_lightning() -> None:

@@ -235,6 +235,16 @@ def test_views_are_left_centre_right_or_top_centre_bottom(height: int, width: in
     assert torch.equal(centre, expected[1])
 
 
+def test_half_a_pixel_is_rounded_up_for_the_middle_of_three_crops() -> None:
+    picture = ruler(33, 41)  # 224 of 341 pixels in a video of 4:3 leaves such a half, too
+    left, middle, right = crop_views(picture, 24, short_side=33, resize_mode="keep_ratio", crops=3)
+    (center,) = crop_views(picture, 24, short_side=33, resize_mode="keep_ratio", crops=1)
+    assert torch.equal(middle, picture[..., 5:29, 9:33])
+    assert torch.equal(left, picture[..., 5:29, :24])
+    assert torch.equal(right, picture[..., 5:29, 17:])
+    assert torch.equal(center, picture[..., 4:28, 8:32])
+
+
 @pytest.mark.parametrize("height", [93, 98, 103, 105, 107, 186, 240, 720])
 def test_a_view_may_be_the_whole_short_side(height: int) -> None:
     # short_side / height x height is less than short_side in floating point for some of them

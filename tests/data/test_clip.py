@@ -23,8 +23,13 @@ every_case = pytest.mark.parametrize(("num_frames", "frames", "step"), CASES)
 
 
 def starts(num_frames: int, frames: int, step: float) -> int:
-    """How many windows there are."""
+    """How many windows an evaluation chooses from."""
     return max(0, int(num_frames - frames * step)) + 1
+
+
+def training_starts(num_frames: int, frames: int, step: float) -> int:
+    """How many windows have all their frames within the video: 0 .. L - (n - 1)s - 1. A shorter video has one."""
+    return max(1, sum(np.floor(start + (frames - 1) * step + 1e-6) < num_frames for start in range(num_frames)))
 
 
 @every_case
@@ -61,7 +66,7 @@ def test_short_videos_loop_from_their_start(num_frames: int) -> None:
 
 @every_case
 def test_every_start_is_equally_likely(num_frames: int, frames: int, step: float) -> None:
-    count = starts(num_frames, frames, step)
+    count = training_starts(num_frames, frames, step)
     draws = (np.arange(10 * count) + 0.5) / (10 * count)  # evenly over [0, 1)
     first = [int(random_clip(num_frames, frames, step, u)[0]) for u in draws]
     assert np.bincount(first, minlength=count).tolist() == [10] * count
@@ -87,6 +92,27 @@ def test_four_clips_of_a_kinetics_video() -> None:
     assert [clip[0] for clip in uniform_clips(300, 32, 2.0, 4)] == [0, 78, 157, 236]
     assert uniform_clips(300, 32, 2.0, 4)[-1].tolist() == list(range(236, 300, 2))
     assert center_clip(300, 32, 2.0)[0] == 118
+
+
+def test_training_clips_start_where_the_authors_do() -> None:
+    last = random_clip(300, 32, 2.0, 0.999999)
+    assert (last[0], last[-1]) == (300 - 31 * 2 - 1, 299)
+    assert random_clip(63, 32, 2.0, 0.999999).tolist() == list(range(0, 63, 2))
+
+
+def test_what_a_clip_spans_and_views_cover() -> None:
+    kinetics = Sampling(32, fps=12.5)
+    assert [kinetics.span_s(rate) for rate in (25, 30)] == [2.56, 2.56]
+    assert [kinetics.coverage(10 * rate, rate, 4) for rate in (25, 30)] == [1.0, 1.0]
+    assert kinetics.coverage(250, 25, 1) == 64 / 250
+    assert Sampling(32, 2).coverage(300, 30, 4) == 4 * 64 / 300
+    assert Sampling(32, 2).span_s(30) == pytest.approx(2.133, abs=1e-3)
+    # Something-Something v2, 4 s at 12 fps: at stride 2, a clip is longer than the video, and all views are equal.
+    assert Sampling(32, 2).span_s(12) > 4
+    assert len({tuple(clip) for clip in Sampling(32, 2).uniform(48, 12, 4).tolist()}) == 1
+    assert len({tuple(clip) for clip in Sampling(32, 1).uniform(48, 12, 4).tolist()}) == 4
+    assert Sampling(32, 1).coverage(48, 12, 4) == 1.0
+    assert Sampling(8, kind="segments").coverage(100, 25, 1) == 1.0
 
 
 def test_the_step_follows_the_stride_or_the_time() -> None:

@@ -446,3 +446,17 @@ def test_damaged_huggingface_folders_are_refused(damage: str, hub_folder: Path) 
         (hub_folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json" if damage == "config" else "model.safetensors"):
         load_huggingface(hub_folder)
+
+
+def test_a_normalization_to_minus_three_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        (tmp_path / "preprocessor_config.json").write_text(
+            json.dumps({"offset": False, "rescale_factor": 1 / 255})
+        )
+        video_statistics(tmp_path)
+        assert not caplog.messages
+        (tmp_path / "preprocessor_config.json").write_text("{}")
+        video_statistics(tmp_path)
+    (note,) = caplog.messages
+    mean, std = (float(note.partition(f"init.{name}=[")[2].partition(",")[0]) for name in ("mean", "std"))
+    assert ((0 - mean) / std, (1 - mean) / std) == (-3, 1)

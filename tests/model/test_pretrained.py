@@ -14,7 +14,8 @@ from parity import INITS, cls_error, deit_error, init_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vivit_train.models.vivit import ModelName, ViViT
+from vivit_train.models.vivit import SIZES, ModelName, ViViT
+from vivit_train.models.weights import timm_vit
 from vivit_train.models.weights.timm_vit import init_from_vit, normalization, read_weights
 from vivit_train.training.checkpoint import load_checkpoint
 from vivit_train.utils.errors import UserError
@@ -453,3 +454,18 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 )
 def test_normalization_is_known_by_name(source: str, expected: tuple[tuple[float, ...], ...] | None) -> None:
     assert normalization(source) == expected
+
+
+def test_the_names_of_image_vits_mean_weights_that_timm_has() -> None:
+    for name, sizes in timm_vit.IMAGENET.items():
+        for size, model in sizes.items():
+            assert timm_vit.image_vit(name, size) == model
+            assert timm.models.is_model_pretrained(model)
+            dim, heads = SIZES[size]["dim"], SIZES[size]["heads"]
+            with torch.device("meta"):
+                image = timm.create_model(model, depth=1)
+            assert (image.embed_dim, image.blocks[0].attn.num_heads) == (dim, heads)
+    assert timm_vit.image_vit("vit_base_patch16_224.orig_in21k", "B") == "vit_base_patch16_224.orig_in21k"
+    assert timm_vit.image_vit(None, "B") is None
+    with pytest.raises(UserError, match=r"init.name=imagenet_orig has no weights for model.size=Ti, only for B"):
+        timm_vit.image_vit("imagenet_orig", "Ti")

@@ -6,6 +6,7 @@ repeats its last frame or is padded with black frames. Alternatively, a clip has
 equal segments of the whole video.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,6 +64,20 @@ class Sampling:
         step = frame_step(self.stride, self.fps, video_fps)
         return np.stack(uniform_clips(num_frames, self.frames, step, clips, self.padding))
 
+    def span_s(self, video_fps: float) -> float:
+        """Returns the seconds of video that a window spans, with the time until the frame after its last one."""
+        return self.frames * frame_step(self.stride, self.fps, video_fps) / video_fps
+
+    def coverage(self, num_frames: int, video_fps: float, clips: int) -> float:
+        """Returns the share of a video, 0 to 1, within the windows of `clips` evaluation clips."""
+        if self.kind == "segments":
+            return 1.0
+        width = math.ceil(self.frames * frame_step(self.stride, self.fps, video_fps) - 1e-6)
+        covered = np.zeros(num_frames, np.bool)
+        for start in self.uniform(num_frames, video_fps, clips)[:, 0].tolist():
+            covered[start : start + width] = True
+        return float(covered.mean())
+
 
 def segment_clip(num_frames: int, frames: int, rand: float | NDArray[np.float64]) -> Indices:
     """Returns one frame number from each of `frames` equal segments, at the fraction `rand` in [0, 1) of each."""
@@ -92,8 +107,12 @@ def clip_at(start: float, num_frames: int, frames: int, step: float, padding: st
 
 
 def random_clip(num_frames: int, frames: int, step: float, rand: float, padding: str = "wrap") -> Indices:
-    """Returns a training window; `rand` in [0, 1) chooses its start uniformly among the valid ones."""
-    last_start = max(0, int(num_frames - frames * step))
+    """Returns a training window; `rand` in [0, 1) chooses its start uniformly among the valid ones.
+
+    As in the authors' training, a start is valid if the clip's last frame exists: 0 to L - (n - 1)s - 1. A video
+    that is shorter starts at its first frame.
+    """
+    last_start = max(0, num_frames - 1 - int((frames - 1) * step + 1e-6))
     return clip_at(int(rand * (last_start + 1)), num_frames, frames, step, padding)
 
 

@@ -4,6 +4,7 @@ Each random parameter is drawn once per clip from torch's CPU generator, which t
 Therefore the draws are the same on every device.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,18 +191,22 @@ def crop_views(
     """Returns the spatial views for evaluation, each uint8 [T, C, crop, crop].
 
     The short side is resized to `short_side` pixels. Then `crops` squares are cropped along the long side: 1 is
-    the center crop; 3 are left, center and right, or top, center and bottom.
+    the center crop; 3 are left, center and right, or top, center and bottom. Half pixels are rounded down for the
+    center crop and up for the middle of three, as in the authors' code.
     """
     height, width = video_TCHW.shape[-2:]
     video = TF.resize(
         video_TCHW, [short_side] * (2 if resize_mode == "stretch" else 1), antialias=True
     )  # with one number, torchvision resizes the short side
     room_y, room_x = video.shape[-2] - crop, video.shape[-1] - crop
-    views = []
-    for fraction in [0.5] if crops == 1 else [0.0, 0.5, 1.0]:
-        y, x = (0.5, fraction) if width >= height else (fraction, 0.5)
-        views.append(TF.crop(video, int(room_y * y), int(room_x * x), crop, crop))
-    return views
+    if crops == 1:
+        return [TF.crop(video, room_y // 2, room_x // 2, crop, crop)]
+    middle_y, middle_x = math.ceil(room_y / 2), math.ceil(room_x / 2)
+    if width >= height:
+        places = [(middle_y, x) for x in (0, middle_x, room_x)]
+    else:
+        places = [(y, middle_x) for y in (0, middle_y, room_y)]
+    return [TF.crop(video, top, left, crop, crop) for top, left in places]
 
 
 def mix_batch(

@@ -1,5 +1,6 @@
 """Reads weight files and Hugging Face folders, recognized by their content. Nothing in them is executed."""
 
+import logging
 import os
 import re
 import zipfile
@@ -16,6 +17,7 @@ from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.json_file import parse_json
 
+log = logging.getLogger(__name__)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 MAX_JSON_BYTES = 64 << 20
 # The mean and std of a normalization, for pixels in [0, 1].
@@ -165,6 +167,11 @@ def video_statistics(folder: Path) -> Statistics:
     if offset and round(scale, 6) == 2 and mean == std == [0.5] * 3:
         # Hugging Face's default normalizes twice, to [-3, 1]. The released weights and those of its guide were
         # trained in [-1, 1], so this file does not describe the training.
+        log.info(
+            f"note     {file} normalizes pixels to [-3, 1], as Hugging Face's default does, but the released "
+            "weights were trained in [-1, 1], which is used here; if these were fine-tuned in [-3, 1], set "
+            "init.mean=[0.75,0.75,0.75] init.std=[0.25,0.25,0.25]"
+        )
         return (0.5,) * 3, (0.5,) * 3
     return (
         tuple(round((offset + value) / scale, 9) for value in mean),

@@ -27,13 +27,21 @@ from vivit_train.models.weights.source import ImageWeights, Source
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.text import plural
 
-# These are timm's ImageNet-21k ViTs for each model size; the paper starts from ImageNet-21k weights too.
+# These are timm's ImageNet-21k ViTs for each model size, by init.name. The first are those of Steiner et al.
+# (arXiv 2106.10270), which exist for every size but H; the second are those of the ViT paper (arXiv 2010.11929).
 IMAGENET = {
-    "Ti": "vit_tiny_patch16_224.augreg_in21k",
-    "S": "vit_small_patch16_224.augreg_in21k",
-    "B": "vit_base_patch16_224.augreg_in21k",
-    "L": "vit_large_patch16_224.augreg_in21k",
-    "H": "vit_huge_patch14_224.orig_in21k",
+    "imagenet": {
+        "Ti": "vit_tiny_patch16_224.augreg_in21k",
+        "S": "vit_small_patch16_224.augreg_in21k",
+        "B": "vit_base_patch16_224.augreg_in21k",
+        "L": "vit_large_patch16_224.augreg_in21k",
+        "H": "vit_huge_patch14_224.orig_in21k",
+    },
+    "imagenet_orig": {
+        "B": "vit_base_patch16_224.orig_in21k",
+        "L": "vit_large_patch16_224.orig_in21k",
+        "H": "vit_huge_patch14_224.orig_in21k",
+    },
 }
 # An image ViT fills the parameters in this table; all others are new.
 TIMM_KEYS: KeyMap = {
@@ -50,6 +58,23 @@ TIMM_KEYS: KeyMap = {
 }
 # These change the encoder's output and have no counterpart. Others (heads, pooling, decoders) come after it.
 FOREIGN = re.compile(r"(blocks|patch_embed)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos")
+
+
+def image_vit(name: str | None, size: str | None) -> str | None:
+    """Returns the timm model that init.name means for a model size; None if there is none.
+
+    Raises:
+        UserError: There are no such weights of this size.
+    """
+    if name not in IMAGENET:
+        return name
+    if size not in IMAGENET[name]:
+        sizes = ", ".join(IMAGENET[name])
+        raise UserError(
+            f"init.name={name} has no weights for model.size={size}, only for {sizes}: set one of these, or set "
+            "init.name to the name of a timm model"
+        )
+    return IMAGENET[name][size]
 
 
 def detect_image_vit(source: Source, _: ViViT) -> ImageWeights | None:
