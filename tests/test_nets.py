@@ -95,7 +95,9 @@ GONE = {
     "optimizer._partial_",
     "optimizer.fused",
 }
-NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"}
+NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"} | {
+    "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
+}
 
 
 def as_written_now(old: dict[str, Any]) -> dict[str, Any]:
