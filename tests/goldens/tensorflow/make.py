@@ -1,7 +1,7 @@
 """Writes colors.npz beside this file: the authors' color operations, computed by TensorFlow's own ops.
 
 The operations follow the published definitions of AutoAugment and DMVR; the code is ours. The clip is two frames
-of a video, cut to 36x48 pixels, given as uint8 [T, H, W, C] in an .npy file. The project itself needs no TensorFlow:
+of a video, cut to 36x48 pixels, given as uint8 [T, H, W, C] in an .npy file. The project needs no TensorFlow:
 
     python -m venv /tmp/tf && /tmp/tf/bin/pip install tensorflow-cpu==2.21.0
     /tmp/tf/bin/python tests/goldens/tensorflow/make.py CLIP.npy
