@@ -47,6 +47,18 @@ ON_PURPOSE = [
         "the same pixels, except near the crop's border, with less work; validation and test resize first",
     ),
     (
+        "color jitter",
+        "in float32, which the model sees",
+        "in float32, rounded to uint8 at the end",
+        "at most half a level; batches stay uint8",
+    ),
+    (
+        "resize",
+        "bilinear without antialiasing, fractions cut off",
+        "bilinear with antialiasing, rounded",
+        "as Hugging Face's processor; no aliasing when frames shrink (measured above)",
+    ),
+    (
         "flips on Something-Something v2",
         "the paper does not say",
         '"left" and "right" are swapped in the label; `recipe=authors_something_something_v2` keeps it',
@@ -196,6 +208,19 @@ def recipes_on_purpose() -> list[tuple[str, str, str, str]]:
     ]
 
 
+def colors() -> list[str]:
+    lines = table("operation / magnitude", "largest difference, of 255", "values that differ")
+    for name, (worst, share) in parity.color_errors().items():
+        lines.append(f"| {name} | {worst:.2g} | {share:.2%} |")
+    return lines
+
+
+def resizes() -> list[str]:
+    lines = table("resize of 36x48 to", "largest difference, of 255", "mean")
+    lines += [f"| {size} | {worst:.0f} | {mean:.2f} |" for size, (worst, mean) in parity.resize_errors().items()]
+    return lines
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -245,6 +270,19 @@ def main() -> None:
         "Clips have 32 frames, at strides of 1, 2 and 4, in videos of up to 399 frames.",
         "",
         *clips(),
+        "",
+        "## Colors and resize against TensorFlow",
+        "",
+        "Two frames of a real video go through the authors' RandAugment operations and color jitter, computed by",
+        "TensorFlow 2.21's own ops (tests/goldens/tensorflow/make.py). Their sharpness cuts off the fractions of",
+        "float32 sums, of which some lie just below a whole number. Jitter and gray differ by our rounding to",
+        "uint8. Cutout has no row, because its square is drawn.",
+        "",
+        *colors(),
+        "",
+        "Their resize is bilinear without antialiasing and cuts off fractions; ours is antialiased and rounds.",
+        "",
+        *resizes(),
         "",
         "## Intentional differences",
         "",

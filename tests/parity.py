@@ -10,10 +10,13 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from vivit_train.data.colors import adjust_colors
+from vivit_train.data.randaugment import OPERATIONS
 from vivit_train.data.transforms import crop_views
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
@@ -238,6 +241,46 @@ def processor_error(shared: Path) -> int:
         served = torch.from_numpy(arrays[f"{name}/zero_center"])[0]
         assert largest((theirs.float() - 127.5) / 127.5, served) < 1e-6, name  # our normalization is theirs
     return max(errors)
+
+
+def tensorflow() -> Tree:
+    """What TensorFlow's ops make of two frames of a real video; goldens/tensorflow/make.py wrote it."""
+    with np.load(GOLDENS / "tensorflow" / "colors.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def color_errors() -> dict[str, tuple[float, float]]:
+    """The largest difference of each color operation from TensorFlow's, of 255, and the share of values that
+    differ."""
+    arrays = tensorflow()
+    clip_TCHW, errors = torch.from_numpy(arrays["clip"]).permute(0, 3, 1, 2), {}
+    for name, theirs in arrays.items():
+        operation, _, magnitude = name.partition("/")
+        if operation in OPERATIONS:
+            ours = OPERATIONS[operation](clip_TCHW, int(magnitude) / 10)
+        elif operation.startswith("jitter") and not magnitude:
+            ours = adjust_colors(clip_TCHW, tuple(arrays[f"{name}/amounts"].tolist()))
+        elif operation == "gray":
+            ours = adjust_colors(clip_TCHW, None, gray=True)
+            theirs = theirs[..., None].repeat(3, -1)
+        else:
+            continue
+        error = (ours.permute(0, 2, 3, 1).float() - torch.from_numpy(theirs.astype(np.float32))).abs()
+        errors[name] = error.max().item(), (error > 0).float().mean().item()
+    return errors
+
+
+def resize_errors() -> dict[str, tuple[float, float]]:
+    """The largest and the mean difference of our resize from TensorFlow's bilinear one, of 255, by new size."""
+    arrays = tensorflow()
+    frame_1CHW = torch.from_numpy(arrays["clip"][:1]).permute(0, 3, 1, 2)
+    errors = {}
+    for name in (name for name in arrays if name.startswith("resized/")):
+        size = [int(side) for side in name.partition("/")[2].split("x")]
+        ours = TF.resize(frame_1CHW, size, antialias=True).permute(0, 2, 3, 1)
+        error = (ours.float() - torch.from_numpy(arrays[name]).float()).abs()
+        errors[name.partition("/")[2]] = error.max().item(), error.mean().item()
+    return errors
 
 
 def deit_error(shared: Path) -> float:

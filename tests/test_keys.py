@@ -101,6 +101,7 @@ def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: C
         (["init.mean=[0.5,0.5,0.5]"], "init.mean and init.std belong together"),
         (["init.mean=[123,116,103]", "init.std=[58,57,57]"], "init.mean=[123, 116, 103]: must be between 0 and 1"),
         (["data.scale_jitter=[1.3,0.9]"], "the first number must not exceed the second"),
+        (["data.randaugment=[2,25]"], "the authors' operations have magnitudes up to 20"),
         (["trainer.max_epochs=null"], "trainer.max_epochs"),
         (["model.frames=8"], "model.frames=8: is data.frames=4; set only data.frames"),
     ],

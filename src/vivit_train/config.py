@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vivit_train.data.randaugment import MAX_MAGNITUDE
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
@@ -148,6 +149,12 @@ def combination_problems(cfg: DictConfig) -> list[str]:
         problems.append("init.mean and init.std belong together: set both, or neither")
     if (jitter := cfg.data.get("scale_jitter")) and jitter[0] > jitter[1]:
         problems.append(f"data.scale_jitter={list(jitter)}: the first number must not exceed the second")
+    authors = cfg.data.get("randaugment_kind") == "authors"
+    if authors and (ops := cfg.data.get("randaugment")) and ops[1] > MAX_MAGNITUDE:
+        problems.append(
+            f"data.randaugment={list(ops)}: the authors' operations have magnitudes up to {MAX_MAGNITUDE}; choose "
+            "a smaller one, or data.randaugment_kind=torchvision"
+        )
     if cfg.ema_decay and uses_fsdp(cfg):
         problems.append(
             f"ema_decay={cfg.ema_decay}: weights that trainer=fsdp shards cannot be averaged; set ema_decay=null "

@@ -29,6 +29,7 @@ EACH: dict[str, dict[str, Any]] = {
     "colors": {"color_jitter": 1.0},
     "stronger colors": {"color_jitter": 1.0, "strong_color": True},
     "RandAugment": {"randaugment": (2, 15)},
+    "torchvision's RandAugment": {"randaugment": (2, 15), "randaugment_kind": "torchvision"},
     "erasing": {"random_erasing": 1.0},
     "all": {
         "scale_jitter": (0.9, 1.33),

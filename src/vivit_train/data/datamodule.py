@@ -23,7 +23,7 @@ from vivit_train.data.dataset import ClipBatch, EvalDataset, EvalProtocol, Train
 from vivit_train.data.digest import digest
 from vivit_train.data.sampler import GlobalBatchSampler, check_split, steps_per_epoch
 from vivit_train.data.sampling import Sampling
-from vivit_train.data.transforms import ResizeMode, TrainTransform, mirrored_classes
+from vivit_train.data.transforms import RandAugmentKind, ResizeMode, TrainTransform, mirrored_classes
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
 from vivit_train.data.watchdog import WorkerStatus, end_workers, explain, start_worker
@@ -47,8 +47,8 @@ class VideoDataModule(L.LightningDataModule):
             labels of all heads. A multi-label video counts as its rarest class.
         limit_per_class: The number of training videos per class; multi-label data may exceed it.
         short_side, crop: The video's short side is resized to `short_side` pixels; the model sees `crop` x `crop`.
-        resize_mode, scale_jitter, flip, color_jitter, strong_color, randaugment, random_erasing: See
-            `TrainTransform`.
+        resize_mode, scale_jitter, flip, color_jitter, strong_color, randaugment, randaugment_kind,
+            random_erasing: See `TrainTransform`.
         mirror_labels: Whether flipping a clip exchanges "left" and "right" in its class.
         augment_on: Where clips are augmented, with the same random draws: in the loader's workers ("worker") or
             after the transfer ("device"). "auto" means the device if it is a GPU.
@@ -91,6 +91,7 @@ class VideoDataModule(L.LightningDataModule):
         color_jitter: float = 0.8,
         strong_color: bool = False,
         randaugment: tuple[int, int] | None = None,
+        randaugment_kind: RandAugmentKind = "authors",
         random_erasing: float = 0.0,
         mirror_labels: bool = False,
         global_batch_size: int = 64,
@@ -114,15 +115,13 @@ class VideoDataModule(L.LightningDataModule):
         self.sampling = Sampling(frames, stride, fps, sampling, padding)
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
-        augmentation = (scale_jitter, flip, color_jitter, randaugment, random_erasing, strong_color)
-        self.transform = TrainTransform(crop, short_side, resize_mode, *augmentation)
+        chances = (flip, color_jitter, randaugment, random_erasing, strong_color, randaugment_kind)
+        self.transform = TrainTransform(crop, short_side, resize_mode, scale_jitter, *chances)
         self.mirror_labels, self.augment_on, self.changed = mirror_labels, augment_on, changed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
         index_db = index.find(Path(root).expanduser())
-        self.video_reader = VideoReader(
-            decoder, timeout_s, None, index_db, allow_private_urls, square_pixels=square_pixels
-        )
+        self.video_reader = VideoReader(decoder, timeout_s, None, index_db, allow_private_urls, square_pixels)
         self.bad_videos = BadVideoLog(Path(bad_videos_file), max_bad_fraction)
         self.statuses: list[WorkerStatus] = []
         self.first, self.schedule_offset = (0, 0), 0  # The position of a resumed run; see load_state_dict.

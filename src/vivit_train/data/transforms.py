@@ -19,7 +19,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from vivit_train.data.colors import jitter_colors, jitter_colors_more, uniform
+from vivit_train.data.randaugment import AuthorsRandAugment
+
 ResizeMode = Literal["keep_ratio", "stretch"]
+RandAugmentKind = Literal["authors", "torchvision"]
 
 
 @contextmanager
@@ -37,11 +41,6 @@ def seeded(*key: int) -> Iterator[None]:
 def mix_seed(*key: int) -> int:
     """Returns a well-mixed 63-bit seed from several small numbers."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def uniform(low: float, high: float) -> float:
-    """Draws a number from [low, high) with torch's CPU generator."""
-    return low + (high - low) * torch.rand(()).item()
 
 
 class ClipParams(NamedTuple):
@@ -89,9 +88,11 @@ class TrainTransform:
         scale_jitter: The range of the scale factors of height and width, which are drawn independently (paper,
             Table 7).
         flip: The probability of a horizontal flip.
-        color_jitter: The probability of color jitter.
+        color_jitter: The probability of color jitter; 0 turns it off, gray clips included.
         strong_color: Whether color jitter is stronger than in the authors' code.
-        randaugment: The number of operations and their magnitude (0 to 30), or None.
+        randaugment_kind: The operations of RandAugment: the authors', which change colors or blacken a square,
+            or torchvision's, which also shear, translate and rotate.
+        randaugment: The number of operations and their magnitude (0 to 20, torchvision's 0 to 30), or None.
         random_erasing: The probability that a rectangle, the same in all frames, is set to black.
     """
 
@@ -106,12 +107,14 @@ class TrainTransform:
         randaugment: tuple[int, int] | None,
         random_erasing: float = 0.0,
         strong_color: bool = False,
+        randaugment_kind: RandAugmentKind = "authors",
     ) -> None:
         self.crop, self.short_side, self.resize_mode = crop, short_side, resize_mode
         self.scale_jitter = scale_jitter or (1.0, 1.0)
         self.flip, self.color_jitter = flip, color_jitter
         self.jitter_colors = jitter_colors_more if strong_color else jitter_colors
-        self.randaugment = v2.RandAugment(*randaugment) if randaugment else None
+        make = AuthorsRandAugment if randaugment_kind == "authors" else v2.RandAugment
+        self.randaugment = make(*randaugment) if randaugment else None
         self.erase = v2.RandomErasing(random_erasing) if random_erasing else None
 
     def draw(self, height: int, width: int) -> ClipParams:
@@ -133,37 +136,13 @@ class TrainTransform:
         if params.flipped:
             video = TF.horizontal_flip(video)
         with seeded(params.seed):
-            if torch.rand(()) < self.color_jitter:
-                video = self.jitter_colors(video)
+            if self.color_jitter:
+                video = self.jitter_colors(video, self.color_jitter)
             if self.randaugment is not None:
                 video = self.randaugment(tv_tensors.Video(video))
             if self.erase is not None:
                 video = self.erase(tv_tensors.Video(video))
         return video.as_subclass(Tensor)
-
-
-def jitter_colors(video_TCHW: Tensor) -> Tensor:
-    """Applies the authors' color jitter.
-
-    It adds up to +-32/255 to the brightness, scales saturation and contrast by 0.6 to 1.4 and shifts the hue by up
-    to +-0.2, in this order. Then it converts the clip to gray with probability 0.1.
-    """
-    video = (video_TCHW.to(torch.int16) + round(uniform(-32, 32))).clamp(0, 255).to(torch.uint8)
-    video = TF.adjust_saturation(video, uniform(0.6, 1.4))
-    video = TF.adjust_contrast(video, uniform(0.6, 1.4))
-    video = TF.adjust_hue(video, uniform(-0.2, 0.2))
-    return TF.rgb_to_grayscale(video, num_output_channels=3) if torch.rand(()) < 0.1 else video
-
-
-def jitter_colors_more(video_TCHW: Tensor) -> Tensor:
-    """Applies the stronger color jitter of the recipe=modern_* configurations.
-
-    It converts the clip to gray with probability 0.3. Then it scales brightness, contrast and saturation by 0.5 to
-    1.5 and shifts the hue by up to +-0.25, in a random order.
-    """
-    if torch.rand(()) < 0.3:
-        video_TCHW = TF.rgb_to_grayscale(video_TCHW, num_output_channels=3)
-    return v2.ColorJitter(0.5, 0.5, 0.5, 0.25)(tv_tensors.Video(video_TCHW))
 
 
 def mirrored_classes(names: Sequence[str]) -> NDArray[np.int64]:
