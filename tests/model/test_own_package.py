@@ -111,7 +111,7 @@ def test_weights_of_another_kind_are_read_by_a_function_of_another_package(
     package: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
     save_file({f"backbone/{name}": value for name, value in image_vit().items()}, tmp_path / "x.safetensors")
-    words = ["data=folder", f"data.root={videos}", f"init.path={tmp_path}/x.safetensors"]
+    words = ["data=folder", f"data.root={videos}", f"init.path={tmp_path}/x.safetensors", "overwrite=true"]
     with pytest.raises(UserError, match="not a timm ViT"):
         train(config(*words))
     train(config(*words, f"++init.source={package}.source.detect"))
