@@ -243,7 +243,7 @@ def test_a_disk_that_is_full_when_the_best_checkpoint_is_due_is_what_the_run_end
     with pytest.raises(
         UserError, match=r"cannot be scored \(.*best\.ckpt: .*No space left.*holds last\.ckpt"
     ) as error:
-        train(config("data=folder", f"data.root={videos}"))
+        train(config("data=folder", f"data.root={videos}", "resume=auto"))
     assert (tmp_path / "run/metrics.csv").is_file()
     happened("The disk is full whenever the best checkpoint is due", error.value)
 

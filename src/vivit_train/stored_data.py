@@ -65,7 +65,8 @@ def for_clip(
         )
     node = uncompiled(model) | {"frames": clip[0], "image_size": clip[1]}
     heads = num_classes(metadata.classes)
-    net: ViViT = build(node, MODELS, f"{cfg.ckpt_path}: model", cfg.trusted, num_classes=heads)
+    asked = ", ".join(f"data.{key}={cfg.data[key]}" for key in ("frames", "crop") if cfg.data[key] is not None)
+    net: ViViT = build(node, MODELS, f"{asked}: {cfg.ckpt_path}: model", cfg.trusted, num_classes=heads)
     found = checkpoint_weights(cfg.ckpt_path, weights, vars(metadata))
     load_pretrained(net, found, classes=metadata.classes, multi_label=metadata.multi_label)
     log.info(

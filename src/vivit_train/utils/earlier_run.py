@@ -51,7 +51,8 @@ def protect(folder: str | Path, config: Mapping[Any, Any]) -> None:
     """
     path = Path(os.path.realpath(folder))
     held = [name for name in TRACES if (path / name).exists()]
-    if not held or resumes(path, config):
+    # A start that failed in its checks leaves only these. The corrected command may use the folder.
+    if set(held) <= {OUTCOME, ".hydra"} or resumes(path, config):
         _before[str(path)] = Before(written_in(path))
     elif config.get("overwrite"):
         _before[str(path)] = Before(aside=move_aside(path))
