@@ -223,9 +223,9 @@ def test_a_hostile_state_of_a_run_is_refused_when_it_is_resumed(
             content["lr_schedulers"][0]["step"] = "x"
         else:
             content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3)
-        torch.save(content, tmp_path / "x.ckpt")
+        torch.save(content, tmp_path / "run/x.ckpt")
         with pytest.raises(UserError, match="cannot be resumed") as error:
-            train(config(*words[:2], f"ckpt_path={tmp_path}/x.ckpt", "trainer.max_epochs=2"))
+            train(config(*words[:2], f"ckpt_path={tmp_path}/run/x.ckpt", "trainer.max_epochs=2"))
         happened(f"A checkpoint with a hostile state of its {change}, which is resumed", error.value)
 
 

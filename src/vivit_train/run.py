@@ -249,7 +249,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
             seconds, frames=data.sampling.frames, crop=data.crop, size=size, max_epochs=cfg.trainer.max_epochs
         )
         keys = f"; to take less: {keys}" if seconds > HOUR and keys else ""
-        lines.append(f"time: about {duration(seconds)} for training, by the speed measured just now{keys}")
+        lines.append(f"time: {duration(seconds)} for training, by the speed measured just now{keys}")
     if compiles:
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)

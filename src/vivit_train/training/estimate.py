@@ -78,11 +78,11 @@ def loading_seconds(data: VideoDataModule) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Formats an estimated time in words: "less than a minute", "16 min" or "5 h 10 min"."""
+    """Formats an estimated time in words: "less than a minute", "about 16 min" or "about 5 h 10 min"."""
     hours, minutes = divmod(round(seconds / 60), 60)
     if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else "less than a minute"
+        return f"about {hours} h {minutes} min"
+    return f"about {minutes} min" if minutes else "less than a minute"
 
 
 def faster(seconds: float, *, frames: int, crop: int, size: str | None, max_epochs: int) -> str:
