@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from forked import run_python
 from helpers import ROOT, TINY
 from safetensors.torch import save_file
 
@@ -41,14 +42,7 @@ def vivit(project: Path, command: str, *words: str) -> str:
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "vivit_train.tools.cli", command, *words],
-        cwd=project,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "vivit_train.tools.cli", command, *words, folder=project, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
