@@ -121,7 +121,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     else:
         mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
     trainer = build_trainer(cfg, resumed.step if resumed else None)
-    metadata = Metadata(OmegaConf.to_container(cfg), names, mean, std, multi_label)  # type: ignore[arg-type]
+    config: Any = OmegaConf.to_container(cfg)
+    metadata = Metadata(config, names, mean, std, multi_label, data.splits.class_counts)
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
     log.info(plan(cfg, task, data, trainer))
     begin(run_dir)
