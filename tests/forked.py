@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["vivit_train.run", "vivit_train.tools.cli", "matplotlib.pyplot"])
+SERVER.set_forkserver_preload(["vivit_train.run", "matplotlib.pyplot"])
 TESTS = str(Path(__file__).parent)
 
 

@@ -64,7 +64,7 @@ def test_the_focal_loss_is_that_of_its_paper() -> None:
 
 
 def test_adjusted_logits_are_unbiased() -> None:
-    """If the logits are the log frequencies, the adjusted model sees equally frequent classes: its optimum is flat."""
+    """Equal logits are optimal for clips that only follow the class frequencies."""
     prior_K = torch.tensor(COUNTS) / 100
     logits_BK = torch.zeros(100, 3, requires_grad=True)
     label_B = torch.repeat_interleave(torch.arange(3), torch.tensor(COUNTS))
@@ -81,7 +81,8 @@ def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["loss.class_weights=balanced"], ["loss=focal", "loss.class_weights=balanced"], ["loss=logit_adjusted"]]
+    "words",
+    [["loss.class_weights=balanced"], ["loss=focal", "loss.class_weights=balanced"], ["loss=logit_adjusted"]],
 )
 def test_a_run_counts_its_classes(
     words: list[str], config: Callable[..., DictConfig], videos: Path, tmp_path: Path

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from vivit_train.composition import translate_hydra_errors
+from vivit_train.composition import refuse_shadowed_files, translate_hydra_errors
 from vivit_train.help import answer_help
 from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import is_job, run_job
@@ -46,6 +46,7 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float:
     Returns:
         The best val/score, or NaN if there is none.
     """
+    refuse_shadowed_files()
     if is_job():
         return run_job(cfg, program)
     end_on_signals()
@@ -56,6 +57,7 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float:
 
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate the checkpoint that a configuration composed from conf/eval.yaml names."""
+    refuse_shadowed_files()
     from vivit_train.run import evaluate
 
     evaluate(cfg)
