@@ -164,7 +164,7 @@ def test_twenty_steps_have_the_losses_that_they_had(videos: Path, config: Config
 
 
 def test_an_old_checkpoint_is_scored_as_it_was(videos: Path, config: Config, tmp_path: Path) -> None:
-    ckpt, out = NETS / "run/checkpoints/last.ckpt", tmp_path / "run/predictions.csv"
+    ckpt, out = NETS / "run/checkpoints/last.ckpt", tmp_path / "results/predictions.csv"
     evaluate(config(f"ckpt_path={ckpt}", f"data.root={videos}", name="eval"))
     with out.open() as now, (NETS / "predictions.csv").open() as then:
         for row, old in zip(csv.DictReader(now), csv.DictReader(then), strict=True):
