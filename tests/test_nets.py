@@ -121,7 +121,7 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
         "eval.views": ("4x3", "the views of the accuracy that TAdaConv publishes"),
     },
 }
-NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"} | {
+NEW = {"scheduler._target_", "loss._target_", "init.source", "init.heads", "overwrite", "data.square_pixels"} | {
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
 }
 

@@ -116,6 +116,7 @@ class VideoWeights:
         classes: The class names by head.
         multi_label: Whether the head was trained for any number of classes per video.
         statistics: The mean and std of the normalization, for pixels in [0, 1].
+        heads: The order of the model's heads in the rows of a single output without class names.
     """
 
     source: str
@@ -125,6 +126,7 @@ class VideoWeights:
     classes: Mapping[str, Sequence[str]] | None = None
     multi_label: bool | None = None
     statistics: Statistics | None = None
+    heads: Sequence[str] | None = None
 
 
 # Returns the weights in a source for the model to be initialized, or None if the source is of another kind.
