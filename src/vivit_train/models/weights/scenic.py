@@ -91,9 +91,7 @@ def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | N
     if source.path is None or not source.is_flax:
         return None
     file = checkpoint_file(source.path)
-    params = read_parameters(file)
-    if "embedding/kernel" not in params:
-        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+    params = vit_parameters(file)
     layouts = layouts_of(params)
     try:
         # An image ViT has the same tree as model 1 with uniform sampling of one frame.
@@ -106,6 +104,18 @@ def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | N
         return VideoWeights(str(file), scenic_state(params, net), statistics=HALF, heads=heads)
     except UserError as error:
         raise UserError(f"{file} does not fit the model: {error}") from error
+
+
+def vit_parameters(file: Path) -> Tree:
+    """Reads the parameter tree in a file of the authors' code.
+
+    Raises:
+        UserError: The file cannot be read or holds no ViT.
+    """
+    params = read_parameters(file)
+    if "embedding/kernel" not in params:
+        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+    return params
 
 
 def layouts_of(params: Tree) -> list[Layout]:
