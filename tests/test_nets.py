@@ -121,8 +121,17 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
         "eval.views": ("4x3", "the views of the accuracy that TAdaConv publishes"),
     },
 }
-NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"} | {
-    *("patience", "loss.class_weights", "callbacks.advice._target_", "callbacks.advice.epochs"),
+NEW = {
+    "callbacks.advice._target_",
+    "callbacks.advice.epochs",
+    "data.square_pixels",
+    "init.heads",
+    "init.source",
+    "loss._target_",
+    "loss.class_weights",
+    "overwrite",
+    "patience",
+    "scheduler._target_",
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
 }
 

@@ -173,6 +173,7 @@ def init_weights(
             min_coverage=init.min_coverage,
             classes=classes,
             frames=init.frames,
+            heads=init.heads,
             multi_label=multi_label,
             detectors=[import_detector(init.source)] if init.source else [],
         )

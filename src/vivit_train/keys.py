@@ -39,6 +39,7 @@ TYPES: dict[str, Any] = {
     "init.tubelet": Literal["central_frame", "inflation"],
     "init.min_coverage": float,
     "init.frames": int | None,
+    "init.heads": list[str] | None,
     "init.mean": RGB | None,
     "init.std": RGB | None,
     "eval.views": str,

@@ -20,7 +20,8 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe, without_foreign_arguments
-from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
+from vivit_train.released import read_evaluated
+from vivit_train.stored_data import check_splits, evaluation_data, for_clip
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import (
     Metadata,
@@ -185,9 +186,10 @@ def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
 
 
 def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]:
-    """Evaluates a checkpoint as conf/eval.yaml describes.
+    """Evaluates a checkpoint, or the weights of others, as conf/eval.yaml describes.
 
-    Model, labels, and preprocessing come from the checkpoint. Writes metrics.json, predictions.csv, and
+    Model, labels, and preprocessing come from the checkpoint; what the weights of others do not state comes from
+    the data. Writes metrics.json, predictions.csv, and
     confusion.png (for multi-label data, average_precision.png) to `cfg.run_dir`, and returns the contents of
     metrics.json.
 
@@ -204,13 +206,14 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
         with RunFolder(cfg.run_dir, cfg) as checked:
             return evaluate(cfg, checked)
     validate_evaluation(cfg)
-    cfg = with_values(cfg, ckpt_path=best_in(cfg.ckpt_path))
-    metadata, weights = load_checkpoint(cfg.ckpt_path)
+    evaluated = read_evaluated(cfg)
+    cfg = with_values(cfg, ckpt_path=evaluated.path)
+    metadata, weights = evaluated.metadata, evaluated.weights
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
     if net.input_shape[1:] != (clip := (data.sampling.frames, data.crop, data.crop)):
         net = for_clip(metadata, weights, clip, cfg)
-    check_splits(data, metadata, cfg)
+    check_splits(data, metadata, cfg, evaluated.label_advice)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
         theirs, here = kinds[metadata.multi_label], kinds[data.splits.multi_label]
@@ -222,7 +225,7 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     folder.begin()
-    return score_task(task, cfg.ckpt_path, data, trainer, out)
+    return score_task(task, cfg.ckpt_path, data, trainer, out, evaluated.protocol)
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:
