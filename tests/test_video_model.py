@@ -8,53 +8,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import SIZES, checkpoint, randomize
 from helpers import ROOT, TINY
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import vivit_train
+from vivit_train.data.synthetic import CLASSES
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
-from vivit_train.training.checkpoint import Metadata
 from vivit_train.utils.errors import UserError, VideoError
-
-CHECKPOINT = ROOT / "tests/nets/run/checkpoints/last.ckpt"  # eight motions, 4 frames of 16 pixels
-SIZES: dict[str, Any] = {"frames": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 24, "tubelet": [2, 16, 16]}
-DATA = {"_target_": "videos", "name": "x", "root": "x", "frames": 4, "stride": 2, "crop": 32, "short_side": 36}
-
-
-def randomize(net: ViViT) -> ViViT:
-    """A fresh head is zero, and so are all of its logits."""
-    torch.manual_seed(0)
-    torch.nn.init.normal_(net.head.weight)
-    return net
-
-
-def checkpoint(path: Path, classes: dict[str, list[str]], multi_label: bool = False) -> Path:
-    """Writes a checkpoint of random weights."""
-    heads = {head: len(names) for head, names in classes.items()}
-    node = {"_target_": "vivit", "model": "vivit_st", "image_size": 32, **SIZES}
-    net = randomize(ViViT("vivit_st", num_classes=heads if len(heads) > 1 else heads[""], image_size=32, **SIZES))
-    config = {"model": node, "data": DATA, "micro_batch_size": 4, "seed": 0}
-    metadata = Metadata(config, classes, [0.4] * 3, [0.3] * 3, multi_label)
-    state = {f"net.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"vivit_train": metadata.to_dict(), "state_dict": state}, path)
-    return path
 
 
 @pytest.fixture(scope="module")
-def model() -> vivit_train.VideoModel:
-    return vivit_train.load(CHECKPOINT, device="cpu")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("model") / "motions.ckpt", {"": list(CLASSES)})
+
+
+@pytest.fixture(scope="module")
+def model(ckpt: Path) -> vivit_train.VideoModel:
+    return vivit_train.load(ckpt, device="cpu")
 
 
 def test_predictions_are_the_rows_of_an_evaluation(
-    model: vivit_train.VideoModel, videos: Path, config: Callable[..., DictConfig]
+    ckpt: Path, model: vivit_train.VideoModel, videos: Path, config: Callable[..., DictConfig]
 ) -> None:
-    words = [f"ckpt_path={CHECKPOINT}", "data=folder", f"data.root={videos}", "eval.views=2x3"]
+    words = [f"ckpt_path={ckpt}", "data=folder", f"data.root={videos}", "eval.views=2x3"]
     result = vivit_train.evaluate(config(*words, "data.num_workers=0", name="eval"))
     paths = [videos / row["id"] for row in result.rows]
     predictions = model.predict(paths, views="2x3", num_workers=1)
     assert len(predictions) == result["n"] == len(result) + 10 == 16
+    assert len({prediction.logits.tobytes() for prediction in predictions}) == 16
     for row, prediction in zip(result.rows, predictions, strict=True):
         assert prediction.labels[0].name == row["prediction"]
         logits = [row[f"logit:{name}"] for name in model.classes[""]]
@@ -70,7 +54,7 @@ def test_one_video_in_every_way(model: vivit_train.VideoModel, videos: Path) -> 
     shares = torch.from_numpy(prediction.logits).double().softmax(0)
     assert [label.probability for label in prediction.labels] == pytest.approx(shares.topk(3).values.tolist())
     views = model.preprocess(path, views="2x1")
-    assert (views.dtype, views.shape) == (torch.uint8, (2, 4, 3, 16, 16))
+    assert (views.dtype, views.shape) == (torch.uint8, (2, 4, 3, 32, 32))
     assert torch.equal(model.logits(views).mean(0), torch.from_numpy(prediction.logits))
     assert f"{prediction.labels[0].name}\n" in str(prediction)
     embedding = model.embed(path, num_workers=0)

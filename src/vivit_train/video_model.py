@@ -6,9 +6,11 @@
 The model, its class names and its preprocessing come from the checkpoint. Predictions are those of eval.py.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -21,6 +23,7 @@ from vivit_train.data.annotations.files import read_classes
 from vivit_train.data.annotations.table import ClipTable, Splits, StrPath
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import ClipBatch, EvalProtocol
+from vivit_train.data.watchdog import LoaderDiedError
 from vivit_train.models.weights.files import hub_folder, read_json_object, short_side_of, video_statistics
 from vivit_train.models.weights.huggingface import load_huggingface, named_classes
 from vivit_train.predictions import Prediction, best_labels
@@ -113,7 +116,8 @@ class VideoModel:
             logits_BK = self.mean_over_views(self.task.logits, batch["video"])
             for row, logits_K in zip(batch["index"].tolist(), logits_BK, strict=True):
                 video = str(clips.paths[row])
-                span_s = None if clips.spans_s is None else tuple(clips.spans_s[row].tolist())
+                start_s, end_s = (0.0, math.inf) if clips.spans_s is None else clips.spans_s[row].tolist()
+                span_s = None if end_s == math.inf else (start_s, end_s)
                 if row in errors:
                     yield Prediction(video, error=errors[row], span_s=span_s)
                 else:
@@ -170,6 +174,8 @@ class VideoModel:
     ) -> Iterator[ClipBatch]:
         """Yields batches of clips with all their views, and "errors" for the clips that cannot be read.
 
+        A video that makes its loader process die or hang cannot be read; new processes go on with the others.
+
         Args:
             clips: The clips, from `clip_table`.
             views: See `predict`.
@@ -181,21 +187,34 @@ class VideoModel:
         Raises:
             UserError: The views are invalid, or a loader process dies.
         """
-        if not len(clips):
-            return
-        given = {} if batch_size is None else {"micro_batch_size": batch_size}
-        data = self.build_data(
-            name="videos",
-            root=".",
-            reader=no_annotations,
-            splits=Splits({}, clips, clips, None, "videos"),
-            protocol=EvalProtocol("val", parse_views(views)),
-            num_workers=min(usable_cores(), len(clips)) if num_workers == "auto" else num_workers,
-            allow_private_urls=allow_private_urls,
-            **given,
-        )
-        with data.translate_worker_errors():
-            yield from data.test_dataloader()
+        given: dict[str, Any] = {} if batch_size is None else {"micro_batch_size": batch_size}
+        given["num_workers"] = min(usable_cores(), len(clips)) if num_workers == "auto" else num_workers
+        protocol = EvalProtocol("val", parse_views(views))
+        splits = Splits({}, clips, clips, None, "videos")
+        done, refused = 0, dict[str, str]()
+        while len(clips):
+            data = self.build_data(
+                name="videos",
+                root=".",
+                reader=no_annotations,
+                splits=splits,
+                protocol=protocol,
+                allow_private_urls=allow_private_urls,
+                **given,
+            )
+            data.video_reader = replace(data.video_reader, refused=refused)
+            loader = data.test_dataloader()
+            del loader.batch_sampler[:done]  # type: ignore[union-attr] # a list
+            try:
+                with data.translate_worker_errors():
+                    for batch in loader:
+                        yield batch
+                        done += 1
+                return
+            except LoaderDiedError as error:
+                if not set(error.videos) - refused.keys():
+                    raise
+                refused |= dict.fromkeys(error.videos, error.why)
 
     def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns the mean over the views of a function of normalized clips, float32 [B, ...] on the CPU."""
@@ -313,7 +332,8 @@ def clip_table(videos: Sequence[Video], spans_s: Sequence[tuple[float, float]] |
 
     Args:
         videos: The paths or the URLs.
-        spans_s: The start and the end of each clip in seconds; None if every clip is a whole video.
+        spans_s: The start and the end of each clip in seconds, with an infinite end for a whole video; None if all
+            clips are whole videos.
     """
     # Unlike numpy's strings, Python's hold the names that are not valid text.
     paths = np.array([os.fspath(video) for video in videos], dtype=object)
