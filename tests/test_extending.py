@@ -124,7 +124,7 @@ def test_the_python_functions(videos: Path, tmp_path: Path) -> None:
     assert net(torch.rand(1, 3, 4, 32, 32)).shape == (1, 8)
     words = [*TINY, "data=folder", f"data.root={videos}"]
     cfg = vivit_train.compose(*words, run_dir=tmp_path / "run")
-    assert 0 <= vivit_train.train(cfg) <= 1
+    assert 0 <= vivit_train.train(cfg).score <= 1
     classifier = vivit_train.load_model(tmp_path / "run/checkpoints/best.ckpt")
     assert isinstance(classifier, vivit_train.VideoClassifier)
     clips = torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8)

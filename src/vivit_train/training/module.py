@@ -224,10 +224,19 @@ class VideoClassifier(L.LightningModule):
 
     def score_views(self, batch: ClipBatch) -> None:
         """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
-        B, V = batch["video"].shape[:2]
-        video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
-        logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
+        logits_BK = self.mean_over_views(self.logits, batch["video"])
         self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
+
+    def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns a function of clips, such as `logits`, averaged over the views of each video; float32 [B, ...].
+
+        Args:
+            function: A function of normalized clips [B, C, T, H, W].
+            views_BVTCHW: The views of each video, uint8.
+        """
+        B, V = views_BVTCHW.shape[:2]
+        clips_BCTHW = self.normalise(views_BVTCHW.flatten(0, 1)).transpose(1, 2)
+        return function(clips_BCTHW).unflatten(0, (B, V)).float().mean(1)
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.score_views(batch)
