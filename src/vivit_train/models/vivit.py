@@ -104,8 +104,8 @@ class ViViT(nn.Module):
         sampled_frames: If set, uniform frame sampling of this many frames, which requires `tubelet[0]` to be 1.
         pool: The class token ("cls") or the mean of all tokens ("mean"). Models 3 and 4 always use the mean.
         order: The attention that comes first in vivit_fsa, "space_time" or "time_space".
-        act: The activation of the MLPs: GELU in its tanh form, as in the authors' code, in its exact form ("gelu"),
-            or as x * sigmoid(1.702 x) ("quick_gelu", CLIP).
+        act: The activation of the MLPs: GELU in its tanh form, as in the authors' code, its exact form ("gelu"), or
+            x * sigmoid(1.702 x) ("quick_gelu", CLIP).
         pos_embed: Position embeddings that are "learned", or fixed sines and cosines ("sincos", VideoMAE).
         fc_norm: Whether to normalize the mean of the tokens instead of each token; only for mean pooling.
         pre_norm: Whether to normalize the tokens before the first layer of the (spatial) encoder (CLIP).
@@ -176,8 +176,8 @@ class ViViT(nn.Module):
             ramp = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
             blocks = [self.block(dim, heads, mlp_dim or 4 * dim, norm_eps, rate) for rate in ramp]
             sizes = self.layout.token_sizes(name, self.grid)
-            image = {"pre_norm": pre_norm, "reg_tokens": reg_tokens} if name == "encoder" else {}
-            return Encoder(blocks, sizes, dim, norm_eps, has_cls, pos_embed, fc_norm, **image)
+            image = (pre_norm, reg_tokens) if name == "encoder" else (False, 0)
+            return Encoder(blocks, sizes, dim, norm_eps, has_cls, pos_embed, fc_norm, *image)
 
         self.embedding = TubeletEmbedding(dim, frames, self.tubelet, sampled_frames)
         self.encoder = encoder("encoder", depth)
@@ -240,7 +240,7 @@ class ViViT(nn.Module):
             problems.append("fc_norm normalizes the mean of the tokens: set pool to mean, not cls")
         if reg_tokens and len(cls.layout.encoders["encoder"]) > 1:
             problems.append(
-                f"{cls.layout.name} has no place for reg_tokens={reg_tokens}: only models 1 and 2 have"
+                f"{cls.layout.name} has no reg_tokens, only models 1 and 2: set it to 0, not {reg_tokens}"
             )
         return problems
 

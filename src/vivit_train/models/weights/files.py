@@ -69,10 +69,10 @@ def read_file(path: str | Path) -> Any:
         if kind == "safetensors":
             content = load_file(path)
         else:
-            with open(path, "rb") as file:  # Given a path, torch would rely on the file extension.
-                # Many training scripts save their arguments too, as a Namespace, which only holds attributes.
-                with torch.serialization.safe_globals([Namespace]):
-                    content = torch.load(file, map_location="cpu", weights_only=True)
+            # Given a path, torch would rely on the file extension. Many training scripts save their arguments too,
+            # as a Namespace, which only holds attributes.
+            with open(path, "rb") as file, torch.serialization.safe_globals([Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
     except Exception as error:  # weights_only rejects everything but tensors.

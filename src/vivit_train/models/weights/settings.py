@@ -11,13 +11,14 @@ from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError
 
 
-def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None:
+def check_settings(net: ViViT, source: str, settings: Mapping[str, Any], kind: str = "ViViT") -> None:
     """Checks that the settings of a source match those of the model.
 
     Args:
         net: The model.
         source: The source, for the message.
-        settings: Arguments of `ViViT`, of which each may be left out. `size` stands for `dim`, `depth` and `heads`.
+        settings: Arguments of `ViViT`, of which each may be left out.
+        kind: What the source is, for the message.
 
     Raises:
         UserError: Settings differ. The message states every key to set.
@@ -26,12 +27,11 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None
     differ = [key for key in settings if key in ours and settings[key] != ours[key]]
     if not differ:
         return
-    theirs, what = settings.get("model", net.model), "ViViT"
+    keys, model = [], "ViViT"
     if "model" in differ:
-        what, differ = theirs, [key for key in differ if key != "model"]
-        keys = [f"model={in_words(theirs)}"]
-    else:
-        keys = []
+        differ.remove("model")
+        kind, model = in_words(settings["model"]), net.model
+        keys = [f"model={kind}"]
     size = next((name for name, sizes in SIZES.items() if sizes.items() <= settings.items()), None)
     by_size = SIZES["B"].keys() if size and any(key in SIZES["B"] for key in differ) else ()
     keys += [f"model.size={size}"] * bool(by_size)
@@ -41,8 +41,8 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None
         for values in (settings, ours)
     )
     raise UserError(
-        f"{source} is a {what}{their_values}, but the model is a {what if what == 'ViViT' else net.model}"
-        f"{our_values}: set {' '.join(keys)}, or start from other weights"
+        f"{source} is a {kind}{their_values}, but the model is a {model}{our_values}: set {' '.join(keys)}, or "
+        "start from other weights"
     )
 
 

@@ -1,7 +1,7 @@
 """Reads VideoMAE and VideoMAEv2 (arXiv 2203.12602, 2303.16727) into a vivit_st with equal outputs.
 
-Both are a ViT over all tubelets with fixed sine-cosine positions, the exact GELU, and the mean of all tokens, which
-is normalized after fine-tuning. Only q and v have a bias: a bias of k adds the same number to all scores of a
+Both are a ViT over all tubelets with fixed sine-cosine positions, the exact GELU, and the mean of all tokens,
+which is normalized after fine-tuning. Only q and v have a bias: a bias of k adds the same number to all scores of a
 query, which softmax ignores, so zeros for k give the same outputs.
 """
 
@@ -152,15 +152,13 @@ def grid_of(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str)
     rows, columns = (size, size) if conforms(size, int) else size if conforms(size, tuple[int, int]) else (0, 0)
     pixels = (frames, rows, columns)
     tubelet = state["embedding.projection.weight"].shape[2:]
-    whole = all(
-        conforms(n, int) and 0 < n <= 2**20 and n % part == 0 for n, part in zip(pixels, tubelet, strict=True)
-    )
-    if not whole:
+    pairs = list(zip(pixels, tubelet, strict=True))
+    if not all(conforms(size, int) and 0 < size <= 2**20 and size % part == 0 for size, part in pairs):
         raise UserError(
-            f"{source}/config.json: num_frames {shown(frames)} and image_size {shown(size)} do not fit tubelets of "
-            f"{'x'.join(map(str, tubelet))}"
+            f"{source}/config.json: num_frames {shown(frames)} and image_size {shown(size)} do not fit tubelets "
+            f"of {'x'.join(map(str, tubelet))}"
         )
-    t, h, w = (n // part for n, part in zip(pixels, tubelet, strict=True))
+    t, h, w = (size // part for size, part in pairs)
     return t, h, w
 
 
@@ -190,6 +188,6 @@ def adapt_norm(found: VideoWeights, net: ViViT, is_fine_tuned: bool) -> None:
         found.state = {name: value for name, value in found.state.items() if name not in found.new}
     elif len(found.state["head.weight"]):
         raise UserError(
-            f"{found.source} is fine-tuned without mean pooling (its head reads the first token), which ViViT does "
-            "not have: start from its pretrained weights"
+            f"{found.source} is fine-tuned without mean pooling (its head reads the first token), which ViViT "
+            "does not have: start from its pretrained weights"
         )
