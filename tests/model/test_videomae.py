@@ -1,4 +1,4 @@
-"""VideoMAE and VideoMAEv2 give the outputs of transformers' own implementation, from every layout of their weights."""
+"""VideoMAE and VideoMAEv2 give the outputs of transformers' implementation, from every layout of the weights."""
 
 import json
 import re
@@ -31,6 +31,7 @@ def theirs(kind: str = "VideoMAEForVideoClassification", **changes: Any) -> Any:
         **SIZES | CLIP | DECODER | {"layer_norm_eps": 1e-6, "id2label": dict(enumerate(CLASSES))} | changes,
         use_mean_pooling=kind == "VideoMAEForVideoClassification",
     )
+    torch.manual_seed(0)
     model = getattr(transformers, kind)(config).eval()
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -116,7 +117,7 @@ def test_the_logits_are_theirs(form: str, tmp_path: Path) -> None:
         torch.testing.assert_close(net(video_BCTHW), logits, atol=1e-5, rtol=0)
         assert logits.std() > 0.1
         net.encoder.blocks[0].attention.qkv.bias[32:64] = 3  # A bias of k changes nothing.
-        torch.testing.assert_close(net(video_BCTHW), logits, atol=2e-5, rtol=0)
+        torch.testing.assert_close(net(video_BCTHW), logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("form", ["folder", "model"])

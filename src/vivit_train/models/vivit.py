@@ -104,8 +104,8 @@ class ViViT(nn.Module):
         sampled_frames: If set, uniform frame sampling of this many frames, which requires `tubelet[0]` to be 1.
         pool: The class token ("cls") or the mean of all tokens ("mean"). Models 3 and 4 always use the mean.
         order: The attention that comes first in vivit_fsa, "space_time" or "time_space".
-        act: The activation of the MLPs: GELU in its tanh form, as in the authors' code, its exact form ("gelu"), or
-            x * sigmoid(1.702 x) ("quick_gelu", CLIP).
+        act: The activation of the MLPs: GELU in its tanh form, as in the authors' code, in its exact form
+            ("gelu"), or as x * sigmoid(1.702 x) ("quick_gelu", CLIP).
         pos_embed: Position embeddings that are "learned", or fixed sines and cosines ("sincos", VideoMAE).
         fc_norm: Whether to normalize the mean of the tokens instead of each token; only for mean pooling.
         pre_norm: Whether to normalize the tokens before the first layer of the (spatial) encoder (CLIP).

@@ -1,8 +1,8 @@
 """Reads VideoMAE and VideoMAEv2 (arXiv 2203.12602, 2303.16727) into a vivit_st with equal outputs.
 
 Both are a ViT over all tubelets with fixed sine-cosine positions, the exact GELU, and the mean of all tokens,
-which is normalized after fine-tuning. Only q and v have a bias: a bias of k adds the same number to all scores of a
-query, which softmax ignores, so zeros for k give the same outputs.
+which is normalized after fine-tuning. Only q and v have a bias: a bias of k adds the same number to all scores of
+a query, which softmax ignores, so zeros for k give the same outputs.
 """
 
 import re
