@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Happened, run_script
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trees import make_tree, write
+from trees import make_tree
 
 from vivit_train.build import build_data
 from vivit_train.config import derive
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
-from vivit_train.models.weights.scenic import load_scenic, read_scenic, save_scenic
+from vivit_train.models.weights.scenic import save_scenic
 from vivit_train.run import evaluate
-from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
 CLASSES = ["air drumming", "passing American football (in game)", "zumba"]  # as training on the tree orders them

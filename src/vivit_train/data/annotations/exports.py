@@ -23,7 +23,6 @@ from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.text import nfc, plural, shorten_list
 
-
 MAX_FRAMES = 10**9  # A year of video at 30 frames per second has about as many.
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,9 @@ def read_file(path: str | Path) -> Any:
         if kind == "safetensors":
             content = load_file(path)
         else:
-            with open(path, "rb") as file:  # Given a path, torch would rely on the file extension.
+            # Given a path, torch would rely on the file extension. Many training scripts save their arguments too,
+            # as a Namespace, which only holds attributes.
+            with open(path, "rb") as file, torch.serialization.safe_globals([Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
@@ -85,7 +88,7 @@ def read_file(path: str | Path) -> Any:
 
 def unwrapped(content: Any) -> Any:
     """Returns the state dict in the content of a file, which may be inside of a dict with other items."""
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "module", "model_state"):
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     return content
 
