@@ -52,7 +52,7 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float | None:
     Returns:
         The best val/score, or NaN if there is none.
     """
-    refuse_shadowed_files()
+    check_own_files()
     if is_job():
         return run_job(cfg, program)
     end_on_signals()
@@ -67,7 +67,7 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float | None:
 
 def run_evaluation(cfg: DictConfig, program: Sequence[str]) -> float | None:
     """Evaluate the checkpoint that a configuration composed from conf/eval.yaml names; see `run_training`."""
-    refuse_shadowed_files()
+    check_own_files()
     if is_job():
         return run_job(cfg, program)
 
@@ -77,6 +77,14 @@ def run_evaluation(cfg: DictConfig, program: Sequence[str]) -> float | None:
         evaluate(cfg, folder)
 
     return record(cfg, run)
+
+
+def check_own_files() -> None:
+    """End with a message if a configuration file of the user's own would not be used."""
+    try:
+        refuse_shadowed_files()
+    except UserError as error:
+        end_with_message(error)
 
 
 def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float | None:

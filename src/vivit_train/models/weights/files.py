@@ -235,7 +235,7 @@ def resizing(folder: Path) -> dict[str, Any]:
 def video_statistics(folder: Path) -> Statistics:
     """Returns the normalization of the ViViT in a Hugging Face folder; without a file, that of the authors."""
     file, config = preprocessor(folder)
-    if not config:
+    if not file.is_file():
         return (0.5,) * 3, (0.5,) * 3
     rescale, normalize = config.get("do_rescale", True), config.get("do_normalize", True)
     factor, offset = config.get("rescale_factor", 1 / 127.5), float(bool(rescale and config.get("offset", True)))
