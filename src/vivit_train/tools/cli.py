@@ -217,7 +217,7 @@ def crossval(
     from vivit_train.tools.crossval import crossval as run
     from vivit_train.tools.overrides import compose_data, to_overrides
 
-    cfg = compose_data(videos, out, "vivit crossval")
+    cfg = compose_data(videos, Path("."), "vivit crossval")
     choices = Choices(folds, group, seeds, val_percent, with_test)
     run(cfg, out, to_overrides(videos), choices)
 
