@@ -51,7 +51,7 @@ def test_a_wheel_trains(installed: Path, videos: Path, tmp_path: Path) -> None:
 def test_a_wheel_evaluates(installed: Path, videos: Path, tmp_path: Path) -> None:
     vivit(installed, "train", "data=folder", f"data.root={videos}", *TINY, "hydra.run.dir=run", cwd=tmp_path)
     evaluation = ["eval", "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=eval"]
-    assert "n 16" in vivit(installed, *evaluation, cwd=tmp_path)
+    assert " of 16, 95 % CI " in vivit(installed, *evaluation, cwd=tmp_path)
     assert (tmp_path / "eval/metrics.json").is_file()
 
 

@@ -127,7 +127,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     begin(run_dir)
     try:
         fit(trainer, task, data, resumed.ckpt_path if resumed else None)
-        score_best(run_dir, metadata, data, trainer)
+        score_best(cfg, metadata, data, trainer)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
@@ -164,7 +164,7 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         )
 
 
-def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
     """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
 
     Raises:
@@ -172,7 +172,7 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     """
     kept = kept_checkpoint(trainer)
     # There is no best checkpoint without validation or with callbacks.checkpoint=null.
-    best = (kept and kept.best_model_path) or f"{run_dir}/checkpoints/last.ckpt"
+    best = (kept and kept.best_model_path) or f"{cfg.run_dir}/checkpoints/last.ckpt"
     best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
@@ -180,7 +180,12 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(task, best, data, trainer, run_dir)
+    score_task(task, best, data, trainer, Path(cfg.run_dir), **outputs(cfg))
+
+
+def outputs(cfg: DictConfig) -> dict[str, bool]:
+    """Returns what an evaluation writes, from the `eval` node."""
+    return {"report": cfg.eval.report, "hardest_first": cfg.eval.hardest_first}
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -222,7 +227,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     begin(out)
-    return score_task(task, cfg.ckpt_path, data, trainer, out)
+    return score_task(task, cfg.ckpt_path, data, trainer, out, **outputs(cfg))
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:

@@ -83,6 +83,8 @@ EVALUATION: dict[str, Any] = {
     "eval.views": str,
     "eval.split": Literal["train", "val", "test"] | None,
     "eval.order": Literal["forward", "reversed", "shuffled"],
+    "eval.report": bool,
+    "eval.hardest_first": bool,
 }
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 

@@ -19,7 +19,7 @@ from vivit_train.models.layers import Block
 from vivit_train.models.vivit import ViViT
 from vivit_train.training.checkpoint import KEY
 from vivit_train.training.losses import CrossEntropy
-from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label
+from vivit_train.training.metrics import Rows, VideoTable, right_by_views, score, score_multi_label
 from vivit_train.training.optim import Schedule, parameter_groups
 from vivit_train.training.profiling import forward_flops, full_tensor
 from vivit_train.training.resume import (
@@ -170,7 +170,7 @@ class VideoClassifier(L.LightningModule):
         [B, K].
         """
         video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
-        if self.mixup or self.cutmix:
+        if self.mixes:
             video_BTCHW, target = mix_batch(
                 video_BTCHW, target, list(self.heads.values()), self.mixup, self.cutmix
             )
@@ -191,6 +191,11 @@ class VideoClassifier(L.LightningModule):
         pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
         return torch.stack([self.criterion(logits, head_target) for logits, head_target in pairs]).mean()
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes clips."""
+        return bool(self.mixup or self.cutmix)
+
     def by_head(self, target: Tensor) -> Sequence[Tensor]:
         """Splits targets from `training_input` by head: class ids [B], or bools or shares [B, classes]."""
         return target.unbind(1) if target.dtype == torch.int64 else target.split(list(self.heads.values()), dim=1)
@@ -203,8 +208,12 @@ class VideoClassifier(L.LightningModule):
         """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
         B, V = batch["video"].shape[:2]
         video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
-        logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
-        self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
+        logits_BVK = self.logits(video_BCTHW).unflatten(0, (B, V)).float()
+        index_B, label = batch["index"], batch["label"]
+        right_BV = None
+        if V > 1 and not self.multi_label:
+            right_BV = right_by_views(logits_BVK, label, index_B, self.heads) & ~batch["failed"][:, None]
+        self.table.update(index_B, logits_BVK.mean(1), label, batch["failed"], right_BV)
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.score_views(batch)
