@@ -103,32 +103,23 @@ const charts = {
   },
   confusion({ classes, confusion: cells }, element) {
     const K = classes.length, n = classes.map(() => 0), grid = (value) => classes.map(() => Array(K).fill(value));
-    const z = grid(0), counts = grid(0);
+    // Right answers are positive, wrong ones negative. The root makes rare confusions visible.
+    const z = grid(0), counts = grid(null);
     for (const [i, , count] of cells) n[i] += count;
-    for (const [i, j, count] of cells) if (j >= 0) [z[i][j], counts[i][j]] = [count / n[i], count];
+    for (const [i, j, count] of cells) {
+      if (j >= 0) [z[i][j], counts[i][j]] = [(i === j ? 1 : -1) * Math.sqrt(count / n[i]), [count, count / n[i]]];
+    }
     const names = classes.map((name) => short(name)), at = classes.map((_, i) => i);
-    const traces = [{ type: "heatmap", z, x: at, y: at, customdata: counts, zmin: 0, zmax: 1, showscale: false, xgap: K > 60 ? 0 : 1,
-      ygap: K > 60 ? 0 : 1, colorscale: [[0, color("scale-low")], [1, color("scale-high")]], hoverinfo: "none" }];
+    const traces = [{ type: "heatmap", z, x: at, y: at, customdata: counts, zmin: -1, zmax: 1, showscale: false, xgap: K > 60 ? 0 : 1,
+      ygap: K > 60 ? 0 : 1, colorscale: [[0, color("second")], [0.5, color("scale-low")], [1, color("scale-high")]], hoverinfo: "none" }];
     if (K <= 15) {
-      traces[0].text = counts.map((row) => row.map((count) => count || ""));
+      traces[0].text = counts.map((row) => row.map((cell) => cell?.[0] ?? ""));
       traces[0].texttemplate = "%{text}";
     }
     const ticks = { tickvals: K > 40 ? [] : at, ticktext: K > 40 ? [] : names, showgrid: false, zeroline: false };
     const span = [-0.5, K - 0.5], side = Math.max(340, Math.min(700, element.clientWidth));
     return [traces, { height: side, xaxis: { ...ticks, range: span, tickangle: -50, title: { text: "predicted", standoff: 12 } },
       yaxis: { ...ticks, range: [span[1], span[0]], title: { text: "true", standoff: 12 } } }];
-  },
-  histogram({ edges, counts }) {
-    const x = counts.map((_, i) => (edges[i] + edges[i + 1]) / 2), width = counts.map((_, i) => edges[i + 1] - edges[i]);
-    return [[{ type: "bar", x, y: counts, width, marker: { color: color("accent") }, hovertemplate: "%{x:.4g}: %{y}<extra></extra>" }],
-      { height: 200, bargap: 0.05, margin: { l: 40, r: 8, t: 6, b: 28 }, yaxis: { rangemode: "tozero" } }];
-  },
-  class_bars({ classes, counts }) {
-    const tones = ["accent", "second", "good"], x = classes.map((name) => short(name, 22));
-    const traces = Object.entries(counts).map(([name, y], i) => ({ type: "bar", name, x: x.map((_, k) => k), y, marker: { color: color(tones[i % 3]) },
-      customdata: x, hovertemplate: "%{customdata}: %{y}<extra></extra>" }));
-    const ticks = x.length <= 40 ? { tickvals: x.map((_, k) => k), ticktext: x, tickangle: -45 } : { showticklabels: false };
-    return [traces, { height: 300, barmode: "group", xaxis: ticks, yaxis: { rangemode: "tozero", title: { text: "clips" } } }];
   },
 };
 
@@ -154,8 +145,9 @@ function draw(element) {
   if (chart !== "confusion" || element.dataset.ready) return drawn;
   element.dataset.ready = "true";
   const label = element.parentElement.querySelector(".cell");
-  element.on("plotly_hover", ({ points: [{ x, y, customdata, z }] }) => {
-    label.textContent = `${part.classes[y]} → ${part.classes[x]}: ${customdata} (${percent(z)} of the class)`;
+  element.on("plotly_hover", ({ points: [{ x, y, customdata }] }) => {
+    const [count, share] = customdata ?? [0, 0];
+    label.textContent = `${part.classes[y]} → ${part.classes[x]}: ${count} (${percent(share)} of the class)`;
   });
   element.on("plotly_relayout", () => nameTicks(element, part.classes));
   for (const button of element.closest("section").querySelectorAll("[data-cell]")) {
@@ -179,5 +171,6 @@ const watcher = new IntersectionObserver((entries) => {
     }
   }
 }, { rootMargin: "600px" });
-elements.forEach((element) => watcher.observe(element));
+// Plotly comes last in the page, so that text and tables do not wait for it.
+addEventListener("load", () => elements.forEach((element) => watcher.observe(element)));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => elements.filter((e) => e.data).forEach(draw));

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,31 +83,53 @@ def score_task(
     if data.chosen_on_test_clips:
         contents["checkpoint_chosen_on_these_clips"] = True
     if trainer.is_global_zero:
-        with replacing(out / "metrics.json") as part:
-            part.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        ids = manifest.ids[index_N].tolist()
-        write_predictions(out / "predictions.csv", result.rows, ids, result.heads, hardest_first)
-        pictures = draw_result(out, result, f"{data.test_split} split, {data.protocol}")
-        numbers = {name: value for name, value in contents.items() if "@" in name and value is not None}
+        model = f"{task.net.model}, {sum(p.numel() for p in task.net.parameters()) / 1e6:.2f} M parameters"
+        files = write_files(out, result, contents, data, model if report else None, hardest_first)
         for logger in trainer.loggers:
+            numbers = {name: value for name, value in contents.items() if "@" in name and value is not None}
             logger.log_metrics(numbers, step=trainer.global_step)
-            for file in pictures:
-                log_image(logger, f"test/{Path(file).stem}", out / file, trainer.global_step)
+            for file in files:
+                if file.endswith(".png"):
+                    log_image(logger, f"test/{Path(file).stem}", out / file, trainer.global_step)
         log.info("\n".join(result.lines(data.test_split, str(data.protocol))))
         if data.chosen_on_test_clips:
             log.info("note     the best checkpoint is chosen on these very clips, so this result is optimistic")
         if failed := contents["failed"]:
             log.info(f"{plural(failed, 'video')} could not be read and counted as wrong: {data.bad_videos.file}")
-        files = ["metrics.json", "predictions.csv", *pictures]
-        if report:
-            from vivit_train.training.report import write_report  # It imports the templates.
-
-            model = f"{task.net.model}, {sum(p.numel() for p in task.net.parameters()) / 1e6:.2f} M parameters"
-            with replacing(out / "report.html") as part:
-                write_report(part, result, contents, data, model)
-            files.append("report.html")
         log.info(f"written: {out}/{', '.join(files)}")
     return contents
+
+
+def write_files(
+    out: Path,
+    result: Result,
+    contents: Mapping[str, Any],
+    data: VideoDataModule,
+    model: str | None,
+    hardest_first: bool,
+) -> list[str]:
+    """Writes the files of a result and returns their names.
+
+    Args:
+        out: The output folder.
+        result: The result.
+        contents: The contents of metrics.json.
+        data: The data module.
+        model: The model in a few words, for report.html; None leaves the page out.
+        hardest_first: Whether predictions.csv begins with the videos that are most wrong.
+    """
+    with replacing(out / "metrics.json") as part:
+        part.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    ids = data.manifest_of(data.test_split).ids[result.rows["index"]].tolist()
+    write_predictions(out / "predictions.csv", result.rows, ids, result.heads, hardest_first)
+    files = ["metrics.json", "predictions.csv", *draw_result(out, result, f"{data.test_split}, {data.protocol}")]
+    if model is None:
+        return files
+    from vivit_train.training.report import write_report  # Templates and pictures take time to import.
+
+    with replacing(out / "report.html") as part:
+        write_report(part, result, contents, data, model)
+    return [*files, "report.html"]
 
 
 def draw_result(out: Path, result: Result, protocol: str) -> list[str]:

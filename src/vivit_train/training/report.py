@@ -48,7 +48,7 @@ def write_report(
     page = render(
         "report.html",
         f"{Path(contents['checkpoint']).name} on {data.name}, {contents['split']} split",
-        defined(parts),
+        charts=defined(parts),
         subtitle=f"{model}; {plural(contents['n'], 'video')}, {contents['views']} views{order}",
         tiles=tiles(result),
         findings=findings(result),

@@ -24,6 +24,7 @@ from vivit_train.utils.text import plural, printable, shorten
 
 LISTED, LOWEST = 10, 5  # A result lists up to 10 classes in the terminal, and else the 5 with the lowest recall.
 NAME = 32  # Class names are shortened to this many characters in the terminal.
+NARROW = 0.05  # Narrower intervals have a decimal.
 TITLES = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 
 
@@ -142,7 +143,9 @@ class Result:
         if name == "map":
             of = f"{self.counts['map_classes']} of {self.sizes['']} classes, {n:,} videos"
             return f"{value:.3f} ({of}, 95 % CI {low:.2f} to {high:.2f})"
-        return f"{100 * value:.1f} % ({round(value * n):,} of {n:,}, 95 % CI {100 * low:.0f} to {100 * high:.0f})"
+        digits = 0 if high - low > NARROW else 1
+        interval = f"95 % CI {100 * low:.{digits}f} to {100 * high:.{digits}f}"
+        return f"{100 * value:.1f} % ({round(value * n):,} of {n:,}, {interval})"
 
 
 def class_table(head: Answers, scores: ClassScores) -> list[str]:

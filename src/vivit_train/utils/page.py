@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vivit_train.utils.text import printable_lines
 from vivit_train.utils.version import package_version
@@ -17,27 +17,16 @@ from vivit_train.utils.version import package_version
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
-def render(template: str, title: str, data: Mapping[str, Any], **values: Any) -> str:
+def render(template: str, title: str, **values: Any) -> str:
     """Returns a page. All text is escaped, and characters that change the order of text are made visible.
 
     Args:
         template: The name of a file in templates/ that extends page.html.
         title: The title of the page.
-        data: Plain data for the charts; each chart of the template names its part.
         values: Further variables of the template.
     """
-    page = environment().get_template(template)
-    # The browser reads "<" in a script element as markup.
-    embedded = json.dumps(printable_data(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return page.render(
-        title=title,
-        data=Markup(embedded),
-        data_parts=data,
-        plotly=Markup(files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")),
-        version=package_version(),
-        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        **values,
-    )
+    date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return environment().get_template(template).render(title=title, version=package_version(), date=date, **values)
 
 
 @cache
@@ -53,13 +42,27 @@ def environment() -> Environment:
     )
     found.filters["percent"] = lambda value: "-" if value is None else f"{100 * value:.0f} %"
     found.filters["two"] = lambda value: "-" if value is None else f"{value:.2f}"
+    found.filters["json"] = embedded
+    found.filters["path"] = breakable
     found.globals["include_text"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    found.globals["plotly"] = plotly
     return found
 
 
 def shown(text: str) -> str:
     """Returns text for the page, in which a percent sign stays with its number."""
     return printable_lines(text).replace(" %", "\u00a0%")
+
+
+def breakable(text: str) -> Markup:
+    """Returns text with paths that break between folders rather than within names."""
+    return Markup("/<wbr>").join(escape(part) for part in shown(text).split("/"))
+
+
+def embedded(data: Any) -> Markup:
+    """Returns plain data as JSON for a script element, in which the browser would read "<" as markup."""
+    text = json.dumps(printable_data(data), allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
 
 
 def printable_data(data: Any) -> Any:
@@ -69,3 +72,8 @@ def printable_data(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [printable_data(value) for value in data]
     return printable_lines(data) if isinstance(data, str) else data
+
+
+def plotly() -> Markup:
+    """Returns the code of Plotly."""
+    return Markup(files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8"))
