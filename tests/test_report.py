@@ -191,9 +191,10 @@ def browse(page: Path, script: str, *, width: int = 1280, dark: bool = False) ->
     # The policy of the page allows scripts in it and nothing from elsewhere.
     errors = "<script>const errors = []; addEventListener('error', (e) => errors.push(e.message));"
     errors += "addEventListener('securitypolicyviolation', (e) => errors.push(e.blockedURI));</script>"
-    end = f"<script>addEventListener('load', async () => {{ const found = await (async () => {{ {script} }})();"
+    end = f"<script>addEventListener('load', async () => {{ let found = null;"
+    end += f"try {{ found = await (async () => {{ {script} }})(); }} catch (error) {{ errors.push(error.stack); }}"
     end += "const element = document.createElement('output'); element.id = 'found';"
-    end += "element.textContent = JSON.stringify({ found, errors }); document.body.append(element); }});</script>"
+    end += "element.textContent = JSON.stringify({ found, errors }); document.body.append(element); });</script>"
     text = page.read_text(encoding="utf-8").replace("</title>", f"</title>{errors}", 1)
     probe.write_text(text.replace("</body>", f"{end}</body>"), encoding="utf-8")
     command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]

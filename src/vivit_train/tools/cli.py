@@ -180,6 +180,24 @@ def doctor(
 
 @app.command(
     epilog=examples(
+        "vivit compare runs/a runs/b",
+        "vivit compare runs/a runs/b runs/c --out three.html",
+    )
+)
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or evaluations on the same videos with the same views.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Compare results on the same videos: the difference with its interval, McNemar's test, and what flipped."""
+    from vivit_train.tools.compare import compare as compare_results
+
+    compare_results(folders, out)
+
+
+@app.command(
+    epilog=examples(
         "vivit replay runs/mine/nonfinite/step_12.pt",
         "vivit replay runs/mine/nonfinite/step_12.pt --trusted mypackage",
     )
