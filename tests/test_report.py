@@ -149,12 +149,13 @@ def test_a_thumbnail_moves() -> None:
 @pytest.mark.slow
 def test_train_and_eval_write_the_page_unless_told_not_to(videos: Path, config: Config, tmp_path: Path) -> None:
     folder = ["data=folder", f"data.root={videos}"]
-    train(config(*folder, "trainer.max_epochs=2", pictures=True))
+    train(config(*folder, "trainer.max_epochs=2", "eval.report=true"))
     run = tmp_path / "run"
     assert chart_data((run / "report.html").read_text())["curves"]["epoch"] == [1, 2]
     (run / "report.html").unlink()
     checkpoint = f"ckpt_path={run}/checkpoints/best.ckpt"
-    results = evaluate(config(checkpoint, "eval.views=2x3", "eval.hardest_first=true", name="eval", pictures=True))
+    settings = ["eval.views=2x3", "eval.hardest_first=true", "eval.report=true"]
+    results = evaluate(config(checkpoint, *settings, name="eval"))
     assert len(chart_data((run / "report.html").read_text())["views"]["accuracy"]) == 6
     assert (results["views"], results["order"], results["version"]) == ("2x3", "forward", "0.1.0")
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", results.get("commit", "0" * 40))
@@ -163,7 +164,7 @@ def test_train_and_eval_write_the_page_unless_told_not_to(videos: Path, config: 
     chances = [float(row["label_probability"]) for row in rows]
     assert chances == sorted(chances)
     (run / "report.html").unlink()
-    evaluate(config(checkpoint, "eval.report=false", name="eval", pictures=True))
+    evaluate(config(checkpoint, name="eval"))
     assert not (run / "report.html").exists()
 
 
@@ -173,7 +174,7 @@ def test_pictures_go_to_the_loggers(
     logger: str, videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train(config("data=folder", f"data.root={videos}", f"logger={logger}", "eval.report=false", pictures=True))
+    train(config("data=folder", f"data.root={videos}", f"logger={logger}", pictures=True))
     names = {"train/contact_sheet", "curves", "test/confusion"}
     if logger == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -191,7 +192,7 @@ def browse(page: Path, script: str, *, width: int = 1280, dark: bool = False) ->
     # The policy of the page allows scripts in it and nothing from elsewhere.
     errors = "<script>const errors = []; addEventListener('error', (e) => errors.push(e.message));"
     errors += "addEventListener('securitypolicyviolation', (e) => errors.push(e.blockedURI));</script>"
-    end = f"<script>addEventListener('load', async () => {{ let found = null;"
+    end = "<script>addEventListener('load', async () => { let found = null;"
     end += f"try {{ found = await (async () => {{ {script} }})(); }} catch (error) {{ errors.push(error.stack); }}"
     end += "const element = document.createElement('output'); element.id = 'found';"
     end += "element.textContent = JSON.stringify({ found, errors }); document.body.append(element); });</script>"
