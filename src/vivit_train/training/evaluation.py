@@ -20,7 +20,7 @@ from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
 from vivit_train.utils.plots import average_precision_bars, confusion
-from vivit_train.utils.text import file_stem, plural
+from vivit_train.utils.text import file_stem, plural, printable
 from vivit_train.utils.version import package_version
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def score_task(
     data: VideoDataModule,
     trainer: L.Trainer,
     out: Path,
+    protocol: Mapping[str, str] | None = None,
     *,
     report: bool = False,
     hardest_first: bool = False,
@@ -62,6 +63,7 @@ def score_task(
         data: The data module, whose `protocol` defines the split, the views and the order of the frames.
         trainer: The trainer that runs the evaluation.
         out: The output folder for metrics.json, predictions.csv, and the plots.
+        protocol: For the weights of others, each part of the protocol with where it is from.
         report: Whether to write report.html.
         hardest_first: Whether predictions.csv begins with the videos that are most wrong.
     """
@@ -82,6 +84,7 @@ def score_task(
     }
     if data.chosen_on_test_clips:
         contents["checkpoint_chosen_on_these_clips"] = True
+    contents |= {"protocol": dict(protocol)} if protocol else {}
     if trainer.is_global_zero:
         model = f"{task.net.model}, {sum(p.numel() for p in task.net.parameters()) / 1e6:.2f} M parameters"
         files = write_files(out, result, contents, data, model if report else None, hardest_first)
@@ -91,13 +94,20 @@ def score_task(
             for file in files:
                 if file.endswith(".png"):
                     log_image(logger, f"test/{Path(file).stem}", out / file, trainer.global_step)
-        log.info("\n".join(result.lines(data.test_split, str(data.protocol))))
-        if data.chosen_on_test_clips:
-            log.info("note     the best checkpoint is chosen on these very clips, so this result is optimistic")
-        if failed := contents["failed"]:
-            log.info(f"{plural(failed, 'video')} could not be read and counted as wrong: {data.bad_videos.file}")
+        log_result(result, contents, data)
         log.info(f"written: {out}/{', '.join(files)}")
     return contents
+
+
+def log_result(result: Result, contents: Mapping[str, Any], data: VideoDataModule) -> None:
+    """Logs the scores and what a reader must know about them."""
+    log.info("\n".join(result.lines(data.test_split, str(data.protocol))))
+    if data.chosen_on_test_clips:
+        log.info("note     the best checkpoint is chosen on these very clips, so this result is optimistic")
+    if parts := [f"{name} {value}" for name, value in contents.get("protocol", {}).items()]:
+        log.info(printable(f"protocol: {data.protocol} views; {'; '.join(parts)}"))
+    if failed := contents["failed"]:
+        log.info(f"{plural(failed, 'video')} could not be read and counted as wrong: {data.bad_videos.file}")
 
 
 def write_files(

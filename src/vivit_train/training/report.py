@@ -88,6 +88,7 @@ def protocol(contents: Mapping[str, Any], data: VideoDataModule, model: str) -> 
         ("Views", f"{plural(clips, 'clip')} in time x {plural(crops, 'crop')}, logits averaged"),
         ("Videos", f"{contents['n']:,}, of which {contents['failed']:,} could not be read (counted as wrong)"),
         ("Intervals", "95 %: Wilson's, or where clips share a video, and for means, a bootstrap over videos"),
+        *contents.get("protocol", {}).items(),
         ("Loss", "undefined" if contents["loss"] is None else f"{contents['loss']:.4f}"),
         ("Time", f"{contents['seconds']:.1f} s"),
     ]
