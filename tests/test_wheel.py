@@ -39,6 +39,8 @@ def vivit(installed: Path, *arguments: str, cwd: Path) -> str:
 def test_a_wheel_installs_one_package(installed: Path) -> None:
     """Above all no hydra_plugins, which every Hydra program of the environment would import."""
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"vivit_train"}
+    pages = {path.name for path in (installed / "vivit_train/templates").iterdir()}
+    assert pages >= {"page.html", "page.js", "style.css", "report.html", "doctor.html", "compare.html"}
 
 
 @pytest.mark.slow
