@@ -13,7 +13,7 @@ from helpers import TINY
 from omegaconf import DictConfig
 
 from vivit_train.data.annotations.table import ClipTable
-from vivit_train.tools.crossval import Choices, crossval, groups_of, joined
+from vivit_train.tools.crossval.run import Choices, crossval, groups_of, joined
 from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]

@@ -52,8 +52,8 @@ def train(cfg: DictConfig, folder: RunFolder | None = None) -> float:
     """Trains a model as conf/train.yaml describes, evaluates the best checkpoint, and returns its val/score.
 
     Writes these files to `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv,
-    curves.png, contact_sheet.png, metrics.json, predictions.csv, confusion.png (for multi-label data,
-    average_precision.png), and, if there are bad videos, bad_videos.csv.
+    curves.png, contact_sheet.png, metrics.json, predictions.csv, report.html, confusion.png (for multi-label
+    data, average_precision.png), and, if there are bad videos, bad_videos.csv.
 
     Args:
         cfg: The configuration.
@@ -124,7 +124,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     folder.begin()
     try:
         fit(trainer, task, data, resumed.ckpt_path if resumed else None)
-        score_best(run_dir, metadata, data, trainer)
+        score_best(cfg, metadata, data, trainer)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     finally:
@@ -161,7 +161,7 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         )
 
 
-def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
     """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
 
     Raises:
@@ -169,7 +169,7 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     """
     kept = kept_checkpoint(trainer)
     # There is no best checkpoint without validation or with callbacks.checkpoint=null.
-    best = (kept and kept.best_model_path) or f"{run_dir}/checkpoints/last.ckpt"
+    best = (kept and kept.best_model_path) or f"{cfg.run_dir}/checkpoints/last.ckpt"
     best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
@@ -177,7 +177,9 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(task, best, data, trainer, run_dir)
+    score_task(
+        task, best, data, trainer, Path(cfg.run_dir), report=cfg.eval.report, hardest_first=cfg.eval.hardest_first
+    )
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -189,9 +191,8 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     """Evaluates a checkpoint, or the weights of others, as conf/eval.yaml describes.
 
     Model, labels, and preprocessing come from the checkpoint; what the weights of others do not state comes from
-    the data. Writes metrics.json, predictions.csv, and
-    confusion.png (for multi-label data, average_precision.png) to `cfg.run_dir`, and returns the contents of
-    metrics.json.
+    the data. Writes metrics.json, predictions.csv, report.html, and confusion.png (for multi-label data,
+    average_precision.png) to `cfg.run_dir`, and returns the contents of metrics.json.
 
     Args:
         cfg: The configuration.
@@ -225,7 +226,16 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     folder.begin()
-    return score_task(task, cfg.ckpt_path, data, trainer, out, evaluated.protocol)
+    return score_task(
+        task,
+        cfg.ckpt_path,
+        data,
+        trainer,
+        out,
+        evaluated.protocol,
+        report=cfg.eval.report,
+        hardest_first=cfg.eval.hardest_first,
+    )
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:

@@ -88,6 +88,8 @@ EVALUATION: dict[str, Any] = {
     "eval.views": str,
     "eval.split": Literal["train", "val", "test"] | None,
     "eval.order": Literal["forward", "reversed", "shuffled"],
+    "eval.report": bool,
+    "eval.hardest_first": bool,
     **{key: TYPES[key] for key in ("init.frames", "init.heads", "init.mean", "init.std")},
 }
 # These are keys of model=NAME that an evaluation does not use.

@@ -88,7 +88,7 @@ def examine(
     notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", to_do]
     advice = _advice(splits.classes, clean, overrides)
     strips = strips_of(problems, workers, limit_s)
-    page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes, advice])
+    page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes], advice)
     (out / "report.html").write_text(page, encoding="utf-8")
     _log_problems(problems)
     log.info("\n".join(f"note     {note}" for note in notes))
