@@ -60,7 +60,8 @@ def explain(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists: choose another folder for --out")
     classes = chosen_classes(model, class_name)
-    sections, failed = [], dict[str, str]()
+    sections: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     with progress("explaining", len(videos)) as step:
         for batch in model.batches(clip_table(videos), batch_size=1):
             failed |= {path: why for _, path, why in batch["errors"]}
