@@ -38,9 +38,9 @@ def overlaid(clip_TCHW: Tensor, heat_THW: Tensor) -> tuple[Pixels, Pixels]:
     size = [2 * round(scale * side / 2) for side in clip_TCHW.shape[-2:]]  # Video encoders need even sizes.
     frames = F.interpolate(clip_TCHW.float(), size, mode="bilinear", antialias=True).clamp(0, 255)
     plain = frames.permute(0, 2, 3, 1).numpy()
-    heat = F.interpolate(heat_THW[:, None], size, mode="bilinear")[:, 0].clamp(0, 1)
-    heat = heat.sqrt().numpy()  # Weak places stay visible.
-    colors = colormaps["inferno"](heat)[..., :3] * 255
+    enlarged = F.interpolate(heat_THW[:, None], size, mode="bilinear")[:, 0].clamp(0, 1)
+    heat = enlarged.sqrt().numpy()  # Weak places stay visible.
+    colors = np.asarray(colormaps["inferno"](heat))[..., :3] * 255
     opacity = (STRONGEST * heat)[..., None]
     return plain.astype(np.uint8), (plain * (1 - opacity) + colors * opacity).astype(np.uint8)
 
