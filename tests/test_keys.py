@@ -94,7 +94,7 @@ def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: C
         (["loss.label_smoothing=2"], "loss.label_smoothing=2: must be between 0 and 1"),
         (["data.num_workers=-1"], "data.num_workers=-1: must be between 0 and 512"),
         (["model.tubelet=[2,16]"], "model.tubelet=[2, 16]: must be a list of 3, each a whole number"),
-        (["ema_decay=2"], "ema_decay=2: must be between 0 and 1"),
+        (["ema_decay=2"], "ema_decay=2: must be between 0 and 0.999999"),
         (["model.pool=foo"], "model.pool=foo: must be cls or mean"),
         (["data.flip=3"], "data.flip=3: must be between 0 and 1"),
         (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1: must be between 0 and 1,000"),

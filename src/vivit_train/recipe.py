@@ -98,6 +98,11 @@ def read_recipe() -> Recipe | None:
     return Recipe(name, kept, typed_keys(hydra.overrides.task))
 
 
+def typed_in_job() -> frozenset[str]:
+    """Returns the keys that the command line of this Hydra job sets; none without Hydra."""
+    return typed_keys(HydraConfig.get().overrides.task) if HydraConfig.initialized() else frozenset()
+
+
 def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
     """Returns the keys that overrides set, such as "optimizer.lr" of "+optimizer.lr=0.1"."""
     return frozenset(text.lstrip("+~").partition("=")[0] for text in overrides)

@@ -23,6 +23,7 @@ from vivit_train.data.annotations.files import (
 from vivit_train.data.annotations.hold_out import ByClass, hold_out, hold_out_sources
 from vivit_train.data.annotations.layout import check_classes_plausible, recognized_splits
 from vivit_train.data.annotations.table import Splits, StrPath
+from vivit_train.data.look_alikes import look_alikes
 from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import nfc, plural, printable, shorten_list
@@ -75,7 +76,7 @@ def read_folder(
     folders = split_folders(top, expected_layout, names, trains=not classes)
     notices = ignored_folders(top, folders)
     clips = clips_of_splits(folders, top, expected_layout, notices, classes or (), class_level)
-    how = add_validation(folders, clips, top, val_percent, seed)
+    how = add_validation(folders, clips, top, val_percent, seed, notices)
     source = (
         f"folder {top}" if top in folders.values() else f"folders {shorten_list(dict.fromkeys(folders.values()))}"
     )
@@ -187,12 +188,17 @@ def ignored_folders(root: Path, folders: Mapping[str, Path]) -> list[str]:
 
 
 def add_validation(
-    folders: dict[str, Path], clips: dict[str, ByClass], root: Path, val_percent: float, seed: int
+    folders: dict[str, Path],
+    clips: dict[str, ByClass],
+    root: Path,
+    val_percent: float,
+    seed: int,
+    notices: list[str],
 ) -> str:
     """Holds out a part of the training clips if there is no validation split, and returns how, or "".
 
-    Clips in the data set's own folder are split regardless of their sources, as they always were. The arguments
-    are those of `hold_out`.
+    Clips in the data set's own folder are split regardless of their sources, as they always were. A notice names
+    clips on both sides that look alike. The other arguments are those of `hold_out`.
     """
     if "val" in folders:
         return ""
@@ -200,10 +206,20 @@ def add_validation(
     if folders["train"] == root:
         clips |= hold_out(clips["train"], root, val_percent, seed)
         return f"split here by class: {val_percent:g}% to val, seed {seed}"
-    parts, told = hold_out_sources(clips["train"], folders["train"], root, val_percent, seed)
+    alike = look_alikes([path for paths in clips["train"].values() for path in paths])
+    parts, told = hold_out_sources(clips["train"], folders["train"], root, val_percent, seed, alike)
     clips |= parts
-    by = "class and, as file names tell it, by source" if told else "class"
-    return f"no validation folder: {val_percent:g}% of train held out by {by}, seed {seed}"
+    held = {path for paths in parts["val"].values() for path in paths}
+    for group in alike:
+        inside, outside = ([path for path in group if (path in held) == is_held] for is_held in (True, False))
+        if inside and outside:
+            notices.append(
+                f"{below(root, inside[0])} in val looks like {below(root, outside[0])} in train, in a group of "
+                f"{len(group)}: the validation score may be too good"
+            )
+    by = "class and, as file names and look-alikes tell it, by source" if told else "class"
+    found = f"{plural(len(alike), 'group')} of look-alikes found"
+    return f"no validation folder: {val_percent:g}% of train held out by {by} ({found}), seed {seed}"
 
 
 def rows_of(clips: ByClass, root: Path) -> list[Row]:
