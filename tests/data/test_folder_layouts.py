@@ -192,6 +192,16 @@ def test_prepare_reports_a_folder_that_may_not_be_read(tmp_path: Path, monkeypat
     assert has(text, f"{tmp_path}/in/train/walk: Permission denied")
 
 
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    tree(tmp_path, "trainval", "test", clips=5)
+    touch(tmp_path, "trainval/__MACOSX/run/._0.mp4", "trainval/more.zip")
+    splits = read_folder(tmp_path)
+    assert splits.classes[""] == ("run", "walk")
+    assert has(splits.summary(), "not read, unpack them first: more.zip")
+    (tmp_path / "trainval/jump").symlink_to("/nowhere")
+    assert has(error(lambda: read_folder(tmp_path)), "links that lead nowhere", "trainval/jump")
+
+
 def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path: Path) -> None:
     tree(tmp_path, "train", "val")
     (tmp_path / "train/run/loop.mp4").symlink_to("loop.mp4")

@@ -1,5 +1,6 @@
 """Reads data sets with one folder of videos per class."""
 
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import nfc, plural, printable, shorten_list
 
 Level = Literal[1, 2]
+ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 FOLDER_TREE = """Expected in {root}, with a folder per class:
   train/<class>/<video>.mp4     or, to split it here:     <class>/<video>.mp4
   val/<class>/<video>.mp4       (optional with test/: else a part of train)
@@ -251,6 +253,10 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str], class
         classes.setdefault(nfc(class_folder.name), []).extend(videos)
         others += left_out
     loose = [name for name in file_names(folder) if IS_VIDEO.fullmatch(name)]
+    if nowhere := [str(folder / name) for name in file_names(folder) if is_lost_link(folder / name)]:
+        raise_listed("links that lead nowhere", nowhere, "Mount what they lead to, or delete them.")
+    if archives := [name for name in file_names(folder) if name.lower().endswith(ARCHIVES)]:
+        notices.append(f"not read, unpack them first: {shorten_list(archives)} in {folder}")
     for tar in [folder / name for name in file_names(folder) if name.endswith(".tar")]:
         for member in members(str(tar)):
             name, _, rest = member.partition("/")
@@ -268,6 +274,11 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str], class
     if others:
         notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
     return classes
+
+
+def is_lost_link(path: Path) -> bool:
+    """Returns whether a path without an extension, which may be a class, is a link to what does not exist."""
+    return path.suffix == "" and path.is_symlink() and not os.path.exists(path)
 
 
 def class_folders(folder: Path, class_level: Level) -> list[Path]:
