@@ -116,7 +116,7 @@ WRONG = {
     "=3": "expected KEY=VALUE",
     "data.reader=foo": "data.reader=foo: must be a group of keys",
     "data.root=": "data.root='': must not be empty",
-    "run_dir=null": "run_dir=",
+    "run_dir=null": "run_dir: must be the path of a folder",
     "hydra.run.dir=": "hydra.run.dir",
     "+hydra.rn.dir=x": "hydra.rn.dir: there is no such key",
     "hydra.sweep.dir=x": "hydra.sweep.dir is for a sweep",

@@ -92,7 +92,8 @@ def unknown_key(error: HydraException, command: str) -> str:
             "and text with a comma has quotes"
         )
     if "force-add" in text or text.startswith("Multiple values for"):
-        group = key.lstrip("+").partition("=")[0] or text.removeprefix("Multiple values for ").partition(".")[0]
+        several = text.removeprefix("Multiple values for ").partition(".")[0]
+        group = several if several != text else key.lstrip("+").partition("=")[0]
         return f"{group} is a group, which has an option already: write {group}=OPTION, without +"
     if "interpolation" in text and "${" in text:
         return f"the group {text.partition('${')[2].partition('}')[0]} cannot be left out: others refer to it"

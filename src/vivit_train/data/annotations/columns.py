@@ -118,8 +118,8 @@ def check_other_columns(file: Path, columns: Columns, lines: Sequence[Line]) -> 
     if ends := [name for name in columns.names if re.sub(r"[\s-]+", "_", name.casefold()) in END_NAMES]:
         raise UserError(
             f"{printable(file)}: data=csv reads whole videos, but the column {printable(ends[0])!r} ends a part "
-            "of one: cut the parts out, for example with ffmpeg -ss and -to, or remove the columns if each row means "
-            "a whole video"
+            "of one: cut the parts out, for example with ffmpeg -ss and -to, or remove the columns if each row is "
+            "about a whole video"
         )
     for i in (i for i, name in enumerate(names) if name in SPLIT_NAMES):
         values = sorted(
