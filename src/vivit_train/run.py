@@ -19,7 +19,8 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
-from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
+from vivit_train.released import read_evaluated
+from vivit_train.stored_data import check_splits, evaluation_data, for_clip
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import (
     Metadata,
@@ -55,8 +56,8 @@ def train(cfg: DictConfig, folder: RunFolder | None = None) -> float:
     """Trains a model as conf/train.yaml describes, evaluates the best checkpoint, and returns its val/score.
 
     Writes these files to `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv,
-    curves.png, contact_sheet.png, metrics.json, predictions.csv, confusion.png (for multi-label data,
-    average_precision.png), and, if there are bad videos, bad_videos.csv.
+    curves.png, contact_sheet.png, metrics.json, predictions.csv, report.html, confusion.png (for multi-label
+    data, average_precision.png), and, if there are bad videos, bad_videos.csv.
 
     Args:
         cfg: The configuration.
@@ -120,14 +121,15 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     else:
         mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
     trainer = build_trainer(cfg, resumed.step if resumed else None)
-    metadata = Metadata(OmegaConf.to_container(cfg), names, mean, std, multi_label)  # type: ignore[arg-type]
+    config: Any = OmegaConf.to_container(cfg)
+    metadata = Metadata(config, names, mean, std, multi_label, data.splits.class_counts)
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
     log.info(plan(cfg, task, data, trainer))
     folder.begin()
     try:
         with translate_lightning_errors():
             fit(trainer, task, data, resumed.ckpt_path if resumed else None)
-            score_best(run_dir, metadata, data, trainer)
+            score_best(cfg, metadata, data, trainer)
     finally:
         if "wandb" in sys.modules:  # A retry with a smaller micro-batch is a new wandb run.
             sys.modules["wandb"].finish()
@@ -162,7 +164,7 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         )
 
 
-def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
     """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
 
     Raises:
@@ -170,7 +172,7 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     """
     kept = kept_checkpoint(trainer)
     # There is no best checkpoint without validation or with callbacks.checkpoint=null.
-    best = (kept and kept.best_model_path) or f"{run_dir}/checkpoints/last.ckpt"
+    best = (kept and kept.best_model_path) or f"{cfg.run_dir}/checkpoints/last.ckpt"
     best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
@@ -178,7 +180,9 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(task, best, data, trainer, run_dir)
+    score_task(
+        task, best, data, trainer, Path(cfg.run_dir), report=cfg.eval.report, hardest_first=cfg.eval.hardest_first
+    )
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -187,11 +191,11 @@ def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
 
 
 def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]:
-    """Evaluates a checkpoint as conf/eval.yaml describes.
+    """Evaluates a checkpoint, or the weights of others, as conf/eval.yaml describes.
 
-    Model, labels, and preprocessing come from the checkpoint. Writes metrics.json, predictions.csv, and
-    confusion.png (for multi-label data, average_precision.png) to `cfg.run_dir`, and returns the contents of
-    metrics.json.
+    Model, labels, and preprocessing come from the checkpoint; what the weights of others do not state comes from
+    the data. Writes metrics.json, predictions.csv, report.html, and confusion.png (for multi-label data,
+    average_precision.png) to `cfg.run_dir`, and returns the contents of metrics.json.
 
     Args:
         cfg: The configuration.
@@ -206,13 +210,14 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
         with RunFolder(cfg.run_dir, cfg) as checked:
             return evaluate(cfg, checked)
     validate_evaluation(cfg, typed_in_job())
-    cfg = with_values(cfg, ckpt_path=best_in(cfg.ckpt_path))
-    metadata, weights = load_checkpoint(cfg.ckpt_path)
+    evaluated = read_evaluated(cfg)
+    cfg = with_values(cfg, ckpt_path=evaluated.path)
+    metadata, weights = evaluated.metadata, evaluated.weights
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
     if net.input_shape[1:] != (clip := (data.sampling.frames, data.crop, data.crop)):
         net = for_clip(metadata, weights, clip, cfg)
-    check_splits(data, metadata, cfg)
+    check_splits(data, metadata, cfg, evaluated.label_advice)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
         theirs, here = kinds[metadata.multi_label], kinds[data.splits.multi_label]
@@ -224,7 +229,16 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     folder.begin()
-    return score_task(task, cfg.ckpt_path, data, trainer, out)
+    return score_task(
+        task,
+        cfg.ckpt_path,
+        data,
+        trainer,
+        out,
+        evaluated.protocol,
+        report=cfg.eval.report,
+        hardest_first=cfg.eval.hardest_first,
+    )
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.keys import TYPES, hints_of
-from vivit_train.models.vivit import SIZES
+from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.recipe import PARTS
 from vivit_train.utils.arguments import LIMITS, conforms, own_parameters, signature, wording
 from vivit_train.utils.errors import reason
@@ -36,6 +36,7 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "protocol": "set eval.views",
         "splits": "set data.reader",
     },
+    "loss": {"class_counts": "it follows from the data", "multi_label": "it follows from the data"},
     "trainer": {
         "accumulate_grad_batches": "set global_batch_size and micro_batch_size",
         "callbacks": "add a node to callbacks: +callbacks.NAME._target_=...",
@@ -49,6 +50,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "ema_decay": (0, 0.999999),
+    "patience": (1, 1e6),
+    "loss.gamma": (0, 100),
+    "loss.tau": (0, 100),
+    "loss.class_weights": (0, 1e9),
     "optimizer.lr": (0, 1e6),
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.momentum": (0, 1),
@@ -91,6 +96,16 @@ EVALUATION: dict[str, Any] = {
     "eval.views": str,
     "eval.split": Literal["train", "val", "test"] | None,
     "eval.order": Literal["forward", "reversed", "shuffled"],
+    "eval.report": bool,
+    "eval.hardest_first": bool,
+    **{key: TYPES[key] for key in ("init.frames", "init.heads", "init.mean", "init.std")},
+}
+# These are keys of model=NAME that an evaluation does not use.
+UNUSED = {
+    "frames": "set data.frames instead",
+    "image_size": "set data.crop instead",
+    "_target_": "the checkpoint names the class of its model; trusted=[PACKAGE] allows one of your own",
+    **dict.fromkeys(("drop_path", "checkpoint_activations", "compile"), "an evaluation does not use it"),
 }
 # A run reads these itself, so they may not be left out with ~KEY.
 NEEDED = (
@@ -170,7 +185,7 @@ def callback_problems(name: str, node: Any) -> list[str]:
 
 def evaluation_key_problems(cfg: DictConfig) -> list[str]:
     """Returns the same for a configuration of eval.py, in which null means as in the checkpoint."""
-    known = [*(name for name in EVALUATION if "." not in name), "eval", "data", "trainer"]
+    known = [*(name for name in EVALUATION if "." not in name), "eval", "init", "model", "data", "trainer"]
     problems = [unknown(key, known) for key in map(str, cfg) if key not in known]
     absent = [name for name in known if name not in cfg or OmegaConf.is_missing(cfg, name)]
     absent += [key for key in NEEDED_IN_EVALUATION if is_left_out(cfg, key)]
@@ -181,6 +196,10 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
     if {"eval", "data", "trainer"} & {*absent}:
         return problems
     problems += plain_node_problems("eval", cfg.eval, EVALUATION)
+    problems += plain_node_problems("init", cfg.init, EVALUATION)
+    if (cfg.init.mean is None) != (cfg.init.std is None):
+        problems.append("init.mean and init.std belong together: set both, or neither")
+    problems += evaluation_model_problems(cfg.model)
     hints = hints_of(VideoDataModule)
     for key, value in values_of(cfg.data):
         if isinstance(value, DictConfig) and "_target_" in value:
@@ -188,6 +207,18 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
         elif value is not None or key not in hints:
             problems += argument_problems("data", key, value, hints, False, "VideoDataModule")
     return problems + node_problems("trainer", cfg.trainer)
+
+
+def evaluation_model_problems(node: DictConfig) -> list[str]:
+    """Returns the problems of the `model` node of eval.py, whose values are compared with those of the weights."""
+    hints = {"size": str, **hints_of(ViViT)}
+    problems = []
+    for key, value in node.items():
+        if value is not None and key in UNUSED:
+            problems.append(f"model.{key}={value}: {UNUSED[str(key)]}")
+        elif value is not None:
+            problems += argument_problems("model", str(key), value, hints, False, "ViViT")
+    return problems
 
 
 def plain_node_problems(name: str, node: Any, types: Mapping[str, Any]) -> list[str]:

@@ -205,16 +205,16 @@ class VideoDataModule(L.LightningDataModule):
 
     @contextmanager
     def translate_worker_errors(self) -> Iterator[None]:
-        """Raises a UserError that names the video if a loader process dies or hangs inside this context."""
+        """Raises a `LoaderDiedError` that names the video if a loader process dies or hangs in this context."""
         try:
             yield
         except (RuntimeError, EOFError, OSError) as error:
             try:
-                message = explain(error, self.statuses, self.timeout_s)
+                died = explain(error, self.statuses, self.timeout_s)
             except RuntimeError as news:  # torch's SIGCHLD handler raises this when a worker has died
-                message = explain(news, self.statuses, self.timeout_s)
-            if message:
-                raise UserError(message) from error
+                died = explain(news, self.statuses, self.timeout_s)
+            if died:
+                raise died from error
             raise
 
     @property
@@ -286,9 +286,9 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"data '{self.name}' has no {split} split")
         return manifest
 
-    def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
-        """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
-        videos = EvalDataset(
+    def evaluation_dataset(self, split: str, protocol: EvalProtocol) -> EvalDataset:
+        """Returns the videos of a split with the views and the order of the protocol."""
+        return EvalDataset(
             self.manifest_of(split),
             self.sampling,
             short_side=self.short_side,
@@ -299,6 +299,10 @@ class VideoDataModule(L.LightningDataModule):
             video_reader=self.video_reader,
             seed=self.seed,
         )
+
+    def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
+        """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
+        videos = self.evaluation_dataset(split, protocol)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
         # rows; the row number identifies the repeats.

@@ -14,6 +14,9 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.crossval import command as crossval_command
+from vivit_train.tools.export import command as export_command
+from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
@@ -54,7 +57,7 @@ def vivit(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train and evaluate ViViT, prepare and check videos, measure speed and replay failed steps."""
+    """Train, evaluate and apply ViViT, prepare and check videos, measure speed and replay failed steps."""
     add_terminal_handler()
 
 
@@ -109,6 +112,11 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     The checkpoint holds the model, the labels and the preprocessing.
     """
     replace_process("vivit_train.tools.eval", arguments)
+
+
+app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 
 @app.command(
@@ -180,6 +188,24 @@ def doctor(
     cfg = compose_data(videos, Path("runs/doctor"), "vivit doctor")
     folder = out or Path("doctor") / file_stem(str(cfg.data.name))
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=to_overrides(videos))
+
+
+@app.command(
+    epilog=examples(
+        "vivit compare runs/a runs/b",
+        "vivit compare runs/a runs/b runs/c --out three.html",
+    )
+)
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or evaluations on the same videos with the same views.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Compare results on the same videos: the difference with its interval, McNemar's test, and what flipped."""
+    from vivit_train.tools.compare import compare as compare_results
+
+    compare_results(folders, out)
 
 
 @app.command(

@@ -13,7 +13,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.composition import known_keys, translate_hydra_errors
+from vivit_train.composition import known_keys, refuse_shadowed_files, translate_hydra_errors
 from vivit_train.help import answer_help
 from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import NOTE, Outcome, is_job, run_job, take_folder
@@ -88,6 +88,7 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float | None:
     Returns:
         The best val/score, or NaN if there is none.
     """
+    check_own_files()
     if is_job():
         return run_job(cfg, program)
     end_on_signals()
@@ -102,6 +103,7 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float | None:
 
 def run_evaluation(cfg: DictConfig, program: Sequence[str]) -> float | None:
     """Evaluate the checkpoint that a configuration composed from conf/eval.yaml names; see `run_training`."""
+    check_own_files()
     if is_job():
         return run_job(cfg, program)
 
@@ -111,6 +113,14 @@ def run_evaluation(cfg: DictConfig, program: Sequence[str]) -> float | None:
         evaluate(cfg, folder)
 
     return record(cfg, run)
+
+
+def check_own_files() -> None:
+    """End with a message if a configuration file of the user's own would not be used."""
+    try:
+        refuse_shadowed_files()
+    except UserError as error:
+        end_with_message(error)
 
 
 def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float | None:

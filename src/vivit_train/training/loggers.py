@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
@@ -80,3 +80,13 @@ def wandb_logger(project: str, save_dir: str, first_step: int | None = None) -> 
     if mode == "offline":
         log.info(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` uploads this run later")
     return WandbRun(save_dir, first_step, project=project, mode=mode)
+
+
+def log_image(logger: Logger, name: str, file: Path, step: int) -> None:
+    """Sends a picture to TensorBoard or wandb; other loggers take none. Only rank 0 calls this."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(file)], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        logger.experiment.add_image(name, imread(file)[:, :, :3], step, dataformats="HWC")
