@@ -148,7 +148,9 @@ def prepare(
     listed: Annotated[
         Path | None, typer.Option("--list", help="Process only the videos that this file lists.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Time limit per video in seconds, plus 10 s per MB.")] = 3600,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Time limit per video in seconds, plus 10 s per MB.")
+    ] = 3600,
 ) -> None:
     """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
@@ -173,7 +175,9 @@ def prepare(
 def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
-    workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+    ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
     ] = False,

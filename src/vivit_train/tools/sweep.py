@@ -4,6 +4,7 @@ Hydra imports this module at every start, so heavy imports are local.
 """
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -16,12 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.composition import check_recipe
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
 from vivit_train.utils.files import replacing
 from vivit_train.utils.rank import is_first_rank
@@ -88,6 +91,7 @@ class Summary(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_unused_words(config)
         folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
         if started_from_outside() and "${now:" in folder:
             refuse(
@@ -98,6 +102,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if started_from_outside():
             refuse("a sweep is one process that starts the ranks of its jobs: start it without srun or torchrun")
+        refuse_unused_words(config)
         folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
         if "${" not in folder:  # A folder whose name contains the time is always new.
             self.folder = take_folder(folder, config)  # The lock is held until this process ends.
@@ -117,6 +122,32 @@ class Summary(Callback):
         if failed := sum(job.failed for job in jobs):
             jobs_text = plural(len(jobs), "job")
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
+
+
+def refuse_unused_words(config: DictConfig) -> None:
+    """End this process if an override of Hydra itself has no effect, or if a recipe does not exist."""
+    hydra = config.hydra
+    is_sweep, is_job_of_sweep = hydra.mode == RunMode.MULTIRUN, not OmegaConf.is_missing(hydra.job, "num")
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    try:
+        check_recipe(hydra.overrides.task, folders)
+    except UserError as error:
+        refuse(str(error))
+    for text in hydra.overrides.hydra:
+        key, _, value = text.lstrip("+~").partition("=")
+        node, _, name = key.removeprefix("hydra.").rpartition(".")
+        schema = (
+            OmegaConf.select(OmegaConf.structured(HydraConf), node) if node else OmegaConf.structured(HydraConf)
+        )
+        typed = schema is not None and dataclasses.is_dataclass(OmegaConf.get_type(schema))
+        if text.startswith("+") and ((typed and name not in schema) or (node and schema is None)):
+            refuse(f"{key}: there is no such key")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and not value.strip("'\""):
+            refuse(f"{key}: must be the path of a folder")
+        if key.startswith("hydra.sweep.") and not is_sweep and not is_job_of_sweep:
+            refuse(f"{key} is for a sweep, which needs -m; the folder of a single run is hydra.run.dir")
+        if key.startswith("hydra.run.") and is_sweep:
+            refuse(f"{key} is for a single run; the folder of a sweep is hydra.sweep.dir")
 
 
 def refuse(text: str) -> NoReturn:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -84,9 +86,12 @@ def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[st
         classes: The class names by head. The model gets a head for each item.
 
     Raises:
-        ValueError: The sizes do not fit together.
+        UserError: The model refuses the arguments.
     """
-    return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+    try:
+        return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"model: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
 
 def num_classes(classes: Mapping[str, Sequence[str]]) -> int | dict[str, int]:
@@ -171,10 +176,12 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
     refuse_bomb(path)
+    why = "it is not a checkpoint, or holds more than tensors and plain data"
+    if mmap and not is_zipfile(path):
+        raise UserError(f"{path} cannot be read as a checkpoint: {why}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, EOFError) as error:
-        why = "it is not a checkpoint, or holds more than tensors and plain data"
         raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
     except Exception as error:  # torch raises many kinds of errors for damaged and unsafe files.
         raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error

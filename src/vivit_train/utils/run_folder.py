@@ -42,6 +42,8 @@ class RunFolder:
     """
 
     def __init__(self, folder: str | Path, config: Mapping[Any, Any] | None) -> None:
+        if not isinstance(folder, str | Path) or not str(folder):
+            raise UserError("run_dir: must be the path of a folder")
         self.path = Path(os.path.realpath(folder))
         self.aside: Path | None = None
         self.before: dict[str, bytes | None] | None = None  # None: nothing is put back.

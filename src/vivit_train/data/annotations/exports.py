@@ -23,6 +23,7 @@ from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.text import nfc, plural, shorten_list
 
+SLACK = 2  # Tools may count a few frames more than a video shows, as headers do.
 MAX_FRAMES = 10**9  # A year of video at 30 frames per second has about as many.
 
 
@@ -103,6 +104,12 @@ def read_exports(
     top, expected_layout = open_root(root, options.expected_layout)
     train, val, test = files["train"], files["val"], files["test"]
     found = find_files(top, expected_layout, train, val or train or "", test, options.classes)
+    for file in found.values():
+        if file.suffix.lower() in (".zip", ".csv", ".tsv"):
+            raise UserError(
+                f"{file}: data={options.tool} reads no {file.suffix} files: unpack archives, and read tables with "
+                f"data=csv\n{expected_layout}"
+            )
     finder = VideoFinder(top)
     notices: list[str] = []
     tables = {
@@ -203,8 +210,11 @@ def _span(path: str, frames: tuple[int, int] | None, fps: float | None) -> tuple
     if fps:
         raise UserError(f"frames {start} to {stop - 1} end before they start")
     times_s = _times_s(path)
-    if not 0 <= start < min(stop, len(times_s)):
-        raise UserError(f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames")
+    if not 0 <= start < stop or start >= len(times_s) or stop > 1.05 * len(times_s) + SLACK:
+        raise UserError(
+            f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames; if the frames "
+            "were counted at another rate, set data.reader.fps"
+        )
     step_s = float(times_s[-1]) / max(len(times_s) - 1, 1)
     end_s = float(times_s[stop]) if stop < len(times_s) else float(times_s[-1]) + step_s
     return float(times_s[start]), end_s

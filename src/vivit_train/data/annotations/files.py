@@ -32,7 +32,7 @@ class Listings:
     Attributes:
         names: The names in each listed folder, by their composed form; None if the folder cannot be listed.
         notices: A notice for each folder that cannot be listed. Its files are assumed to exist.
-        near_misses: For each missing path, a name in its folder that differs only in case or blanks.
+        near_misses: For each missing path, a name in its folder that differs only in case, blanks or extension.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,8 @@ class Listings:
         if not names and not is_url(path):
             return self._below_other_form(folder, name)
         if folder not in self._loose:
-            self._loose[folder] = {loose_name(known): known for known in names}
+            by_stem = {loose_name(os.path.splitext(known)[0]): known for known in names}
+            self._loose[folder] = by_stem | {loose_name(known): known for known in names}
         if near := self._loose[folder].get(loose_name(name)):
             self.near_misses[path] = near
         return None
@@ -93,7 +94,9 @@ class Listings:
         if not self.near_misses:
             return ""
         pairs = [f"{path} (there is {name!r})" for path, name in self.near_misses.items()]
-        return f"names that differ from a file's only in case or blanks: {shorten_list(pairs, 2)}"
+        return (
+            f"names that differ from a file's only in case or blanks, or by an extension: {shorten_list(pairs, 2)}"
+        )
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -248,7 +251,7 @@ def subfolders(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if _is_folder(entry) and not is_hidden(entry.name))
     except OSError as error:
         raise_unreadable(error)
 
@@ -266,6 +269,11 @@ def file_names(folder: Path) -> list[str]:
             )
     except OSError as error:
         raise_unreadable(error)
+
+
+def is_hidden(folder: str) -> bool:
+    """Returns whether a folder is hidden, or written by a system or an archiver beside the user's own."""
+    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -335,7 +343,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         UserError: If a folder cannot be read.
     """
     for parent, folders, files in os.walk(str(folder), onerror=raise_unreadable, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
+        folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(parent, name)]
         yield parent, folders, files
 
 
