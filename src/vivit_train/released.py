@@ -61,11 +61,13 @@ class Names:
         classes: The class names by head. A single head has the name "".
         multi_label: Whether a video may have any number of classes.
         listed_in: Where the names are from.
+        label_advice: What to do if labels are none of these names.
     """
 
     classes: dict[str, list[str]]
     multi_label: bool
     listed_in: str
+    label_advice: str = ""
 
 
 def read_evaluated(cfg: DictConfig) -> Evaluated:
@@ -165,12 +167,9 @@ def read_released(source: Source, cfg: DictConfig) -> Evaluated:
         "mean, std": f"{list(mean)}, {list(std)} ({normalized_in})",
         **clip,
     }
-    advice = (
-        f"The classes are those of {name}. If it spells them otherwise, list them as {where} does, one per line "
-        "in the order of its logits, and set data.reader.classes=FILE."
-    )
     metadata = Metadata(config, names.classes, list(mean), list(std), names.multi_label)
-    return Evaluated(name, metadata, weights_of(whole.net, names.classes, cfg.init.heads, name), protocol, advice)
+    weights = weights_of(whole.net, names.classes, cfg.init.heads, name)
+    return Evaluated(name, metadata, weights, protocol, names.label_advice)
 
 
 def weights_of(
@@ -205,7 +204,15 @@ def class_names(cfg: DictConfig, whole: WholeModel, source: str, where: str) -> 
     """
     listed = cfg.data.reader.get("classes")
     if whole.classes is not None and listed is None:
-        return Names({"": whole.classes}, bool(whole.multi_label), whole.stated_in["classes"])
+        advice = f"The classes are those of {source}: "
+        if "classes" in cfg.data.reader:
+            advice += (
+                f"if {where} spells them otherwise, list its spelling, one per line in the order of the logits, "
+            )
+            advice += "and set data.reader.classes=FILE."
+        else:
+            advice += "use its names in the annotations."
+        return Names({"": whole.classes}, bool(whole.multi_label), whole.stated_in["classes"], advice)
     rows = whole.net.head.out_features
     splits = own_splits(cfg, f"{source} names no classes, so its {rows} logits are in the order of {where}")
     classes = {head: list(names) for head, names in splits.classes.items()}

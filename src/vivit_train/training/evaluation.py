@@ -89,12 +89,7 @@ def score_task(
         for logger in trainer.loggers:
             logger.log_metrics(measured, step=trainer.global_step)
         draw_result(out, rows, task, scores, f"{data.test_split}, {data.protocol}")
-    numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
-    if task.multi_label:
-        numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
-    log.info(
-        "  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split{note})"])
-    )
+    log.info(result_line(task, data, measured, scores, note))
     if protocol:
         parts = [f"{name} {value}" for name, value in protocol.items()]
         log.info(printable(f"protocol: {data.protocol} views; {'; '.join(parts)}"))
@@ -105,6 +100,22 @@ def score_task(
         )
     log.info(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
     return results
+
+
+def result_line(
+    task: VideoClassifier,
+    data: VideoDataModule,
+    measured: Mapping[str, float],
+    scores: Mapping[str, float],
+    note: str,
+) -> str:
+    """Returns the scores with the number of videos and the split, on one line."""
+    numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
+    if task.multi_label:
+        numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
+    return "  ".join(
+        [*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split{note})"]
+    )
 
 
 def pictures(task: VideoClassifier) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.adapt import guess_grid
 from vivit_train.models.weights.build import load_exactly
 from vivit_train.models.weights.files import Statistics, preprocessor, resizing, video_statistics
@@ -99,15 +99,18 @@ def from_scenic(source: Source, hints: Hints) -> WholeModel:
 def scenic_net(params: Tree, model: ModelName, hints: Hints) -> ViViT:
     """Builds the model of a parameter tree, whose position embeddings give the frames and the pixels of a clip."""
     pool: Literal["cls", "mean"] = "cls" if any(path.startswith("cls") for path in params) else "mean"
-    expected = empty_net(params, model, hints.frames, (hints.crop, hints.crop), pool, hints.order)
-    t, h, w = expected.tubelet
+    *tubelet, h, w = params["embedding/kernel"].shape[:-2]
+    t = tubelet[0] if tubelet else 1
+    size = (hints.crop - hints.crop % h, hints.crop - hints.crop % w)
+    expected = empty_net(params, model, hints.frames - hints.frames % t, size, pool, hints.order)
     is_sampled = expected.embedding.frame_index is not None
     if model == "vivit_st" and is_sampled and expected.grid[0] < 2:
         raise UserError("it is an image ViT, which knows no classes of videos; init.path=FILE trains from it")
     state = scenic_state(params, expected)
-    found = VideoWeights(MODELS[model].layout.name, state)
-    steps, rows, columns = guess_grid(expected, found, hints.init_frames)
+    steps, rows, columns = guess_grid(expected, VideoWeights(model, state), hints.init_frames)
     frames = hints.frames if is_sampled else steps * t
+    if hints.init_frames not in (None, frames):
+        raise UserError(f"init.frames={hints.init_frames}: its position embeddings are those of {frames} frames")
     net = empty_net(params, model, frames, (rows * h, columns * w), pool, hints.order)
     load_exactly(net, state)
     return net
