@@ -169,8 +169,8 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"ckpt_path={path}: no such file")
     if kind_of(path) == "safetensors":
         raise UserError(
-            f"{path} holds weights alone: name a checkpoint of vivit-train, a Hugging Face folder with config.json "
-            "or the authors' checkpoint; a training can start from it by init.path"
+            f"{path} holds weights alone: name a checkpoint of vivit-train, a Hugging Face folder with config.json"
+            " or the authors' checkpoint; a training can start from it by init.path"
         )
     refuse_bomb(path)
     try:
