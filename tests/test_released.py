@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +19,13 @@ from torch import Tensor
 from trees import make_tree, write
 
 from vivit_train.build import build_data
-from vivit_train.config import derive
+from vivit_train.config import derive, validate_evaluation
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
 from vivit_train.models.weights.scenic import save_scenic, to_scenic
+from vivit_train.models.weights.source import Source
+from vivit_train.models.weights.whole import Hints, arguments_of, read_whole
+from vivit_train.recipe import data_defaults
 from vivit_train.run import evaluate
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.utils.errors import UserError
@@ -298,6 +302,41 @@ def test_a_name_on_the_hub_that_cannot_be_reached_is_one_message(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(UserError, match=r"no weights at google/vivit-b-16x2-kinetics400, .*no network.*folder"):
         score(config, "google/vivit-b-16x2-kinetics400", kinetics)
+
+
+def test_the_commands_of_the_page_are_valid(config: Config) -> None:
+    page = (ROOT / "docs/released-weights.md").read_text()
+    commands = [words for words in re.findall(r"`(.*?)`", page) if words.startswith("ckpt_path=")]
+    assert len(commands) == 7
+    for words in commands:
+        validate_evaluation(config(*words.split(), "data.root=x", name="eval"))
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "settings", "size"),
+    [
+        ("kinetics400", "vivit_st", {"num_classes": 400}, (32, 224)),
+        ("kinetics600", "vivit_fe", {"num_classes": 600, "temporal_depth": 24}, (32, 224)),
+        ("epic_kitchens100", "vivit_fe", {"num_classes": 397}, (32, 224)),
+        ("something_something_v2", "vivit_fe", {"num_classes": 174, "image_size": 256}, (32, 256)),
+    ],
+)
+def test_trees_of_the_released_sizes_need_no_further_word(
+    data: str, model: ModelName, settings: dict[str, Any], size: tuple[int, int], config: Config, tmp_path: Path
+) -> None:
+    net = ViViT(model, **{"dim": 8, "depth": 1, "heads": 2} | settings)
+    save_scenic(net, tmp_path / "checkpoint")
+    cfg = config(f"data={data}", "ckpt_path=x", name="eval")
+    option, node = data_defaults(cfg.data.name)
+    whole = read_whole(
+        Source(str(tmp_path / "checkpoint")), Hints(None, "space_time", None, node.frames, node.crop)
+    )
+    assert option == data
+    assert whole.net.input_shape == (3, size[0], size[1], size[1])
+    assert arguments_of(whole.net)["temporal_depth"] == len(
+        net.temporal_encoder.blocks if net.temporal_encoder else ()
+    )
+    assert whole.net.head_sizes == {"": settings["num_classes"]}
 
 
 def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
