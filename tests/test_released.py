@@ -128,7 +128,7 @@ def test_the_authors_checkpoint_is_scored_with_the_classes_and_the_clips_of_the_
     words = [] if model == "vivit_fe" else ["model=vivit_st", "init.frames=4"]
     results = score(config, tmp_path / "released", kinetics, *words, "data.short_side=36")
     assert (results["test/top1@1x1"], results["n"]) == (1, 6)
-    torch.testing.assert_close(logits(tmp_path / "run"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(tmp_path / "results"), expected, atol=1e-5, rtol=0)
     assert results["protocol"] == {
         "source": str(tmp_path / "released"),
         "model": f"{model} (checkpoint)",
@@ -154,7 +154,7 @@ def test_a_sharded_hugging_face_folder_with_its_classes_in_another_order(
     save_sharded(permuted(net, OTHER_ORDER), tmp_path / "hf", OTHER_ORDER)
     results = score(config, tmp_path / "hf", kinetics, "data.stride=1")
     assert (results["test/top1@1x1"], results["n"]) == (1, 6)
-    torch.testing.assert_close(logits(tmp_path / "run"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(tmp_path / "results"), expected, atol=1e-5, rtol=0)
     protocol = results["protocol"]
     assert protocol["classes"] == "3 (config.json)"
     assert protocol["stride"] == "1 (command line)"
@@ -186,7 +186,7 @@ def test_the_authors_epic_model_has_its_nouns_before_its_verbs(epic: Path, confi
     assert to_scenic(net)["output_projection/bias"].nonzero()[0].tolist() == [2, 301]
     words = ["data.short_side=36", "data.stride=1"]
     results = score(config, tmp_path / "checkpoint_1", epic, *words, data="epic_kitchens100")
-    rows = list(csv.DictReader((tmp_path / "run/predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "results/predictions.csv").open()))
     assert {(row["verb_prediction"], row["noun_prediction"]) for row in rows} == {("verb1", "noun2")}
     assert results["test/verb_top1@1x1"] == pytest.approx(1 / 2)
     assert results["test/noun_top1@1x1"] == pytest.approx(1 / 3)
@@ -201,8 +201,16 @@ def test_names_of_the_data_are_those_of_labels_that_the_source_leaves_out(
     video, label = clips(config, kinetics)
     expected = fit_head(net, normalized(video, [0.5] * 3, [0.5] * 3), label[:, 0])
     save_sharded(net, tmp_path / "hf", [f"LABEL_{i}" for i in range(3)])
+    file = tmp_path / "hf/preprocessor_config.json"
+    own = file.read_text()
+    file.write_text('{"size": {"shortest_edge": 36}}')  # and the default's [-3, 1]
+    results = score(config, tmp_path / "hf", kinetics)
+    in_file = "(the authors' [-1, 1], not the [-3, 1] of preprocessor_config.json)"
+    assert results["protocol"]["mean, std"].endswith(in_file)
+    torch.testing.assert_close(logits(tmp_path / "results"), expected, atol=1e-5, rtol=0)
+    file.write_text(own)
     results = score(config, tmp_path / "hf", kinetics, "init.mean=[0.5,0.5,0.5]", "init.std=[0.5,0.5,0.5]")
-    torch.testing.assert_close(logits(tmp_path / "run"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(tmp_path / "results"), expected, atol=1e-5, rtol=0)
     assert results["protocol"]["classes"] == "3 (data=kinetics400, in its order)"
     assert results["protocol"]["mean, std"].endswith("(init.mean, init.std)")
 
@@ -234,7 +242,7 @@ def test_a_file_of_names_in_the_order_of_the_logits_replaces_those_of_the_source
     save_sharded(permuted(net, order), tmp_path / "hf", SPELLED_OTHERWISE)
     file = write(tmp_path / "names.txt", *order)
     results = score(config, tmp_path / "hf", kinetics, f"data.reader.classes={file}")
-    torch.testing.assert_close(logits(tmp_path / "run"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(tmp_path / "results"), expected, atol=1e-5, rtol=0)
     assert results["test/top1@1x1"] == 1
     assert results["protocol"]["classes"] == f"3 (data.reader.classes={file})"
 

@@ -31,6 +31,7 @@ TYPES: dict[str, Any] = {
     "mixup": float,
     "cutmix": float,
     "ema_decay": float | None,
+    "patience": int | None,
     "scale_lr": Literal["linear", "sqrt"] | None,
     "init.name": str | None,
     "init.path": str | None,

@@ -35,6 +35,7 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "protocol": "set eval.views",
         "splits": "set data.reader",
     },
+    "loss": {"class_counts": "it follows from the data", "multi_label": "it follows from the data"},
     "trainer": {
         "accumulate_grad_batches": "set global_batch_size and micro_batch_size",
         "callbacks": "add a node to callbacks: +callbacks.NAME._target_=...",
@@ -47,6 +48,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "ema_decay": (0, 1),
+    "patience": (1, 1e6),
+    "loss.gamma": (0, 100),
+    "loss.tau": (0, 100),
+    "loss.class_weights": (0, 1e9),
     "optimizer.lr": (0, 1e6),
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.momentum": (0, 1),

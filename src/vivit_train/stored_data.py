@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,18 +105,33 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
     Raises:
         UserError: The data settings in the checkpoint are invalid.
     """
-    given, stored = given_data(metadata, cfg), metadata.config.get("data")
-    where = f"{cfg.ckpt_path}: data"
-    if not isinstance(stored, Mapping):
-        raise UserError(f"{where} is missing or is not a mapping of settings")
+    given = given_data(metadata, cfg)
     known = VideoDataModule.__init__
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
+    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
+    return stored_data(metadata, cfg.ckpt_path, cfg.trusted, **given, protocol=protocol)
+
+
+def stored_data(metadata: Metadata, path: str | Path, trusted: Sequence[str], **given: Any) -> VideoDataModule:
+    """Builds the data module of a checkpoint.
+
+    Args:
+        metadata: The metadata of the checkpoint.
+        path: The path of the checkpoint, for messages.
+        trusted: The packages whose code may be called; see `targets.build`.
+        given: Arguments that replace those of the checkpoint.
+
+    Raises:
+        UserError: The data settings in the checkpoint are invalid.
+    """
+    stored, where = metadata.config.get("data"), f"{path}: data"
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{where} is missing or is not a mapping of settings")
     node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
     node = {key: value for key, value in node.items() if key not in given}
     if "." in str(node.get("decoder", "")):
-        resolve_target(node["decoder"], set(), f"{where}.decoder", cfg.trusted)
-    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
-    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given, protocol=protocol)
+        resolve_target(node["decoder"], set(), f"{where}.decoder", trusted)
+    data: VideoDataModule = build(node, DATA, where, trusted, **given)
     return data
 
 

@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import zipfile
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +75,9 @@ def read_file(path: str | Path) -> Any:
         if kind == "safetensors":
             content = load_file(path)
         else:
-            with open(path, "rb") as file:  # Given a path, torch would rely on the file extension.
+            # Given a path, torch would rely on the file extension. Many training scripts save their arguments too,
+            # as a Namespace, which only holds attributes.
+            with open(path, "rb") as file, torch.serialization.safe_globals([Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
@@ -85,7 +89,7 @@ def read_file(path: str | Path) -> Any:
 
 def unwrapped(content: Any) -> Any:
     """Returns the state dict in the content of a file, which may be inside of a dict with other items."""
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "module", "model_state"):
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     return content
 
@@ -229,10 +233,22 @@ def resizing(folder: Path) -> dict[str, Any]:
     return found
 
 
+def normalizes_twice(config: Mapping[str, Any]) -> bool:
+    """Returns whether a preprocessing has Hugging Face's default, which normalizes pixels twice, to [-3, 1].
+
+    The released weights and those of its guide were trained in [-1, 1], so the file does not describe training.
+    """
+    factor = config.get("rescale_factor", 1 / 127.5)
+    stated = [config.get(f"image_{key}", [0.5] * 3) for key in ("mean", "std")]
+    switches = ("do_rescale", "offset", "do_normalize")
+    is_default = all(config.get(key, True) for key in switches) and stated == [[0.5] * 3] * 2
+    return is_default and conforms(factor, float) and round(255 * factor, 6) == 2
+
+
 def video_statistics(folder: Path) -> Statistics:
     """Returns the normalization of the ViViT in a Hugging Face folder; without a file, that of the authors."""
     file, config = preprocessor(folder)
-    if not config:
+    if not file.is_file():
         return (0.5,) * 3, (0.5,) * 3
     rescale, normalize = config.get("do_rescale", True), config.get("do_normalize", True)
     factor, offset = config.get("rescale_factor", 1 / 127.5), float(bool(rescale and config.get("offset", True)))
@@ -242,9 +258,7 @@ def video_statistics(folder: Path) -> Statistics:
     mean = config.get("image_mean", [0.5] * 3) if normalize else [0.0] * 3
     std = config.get("image_std", [0.5] * 3) if normalize else [1.0] * 3
     check_statistics(mean, std, file)
-    if offset and round(scale, 6) == 2 and mean == std == [0.5] * 3:
-        # Hugging Face's default normalizes twice, to [-3, 1]. The released weights and those of its guide were
-        # trained in [-1, 1], so this file does not describe the training.
+    if normalizes_twice(config):
         log.info(
             f"note     {file} normalizes pixels to [-3, 1], as Hugging Face's default does, but the released "
             "weights were trained in [-1, 1], which is used here; if these were fine-tuned in [-3, 1], set "
@@ -255,3 +269,25 @@ def video_statistics(folder: Path) -> Statistics:
         tuple(round((offset + value) / scale, 9) for value in mean),
         tuple(round(value / scale, 9) for value in std),
     )
+
+
+def short_side_of(folder: Path, crop: int) -> int:
+    """Returns the pixels to which the ViViT in a Hugging Face folder resizes the short side before it crops.
+
+    Args:
+        folder: The folder, whose preprocessor_config.json may be missing.
+        crop: The side of the crop in pixels.
+
+    Raises:
+        UserError: The file states another kind of preprocessing.
+    """
+    file = folder / "preprocessor_config.json"
+    config = read_json_object(file) if file.is_file() else {}
+    size = config.get("size", {"shortest_edge": round(crop * 256 / 224)})
+    edge: Any = size.get("shortest_edge") if isinstance(size, dict) else size
+    if not config.get("do_resize", True) or not conforms(edge, int) or not crop <= edge <= 1 << 14:
+        raise UserError(
+            f"{file}: size is {shown(size)}, but only a shortest_edge of at least the crop's {crop} pixels is "
+            "supported"
+        )
+    return int(edge)

@@ -25,11 +25,18 @@ from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.scenic import detect_scenic
 from vivit_train.models.weights.source import Detector, ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_vit import detect_image_vit, init_from_vit
+from vivit_train.models.weights.videomae import detect_videomae
 from vivit_train.models.weights.vivit_file import detect_vivit_file
 from vivit_train.utils.errors import UserError, reason
 
 # The first detector that knows a source returns its weights.
-DETECTORS: tuple[Detector, ...] = (detect_vivit_file, detect_scenic, detect_huggingface, detect_image_vit)
+DETECTORS: tuple[Detector, ...] = (
+    detect_vivit_file,
+    detect_scenic,
+    detect_videomae,
+    detect_huggingface,
+    detect_image_vit,
+)
 
 
 def load_pretrained(

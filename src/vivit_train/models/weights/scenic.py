@@ -19,18 +19,20 @@ from vivit_train.models.vivit import (
     ViViTFactorizedSelfAttention,
     ViViTSpaceTime,
 )
-from vivit_train.models.weights.adapt import check_settings, square
+from vivit_train.models.weights.adapt import square
 from vivit_train.models.weights.build import build, load_exactly
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file, read_parameters, write_flax
 from vivit_train.models.weights.heads import authors_order, from_single_output, reorder
 from vivit_train.models.weights.keys import KeyMap, their_names
+from vivit_train.models.weights.settings import check_settings
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_vit import timm_key
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
 HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)  # The authors train in [-1, 1].
+SETTINGS = {"act": "gelu_tanh", "fc_norm": False}
 # The modules of a block: those of models 1, 2, and 4, and those of model 3, factorized self-attention (FSA).
 BLOCK: KeyMap = {
     "norm1": ("LayerNorm_0",),
@@ -101,7 +103,7 @@ def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | N
         if net.layout not in layouts:
             check_settings(net, "it", {"model": layouts[0].name})
         heads = authors_order(net.head_sizes)
-        return VideoWeights(str(file), scenic_state(params, net), statistics=HALF, heads=heads)
+        return VideoWeights(str(file), scenic_state(params, net), SETTINGS, statistics=HALF, heads=heads)
     except UserError as error:
         raise UserError(f"{file} does not fit the model: {error}") from error
 
@@ -323,7 +325,11 @@ def to_scenic(net: ViViT) -> Tree:
 
     `load_scenic` reads it back bit for bit. As in the authors' EPIC models, several heads become one
     `output_projection`: the 300 nouns before the 97 verbs, or else in the order of `net.head_sizes`.
+
+    Raises:
+        UserError: The authors' code has no such model: another activation, norm, or token.
     """
+    check_settings(net, "a model of the authors' code", SETTINGS)
     tree: Tree = {}
     order = authors_order(net.head_sizes) or tuple(net.head_sizes)
     for name, paths in paths_of(net):

@@ -118,6 +118,10 @@ class VideoWeights:
         multi_label: Whether the head was trained for any number of classes per video.
         statistics: The mean and std of the normalization, for pixels in [0, 1].
         heads: The order of the model's heads in the rows of a single output without class names.
+        new: The parameters that the source does not have, and why; they stay as they are initialized.
+        unused: The names of weights in the source that no model of this package has.
+        license: The license of the weights, for the report.
+        notes: Further lines for the report.
     """
 
     source: str
@@ -128,6 +132,10 @@ class VideoWeights:
     multi_label: bool | None = None
     statistics: Statistics | None = None
     heads: Sequence[str] | None = None
+    new: Mapping[str, str] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+    license: str | None = None
+    notes: Sequence[str] = ()
 
 
 # Returns the weights in a source for the model to be initialized, or None if the source is of another kind.

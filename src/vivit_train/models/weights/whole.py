@@ -10,7 +10,7 @@ from typing import Any, Literal
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.adapt import guess_grid
 from vivit_train.models.weights.build import load_exactly
-from vivit_train.models.weights.files import Statistics, preprocessor, resizing, video_statistics
+from vivit_train.models.weights.files import Statistics, normalizes_twice, preprocessor, resizing, video_statistics
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file
 from vivit_train.models.weights.huggingface import load_huggingface, named_classes
 from vivit_train.models.weights.scenic import HALF, empty_net, layouts_of, scenic_state, vit_parameters
@@ -18,6 +18,7 @@ from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, reason
 
+AUTHORS = "the authors' [-1, 1]"  # where the normalization is from
 Order = Literal["space_time", "time_space"]
 
 
@@ -92,7 +93,7 @@ def from_scenic(source: Source, hints: Hints) -> WholeModel:
     except UserError as error:
         raise UserError(f"{file} cannot be evaluated: {error}") from error
     clip = {"frames": net.input_shape[1], "crop": net.input_shape[2]}
-    stated_in = {"model": file.name, "mean, std": "the authors' [-1, 1]", **dict.fromkeys(clip, file.name)}
+    stated_in = {"model": file.name, "mean, std": AUTHORS, **dict.fromkeys(clip, file.name)}
     return WholeModel(net, None, None, HALF, clip, stated_in)
 
 
@@ -143,10 +144,9 @@ def from_huggingface(source: Source, hints: Hints) -> WholeModel:
         )
     statistics = video_statistics(source.path)
     stated_in = {"model": "config.json", "classes": "config.json", **dict.fromkeys(size, "config.json")}
-    stated_in |= {
-        "mean, std": file.name if config else "the authors' [-1, 1]",
-        **dict.fromkeys(resized, file.name),
-    }
+    normalized_in = f"{AUTHORS}, not the [-3, 1] of " if normalizes_twice(config) else ""
+    stated_in["mean, std"] = f"{normalized_in}{file.name}" if config else AUTHORS
+    stated_in |= dict.fromkeys(resized, file.name)
     multi_label = source.config.get("problem_type") == "multi_label_classification"
     return WholeModel(net, names, multi_label, statistics, size | resized, stated_in)
 
