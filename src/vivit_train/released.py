@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from vivit_train.data.annotations.files import NoClassesError
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import LARGE
 from vivit_train.data.video import urls
@@ -238,11 +239,12 @@ def own_splits(cfg: DictConfig, why: str) -> Splits:
     with urls.private_urls(bool(cfg.data.allow_private_urls)):
         try:  # Published data has its class names in a file of its own; the training videos need not be there.
             return reader(cfg.data.root, train=None, **lists)
-        except UserError:
+        except UserError as alone:
             try:
                 return reader(cfg.data.root, train=cfg.data.train, **lists)
             except UserError as error:
-                raise UserError(f"{error}\n{why}; data.reader.classes=FILE lists them instead") from None
+                shown_error = error if isinstance(alone, NoClassesError) else alone
+                raise UserError(f"{shown_error}\n{why}; data.reader.classes=FILE lists them instead") from None
 
 
 def clip_settings(
@@ -266,8 +268,8 @@ def clip_settings(
             f"data.crop={values['crop']} is larger than data.short_side={values['short_side']}: set "
             f"data.short_side to what {source} was trained with"
         )
-    if values["fps"]:
-        node["stride"] = 1  # It may be "auto", and `fps` replaces it.
+    if node["stride"] == "auto":
+        node["stride"] = 1  # `fps` or the command line replaces it.
     hidden = {"stride" if values["fps"] else "fps"}
     return {
         key: f"{values[key]} ({'command line' if key in typed else whole.stated_in.get(key, where)})"
