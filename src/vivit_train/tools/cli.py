@@ -105,12 +105,15 @@ def train_model(arguments: HydraArguments = None) -> None:
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+        "vivit eval ckpt_path=google/vivit-b-16x2-kinetics400 data=kinetics400 data.root=DIR eval.views=4x3",
     ),
 )
 def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     """Evaluate a checkpoint. This is eval.py of the repository.
 
     The checkpoint holds the model, the labels and the preprocessing.
+
+    ckpt_path may also name the authors' checkpoint, or a Hugging Face folder or hub name, together with data=NAME.
     """
     replace_process("vivit_train.tools.eval", arguments)
 

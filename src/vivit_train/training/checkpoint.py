@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
-from vivit_train.models.weights.files import refuse_bomb, tensors_of
+from vivit_train.models.weights.files import kind_of, refuse_bomb, tensors_of
 from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
@@ -175,6 +175,11 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
+    if kind_of(path) == "safetensors":
+        raise UserError(
+            f"{path} holds weights alone: name a checkpoint of vivit-train, a Hugging Face folder with config.json"
+            " or the authors' checkpoint; a training can start from it by init.path"
+        )
     refuse_bomb(path)
     why = "it is not a checkpoint, or holds more than tensors and plain data"
     if mmap and not is_zipfile(path):

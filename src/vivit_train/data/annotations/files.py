@@ -26,6 +26,10 @@ _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
 PLACES = ("{}", "annotations/{}")  # the places below root in which annotation files are searched
 
 
+class NoClassesError(UserError):
+    """Nothing defines the classes: there are neither training annotations nor a class file."""
+
+
 class Listings:
     """Finds files with one listing per folder, since a stat per file takes minutes on network disks.
 
@@ -203,12 +207,13 @@ def find_files(
     """Returns the annotation file of each split.
 
     Raises:
-        UserError: If a file is missing, or if there is neither a training file nor a class file.
+        UserError: If a file is missing.
+        NoClassesError: If there is neither a training file nor a class file.
     """
     if not val:
         raise UserError(f"no validation annotations; set data.val=<file>.\n{expected_layout}")
     if not train and not classes:
-        raise UserError(
+        raise NoClassesError(
             "without training annotations (data.train=null), data.reader.classes=<file> must define the classes"
         )
     wanted = {"train": train, "val": val, "test": test}
