@@ -17,6 +17,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vivit_train.data.annotations.files import read_classes
@@ -187,21 +188,12 @@ class VideoModel:
         Raises:
             UserError: The views are invalid, or a loader process dies.
         """
-        given: dict[str, Any] = {} if batch_size is None else {"micro_batch_size": batch_size}
+        given: dict[str, Any] = {"views": views, "allow_private_urls": allow_private_urls}
+        given |= {} if batch_size is None else {"micro_batch_size": batch_size}
         given["num_workers"] = min(usable_cores(), len(clips)) if num_workers == "auto" else num_workers
-        protocol = EvalProtocol("val", parse_views(views))
-        splits = Splits({}, clips, clips, None, "videos")
         done, refused = 0, dict[str, str]()
         while len(clips):
-            data = self.build_data(
-                name="videos",
-                root=".",
-                reader=no_annotations,
-                splits=splits,
-                protocol=protocol,
-                allow_private_urls=allow_private_urls,
-                **given,
-            )
+            data = self.data_for(clips, **given)
             data.video_reader = replace(data.video_reader, refused=refused)
             loader = data.test_dataloader()
             del loader.batch_sampler[:done]  # type: ignore[union-attr] # a list
@@ -215,6 +207,34 @@ class VideoModel:
                 if not set(error.videos) - refused.keys():
                     raise
                 refused |= dict.fromkeys(error.videos, error.why)
+
+    def data_for(self, clips: ClipTable, *, views: str, **settings: Any) -> VideoDataModule:
+        """Returns a data module of clips, with the preprocessing of the model.
+
+        Args:
+            clips: The clips, from `clip_table`.
+            views: See `predict`.
+            settings: Further arguments of `VideoDataModule`.
+
+        Raises:
+            UserError: The views are invalid.
+        """
+        return self.build_data(
+            name="videos",
+            root=".",
+            reader=no_annotations,
+            splits=Splits({}, clips, clips, None, "videos"),
+            protocol=EvalProtocol("val", parse_views(views)),
+            **settings,
+        )
+
+    def shares(self, views_BVTCHW: Tensor) -> NDArray[np.float64]:
+        """Returns the probabilities of clips from their views, [B, K]; those of several heads are concatenated."""
+        logits_BK = self.mean_over_views(self.task.logits, views_BVTCHW).double()
+        if self.multi_label:
+            return logits_BK.sigmoid().numpy()
+        parts = logits_BK.split(list(self.task.heads.values()), dim=1)
+        return torch.cat([part.softmax(1) for part in parts], dim=1).numpy()
 
     def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns the mean over the views of a function of normalized clips, float32 [B, ...] on the CPU."""
