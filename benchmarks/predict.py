@@ -7,6 +7,8 @@ its loader processes anew. On a CPU, leave a core to each loader process: OMP_NU
 """
 
 import argparse
+import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -15,11 +17,20 @@ from vivit_train.tools.predict.sources import find_clips
 from vivit_train.video_model import clip_table, load
 
 
-def measure(work: Callable[[], int]) -> float:
-    """Returns the videos per second of one pass."""
-    start_s = time.perf_counter()
+def measure(work: Callable[[], int]) -> tuple[float, float]:
+    """Returns the videos per second of a pass, and the CPU seconds per video, with those of loader processes."""
+    gc.collect()
+    start_s, before_s = time.perf_counter(), cpu_s()
     videos = work()
-    return videos / (time.perf_counter() - start_s)
+    wall_s = time.perf_counter() - start_s
+    gc.collect()  # The loader processes end here, and only then their time is known.
+    return videos / wall_s, (cpu_s() - before_s) / videos
+
+
+def cpu_s() -> float:
+    """Returns the CPU time of this process and of its children that have ended, in seconds."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main() -> None:
@@ -40,17 +51,21 @@ def main() -> None:
         "model": lambda: sum(len(model.mean_over_views(model.task.logits, batch["video"])) for batch in batches),
         "predict": lambda: len(list(model.stream(clips, **loading))),
     }
-    rates: dict[str, list[float]] = {name: [] for name in passes}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
     for turn in range(given.rounds + 1):
         for name, work in passes.items():
-            rate = measure(work)
+            measured = measure(work)
             if turn:  # The first round fills the page cache.
-                rates[name].append(rate)
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    shown = ", ".join(f"{name} {rate:.3g}" for name, rate in medians.items())
-    slower = min(medians["loader"], medians["model"])
-    print(f"{len(clips)} videos on {model.device}, {given.workers} workers; videos per second: {shown}")
-    print(f"predict / slower of loader and model: {medians['predict'] / slower:.2f}")
+                found[name].append(measured)
+    rate, cost = (
+        {name: statistics.median(row[i] for row in rows) for name, rows in found.items()} for i in (0, 1)
+    )
+    print(f"{len(clips)} videos on {model.device}, {given.workers} loader processes, {given.rounds} rounds")
+    print("videos per second: " + ", ".join(f"{name} {value:.3g}" for name, value in rate.items()))
+    ratios = [rows[2][0] / min(rows[0][0], rows[1][0]) for rows in zip(*found.values(), strict=True)]
+    print(f"predict / slower of loader and model: median {statistics.median(ratios):.2f} of {sorted(ratios)}")
+    print("CPU seconds per video: " + ", ".join(f"{name} {value:.4f}" for name, value in cost.items()))
+    print(f"predict / loader + model, in CPU time: {cost['predict'] / (cost['loader'] + cost['model']):.2f}")
 
 
 if __name__ == "__main__":

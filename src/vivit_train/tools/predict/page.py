@@ -11,9 +11,9 @@ from vivit_train.utils.text import plural, printable
 HUE_STEP = 137.508
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --ink: #1d1c1a; --soft: #6c6862; --line: #e2ded7;
-  --card: #ffffff; --tone: 88%; --edge: 46%; --text: 22%; }
+  --card: #ffffff; --tint: 60%; --tone: 88%; --edge: 46%; --text: 22%; }
 @media (prefers-color-scheme: dark) { :root { --paper: #161514; --ink: #ece9e4; --soft: #9c978f;
-  --line: #34312d; --card: #1f1d1b; --tone: 27%; --edge: 58%; --text: 90%; } }
+  --line: #34312d; --card: #1f1d1b; --tint: 40%; --tone: 26%; --edge: 58%; --text: 90%; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -28,7 +28,7 @@ video { display: block; width: 100%; max-height: 68vh; background: #000; border-
 .bar button { position: absolute; top: 0; bottom: 0; border: 0; padding: 0; text-indent: 0.6rem; text-align: left;
   cursor: pointer; font: inherit; font-size: 0.85rem;
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
-  color: hsl(var(--hue) 45% var(--text)); background: hsl(var(--hue) 60% var(--tone));
+  color: hsl(var(--hue) 45% var(--text)); background: hsl(var(--hue) var(--tint) var(--tone));
   box-shadow: inset 3px 0 hsl(var(--hue) 60% var(--edge)); }
 .bar button:hover, .bar button:focus-visible { filter: brightness(1.08); outline: 2px solid var(--ink);
   outline-offset: -2px; }
