@@ -17,6 +17,7 @@ import vivit_train
 from vivit_train.data.synthetic import CLASSES
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
+from vivit_train.models.weights.scenic import save_scenic
 from vivit_train.utils.errors import UserError, VideoError
 
 
@@ -125,6 +126,17 @@ def test_a_model_of_hugging_face(videos: Path, tmp_path: Path) -> None:
     assert vivit_train.load(folder, labels=tmp_path / "names.txt").classes == {"": ("x", "y", "z")}
     with pytest.raises(UserError, match=r"2 names.*3 classes"):
         vivit_train.load(folder, labels=["x", "y"])
+
+
+def test_a_checkpoint_of_the_authors(videos: Path, tmp_path: Path) -> None:
+    net = randomize(ViViT("vivit_fe", num_classes=3, image_size=32, **SIZES))
+    save_scenic(net, tmp_path / "checkpoint_7")
+    with pytest.raises(UserError, match="names no classes"):
+        vivit_train.load(tmp_path / "checkpoint_7")
+    model = vivit_train.load(tmp_path, labels=["a", "b", "c"], device="cpu")
+    clips = model.preprocess(next(videos.glob("test/*/*.mp4")))
+    with torch.no_grad():
+        assert torch.allclose(model.logits(clips), net(clips.transpose(1, 2) / 127.5 - 1), atol=1e-4)
 
 
 @pytest.mark.parametrize(("source", "words"), [("none.ckpt", "no such file"), (".", "neither best.ckpt")])
