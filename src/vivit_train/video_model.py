@@ -297,8 +297,10 @@ def best_checkpoint(path: Path) -> Path:
     """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
 
     Raises:
-        UserError: The folder has neither a best.ckpt nor a model of Hugging Face.
+        UserError: It does not exist, or the folder has neither a best.ckpt nor a model of Hugging Face.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; a model on the Hugging Face Hub is hf://user/name")
     if not path.is_dir():
         return path
     for file in (path / "checkpoints/best.ckpt", path / "best.ckpt"):

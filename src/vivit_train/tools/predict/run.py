@@ -99,7 +99,7 @@ def predict_labels(
         if outputs.json:
             write_json(outputs.json, done, {"checkpoint": checkpoint, "views": loading["views"]})
         if outputs.csv:
-            write_csv(outputs.csv, done, list(model.classes), top)
+            write_csv(outputs.csv, done, list(model.classes))
     if on_terminal:
         print_table(done)
     seconds = time.monotonic() - start_s
