@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.logs import add_terminal_handler
@@ -113,6 +114,7 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
 
 
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
 
 
 @app.command(
@@ -180,6 +182,44 @@ def doctor(
     cfg = compose_data(videos, Path("runs/doctor"), "vivit doctor")
     folder = out or Path("doctor") / file_stem(str(cfg.data.name))
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=to_overrides(videos))
+
+
+@app.command(
+    epilog=examples(
+        "vivit crossval videos --folds 5 --seeds 3 --out crossval",
+        "vivit crossval data=csv data.root=videos --group 'person(\\d+)' --out crossval   # leave one person out",
+    )
+)
+def crossval(
+    videos: Videos = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")] = Path("crossval"),
+    folds: Annotated[int | None, typer.Option(min=2, help="Number of folds. Default: one per group.")] = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            help="Clips that stay in one fold: source (by the names of files and folders), none, a CSV file with "
+            "the header path,group, or a regular expression with a group that is searched in the path."
+        ),
+    ] = "source",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each fold, with seeds 0, 1, ...")] = 1,
+    val_percent: Annotated[
+        float, typer.Option(min=1, max=50, help="Percentage of the training clips that choose the checkpoint.")
+    ] = 10,
+    with_test: Annotated[
+        bool, typer.Option("--with-test", help="Also divide the clips of the data's own test split.")
+    ] = False,
+) -> None:
+    """Estimate the accuracy on unseen clips: train on all folds but one, test on it, and average.
+
+    The same command goes on where it was stopped. Other words are overrides of the training runs.
+    """
+    from vivit_train.tools.crossval import Choices
+    from vivit_train.tools.crossval import crossval as run
+    from vivit_train.tools.overrides import compose_data, to_overrides
+
+    cfg = compose_data(videos, out, "vivit crossval")
+    choices = Choices(folds, group, seeds, val_percent, with_test)
+    run(cfg, out, to_overrides(videos), choices)
 
 
 @app.command(

@@ -117,7 +117,7 @@ def _advice(classes: Classes, clean: str, overrides: Sequence[str]) -> str:
         return f"no clean lists are written, as they need one class name per line: rename {shorten_list(bad)}"
     if not clean:
         return "no clean lists are written, as they cannot hold segments or labels for several heads"
-    command = " ".join(["vivit train", clean, *map(shlex.quote, filter(_is_kept, overrides))])
+    command = " ".join(["vivit train", clean, *map(shlex.quote, filter(is_kept, overrides))])
     return f"train on the clean lists:\n  {command}"
 
 
@@ -128,7 +128,7 @@ def _log_problems(problems: Sequence[Problem]) -> None:
         log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
 
 
-def _is_kept(override: str) -> bool:
+def is_kept(override: str) -> bool:
     """Return whether an override sets something other than the location of the data."""
     return not override.startswith(
         ("data=", *(f"data.{key}" for key in ("root=", "train=", "val=", "test=", "reader")))
