@@ -41,8 +41,13 @@ def test_windows_merge_into_segments() -> None:
     share_a = [1.0, 1.0, 0.4, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     shares = np.stack([share_a, 1 - np.array(share_a)], axis=1)
     found = merge(shares, windows_at(starts, 2, 10), {"": ["a", "b"]}, multi_label=False)
-    assert [(one.start_s, one.end_s, one.name) for one in found] == [(0, 5, "a"), (5, 10, "b")]
+    assert [(one.start_s, one.end_s, one.name) for one in found] == [(0, 4, "a"), (4, 10, "b")]
     assert 0.5 < found[0].probability < 1
+    flicker = shares.copy()
+    flicker[7] = [5.0, 0.0]  # the most probable class of one part, which is shorter than a window
+    kept = merge(flicker, windows_at(starts, 2, 10), {"": ["a", "b"]}, multi_label=False)
+    assert (kept[0].start_s, kept[0].end_s, kept[0].name) == (0, 4, "a")
+    assert all(one.end_s - one.start_s >= 2 for one in kept)
     both = np.array([[0.9, 0.2], [0.9, 0.8], [0.1, 0.9]])
     tags = merge(both, windows_at([0, 1, 2], 1, 3), {"": ["a", "b"]}, multi_label=True)
     assert [(one.start_s, one.end_s, one.name) for one in tags] == [(0, 2, "a"), (1, 3, "b")]

@@ -121,9 +121,10 @@ def merge(
 ) -> list[Segment]:
     """Merges the probabilities of windows into segments, by head and start.
 
-    Between the starts of two windows, the probabilities are the mean over all windows that cover this part of the
-    video. Parts in a row with the same most probable class are a segment. For a multi-label model, a segment of a
-    class is parts in a row in which its probability is above 0.5.
+    Between the starts of two windows, the probabilities are a weighted mean: the weight of a window falls linearly
+    with the distance of its middle, to zero at the length of a window. Parts in a row with the same most probable
+    class are a segment; one shorter than a window joins its more probable neighbor. For a multi-label model, a
+    segment of a class is parts in a row in which its probability is above 0.5.
 
     Args:
         shares_WK: The probabilities of each window; those of several heads are concatenated.
@@ -134,18 +135,42 @@ def merge(
     starts_s = windows.starts_s
     edges_s = np.append(starts_s, max(windows.duration_s, float(starts_s[-1])))
     middles_s = (edges_s[:-1] + edges_s[1:])[:, None] / 2
-    covers_PW = (starts_s <= middles_s) & (middles_s < starts_s + windows.window_s)
-    covers_PW |= np.eye(len(starts_s), dtype=bool)  # The last part may be longer than a window.
-    smooth_PK = covers_PW @ shares_WK / covers_PW.sum(1, keepdims=True)
+    distance_PW = np.abs(middles_s - (starts_s + windows.window_s / 2)) / windows.window_s
+    weight_PW = np.maximum(1 - distance_PW, 0) + 1e-9 * np.eye(len(starts_s))  # A live stream may have gaps.
+    smooth_PK = weight_PW @ shares_WK / weight_PW.sum(1, keepdims=True)
     ends = np.cumsum([len(names) for names in classes.values()])[:-1]
     found = []
     for (head, names), head_PK in zip(classes.items(), np.split(smooth_PK, ends, axis=1), strict=True):
-        on_PK = head_PK > 0.5 if multi_label else np.eye(len(names), dtype=bool)[head_PK.argmax(1)]
+        best_P = without_short_runs(head_PK, edges_s, windows.window_s)
+        on_PK = head_PK > 0.5 if multi_label else np.eye(len(names), dtype=bool)[best_P]
         runs = [(first, end, k) for k in range(len(names)) for first, end in runs_of(on_PK[:, k])]
         for first, end, k in sorted(runs):
             share = np.average(head_PK[first:end, k], weights=np.diff(edges_s)[first:end] + 1e-9)
             found.append(Segment(float(edges_s[first]), float(edges_s[end]), head, names[k], float(share)))
     return found
+
+
+def without_short_runs(shares_PK: Shares, edges_s: Shares, shortest_s: float) -> NDArray[np.int64]:
+    """Returns the most probable class of each part, [P], without runs that are shorter than `shortest_s`.
+
+    The parts of such a run get the class of the neighbor that is more probable there, the shortest run first.
+
+    Args:
+        shares_PK: The probabilities of each part.
+        edges_s: The start of each part and the end of the last one in seconds, [P + 1].
+        shortest_s: The length in seconds.
+    """
+    best_P = shares_PK.argmax(1)
+    while True:
+        firsts = np.flatnonzero(np.diff(best_P, prepend=-1))
+        ends = np.append(firsts[1:], len(best_P))
+        lengths_s = edges_s[ends] - edges_s[firsts]
+        run = int(lengths_s.argmin())
+        if len(firsts) == 1 or lengths_s[run] > shortest_s - 1e-6:
+            return best_P
+        first, end = firsts[run], ends[run]
+        around = [best_P[place] for place in (first - 1, end) if 0 <= place < len(best_P)]
+        best_P[first:end] = max(around, key=lambda k: float(shares_PK[first:end, k].mean()))
 
 
 def runs_of(on_P: NDArray[np.bool]) -> list[tuple[int, int]]:
