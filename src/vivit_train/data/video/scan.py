@@ -9,6 +9,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av import Packet, VideoCodecContext, VideoFrame
+from av.video.stream import VideoStream
 
 from vivit_train.data.video import index, storage
 from vivit_train.data.video.color import wide_color
@@ -217,6 +218,24 @@ def display_shape(path: str, square_pixels: bool = True) -> DisplayShape:
     """Returns the shape of a video's first frame, by default as shown with square pixels."""
     shape = _first_frame(path, storage.state(path)).shape
     return shape if square_pixels else shape._replace(pixel_aspect=SQUARE)
+
+
+def shape_of_first(path: str, frame: VideoFrame, stream: VideoStream, square_pixels: bool) -> DisplayShape:
+    """Returns the shape of a video's first frame, by default as shown with square pixels.
+
+    Args:
+        path: The path of the video.
+        frame: A decoded frame, which usually has the shape of the first one.
+        stream: The stream that it belongs to.
+        square_pixels: See `read_frames`.
+    """
+    scan = scan_file(path)
+    if (frame.width, frame.height) != (
+        scan.width,
+        scan.height,
+    ):  # The size changes, or the header has another one.
+        return display_shape(path, square_pixels)
+    return DisplayShape.of(frame, pixel_aspect(path, stream) if square_pixels else SQUARE)
 
 
 def other_size(path: str, tries: int = 8) -> str:

@@ -269,25 +269,3 @@ def video_statistics(folder: Path) -> Statistics:
         tuple(round((offset + value) / scale, 9) for value in mean),
         tuple(round(value / scale, 9) for value in std),
     )
-
-
-def short_side_of(folder: Path, crop: int) -> int:
-    """Returns the pixels to which the ViViT in a Hugging Face folder resizes the short side before it crops.
-
-    Args:
-        folder: The folder, whose preprocessor_config.json may be missing.
-        crop: The side of the crop in pixels.
-
-    Raises:
-        UserError: The file states another kind of preprocessing.
-    """
-    file = folder / "preprocessor_config.json"
-    config = read_json_object(file) if file.is_file() else {}
-    size = config.get("size", {"shortest_edge": round(crop * 256 / 224)})
-    edge: Any = size.get("shortest_edge") if isinstance(size, dict) else size
-    if not config.get("do_resize", True) or not conforms(edge, int) or not crop <= edge <= 1 << 14:
-        raise UserError(
-            f"{file}: size is {shown(size)}, but only a shortest_edge of at least the crop's {crop} pixels is "
-            "supported"
-        )
-    return int(edge)
