@@ -262,7 +262,18 @@ def fuzz(target: str, cases: int, seed: int, folder: Path) -> list[tuple[int, st
 
 
 NAMES = (
-    *("torch", "safetensors", "flax", "json", "csv", "kinetics", "cvat", "cvat_images", "cvat_backup", "labelstudio"),
+    *(
+        "torch",
+        "safetensors",
+        "flax",
+        "json",
+        "csv",
+        "kinetics",
+        "cvat",
+        "cvat_images",
+        "cvat_backup",
+        "labelstudio",
+    ),
     *("outcome", "timelines", "sqlite", "clips"),
 )
 

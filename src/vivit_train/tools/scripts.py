@@ -13,7 +13,7 @@ from vivit_train.help import answer_help
 from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import is_job, run_job
 from vivit_train.utils.conf import CONF
-from vivit_train.utils.errors import end_on_signals, exit_with_message
+from vivit_train.utils.errors import UserError, end_on_signals, exit_with_message
 from vivit_train.utils.startup import prepare_process
 
 
@@ -28,6 +28,12 @@ def start(main: Callable[[], object], command: str) -> None:
     def run() -> None:
         if answer_help(command, CONF, sys.argv[1:]):
             return
+        # A pickle can run any code. Hydra's parser accepts the flag cut short, too.
+        if any(word.startswith("--ex") for word in sys.argv[1:]):
+            raise UserError(
+                "--experimental-rerun is refused, as it would execute a pickle file: a run folder's "
+                ".hydra/overrides.yaml lists what to type again, and resume=auto continues the run"
+            )
         with translate_hydra_errors(command):
             main()
 

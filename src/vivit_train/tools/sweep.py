@@ -22,9 +22,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.utils.arguments import conforms
 from vivit_train.utils.earlier_run import OUTCOME, allow, protect, put_back
 from vivit_train.utils.errors import TRY_AGAIN, UserError, end_with_message, reason
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import check_folder, read_text, replacing
 from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
@@ -66,14 +67,16 @@ def read_outcome(file: Path) -> Outcome:
         UserError: The file is damaged or does not hold an outcome.
     """
     try:
-        found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, RecursionError, TypeError, ValueError) as error:
+        found = Outcome(**json.loads(read_text(file)))
+    except (UserError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move or delete it") from error
     is_whole = (
-        isinstance(found.job, int | None)
+        conforms(found.job, int | None)
+        and abs(found.job or 0) < 2**63
         and isinstance(found.overrides, list)
         and all(isinstance(text, str) for text in found.overrides)
-        and isinstance(found.score, int | float | None)
+        and conforms(found.score, float | None)
+        and abs(found.score or 0) < 1e300  # NaN is not less, either.
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
     )
@@ -95,7 +98,7 @@ class Lock(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
-        lock_or_refuse(folder, config)
+        lock_or_refuse(folder, config, sweep=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode == RunMode.RUN and is_first_rank():
@@ -134,7 +137,7 @@ class Summary(Callback):
         folder, run = Path(config.hydra.runtime.output_dir), unfinished(config)
         if job_return.status == JobStatus.COMPLETED:
             score = job_return.return_value
-            note = (folder / NOTE).read_text(encoding="utf-8").strip() if (folder / NOTE).is_file() else ""
+            note = read_text(folder / NOTE, errors="replace").strip() if (folder / NOTE).is_file() else ""
             score = None if score is None or score != score else score  # JSON has no NaN.
             Outcome(run.job, run.overrides, score, failed=False, note=note).write(folder)
         else:
@@ -177,17 +180,21 @@ def refuse(text: str) -> None:
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
-def lock_or_refuse(folder: str, config: DictConfig | None = None) -> None:
+def lock_or_refuse(folder: str, config: DictConfig | None = None, *, sweep: bool = False) -> None:
     """Lock a folder, and protect an earlier run there, or end this process. Rank 0 does this for all ranks.
 
     Args:
         folder: The folder.
         config: Configuration of the run. None leaves out the protection, as for jobs of a sweep.
+        sweep: Whether the folders within are those of the jobs of a sweep, to which this process writes too.
     """
     if "${" in folder or not is_first_rank():
         return
     try:
         lock_folder(folder)
+        if sweep:
+            within = (os.path.relpath(place, folder) for place, _, _ in os.walk(folder))
+            check_folder(folder, within, "choose another folder with hydra.sweep.dir=DIR")
         if config is not None:
             protect(folder, config)
     except UserError as error:
@@ -225,14 +232,12 @@ def write_summary(folder: Path) -> list[Outcome]:
             log.info(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
-    part = folder / f"summary.csv.{os.getpid()}"  # Jobs on several machines may end at the same time.
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "summary.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
         for job in jobs:
             chosen = (choice_cell(choices(job).get(name, "")) for name in names)
             writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
-    part.replace(folder / "summary.csv")
     return jobs
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import MAX_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,11 @@ class Before:
     """What a folder held before a start.
 
     Attributes:
-        files: The contents of the files that the start may change.
+        files: The contents of the files that the start may change. A log longer than `MAX_BYTES` has its length.
         aside: The folder that the earlier run was moved to, if it was.
     """
 
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes | int] = field(default_factory=dict)
     aside: Path | None = None
 
 
@@ -119,7 +120,9 @@ def put_back(folder: str | Path, *, completed: bool = False) -> None:
             (path / name).unlink()
             continue
         earlier = before.files[name]
-        if content != earlier and not (completed and name == OUTCOME and FAILED in earlier):
+        if isinstance(earlier, int):
+            os.truncate(path / name, min(earlier, (path / name).stat().st_size))
+        elif content != earlier and not (completed and name == OUTCOME and FAILED in earlier):
             (path / name).write_bytes(earlier)
     if before.aside:
         if (path / ".hydra").is_dir():
@@ -129,10 +132,14 @@ def put_back(folder: str | Path, *, completed: bool = False) -> None:
         before.aside.rmdir()
 
 
-def written_in(folder: Path) -> dict[str, bytes]:
-    """Returns the contents of the files in a folder that a start may change."""
+def written_in(folder: Path) -> dict[str, bytes | int]:
+    """Returns the contents of the files in a folder that a start may change, but of long logs only the length."""
     files = (file for pattern in WRITTEN for file in folder.glob(pattern) if file.is_file())
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    sizes = {file: file.stat().st_size for file in files}
+    return {
+        str(file.relative_to(folder)): file.read_bytes() if size <= MAX_BYTES else size
+        for file, size in sizes.items()
+    }
 
 
 def move_aside(folder: Path) -> Path:

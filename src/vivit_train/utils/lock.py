@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,29 +20,11 @@ try:
 except ImportError:  # Windows has no fcntl, so nothing is locked there.
     fcntl = None  # type: ignore[assignment]
 NAME = ".lock"
-WRITTEN = ("", ".hydra", "checkpoints", "nonfinite")  # The folders within a run's folder that a run writes to.
+# The folders within a run's folder that a run writes to.
+WRITTEN = ("", ".hydra", "checkpoints", "nonfinite", "tensorboard", "wandb")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 # The open descriptors by folder. Closing any descriptor of a lock file would release its lock.
 _held: dict[str, int] = {}
-
-
-def refuse_links(folder: str) -> None:
-    """Checks that writing to a run folder changes nothing outside of it.
-
-    The folder may come from a stranger. A link called metrics.csv could lead to any file of this user.
-
-    Raises:
-        UserError: A file or folder that a run writes to is a link that leads outside.
-    """
-    for place in (os.path.join(folder, name) for name in WRITTEN):
-        for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
-            path = os.path.join(place, name)
-            inside = os.path.realpath(path).startswith((f"{folder}{os.sep}", "/dev/full", "/dev/null"))
-            if os.path.islink(path) and not inside:
-                raise UserError(
-                    f"{path} is a link out of the run's folder, to {os.path.realpath(path)}: replace it "
-                    "with a file or folder, or choose another folder with hydra.run.dir=DIR"
-                )
 
 
 def lock_folder(folder: str | Path) -> None:
@@ -52,13 +35,13 @@ def lock_folder(folder: str | Path) -> None:
     may call this function again.
 
     Raises:
-        UserError: Another process has locked the folder, or a link in it leads outside.
+        UserError: Another process has locked the folder, or a link, pipe or device in it is in the way.
     """
     folder = os.path.realpath(folder)
     if folder in _held:
         return
     os.makedirs(folder, exist_ok=True)
-    refuse_links(folder)
+    check_folder(folder, WRITTEN, "choose another folder with hydra.run.dir=DIR")
     if fcntl is None:
         return
     file = os.open(os.path.join(folder, NAME), os.O_RDWR | os.O_CREAT, 0o644)

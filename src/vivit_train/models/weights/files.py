@@ -16,6 +16,7 @@ from vivit_train.models.weights.checks import check_content, check_statistics
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.json_file import parse_json
+from vivit_train.utils.text import shorten_list
 
 log = logging.getLogger(__name__)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -92,7 +93,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         UserError: It is not a dict of tensors.
     """
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        keys = f" (it has {', '.join(map(str, list(content)[:5]))}, ...)" if isinstance(content, dict) else ""
+        keys = f" (it has {shorten_list(content)})" if isinstance(content, dict) else ""
         raise UserError(f"{path} holds no state dict of tensors{keys}")
     return content
 

@@ -190,7 +190,9 @@ def named_classes(config: Mapping[str, Any], source: str) -> list[str] | None:
         raise UserError(f"{source}/config.json: id2label must name the classes 0, 1, 2, ...")
     names = [labels[i] for i in sorted(labels, key=int)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{source}/config.json: id2label has {shorten_list(twice)} more than once; rename all but one")
+        raise UserError(
+            f"{source}/config.json: id2label has {shorten_list(twice)} more than once; rename all but one"
+        )
     return names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
 
 

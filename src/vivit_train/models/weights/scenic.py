@@ -27,7 +27,7 @@ from vivit_train.models.weights.keys import KeyMap, their_names
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_vit import timm_key
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)  # The authors train in [-1, 1].
 # The modules of a block: those of models 1, 2, and 4, and those of model 3, factorized self-attention (FSA).
@@ -92,7 +92,7 @@ def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | N
     file = checkpoint_file(source.path)
     params = read_parameters(file)
     if "embedding/kernel" not in params:
-        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+        raise UserError(f"{file} is not a scenic ViT: it has {shorten_list(params)}")
     layouts = layouts_of(params)
     try:
         # An image ViT has the same tree as model 1 with uniform sampling of one frame.

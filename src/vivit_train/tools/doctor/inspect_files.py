@@ -26,12 +26,14 @@ from vivit_train.data.video.index import SCANNED_BY
 from vivit_train.data.video.scan import other_size, packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 
+MAX_BYTES = 1 << 32  # The results for a million files have about 2 GB.
 S_PER_BYTE = 1e-7  # Large files get this much extra time.
 # Fingerprints that differ in at most this many of their 448 bits count as similar. On 120 clips of two static
 # cameras, a clip differs from its re-encoding at CRF 28 and half the size in 4 to 26 bits, and from other clips in
@@ -311,9 +313,9 @@ def _read(file: Path) -> dict[str, FileReport]:
     An incomplete last line is removed from the file. Lines that do not hold a report are ignored.
     """
     entries = {}
-    text = file.read_text("ascii") if file.exists() else ""
+    text = read_text(file, MAX_BYTES, errors="replace") if file.exists() else ""
     if text and not text.endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1], "ascii")
+        file.write_text(text[: text.rfind("\n") + 1], "utf-8")
     for line in text.splitlines():
         try:
             stored = json.loads(line)
