@@ -143,12 +143,11 @@ def best_score(run_dir: Path) -> float:
     file = run_dir / "checkpoints/best.ckpt"
     if not file.is_file():
         return float("nan")
-    states = read_checkpoint(file, mmap=True).get("callbacks")
+    states: Any = read_checkpoint(file, mmap=True).get("callbacks")
     states = states if conforms(states, dict[str, Any]) else {}
     kept = next((state for name, state in states.items() if name.startswith("ModelCheckpoint")), None)
     score = kept.get("best_model_score") if isinstance(kept, dict) else None
-    is_score = isinstance(score, torch.Tensor) and score.numel() == 1
-    return float(score) if is_score else float("nan")
+    return float(score) if isinstance(score, torch.Tensor) and score.numel() == 1 else float("nan")
 
 
 def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_path: str | None) -> None:
