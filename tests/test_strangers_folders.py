@@ -29,9 +29,9 @@ from vivit_train.tools.prepare import prepare
 from vivit_train.tools.sweep import Outcome, read_outcome, write_summary
 from vivit_train.training.checkpoint import KEY, Metadata
 from vivit_train.training.loggers import MetricsFile
-from vivit_train.utils.earlier_run import protect, put_back
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.lock import lock_folder
+from vivit_train.utils.lock import FolderLock
+from vivit_train.utils.run_folder import RunFolder
 
 SECTION = "Strangers' files"
 Config = Callable[..., DictConfig]
@@ -55,7 +55,7 @@ def test_a_pipe_in_a_run_s_folder_does_not_wait(name: str, tmp_path: Path, happe
     file.parent.mkdir(parents=True)
     os.mkfifo(file)
     with pytest.raises(UserError, match="is a pipe or a device, not a file") as error:
-        lock_folder(tmp_path / "run")
+        FolderLock(tmp_path / "run")
     happened(f"A run's folder from a stranger, in which {name} is a named pipe", error.value)
 
 
@@ -122,11 +122,10 @@ def test_a_log_of_200_gb_costs_a_resumed_run_nothing(tmp_path: Path, happened: H
     log = sparse(tmp_path / "train.log")
     sparse(tmp_path / ".hydra/config.yaml")
     (tmp_path / "metrics.csv").touch()
-    protect(tmp_path, {"resume": "auto", "ckpt_path": None})
-    with log.open("a") as file:
-        file.write("refused")
-    (tmp_path / ".hydra/config.yaml").write_text("new")
-    put_back(tmp_path)
+    with RunFolder(tmp_path, {"resume": "auto", "ckpt_path": None}):
+        with log.open("a") as file:
+            file.write("refused")
+        (tmp_path / ".hydra/config.yaml").write_text("new")
     assert log.stat().st_size == HUGE
     happened("train.log and .hydra/config.yaml of 200 GB in a folder that is resumed", "they are not read")
 
