@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.logs import add_terminal_handler
@@ -113,6 +114,7 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
 
 
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
 
 
 @app.command(
