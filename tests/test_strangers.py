@@ -209,6 +209,25 @@ def test_the_command_runs_nothing_of_a_checkpoint(
 
 
 @pytest.mark.fault("Strangers' files")
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_the_other_commands_run_nothing_of_a_checkpoint(
+    command: str, stranger: dict[str, Any], videos: Path, tmp_path: Path, happened: Happened
+) -> None:
+    words = {
+        "predict": [str(videos / "val")],
+        "export": ["--format", "safetensors", "--out", str(tmp_path / "out")],
+    }
+    stranger[KEY]["config"]["model"]["pool"] = filled(HOSTILE[0], tmp_path / "trap", tmp_path)
+    torch.save(stranger, tmp_path / "x.ckpt")
+    result = CliRunner().invoke(app, [command, str(tmp_path / "x.ckpt"), *words[command]], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert not (tmp_path / "trap").exists()
+    assert not (tmp_path / "out").exists()
+    assert "model.pool is" in result.output
+    happened(f"A string that OmegaConf would turn into a call, and `vivit {command}`", result.output)
+
+
+@pytest.mark.fault("Strangers' files")
 def test_a_class_of_a_trusted_package_is_called_and_nothing_that_it_imports(
     stranger: dict[str, Any],
     config: Config,

@@ -23,6 +23,7 @@ from vivit_train.tools.doctor.inspect_files import Settings as DoctorSettings
 from vivit_train.tools.doctor.inspect_files import inspect_files
 from vivit_train.tools.doctor.run import examine
 from vivit_train.tools.encode import Settings
+from vivit_train.tools.export.card import training_lines
 from vivit_train.tools.manifest import FIELDS, is_prepared, read_rows
 from vivit_train.tools.optuna_sweeper import Search, open_study
 from vivit_train.tools.prepare import prepare
@@ -232,6 +233,20 @@ def test_a_link_beside_a_saved_step_is_replaced(tmp_path: Path, happened: Happen
     assert (tmp_path / "precious").read_text() == "of somebody else"
     assert (tmp_path / "x.png").stat().st_size > 1000
     happened("x.png beside a saved step, a link to another file, and `vivit replay x.pt`", "the link is replaced")
+
+
+@pytest.mark.fault(SECTION)
+def test_an_export_publishes_no_file_that_a_run_s_folder_links_to(tmp_path: Path, happened: Happened) -> None:
+    (tmp_path / "secret").write_text("s3cret-of-a-file")
+    (tmp_path / "run").mkdir()
+    for name in ("metrics.json", "weight_report.txt", "recipe_differences.txt"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "secret")
+    assert training_lines(tmp_path / "run") == ["- Training: the run folder holds no results."]
+    for name, text in (("weight_report.txt", b""), ("recipe_differences.txt", b"\xff```\x1b[31m")):
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).write_bytes(text)
+    assert training_lines(tmp_path / "run")[-2:] == ["\ufffd...\\x1b[31m", "```"]
+    happened("recipe_differences.txt of a run's folder, a link to a secret, and `vivit export`", "it is left out")
 
 
 @pytest.mark.fault(SECTION)
