@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 KEY = "vivit_train"
 
@@ -75,6 +76,9 @@ class Metadata:
         check_statistics(stored["mean"], stored["std"], path)
         if not all(stored["classes"].values()) or not stored["classes"]:
             raise UserError(f"{path} contains no class names")
+        for names in stored["classes"].values():
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{path} has class names more than once: {shorten_list(twice)}")
         return cls(**stored | {"config": with_current_keys(stored["config"])})
 
 

@@ -16,6 +16,7 @@ from vivit_train.utils.errors import UserError, VideoError, reason
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import LONGEST, SHOWN, loose_name, nfc, printable, shorten, shorten_list
 
+MAX_BYTES = 1 << 30  # The largest published annotation files have a tenth of that.
 VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
     *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
@@ -157,11 +158,16 @@ def read_lines(file: Path) -> list[str]:
     """Reads a UTF-8 text file and returns its lines without surrounding blanks.
 
     Raises:
-        UserError: If the file is not UTF-8 or contains a zero byte.
+        UserError: If the file is not UTF-8, contains a zero byte, or is larger than `MAX_BYTES`.
     """
     try:
         with file.open("rb") as stream:  # A file of the kernel claims 0 bytes, but reading it may never end.
-            text = stream.read(os.fstat(stream.fileno()).st_size).decode("utf-8-sig")
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise UserError(
+                    f"{file} has {size:,} bytes, but an annotation file may have {MAX_BYTES:,}: split it"
+                )
+            text = stream.read(size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     lines = re.split(r"\r\n|\n|\r", text)

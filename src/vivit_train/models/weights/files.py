@@ -101,7 +101,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         UserError: It is not a dict of tensors.
     """
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        keys = f" (it has {', '.join(map(str, list(content)[:5]))}, ...)" if isinstance(content, dict) else ""
+        keys = f" (it has {shorten_list(content)})" if isinstance(content, dict) else ""
         raise UserError(f"{path} holds no state dict of tensors{keys}")
     return content
 
