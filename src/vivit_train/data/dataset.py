@@ -358,21 +358,20 @@ def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]
     """Returns the number of a clip's first frame within its video, and the number of frames in the clip.
 
     Raises:
-        VideoError: If the video shows no frame between the start and the end of the clip.
+        VideoError: The video shows no frame in the clip.
     """
     if manifest.spans_s is None:
         return 0, times.num_frames
     start_s, end_s = manifest.spans_s[row]
     first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
     if first == end:
-        length_s = times.times_s[-1]
-        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
+        reason = f"shows no frame from {start_s:.2f} to {end_s:.2f} s; its last one is at {times.times_s[-1]:.2f} s"
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
 
 
 def in_video(first: int, clips: Indices) -> Indices:
-    """Converts frame numbers that are relative to frame `first` into frame numbers of the whole video."""
+    """Returns frame numbers of the whole video from those that count from frame `first`."""
     return np.where(clips == PAD_INDEX, PAD_INDEX, first + clips)
 
 
