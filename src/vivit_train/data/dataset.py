@@ -365,7 +365,8 @@ def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]
     start_s, end_s = manifest.spans_s[row]
     first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
     if first == end:
-        reason = f"shows no frame from {start_s:.2f} to {end_s:.2f} s; its last one is at {times.times_s[-1]:.2f} s"
+        last_s = times.times_s[-1]
+        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {last_s:.2f} s"
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
 
@@ -381,10 +382,9 @@ def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
 
 
 def collate(samples: list[Sample]) -> ClipBatch:
-    """Collates samples into a batch.
+    """Collates samples into a batch; if a sample gave up, only "errors", which the main process reports.
 
-    If a sample gave up, the batch contains only "errors", and the main process reports them. Crops for the device
-    differ in size, so they are flattened and concatenated, and one transfer moves all of them.
+    Crops for the device differ in size, so they are flattened and concatenated, and one transfer moves all of them.
     """
     batch: ClipBatch = {"errors": [error for sample in samples for error in sample.pop("errors")]}
     if not all(samples):
