@@ -384,7 +384,7 @@ def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
 def collate(samples: list[Sample]) -> ClipBatch:
     """Collates samples into a batch; if a sample gave up, only "errors", which the main process reports.
 
-    Crops for the device differ in size, so they are flattened and concatenated, and one transfer moves all of them.
+    Crops for the device differ in size, so they are flattened and concatenated: one transfer moves them all.
     """
     batch: ClipBatch = {"errors": [error for sample in samples for error in sample.pop("errors")]}
     if not all(samples):
