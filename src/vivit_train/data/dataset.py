@@ -17,7 +17,8 @@ from vivit_train.data.sampler import Key
 from vivit_train.data.sampling import PAD_INDEX, Indices, Sampling
 from vivit_train.data.transforms import ClipParams, ResizeMode, TrainTransform, crop_views, seeded, union_box
 from vivit_train.data.video import urls
-from vivit_train.data.video.decode import BBox, CropFn, read_frames
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.frame_buffer import BBox, CropFn
 from vivit_train.data.video.index import Timeline
 from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from vivit_train.tools.crossval import command as crossval_command
+from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
@@ -104,17 +105,21 @@ def train_model(arguments: HydraArguments = None) -> None:
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+        "vivit eval ckpt_path=google/vivit-b-16x2-kinetics400 data=kinetics400 data.root=DIR eval.views=4x3",
     ),
 )
 def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     """Evaluate a checkpoint. This is eval.py of the repository.
 
     The checkpoint holds the model, the labels and the preprocessing.
+
+    ckpt_path may also name the authors' checkpoint, or a Hugging Face folder or hub name, together with data=NAME.
     """
     replace_process("vivit_train.tools.eval", arguments)
 
 
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
 app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
@@ -146,7 +151,9 @@ def prepare(
     listed: Annotated[
         Path | None, typer.Option("--list", help="Process only the videos that this file lists.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Time limit per video in seconds, plus 10 s per MB.")] = 3600,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Time limit per video in seconds, plus 10 s per MB.")
+    ] = 3600,
 ) -> None:
     """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
@@ -171,7 +178,9 @@ def prepare(
 def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
-    workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+    ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
     ] = False,

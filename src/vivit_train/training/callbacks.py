@@ -147,7 +147,9 @@ class Report(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
+        # The last epoch may end with trainer.max_steps before Lightning has averaged its loss.
+        loss = metrics.get("train/loss_epoch", metrics.get("train/loss_step", math.nan))
+        row = {"epoch": trainer.current_epoch + 1, "train/loss": loss}
         if self.validated:  # In other epochs, callback_metrics still has the values of an earlier one.
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
         if "train/top1" in metrics:
