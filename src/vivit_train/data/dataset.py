@@ -68,8 +68,7 @@ class ClipBatch(TypedDict, total=False):
         index: The rows in the clip table, int64 [B].
         frame_numbers: Training only. The numbers of the clips' frames, int64 [B, T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clips' frames in seconds, float64 [B, T]; NaN for a black frame.
-        box: Training only. The crop boxes and flips, int64 [B, 5].
-        failed: Evaluation only. Whether each video cannot be read, bool [B].
+        box, failed: Training, int64 [B, 5], and evaluation, bool [B], only; see `Sample`.
         params: The shape of each clip's box, and the transform params that the device needs to finish it.
         errors: The unreadable videos that were met. If a sample has given up, the batch has no other key.
     """
