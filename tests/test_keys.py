@@ -201,6 +201,11 @@ def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: 
         (["~eval.order"], "eval.order: is missing"),
         (["data.padding=loop"], "data.padding=loop: must be one of wrap, repeat_last, black"),
         (["data.decoder=cv2"], "data.decoder=cv2: must be one of auto, decord, pyav, torchcodec"),
+        (["model=vivit_fe", "model.frames=8"], "model.frames=8: set data.frames instead"),
+        (["model.compile=true"], "model.compile=True: an evaluation does not use it"),
+        (["model.dim=0"], "model.dim=0: must be between 1 and 16,384"),
+        (["model.pool=max"], "model.pool=max: must be cls or mean"),
+        (["init.mean=[0.5,0.5,0.5]"], "init.mean and init.std belong together"),
     ],
 )
 def test_what_people_type_for_an_evaluation(words: list[str], message: str, config: Config) -> None:
@@ -210,7 +215,13 @@ def test_what_people_type_for_an_evaluation(words: list[str], message: str, conf
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["data=csv", "data.root=x"], ["data.frames=64", "data.crop=288", "eval.split=val"]]
+    "words",
+    [
+        [],
+        ["data=csv", "data.root=x"],
+        ["data.frames=64", "data.crop=288", "eval.split=val"],
+        ["model=vivit_fe", "model.size=L", "model.temporal_depth=24", "init.heads=[noun,verb]"],
+    ],
 )
 def test_an_evaluation_may_say_this(words: list[str], config: Config) -> None:
     validate_evaluation(config("ckpt_path=x.ckpt", *words, name="eval"))

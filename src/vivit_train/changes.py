@@ -17,6 +17,7 @@ from vivit_train.training.resume import check_resumable, newest_checkpoint
 from vivit_train.training.targets import with_short_names
 from vivit_train.utils.distributed import leaves
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ def resumed_from(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> Resum
 def write_record(run_dir: Path, differences: str, resumed: Resumed | None) -> None:
     """Writes recipe_differences.txt: the differences, and what this and earlier resumed runs have changed."""
     file = run_dir / RECORD
-    _, mark, earlier = file.read_text(encoding="utf-8").partition(MARK) if file.is_file() else ("", "", "")
+    text = read_text(file, errors="replace") if file.exists() else ""
+    _, mark, earlier = text.partition(MARK)
     changes = f"\n{resumed.changes}\n" if resumed and resumed.changes else ""
     file.write_text(f"{differences}\n{mark}{earlier}{changes}", encoding="utf-8")
 

@@ -41,6 +41,7 @@ from vivit_train.training.failures import (
 )
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import translate_resume_errors
+from vivit_train.utils.arguments import conforms
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
@@ -142,9 +143,11 @@ def best_score(run_dir: Path) -> float:
     file = run_dir / "checkpoints/best.ckpt"
     if not file.is_file():
         return float("nan")
-    states = read_checkpoint(file, mmap=True).get("callbacks", {})
-    scores = [state["best_model_score"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
-    return float(scores[0]) if scores and scores[0] is not None else float("nan")
+    states: Any = read_checkpoint(file, mmap=True).get("callbacks")
+    states = states if conforms(states, dict[str, Any]) else {}
+    kept = next((state for name, state in states.items() if name.startswith("ModelCheckpoint")), None)
+    score = kept.get("best_model_score") if isinstance(kept, dict) else None
+    return float(score) if isinstance(score, torch.Tensor) and score.numel() == 1 else float("nan")
 
 
 def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_path: str | None) -> None:

@@ -17,7 +17,8 @@ from vivit_train.data.sampler import Key
 from vivit_train.data.sampling import PAD_INDEX, Indices, Sampling
 from vivit_train.data.transforms import ClipParams, ResizeMode, TrainTransform, crop_views, seeded, union_box
 from vivit_train.data.video import urls
-from vivit_train.data.video.decode import BBox, CropFn, read_frames
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.frame_buffer import BBox, CropFn
 from vivit_train.data.video.index import Timeline
 from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline
@@ -357,21 +358,21 @@ def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]
     """Returns the number of a clip's first frame within its video, and the number of frames in the clip.
 
     Raises:
-        VideoError: If the video shows no frame between the start and the end of the clip.
+        VideoError: The video shows no frame in the clip.
     """
     if manifest.spans_s is None:
         return 0, times.num_frames
     start_s, end_s = manifest.spans_s[row]
     first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
     if first == end:
-        length_s = times.times_s[-1]
-        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
+        last_s = times.times_s[-1]
+        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {last_s:.2f} s"
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
 
 
 def in_video(first: int, clips: Indices) -> Indices:
-    """Converts frame numbers that are relative to frame `first` into frame numbers of the whole video."""
+    """Returns frame numbers of the whole video from those that count from frame `first`."""
     return np.where(clips == PAD_INDEX, PAD_INDEX, first + clips)
 
 
@@ -381,10 +382,9 @@ def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
 
 
 def collate(samples: list[Sample]) -> ClipBatch:
-    """Collates samples into a batch.
+    """Collates samples into a batch; if a sample gave up, only "errors", which the main process reports.
 
-    If a sample gave up, the batch contains only "errors", and the main process reports them. Crops for the device
-    differ in size, so they are flattened and concatenated, and one transfer moves all of them.
+    Crops for the device differ in size, so they are flattened and concatenated: one transfer moves them all.
     """
     batch: ClipBatch = {"errors": [error for sample in samples for error in sample.pop("errors")]}
     if not all(samples):

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from vivit_train.tools.crossval import command as crossval_command
+from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
@@ -104,17 +105,21 @@ def train_model(arguments: HydraArguments = None) -> None:
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+        "vivit eval ckpt_path=google/vivit-b-16x2-kinetics400 data=kinetics400 data.root=DIR eval.views=4x3",
     ),
 )
 def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     """Evaluate a checkpoint. This is eval.py of the repository.
 
     The checkpoint holds the model, the labels and the preprocessing.
+
+    ckpt_path may also name the authors' checkpoint, or a Hugging Face folder or hub name, together with data=NAME.
     """
     replace_process("vivit_train.tools.eval", arguments)
 
 
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
 app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 

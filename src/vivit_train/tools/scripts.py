@@ -19,6 +19,7 @@ from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import NOTE, Outcome, is_job, run_job, take_folder
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError, end_on_signals, end_with_message, exit_with_message, reason
+from vivit_train.utils.files import read_text
 from vivit_train.utils.moved_keys import unknown
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import RunFolder
@@ -36,6 +37,12 @@ def start(main: Callable[[], object], command: str) -> None:
     def run() -> None:
         if answer_help(command, CONF, sys.argv[1:]):
             return
+        # A pickle can run any code. Hydra's parser accepts the flag cut short, too.
+        if any(word.startswith("--ex") for word in sys.argv[1:]):
+            raise UserError(
+                "--experimental-rerun is refused, as it would execute a pickle file: a run folder's "
+                ".hydra/overrides.yaml lists what to type again, and resume=auto continues the run"
+            )
         sys.argv[1:] = checked_words(sys.argv[1:], command)
         with translate_hydra_errors(command):
             main()
@@ -154,7 +161,7 @@ def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float |
         if not is_first_rank():
             return score
         note = folder.path / NOTE
-        text = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        text = read_text(note, errors="replace").strip() if note.is_file() else ""
         is_nan = score is not None and score != score  # JSON has no NaN.
         replace(started, score=None if is_nan else score, failed=False, note=text).write(folder.path)
         return score

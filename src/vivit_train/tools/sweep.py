@@ -25,8 +25,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.composition import check_recipe
+from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import check_folder, read_text, replacing
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import OUTCOME, RunFolder
 from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
@@ -68,14 +69,16 @@ def read_outcome(file: Path) -> Outcome:
         UserError: The file is damaged or does not hold an outcome.
     """
     try:
-        found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, RecursionError, TypeError, ValueError) as error:
+        found = Outcome(**json.loads(read_text(file)))
+    except (UserError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move or delete it") from error
     is_whole = (
-        isinstance(found.job, int | None)
+        conforms(found.job, int | None)
+        and abs(found.job or 0) < 2**63
         and isinstance(found.overrides, list)
         and all(isinstance(text, str) for text in found.overrides)
-        and isinstance(found.score, int | float | None)
+        and conforms(found.score, float | None)
+        and abs(found.score or 0) < 1e300  # NaN is not less, either.
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
     )
@@ -105,6 +108,7 @@ class Summary(Callback):
         refuse_unused_words(config)
         folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
         if "${" not in folder:  # A folder whose name contains the time is always new.
+            check_jobs(folder)
             self.folder = take_folder(folder, config)  # The lock is held until this process ends.
             self.folder.begin()
 
@@ -155,6 +159,15 @@ def refuse(text: str) -> NoReturn:
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
+def check_jobs(folder: str) -> None:
+    """End this process if a link in the folder of a sweep leads outside: Hydra writes to those of the jobs."""
+    within = [os.path.relpath(place, folder) for place, _, _ in os.walk(folder)]
+    try:
+        check_folder(folder, within, "choose another folder with hydra.sweep.dir=DIR")
+    except UserError as error:
+        refuse(str(error))
+
+
 def take_folder(folder: str, config: DictConfig | None) -> RunFolder:
     """Return the folder of a run or a sweep for this process, or end the process; see `RunFolder`.
 
@@ -193,14 +206,12 @@ def write_summary(folder: Path) -> list[Outcome]:
             log.info(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
-    part = folder / f"summary.csv.{os.getpid()}"  # Jobs on several machines may end at the same time.
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "summary.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
         for job in jobs:
             chosen = (choice_cell(choices(job).get(name, "")) for name in names)
             writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
-    part.replace(folder / "summary.csv")
     return jobs
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
-from vivit_train.models.weights.files import refuse_bomb, tensors_of
+from vivit_train.models.weights.files import kind_of, refuse_bomb, tensors_of
 from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 KEY = "vivit_train"
 
@@ -75,6 +76,9 @@ class Metadata:
         check_statistics(stored["mean"], stored["std"], path)
         if not all(stored["classes"].values()) or not stored["classes"]:
             raise UserError(f"{path} contains no class names")
+        for names in stored["classes"].values():
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{path} has class names more than once: {shorten_list(twice)}")
         return cls(**stored | {"config": with_current_keys(stored["config"])})
 
 
@@ -175,6 +179,11 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
+    if kind_of(path) == "safetensors":
+        raise UserError(
+            f"{path} holds weights alone: name a checkpoint of vivit-train, a Hugging Face folder with config.json"
+            " or the authors' checkpoint; a training can start from it by init.path"
+        )
     refuse_bomb(path)
     why = "it is not a checkpoint, or holds more than tensors and plain data"
     if mmap and not is_zipfile(path):

@@ -183,7 +183,7 @@ def conforms(value: Any, hint: Any) -> bool:
     if hint is int:
         return type(value) is int
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**1023)
     if hint is Path:
         return isinstance(value, str)
     if origin is tuple and Ellipsis not in args:

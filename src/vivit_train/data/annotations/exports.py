@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from vivit_train.data.annotations.hold_out import check_percent, held_out_count,
 from vivit_train.data.annotations.lookup import Videos
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.scan import probe
-from vivit_train.data.video.urls import is_url
+from vivit_train.data.video.urls import is_url, url_problem
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.text import nfc, plural, shorten_list
@@ -104,7 +104,7 @@ def read_exports(
     top, expected_layout = open_root(root, options.expected_layout)
     train, val, test = files["train"], files["val"], files["test"]
     found = find_files(top, expected_layout, train, val or train or "", test, options.classes)
-    refuse_other_files(found.values(), options.tool, expected_layout)
+    _check_kinds(found.values(), options.tool, expected_layout)
     finder = VideoFinder(top)
     notices: list[str] = []
     tables = {
@@ -140,13 +140,12 @@ def read_exports(
     )
 
 
-def refuse_other_files(files: Iterable[Path], tool: str, expected_layout: str) -> None:
-    """Raises a UserError if a file is a table or an archive, which are other exports of the tools."""
+def _check_kinds(files: Iterable[Path], tool: str, expected_layout: str) -> None:
     for file in files:
         if file.suffix.lower() in (".zip", ".csv", ".tsv"):
             raise UserError(
-                f"{file}: data={tool} reads no {file.suffix} files: unpack archives, and read tables with data=csv\n"
-                f"{expected_layout}"
+                f"{file}: data={tool} reads no {file.suffix} files: unpack archives, and read tables with "
+                f"data=csv\n{expected_layout}"
             )
 
 
@@ -176,7 +175,11 @@ def _rows(
         notices.append(f"{file}: ignored {count} of whole videos, as there are labels of segments")
     rows, problems = [], []
     for annotation in kept:
-        path = finder.find(annotation.video)
+        try:
+            path = finder.find(annotation.video)
+        except UserError as error:
+            problems.append(f"{annotation.where}: {error}")
+            continue
         expected = path or os.path.join(finder.root, os.path.basename(annotation.video))
         if len(annotation.labels) != 1 and not options.multi_label:
             problems.append(
@@ -262,10 +265,12 @@ class VideoFinder:
         """Returns the path or the URL of a video, or None if it does not exist.
 
         Raises:
-            UserError: If several files have its name.
+            UserError: If it is a URL that is refused.
         """
-        local = parse_qs(urlsplit(video).query).get("d") if "?d=" in video else None
+        local = parse_qs(video.partition("?")[2]).get("d") if "?d=" in video else None
         if is_url(video) and not local:
+            if problem := url_problem(video):
+                raise UserError(problem)
             return video
         written = nfc(unquote(local[0] if local else video)).replace("\\", "/")
         folder, name = os.path.split(written)

@@ -16,6 +16,7 @@ from vivit_train.utils.errors import UserError, VideoError, reason
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import LONGEST, SHOWN, loose_name, nfc, printable, shorten, shorten_list
 
+MAX_BYTES = 1 << 30  # The largest published annotation files have a tenth of that.
 VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
     *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
@@ -24,6 +25,10 @@ VIDEO_PATTERN = rf"\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
 IS_VIDEO = re.compile(rf"[^.].*{VIDEO_PATTERN}", re.IGNORECASE | re.DOTALL)
 _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
 PLACES = ("{}", "annotations/{}")  # the places below root in which annotation files are searched
+
+
+class NoClassesError(UserError):
+    """Nothing defines the classes: there are neither training annotations nor a class file."""
 
 
 class Listings:
@@ -153,11 +158,16 @@ def read_lines(file: Path) -> list[str]:
     """Reads a UTF-8 text file and returns its lines without surrounding blanks.
 
     Raises:
-        UserError: If the file is not UTF-8 or contains a zero byte.
+        UserError: If the file is not UTF-8, contains a zero byte, or is larger than `MAX_BYTES`.
     """
     try:
         with file.open("rb") as stream:  # A file of the kernel claims 0 bytes, but reading it may never end.
-            text = stream.read(os.fstat(stream.fileno()).st_size).decode("utf-8-sig")
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise UserError(
+                    f"{file} has {size:,} bytes, but an annotation file may have {MAX_BYTES:,}: split it"
+                )
+            text = stream.read(size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     lines = re.split(r"\r\n|\n|\r", text)
@@ -203,12 +213,13 @@ def find_files(
     """Returns the annotation file of each split.
 
     Raises:
-        UserError: If a file is missing, or if there is neither a training file nor a class file.
+        UserError: If a file is missing.
+        NoClassesError: If there is neither a training file nor a class file.
     """
     if not val:
         raise UserError(f"no validation annotations; set data.val=<file>.\n{expected_layout}")
     if not train and not classes:
-        raise UserError(
+        raise NoClassesError(
             "without training annotations (data.train=null), data.reader.classes=<file> must define the classes"
         )
     wanted = {"train": train, "val": val, "test": test}

@@ -27,12 +27,14 @@ from vivit_train.data.video.index import SCANNED_BY
 from vivit_train.data.video.scan import other_size, packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 
+MAX_BYTES = 1 << 32  # The results for a million files have about 2 GB.
 S_PER_BYTE = 1e-7  # Large files get this much extra time.
 # The report on a file takes these fields from `VideoInfo`.
 SAME_NAMES = (
@@ -292,9 +294,9 @@ def _read(file: Path) -> dict[str, FileReport]:
     An incomplete last line is removed from the file. Lines that do not hold a report are ignored.
     """
     entries = {}
-    text = file.read_text("ascii") if file.exists() else ""
+    text = read_text(file, MAX_BYTES, errors="replace") if file.exists() else ""
     if text and not text.endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1], "ascii")
+        file.write_text(text[: text.rfind("\n") + 1], "utf-8")
     for line in text.splitlines():
         try:
             stored = json.loads(line)
