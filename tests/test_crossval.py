@@ -13,7 +13,7 @@ from helpers import TINY
 from omegaconf import DictConfig
 
 from vivit_train.data.annotations.table import ClipTable
-from vivit_train.tools.crossval import Choices, crossval, groups_of, joined
+from vivit_train.tools.crossval.run import Choices, crossval, groups_of, joined
 from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
@@ -103,11 +103,14 @@ def test_folds_are_disjoint_and_the_command_goes_on(videos: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_runs_that_fail_are_named(videos: Path, tmp_path: Path) -> None:
-    words = [str(videos), "--folds", "2", "--group", "none", "--out", "out", *TINY[:-1], "trainer=cpu"]
+    shutil.copytree(videos, tmp_path / "videos")
+    for file in tmp_path.glob("videos/*/*/0000.mp4"):
+        file.write_text("this is text")
+    words = ["videos", "--folds", "2", "--group", "none", "--out", "out", *TINY[:-1], "trainer=cpu"]
     refused = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "data.flip=3", folder=tmp_path)
     assert "data.flip=3: must be between 0 and 1" in refused.stderr
     assert not (tmp_path / "out").exists()
-    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "init.path=gone.pth", folder=tmp_path)
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
     assert done.returncode == 1
     assert "2 of 2 runs failed, the first is fold 1, seed 0: failed: " in done.stderr
     assert len((tmp_path / "out/runs.csv").read_text().splitlines()) == 3

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.crossval import command as crossval_command
+from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
@@ -103,18 +105,23 @@ def train_model(arguments: HydraArguments = None) -> None:
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+        "vivit eval ckpt_path=google/vivit-b-16x2-kinetics400 data=kinetics400 data.root=DIR eval.views=4x3",
     ),
 )
 def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     """Evaluate a checkpoint. This is eval.py of the repository.
 
     The checkpoint holds the model, the labels and the preprocessing.
+
+    ckpt_path may also name the authors' checkpoint, or a Hugging Face folder or hub name, together with data=NAME.
     """
     replace_process("vivit_train.tools.eval", arguments)
 
 
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 
 @app.command(
@@ -144,7 +151,9 @@ def prepare(
     listed: Annotated[
         Path | None, typer.Option("--list", help="Process only the videos that this file lists.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Time limit per video in seconds, plus 10 s per MB.")] = 3600,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Time limit per video in seconds, plus 10 s per MB.")
+    ] = 3600,
 ) -> None:
     """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
@@ -169,7 +178,9 @@ def prepare(
 def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
-    workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+    ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
     ] = False,
@@ -186,40 +197,20 @@ def doctor(
 
 @app.command(
     epilog=examples(
-        "vivit crossval videos --folds 5 --seeds 3 --out crossval",
-        "vivit crossval data=csv data.root=videos --group 'person(\\d+)' --out crossval   # leave one person out",
+        "vivit compare runs/a runs/b",
+        "vivit compare runs/a runs/b runs/c --out three.html",
     )
 )
-def crossval(
-    videos: Videos = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")] = Path("crossval"),
-    folds: Annotated[int | None, typer.Option(min=2, help="Number of folds. Default: one per group.")] = None,
-    group: Annotated[
-        str,
-        typer.Option(
-            help="Clips that stay in one fold: source (by the names of files and folders), none, a CSV file with "
-            "the header path,group, or a regular expression with a group that is searched in the path."
-        ),
-    ] = "source",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each fold, with seeds 0, 1, ...")] = 1,
-    val_percent: Annotated[
-        float, typer.Option(min=1, max=50, help="Percentage of the training clips that choose the checkpoint.")
-    ] = 10,
-    with_test: Annotated[
-        bool, typer.Option("--with-test", help="Also divide the clips of the data's own test split.")
-    ] = False,
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or evaluations on the same videos with the same views.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
 ) -> None:
-    """Estimate the accuracy on unseen clips: train on all folds but one, test on it, and average.
+    """Compare results on the same videos: the difference with its interval, McNemar's test, and what flipped."""
+    from vivit_train.tools.compare import compare as compare_results
 
-    The same command goes on where it was stopped. Other words are overrides of the training runs.
-    """
-    from vivit_train.tools.crossval import Choices
-    from vivit_train.tools.crossval import crossval as run
-    from vivit_train.tools.overrides import compose_data, to_overrides
-
-    cfg = compose_data(videos, out, "vivit crossval")
-    choices = Choices(folds, group, seeds, val_percent, with_test)
-    run(cfg, out, to_overrides(videos), choices)
+    compare_results(folders, out)
 
 
 @app.command(

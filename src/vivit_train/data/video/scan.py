@@ -15,7 +15,7 @@ from vivit_train.data.video import index, storage
 from vivit_train.data.video.color import wide_color
 from vivit_train.data.video.container import MAX_PIXELS, open_video, video_streams
 from vivit_train.data.video.display import SQUARE, DisplayShape, pixel_aspect
-from vivit_train.data.video.index import MAX_FPS, Scan, Timeline
+from vivit_train.data.video.index import MAX_FPS, MIN_FPS, Scan, Timeline
 from vivit_train.data.video.packets import check_complete, decord_fault, display_times, read_packets
 from vivit_train.utils.errors import VideoError, reason
 
@@ -197,7 +197,7 @@ def scan_packets(path: str) -> Scan:
     num_frames, rate = len(shown), packets.rate
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * time_base) if num_frames > 1 else rate
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
-    if not 0 < fps <= MAX_FPS:
+    if not MIN_FPS <= fps <= MAX_FPS:
         raise VideoError(path, f"claims {fps:,.6g} frames per second; the header is damaged", kind="damaged")
     compact = pts_deltas.astype(np.min_scalar_type(int(pts_deltas.max(initial=0))))
     return Scan(
