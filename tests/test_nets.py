@@ -122,6 +122,7 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
     },
 }
 NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"} | {
+    "data.resize",  # its default is what every run did
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
 }
 

@@ -19,6 +19,7 @@ from vivit_train.data.transforms import ClipParams, ResizeMode, TrainTransform, 
 from vivit_train.data.video import urls
 from vivit_train.data.video.decode import BBox, CropFn, read_frames
 from vivit_train.data.video.index import Timeline
+from vivit_train.data.video.resize import Resize
 from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline
 from vivit_train.utils.errors import VideoError
@@ -112,7 +113,7 @@ class VideoReader:
             which has no time limit.
         index_db: The database of stored scans; see `timeline`.
         allow_private_urls: See `VideoDataModule`.
-        square_pixels: See `read_frames`.
+        square_pixels, resize: See `read_frames`.
     """
 
     decoder: str = "auto"
@@ -121,6 +122,7 @@ class VideoReader:
     index_db: Path | None = None
     allow_private_urls: bool = False
     square_pixels: bool = True
+    resize: Resize = "fast"
 
     @contextmanager
     def watchdog(self, path: str) -> Iterator[None]:
@@ -155,6 +157,7 @@ class VideoReader:
             decoder=self.decoder,
             cut=cut,
             square_pixels=self.square_pixels,
+            resize=self.resize,
         )
         if len(shown) < len(needed):  # PAD_INDEX is the smallest number, so the black frame is the first one
             frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
@@ -334,7 +337,8 @@ class EvalDataset(Dataset[Sample]):
             clips = self.sampling.uniform(num_frames, times.fps, self.views[0])
             clips = self.reorder(in_video(first, clips), row)
             decoded_TCHW, places = self.video_reader.frames(path, clips, self.short_side)
-        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.resize_mode, self.views[1])
+        how = self.resize_mode, self.views[1], self.video_reader.resize
+        crops = crop_views(decoded_TCHW, self.crop, self.short_side, *how)
         return torch.stack([crop[place] for place in places for crop in crops])
 
     def reorder(self, clips: Indices, row: int) -> Indices:
