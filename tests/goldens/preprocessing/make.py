@@ -7,7 +7,7 @@ which this script makes if it is missing. The project needs neither of the two:
     python -m venv /tmp/tf && /tmp/tf/bin/pip install tensorflow-cpu==2.21.0 "transformers<5" pillow av
     /tmp/tf/bin/python tests/goldens/preprocessing/make.py [VIDEO...]
 
-Of each video, the frames at a third and at two thirds are taken, and of each result every seventh row and column.
+Of each video, the frames at a third and at two thirds are taken, and of each result every eleventh row and column.
 """
 
 import sys
@@ -20,7 +20,7 @@ from transformers import VivitImageProcessor
 
 FOLDER = Path(__file__).parent
 MADE, FILE = FOLDER / "made.mp4", FOLDER / "pixels.npz"
-SIDE, CROP, KEPT = 256, 224, 7
+SIDE, CROP, KEPT = 256, 224, 11
 JITTER, PLACE = (1.21, 0.97), (40, 20)  # scale of height and width; top and left of the crop
 
 
@@ -43,7 +43,7 @@ def make_video():
 def frames_of(path):
     """Returns two frames in their full size, [2, H, W, 3], and their numbers."""
     with av.open(str(path)) as file:
-        stream = file.streams.video[0]
+        stream = file.streams.best("video")
         stream.thread_count = 1
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
     numbers = [len(frames) // 3, 2 * len(frames) // 3]
@@ -78,7 +78,9 @@ def main():
     arrays = {}
     for path in map(Path, [MADE, *sys.argv[1:]]):
         video, numbers = frames_of(path)
-        results = {"huggingface": processor(list(video), return_tensors="np")["pixel_values"][0].transpose(0, 2, 3, 1)}
+        results = {
+            "huggingface": processor(list(video), return_tensors="np")["pixel_values"][0].transpose(0, 2, 3, 1)
+        }
         results |= authors(video)
         arrays[f"{path.name}/frames"] = np.array(numbers)
         for name, pixels in results.items():
