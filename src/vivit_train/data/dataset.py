@@ -1,8 +1,8 @@
 """The PyTorch data sets that turn rows of the clip table into tensors, for training and for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -114,6 +114,7 @@ class VideoReader:
         index_db: The database of stored scans; see `timeline`.
         allow_private_urls: See `VideoDataModule`.
         square_pixels, resize: See `read_frames`.
+        refused: Videos that are not read again, by path with the reason, because they have ended a loader process.
     """
 
     decoder: str = "auto"
@@ -123,10 +124,13 @@ class VideoReader:
     allow_private_urls: bool = False
     square_pixels: bool = True
     resize: Resize = "fast"
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def watchdog(self, path: str) -> Iterator[None]:
         """Reports `path` as the video being read and enforces the time limit inside this context."""
+        if path in self.refused:
+            raise VideoError(path, self.refused[path])
         with urls.private_urls(self.allow_private_urls), ExitStack() as stack:
             if self.status is not None:
                 stack.enter_context(self.status.on(path))
@@ -145,8 +149,7 @@ class VideoReader:
             cut: A function that chooses the crop box of the frames; None keeps the whole frames.
 
         Returns:
-            The distinct frames, uint8 [T, C, H, W], and the positions of each clip's frames among them, int64
-            [clips, frames].
+            The distinct frames, uint8 [T, C, H, W], and the places of the clips' frames, int64 [clips, frames].
         """
         needed, places = np.unique(clips, return_inverse=True)
         shown = needed[needed != PAD_INDEX]
