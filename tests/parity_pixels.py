@@ -3,8 +3,11 @@
 goldens/preprocessing/make.py wrote theirs. made.mp4 is beside them; the other videos are in ../shared.
 """
 
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import timm
@@ -13,7 +16,7 @@ from helpers import SHARED
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivit_train.data.transforms import ClipParams, TrainTransform, crop_views
+from vivit_train.data.transforms import ClipParams, TrainTransform, crop_views, seeded
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.resize import Resize
 from vivit_train.data.video.scan import display_shape, timeline
@@ -69,6 +72,39 @@ def errors(path: Path, resize: Resize) -> dict[str, tuple[float, int]]:
         error = np.abs(view_TCHW.permute(0, 2, 3, 1)[:, ::KEPT, ::KEPT].numpy().astype(np.int64) - theirs)
         found[name] = error.mean(), int(error.max())
     return found
+
+
+def cost(path: Path, rounds: int = 7) -> tuple[float, float]:
+    """Returns how many times as long a test clip and a training clip take with "authors": medians of some rounds.
+
+    A clip has 32 frames at stride 2. The training clip is resized on the CPU, without color jitter.
+    """
+    numbers = np.arange(0, 64, 2) % timeline(str(path)).num_frames
+
+    def test_clip(resize: Resize) -> None:
+        read_frames(path, numbers, short_side=SIDE, resize=resize)
+
+    def training_clip(resize: Resize) -> None:
+        transform, drawn = TrainTransform(CROP, SIDE, "keep_ratio", (0.9, 1.33), 0.5, 0.0, None, resize=resize), []
+
+        def cut(height: int, width: int) -> tuple[int, int, int, int]:
+            with seeded(0):
+                drawn.append(transform.draw(height, width))
+            return drawn[0][:4]
+
+        frames_THWC = read_frames(path, numbers, short_side=SIDE, resize=resize, cut=cut)
+        transform.finish(torch.from_numpy(frames_THWC).permute(0, 3, 1, 2), drawn[0])
+
+    def seconds(clip: Callable[[Resize], None], resize: Resize) -> float:
+        start_s = time.process_time()
+        clip(resize)
+        return time.process_time() - start_s
+
+    ratios = []
+    for clip in (test_clip, training_clip):
+        clip("authors")
+        ratios.append(median(seconds(clip, "authors") / seconds(clip, "fast") for _ in range(rounds)))
+    return ratios[0], ratios[1]
 
 
 def accuracies(shared: Path) -> dict[tuple[Resize, Resize], float]:
