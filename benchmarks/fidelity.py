@@ -86,8 +86,8 @@ ON_PURPOSE = [
         "Hugging Face's normalization",
         "pixels in [-1, 1]; the default of Hugging Face's processor is [-3, 1]",
         "[-1, 1], also for a folder that states the default",
-        "the released weights were trained so; a note tells how to set `init.mean` and `init.std` for a model that "
-        "was fine-tuned in [-3, 1]",
+        "the released weights were trained so; a note tells how to set `init.mean` and `init.std` for a model "
+        "that was fine-tuned in [-3, 1]",
     ),
     (
         "`recipe=modern_kinetics`",
@@ -266,14 +266,15 @@ def recipes_on_purpose() -> list[tuple[str, str, str, str]]:
             "stride on Kinetics",
             "2 source frames of videos stored at 25 fps",
             "`data.fps: 12.5`",
-            f"a clip spans {span_s(2, 25):.2f} s in videos of 30 fps, too, where stride 2 spans {span_s(2, 30):.2f} s",
+            f"a clip spans {span_s(2, 25):.2f} s in videos of 30 fps, too, where stride 2 spans "
+            f"{span_s(2, 30):.2f} s",
         ),
         (
             "stride on Something-Something v2",
             "2 in the paper, 1 in their configuration",
             "1",
-            f"at 12 fps, a clip of stride 2 spans {span_s(2, 12):.2f} s and a video 4 s, so that four views are the "
-            "same clip, which jumps back to the start",
+            f"at 12 fps, a clip of stride 2 spans {span_s(2, 12):.2f} s and a video 4 s, so that four views are "
+            "the same clip, which jumps back to the start",
         ),
         (
             "stride on EPIC-Kitchens",
@@ -321,7 +322,8 @@ def resizes() -> list[str]:
 
 def main() -> None:
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "vivit_train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     page = [
         "# Fidelity",
         "",
@@ -354,11 +356,12 @@ def main() -> None:
         "",
         "## 200 training steps of train.py",
         "",
-        "`train(cfg)` trains a toy model on toy clips for 20 epochs of 10 steps: mixup, label smoothing 0.3, gradient",
-        "clipping to 1, SGD with momentum 0.9, and a cosine schedule with warmup. JAX has simulated the authors' loop on",
-        "the same clips in float64 (tests/goldens/training/make.py, which first repeats the authors' own four steps to",
-        "1e-7). Their clipping divides by the norm, torch's by the norm + 1e-6, which is most of the difference in",
-        "float64. The noise of bf16 is what JAX's own loop in bf16 differs from its float64 losses.",
+        "`train(cfg)` trains a toy model on toy clips for 20 epochs of 10 steps: mixup, label smoothing 0.3,",
+        "gradient clipping to 1, SGD with momentum 0.9, and a cosine schedule with warmup. JAX has simulated",
+        "the authors' loop on the same clips in float64 (tests/goldens/training/make.py, which first repeats",
+        "the authors' own four steps to 1e-7). Two things differ in 64-true: torch clips to norm / (norm +",
+        "1e-6), and mixed targets are float32. Each alone makes differences of the size below. The noise of",
+        "bf16 is what JAX's own loop in bf16 differs from its float64 losses.",
         "",
         *long_training(),
         "",
@@ -375,8 +378,8 @@ def main() -> None:
         "",
         "## Clips and recipes",
         "",
-        "Clips have 32 frames, at strides of 1, 2 and 4, in videos of up to 399 frames. Strides are not among the values",
-        'of Table 7 here; they are below, under "Intentional differences".',
+        "Clips have 32 frames, at strides of 1, 2 and 4, in videos of up to 399 frames. Strides are not among",
+        "the values of Table 7 here; they are below, in the intentional differences.",
         "",
         *clips(),
         "",
@@ -396,19 +399,21 @@ def main() -> None:
         "",
         "## From a file to the model",
         "",
-        "Two full-size frames of each video become the model's input: short side 256, crop 224. TensorFlow took the",
-        "authors' steps, and Hugging Face's processor (transformers 4, PIL) its own (tests/goldens/preprocessing/make.py).",
-        "Differences are of 255. The first video has sharp edges and saturated colors and is made; the crop in training",
-        "is drawn at the same place, but in whole pixels of the frame.",
+        "Two full-size frames of each video become the model's input: short side 256, crop 224. TensorFlow",
+        "took the authors' steps, and Hugging Face's processor (transformers 4, PIL) its own",
+        "(tests/goldens/preprocessing/make.py). Differences are of 255. The first video is made and has sharp",
+        "edges and saturated colors. The crop in training is drawn at the same place, but in whole pixels of",
+        "the frame.",
         "",
         *pixels(),
         "",
-        "The time is that of reading a clip of 32 frames at stride 2, and in training of resizing its crop on one CPU",
-        "core: the median over rounds in alternation. A GPU resizes the crops itself.",
+        "The time is that of reading a clip of 32 frames at stride 2, and in training of resizing its crop,",
+        "too, on one CPU core: the median over rounds in alternation. A GPU resizes the crops itself.",
         "",
         *pixel_costs(),
         "",
-        "DeiT-Ti's features of four frames of each clip of UT-Interaction, 37 test clips, so that one clip is 0.027:",
+        "A ridge regression learns the classes of UT-Interaction from DeiT-Ti's features of four frames of",
+        "each clip. Of the 37 test clips, one is 0.027.",
         "",
         *pixel_accuracies(),
         "",
