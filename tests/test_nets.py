@@ -127,6 +127,8 @@ NEW = {
     "callbacks.advice.epochs",
     "data.resize",  # its default is what every run did
     "data.square_pixels",
+    "eval.hardest_first",
+    "eval.report",
     "init.heads",
     "init.source",
     "loss._target_",
