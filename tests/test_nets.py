@@ -125,6 +125,7 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
 NEW = {
     "callbacks.advice._target_",
     "callbacks.advice.epochs",
+    "data.resize",  # its default is what every run did
     "data.square_pixels",
     "eval.hardest_first",
     "eval.report",
