@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 KeyMap = Mapping[str, tuple[str, ...]]
-PARAMETERS = ("cls_token", "pos_embed")  # These are whole names in a key map; others are a module and a suffix.
+# These are whole names in a key map; others are a module and a suffix.
+PARAMETERS = ("cls_token", "reg_token", "pos_embed")
 
 
 def their_names(key_map: KeyMap, name: str) -> tuple[str, ...]:

@@ -81,8 +81,16 @@ def load_pretrained(
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # A file can hold anything, including tensors and mappings that no ViT has.
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
-    report.statistics = found.statistics
+    report.statistics, report.license = found.statistics, found.license
+    report.notes += differences(model, found)
     return report
+
+
+def differences(model: ViViT, found: ImageWeights) -> list[str]:
+    """Returns a line that names the settings without which the features differ a little from the source's."""
+    ours, theirs = model.settings(), {"act": found.act, "norm_eps": found.norm_eps}
+    keys = [f"model.{key}={value}" for key, value in theirs.items() if value is not None and value != ours[key]]
+    return [f"for the features of the source, set {' '.join(keys)}"] if keys else []
 
 
 def import_detector(path: str) -> Detector:

@@ -71,11 +71,10 @@ def detect_videomae(source: Source, net: ViViT) -> VideoWeights | None:
         return None
     tensors = {PREFIX.sub("", name): value for name, value in source.tensors.items()}
     is_hub = "embeddings.patch_embeddings.projection.weight" in tensors
-    if not config and not (
-        "blocks.0.attn.q_bias" in tensors
-        or (is_hub and any(name.startswith("videomae.") for name in source.tensors))
-    ):
-        return None
+    if not config and not (is_hub and any(name.startswith("videomae.") for name in source.tensors)):
+        kernel = tensors.get("patch_embed.proj.weight")
+        if kernel is None or kernel.ndim != 5 or "blocks.0.attn.q_bias" not in tensors:
+            return None
     if kind.startswith("videomaev2"):  # Its settings are one level deeper, and have other names.
         inner = config.get("model_config")
         config = dict(inner) if isinstance(inner, Mapping) else {}
