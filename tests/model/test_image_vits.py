@@ -155,7 +155,7 @@ def test_the_report_says_which_settings_would_give_the_features_of_the_source(tm
     ("name", "changes", "message"),
     [
         ("vit_small_patch16_dinov3", {"img_size": 32}, "no 'pos_embed' .*rotary"),
-        ("eva02_tiny_patch14_224", {"img_size": 28}, "no place for 'blocks.0.mlp.fc1_g.weight' .gated MLPs"),
+        ("eva02_tiny_patch14_224", {"img_size": 28}, "no place for 'blocks.0.mlp.fc1.weight' .gated MLPs"),
         ("vit_giant_patch14_dinov2", {"img_size": 28}, "no place for 'blocks.0.mlp.fc1.weight' .gated MLPs"),
         ("vit_base_patch16_siglip_224", {"img_size": 32, "qk_norm": True}, "norms of q and k"),
     ],

@@ -126,7 +126,7 @@ def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights 
         return ImageWeights(name, source.tensors, **named | {"statistics": statistics})
     raise UserError(
         f"{name}/config.json describes {shown(config.get('model_type'))}, but the weights must be those of "
-        "a ViViT ('vivit'), a VideoMAE ('videomae') or an image ViT ('vit', or timm's)"
+        "a ViViT ('vivit'), 'videomae', 'timesformer' or an image ViT ('vit', or timm's)"
     )
 
 

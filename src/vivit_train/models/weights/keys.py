@@ -33,6 +33,25 @@ def our_names(key_map: KeyMap, depth: int) -> Iterator[str]:
             yield from [name] if name.endswith(PARAMETERS) else [f"{name}.weight", f"{name}.bias"]
 
 
+def take(left: dict[str, Tensor], key_map: KeyMap, depth: int) -> dict[str, Tensor]:
+    """Moves the tensors that a key map covers out of a state dict, and returns them with our names.
+
+    A parameter whose tensors are not all there is left out.
+    """
+    state = {}
+    for name in our_names(key_map, depth):
+        theirs = their_names(key_map, name)
+        if all(key in left for key in theirs):
+            state[name] = join([left.pop(key).float() for key in theirs])
+    return state
+
+
+def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
+    """Returns the number of blocks in a state dict; in the pattern of their modules, `*` stands for the number."""
+    block = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)") + r"\.")
+    return len({match[1] for name in state if (match := block.match(name))})
+
+
 def with_prefix(key_map: KeyMap, prefix: str) -> dict[str, tuple[str, ...]]:
     """Returns a key map in which all of their names start with a prefix."""
     return {ours: tuple(prefix + name for name in theirs) for ours, theirs in key_map.items()}

@@ -22,6 +22,8 @@ from vivit_train.models.weights.huggingface import detect_huggingface
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.scenic import detect_scenic
 from vivit_train.models.weights.source import Detector, ImageWeights, Source, VideoWeights
+from vivit_train.models.weights.tadaconv import detect_tadaconv
+from vivit_train.models.weights.timesformer import detect_timesformer
 from vivit_train.models.weights.timm_vit import detect_image_vit, init_from_vit
 from vivit_train.models.weights.videomae import detect_videomae
 from vivit_train.models.weights.vivit_file import detect_vivit_file
@@ -32,6 +34,8 @@ DETECTORS: tuple[Detector, ...] = (
     detect_vivit_file,
     detect_scenic,
     detect_videomae,
+    detect_timesformer,
+    detect_tadaconv,
     detect_huggingface,
     detect_image_vit,
 )

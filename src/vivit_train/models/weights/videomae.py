@@ -16,7 +16,7 @@ from vivit_train.models.layers import sincos_positions
 from vivit_train.models.vivit import Grid, ViViT
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.huggingface import activation, image_statistics, named_classes
-from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
+from vivit_train.models.weights.keys import KeyMap, count_blocks, our_names, take, their_names
 from vivit_train.models.weights.settings import shown_settings
 from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
@@ -110,18 +110,17 @@ def to_vivit(tensors: Mapping[str, Tensor], key_map: KeyMap, source: str) -> tup
         if f"fc_norm.{kind}" in left:
             norm = their_names(key_map, f"encoder.norm.{kind}")[0]
             left[norm] = left.pop(f"fc_norm.{kind}")
-    depth = len({match[1] for name in left if (match := re.match(r"(?:encoder\.layer|blocks)\.(\d+)\.", name))})
-    state = {}
+    depth = count_blocks(left, key_map["encoder.blocks.*.norm1"][0])
+    state = take(left, key_map, depth)
     for name in our_names(key_map, depth):
-        theirs = their_names(key_map, name)
-        if all(key in left for key in theirs):
-            state[name] = join([left.pop(key).float() for key in theirs])
-        elif name.startswith("head."):
-            dim = tensors[their_names(key_map, "embedding.projection.bias")[0]].shape[0]
-            state[name] = torch.zeros(0, dim) if name.endswith("weight") else torch.zeros(0)
-        elif name != "encoder.pos_embed":
-            missing = next(key for key in theirs if key not in left)
+        if name not in state and not name.startswith(("head.", "encoder.pos_embed")):
+            missing = next(key for key in their_names(key_map, name) if key not in left)
             raise UserError(f"{source} is not a whole VideoMAE: it has no '{missing}'")
+    if "head.weight" not in state:
+        state |= {
+            "head.weight": torch.zeros(0, len(state["embedding.projection.bias"])),
+            "head.bias": torch.zeros(0),
+        }
     if foreign := sorted(name for name in left if not DECODER.match(name)):
         raise UserError(f"{source} is not a plain VideoMAE: ViViT has no place for '{foreign[0]}'")
     return state, sorted(left)
