@@ -60,9 +60,10 @@ def load_pretrained(
 
     Args:
         model: The model to initialize.
-        source: A checkpoint of vivit-train, a weight file (from vivit-train, timm, or scenic), a folder (from
-            Hugging Face, or from scenic with checkpoint_<step> files), a name on the Hugging Face Hub, or a timm
-            model name; or weights that are already read.
+        source: A checkpoint of vivit-train, a weight file (from vivit-train, timm, scenic, or the authors of
+            VideoMAE, TimeSformer, or TAdaConv), a folder (from Hugging Face, or from scenic with
+            checkpoint_<step> files), a name on the Hugging Face Hub, or a timm model name; or weights that are
+            already read.
         tubelet: How an image ViT's patch embedding is expanded in time; see `init_from_vit`.
         min_coverage: The share of parameters that an image ViT must fill; see `init_from_vit`.
         classes: The class names of the model by head. A single head has the name "".

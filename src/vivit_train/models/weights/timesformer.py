@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.adapt import square
+from vivit_train.models.weights.checks import check_positions
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.huggingface import activation, image_statistics
 from vivit_train.models.weights.keys import KeyMap, count_blocks, take
@@ -82,6 +83,7 @@ def detect_timesformer(source: Source, net: ViViT) -> VideoWeights | None:
     side, steps = square(space.shape[1] - 1), time.shape[1]
     if not side:
         raise UserError(f"{source.name} was trained on frames that are not square: {space.shape[1] - 1} patches")
+    check_positions(steps * side**2, space.shape[-1], source.name)
     state["encoder.pos_embed"] = (time[:, :, None] + space[:, None, 1:]).flatten(1, 2)
     state["embedding.projection.weight"] = state["embedding.projection.weight"].unsqueeze(2)
     width = space.shape[-1]

@@ -5,6 +5,7 @@ which is normalized after fine-tuning. Only q and v have a bias: a bias of k add
 a query, which softmax ignores, so zeros for k give the same outputs.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vivit_train.models.layers import sincos_positions
 from vivit_train.models.vivit import Grid, ViViT
+from vivit_train.models.weights.checks import check_positions
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.huggingface import activation, image_statistics, named_classes
 from vivit_train.models.weights.keys import KeyMap, count_blocks, our_names, take, their_names
@@ -25,7 +27,6 @@ from vivit_train.utils.errors import UserError
 LICENSE = "CC BY-NC 4.0 (weights that the authors of VideoMAE and VideoMAEv2 released): no commercial use"
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = (16, 224)  # The authors train on 16 frames of 224 pixels, also where their files do not say so.
-MAX_POSITIONS = 2**26  # The numbers in a table of positions; the largest released model has 3 million.
 HUB_KEYS: KeyMap = {
     "embedding.projection": ("embeddings.patch_embeddings.projection",),
     "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
@@ -166,9 +167,8 @@ def positions(grid: Grid, state: Mapping[str, Tensor], source: str) -> Tensor:
     Raises:
         UserError: There are too many for any model.
     """
-    tokens, dim = grid[0] * grid[1] * grid[2], state["embedding.projection.weight"].shape[0]
-    if tokens * dim > MAX_POSITIONS:
-        raise UserError(f"{source} is refused: it claims {tokens:,} tokens of width {dim:,}")
+    tokens, dim = math.prod(grid), state["embedding.projection.weight"].shape[0]
+    check_positions(tokens, dim, source)
     return sincos_positions(tokens, dim)
 
 
