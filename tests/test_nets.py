@@ -124,7 +124,7 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
 }
 NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"} | {
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
-    *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "norm_eps")),
+    *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "rope", "norm_eps")),
 }
 
 

@@ -70,6 +70,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"pre_norm": True, "norm_eps": 1e-5},
         "apache-2.0",
     ),
+    "DINOv3": (
+        "vit_small_patch16_dinov3.lvd1689m",
+        {"img_size": 48},
+        {"rope": True, "reg_tokens": 4, "norm_eps": 1e-5},
+        "dinov3-license",
+    ),
     "DeiT-3": ("deit3_small_patch16_224.fb_in22k_ft_in1k", {"img_size": 48}, {}, "apache-2.0"),
     "MAE": ("vit_base_patch16_224.mae", {"img_size": 48}, {}, "cc-by-nc-4.0"),
     "norm of the mean": (
@@ -154,7 +160,8 @@ def test_the_report_says_which_settings_would_give_the_features_of_the_source(tm
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("vit_small_patch16_dinov3", {"img_size": 32}, "no 'pos_embed' .*rotary"),
+        ("vit_small_patch16_dinov3", {"img_size": 32}, "set model.reg_tokens=4 model.rope=true,"),
+        ("vit_small_plus_patch16_dinov3", {"img_size": 32}, "gated MLPs"),
         ("eva02_tiny_patch14_224", {"img_size": 28}, "no place for 'blocks.0.mlp.fc1.weight' .gated MLPs"),
         ("vit_giant_patch14_dinov2", {"img_size": 28}, "no place for 'blocks.0.mlp.fc1.weight' .gated MLPs"),
         ("vit_base_patch16_siglip_224", {"img_size": 32, "qk_norm": True}, "norms of q and k"),
@@ -173,9 +180,8 @@ def test_weights_with_other_parts_are_refused_by_the_part(
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("vit_small_patch16_dinov3", "no rotary positions$"),
-        ("vit_small_plus_patch16_dinov3", r"no rotary positions and no gated MLPs \(SwiGLU\)"),
-        ("eva02_base_patch14_224", "no rotary positions and no gated MLPs"),
+        ("vit_small_plus_patch16_dinov3", r"no gated MLPs \(SwiGLU\)"),
+        ("eva02_base_patch14_224", "no rotary positions of its kind and no gated MLPs"),
         ("vit_giant_patch14_dinov2", "no gated MLPs"),
         ("beit_base_patch16_224", "no blocks of its kind .Beit"),
     ],
@@ -197,3 +203,35 @@ def test_a_license_is_stated_only_if_the_name_decides_it() -> None:
         assert about is not None
         assert about.license == license
     assert known("mine.safetensors") is None
+
+
+@pytest.mark.parametrize("model", ["vivit_fe", "vivit_st"])
+def test_rotary_positions_see_the_place_but_no_frame(model: Any) -> None:
+    sizes: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "tubelet": (1, 8, 8)}
+    net = ViViT(model, num_classes=2, frames=2, image_size=32, rope=True, **sizes)
+    assert not [name for name in net.state_dict() if "rope" in name]  # They are computed, not stored.
+    with torch.no_grad():
+        net.encoder.pos_embed.zero_()
+    tokens = torch.randn(1, 2, 16, 16)
+
+    def encoded(x_BtnD: Tensor) -> Tensor:
+        return net.encoder(x_BtnD.flatten(1, 2) if model == "vivit_st" else x_BtnD)
+
+    moved = tokens.roll(1, dims=2)
+    assert not torch.allclose(encoded(tokens), encoded(moved), atol=1e-3)
+    if model == "vivit_st":
+        torch.testing.assert_close(encoded(tokens), encoded(tokens.flip(1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("vivit_fsa", {"rope": True}, "vivit_fsa has no rope, only models 1 and 2"),
+        ("vivit_fdp", {"reg_tokens": 2}, "vivit_fdp has no reg_tokens, only models 1 and 2"),
+        ("vivit_fe", {"rope": True, "heads": 8}, "multiple of 4, not 2"),
+        ("vivit_fe", {"fc_norm": True}, "set pool to mean, not cls"),
+    ],
+)
+def test_options_that_do_not_fit_say_why(model: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViViT(model, num_classes=2, frames=2, image_size=32, **{"dim": 16, "heads": 2} | options)

@@ -9,6 +9,7 @@ from vivit_train.utils.errors import UserError
 
 LICENSE = "Apache-2.0 (TAdaConv)"
 STATISTICS: Statistics = ((0.45,) * 3, (0.225,) * 3)
+OPTIONS = {"act": "gelu", "fc_norm": False, "rope": False}
 BLOCK: KeyMap = {
     "norm1": ("norm",),
     "attention.qkv": ("attn.to_qkv",),
@@ -53,7 +54,7 @@ def detect_tadaconv(source: Source, net: ViViT) -> VideoWeights | None:
         raise UserError(f"{source.name} is not a ViViT of TAdaConv: ViViT has no place for '{min(left)}'")
     shapes, is_factorized = shown_settings(state), "temporal_encoder.pos_embed" in state
     named = ("dim", "depth", "mlp_dim", "tubelet", "pool", *(("temporal_depth",) if is_factorized else ()))
-    settings = {"model": "vivit_fe" if is_factorized else "vivit_st", "act": "gelu", "fc_norm": False}
+    settings = {"model": "vivit_fe" if is_factorized else "vivit_st", **OPTIONS}
     return VideoWeights(
         source.name,
         state,

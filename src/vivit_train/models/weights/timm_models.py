@@ -120,10 +120,12 @@ def foreign_parts(model: nn.Module) -> list[str]:
     Some of these models have the same keys as a plain ViT, so that their weights alone would not show it.
     """
     blocks = list(getattr(model, "blocks", []))
-    parts = ["rotary positions"] * (getattr(model, "rope", None) is not None)
+    rope: Any = getattr(model, "rope", None)
+    is_dinov3 = type(rope).__name__ == "RotaryEmbeddingDinoV3" and rope.rotate_half
+    parts = ["rotary positions of its kind"] * (rope is not None and not is_dinov3)
     if blocks and type(getattr(blocks[0], "mlp", None)).__name__ in ("GluMlp", "SwiGLU"):
         parts.append("gated MLPs (SwiGLU)")
-    if parts or (type(model) is VisionTransformer and all(type(block) is Block for block in blocks)):
+    if parts or is_dinov3 or (type(model) is VisionTransformer and all(type(block) is Block for block in blocks)):
         return parts
     kind = type(blocks[0] if type(model) is VisionTransformer else model).__name__
     return [f"blocks of its kind ({kind})"]

@@ -133,6 +133,8 @@ def converted(name: str, image: Mapping[str, Tensor], model: ViViT, tubelet: str
         return "zero", torch.zeros_like(parameter)
     if key is None:
         return "random", None
+    if key == "pos_embed" and model.rope:
+        return "zero (positions are rotary)", torch.zeros_like(parameter)
     if key in image:
         return fit(name, image[key], model, tubelet, has_cls="cls_token" in image)
     if key.removesuffix("bias") + "weight" in image:  # The layer has no bias.
@@ -263,21 +265,21 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
     foreign += gated_mlps(image)
     is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
-        if key not in image and not (is_vit and foreign):
-            rotary = "; its positions are probably rotary (DINOv3), which ViViT does not have" * is_vit
+        if key not in image and not (is_vit and (foreign or has_rope(image))):
             raise UserError(
-                f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...){rotary}"
+                f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...)"
             )
     if foreign:
         known_parts = [(key, part) for key in foreign for name, part in PARTS.items() if re.match(name, key)]
         key, part = next(iter(known_parts), (foreign[0], ""))
         part = f" ({part})" if part else ""
         raise UserError(f"{source} is not a plain ViT: ViViT has no place for '{key}'{part}")
-    tokens = image["pos_embed"].shape[1] if image["pos_embed"].ndim == 3 else 0
+    positions = torch.zeros(1, 1, 1) if has_rope(image) else image["pos_embed"]
+    tokens = positions.shape[1] if positions.ndim == 3 else 0
     if not square(tokens) and not ("cls_token" in image and square(tokens - 1)):
         raise UserError(
             f"{source} was trained on images that are not square: its 'pos_embed' "
-            f"{list(image['pos_embed'].shape)} does not say how many rows it has"
+            f"{list(positions.shape)} does not say how many rows it has"
         )
     if image["patch_embed.proj.weight"].ndim != 4:
         raise UserError(
@@ -292,6 +294,11 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
         )
 
 
+def has_rope(image: Mapping[str, Tensor]) -> bool:
+    """Returns whether these are weights of DINOv3, whose positions are rotary and not stored."""
+    return "pos_embed" not in image and "reg_token" in image
+
+
 def gated_mlps(image: Mapping[str, Tensor]) -> list[str]:
     """Returns the first layer of the first MLP if it computes values and gates at once, as in SwiGLU."""
     first, second = (image.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
@@ -303,6 +310,7 @@ def settings_of(image: Mapping[str, Tensor], model: ViViT) -> dict[str, Any]:
     """Returns the settings that a model must have for the weights of an image ViT."""
     dim, _, *patch = image["patch_embed.proj.weight"].shape
     settings: dict[str, Any] = {"dim": dim, "pre_norm": "norm_pre.weight" in image, "reg_tokens": 0}
+    settings["rope"] = has_rope(image)
     if "reg_token" in image:
         settings["reg_tokens"] = image["reg_token"].shape[1]
     if any(max(a, b) > NEAR * min(a, b) for a, b in zip(patch, model.tubelet[1:], strict=True)):

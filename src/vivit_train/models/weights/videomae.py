@@ -87,7 +87,7 @@ def detect_videomae(source: Source, net: ViViT) -> VideoWeights | None:
     found.grid = grid_of(config, found.state, source.name)
     found.state.setdefault("encoder.pos_embed", positions(found.grid, found.state, source.name))
     shapes = shown_settings(found.state)
-    found.settings = {"model": "vivit_st", "act": activation(config, source.name)} | {
+    found.settings = {"model": "vivit_st", "act": activation(config, source.name), "rope": False} | {
         key: shapes[key] for key in ("dim", "depth", "mlp_dim", "tubelet", "pool", "pre_norm", "reg_tokens")
     }
     if conforms(config.get("num_attention_heads"), int):
