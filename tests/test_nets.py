@@ -122,7 +122,19 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
         "eval.views": ("4x3", "the views of the accuracy that TAdaConv publishes"),
     },
 }
-NEW = {"scheduler._target_", "loss._target_", "init.source", "overwrite", "data.square_pixels"} | {
+NEW = {
+    "callbacks.advice._target_",
+    "callbacks.advice.epochs",
+    "data.square_pixels",
+    "eval.hardest_first",
+    "eval.report",
+    "init.heads",
+    "init.source",
+    "loss._target_",
+    "loss.class_weights",
+    "overwrite",
+    "patience",
+    "scheduler._target_",
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
     *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "rope", "norm_eps")),
 }
@@ -165,7 +177,7 @@ def test_twenty_steps_have_the_losses_that_they_had(videos: Path, config: Config
 
 
 def test_an_old_checkpoint_is_scored_as_it_was(videos: Path, config: Config, tmp_path: Path) -> None:
-    ckpt, out = NETS / "run/checkpoints/last.ckpt", tmp_path / "run/predictions.csv"
+    ckpt, out = NETS / "run/checkpoints/last.ckpt", tmp_path / "results/predictions.csv"
     evaluate(config(f"ckpt_path={ckpt}", f"data.root={videos}", name="eval"))
     with out.open() as now, (NETS / "predictions.csv").open() as then:
         for row, old in zip(csv.DictReader(now), csv.DictReader(then), strict=True):

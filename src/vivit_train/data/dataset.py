@@ -1,8 +1,8 @@
 """The PyTorch data sets that turn rows of the clip table into tensors, for training and for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -17,7 +17,8 @@ from vivit_train.data.sampler import Key
 from vivit_train.data.sampling import PAD_INDEX, Indices, Sampling
 from vivit_train.data.transforms import ClipParams, ResizeMode, TrainTransform, crop_views, seeded, union_box
 from vivit_train.data.video import urls
-from vivit_train.data.video.decode import BBox, CropFn, read_frames
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.frame_buffer import BBox, CropFn
 from vivit_train.data.video.index import Timeline
 from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline
@@ -37,6 +38,7 @@ class Sample(TypedDict, total=False):
         index: The row in the clip table.
         frame_numbers: Training only. The numbers of the clip's frames, int64 [T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clip's frames in seconds, float64 [T]; NaN for a black frame.
+        box: Training only. The crop box and the flip: top, left, height, width, flipped, int64 [5].
         params: Training only, if the device finishes the augmentation. The transform params that it needs.
         failed: Evaluation only. Whether the video cannot be read, so that its views are black.
         errors: The unreadable videos that were met. A training sample that has given up has no other key.
@@ -47,6 +49,7 @@ class Sample(TypedDict, total=False):
     index: int
     frame_numbers: Tensor
     times_s: Tensor
+    box: Tensor
     params: ClipParams
     failed: bool
     errors: list[BadRow]
@@ -65,6 +68,7 @@ class ClipBatch(TypedDict, total=False):
         index: The rows in the clip table, int64 [B].
         frame_numbers: Training only. The numbers of the clips' frames, int64 [B, T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clips' frames in seconds, float64 [B, T]; NaN for a black frame.
+        box: Training only. The crop boxes and flips, int64 [B, 5].
         failed: Evaluation only. Whether each video cannot be read, bool [B].
         params: The shape of each clip's box, and the transform params that the device needs to finish it.
         errors: The unreadable videos that were met. If a sample has given up, the batch has no other key.
@@ -75,6 +79,7 @@ class ClipBatch(TypedDict, total=False):
     index: Tensor
     frame_numbers: Tensor
     times_s: Tensor
+    box: Tensor
     failed: Tensor
     params: list[tuple[torch.Size, ClipParams]]
     errors: list[BadRow]
@@ -113,6 +118,7 @@ class VideoReader:
         index_db: The database of stored scans; see `timeline`.
         allow_private_urls: See `VideoDataModule`.
         square_pixels: See `read_frames`.
+        refused: Videos that are not read again, by path with the reason, because they have ended a loader process.
     """
 
     decoder: str = "auto"
@@ -121,10 +127,13 @@ class VideoReader:
     index_db: Path | None = None
     allow_private_urls: bool = False
     square_pixels: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def watchdog(self, path: str) -> Iterator[None]:
         """Reports `path` as the video being read and enforces the time limit inside this context."""
+        if path in self.refused:
+            raise VideoError(path, self.refused[path])
         with urls.private_urls(self.allow_private_urls), ExitStack() as stack:
             if self.status is not None:
                 stack.enter_context(self.status.on(path))
@@ -226,8 +235,7 @@ class TrainDataset(Dataset[Sample]):
             times = timeline(path, self.video_reader.index_db)
             first, num_frames = frames_of(self.manifest, row, times)
             draws = [torch.rand(self.sampling.num_random).tolist() for _ in range(self.clips_per_video)]
-            clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
-            clips = in_video(first, clips)
+            clips = in_video(first, np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws]))
             all_params: list[ClipParams] = []
 
             # The size of the frames is known only when the first of them is decoded. Decoding a frame beforehand,
@@ -258,6 +266,7 @@ class TrainDataset(Dataset[Sample]):
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
             "times_s": torch.from_numpy(np.where(indices == PAD_INDEX, np.nan, times.times_s[indices])),
+            "box": torch.tensor(params[:5], dtype=torch.int64),
             "errors": [],
         }
         if not self.finish:
@@ -316,8 +325,7 @@ class EvalDataset(Dataset[Sample]):
             video = self.load(path, row)
         except VideoError as failure:
             shape = (self.views[0] * self.views[1], self.sampling.frames, 3, self.crop, self.crop)
-            video = torch.zeros(shape, dtype=torch.uint8)
-            error = failure
+            video, error = torch.zeros(shape, dtype=torch.uint8), failure
         return {
             "video": video,
             "label": torch.from_numpy(self.manifest.target(row)),
@@ -350,21 +358,22 @@ def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]
     """Returns the number of a clip's first frame within its video, and the number of frames in the clip.
 
     Raises:
-        VideoError: If the video shows no frame between the start and the end of the clip.
+        VideoError: The video shows no frame in the clip.
     """
     if manifest.spans_s is None:
         return 0, times.num_frames
     start_s, end_s = manifest.spans_s[row]
     first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
     if first == end:
-        length_s = times.times_s[-1]
-        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
+        reason = (
+            f"shows no frame from {start_s:.2f} to {end_s:.2f} s; its last one is at {times.times_s[-1]:.2f} s"
+        )
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
 
 
 def in_video(first: int, clips: Indices) -> Indices:
-    """Converts frame numbers that are relative to frame `first` into frame numbers of the whole video."""
+    """Returns frame numbers of the whole video from those that count from frame `first`."""
     return np.where(clips == PAD_INDEX, PAD_INDEX, first + clips)
 
 

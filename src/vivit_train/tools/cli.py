@@ -14,6 +14,10 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.crossval import command as crossval_command
+from vivit_train.tools.explain import command as explain_command
+from vivit_train.tools.export import command as export_command
+from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
@@ -54,7 +58,7 @@ def vivit(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train and evaluate ViViT, prepare and check videos, measure speed and replay failed steps."""
+    """Train, evaluate and apply ViViT, prepare and check videos, measure speed and replay failed steps."""
     add_terminal_handler()
 
 
@@ -101,14 +105,23 @@ def train_model(arguments: HydraArguments = None) -> None:
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+        "vivit eval ckpt_path=google/vivit-b-16x2-kinetics400 data=kinetics400 data.root=DIR eval.views=4x3",
     ),
 )
 def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     """Evaluate a checkpoint. This is eval.py of the repository.
 
     The checkpoint holds the model, the labels and the preprocessing.
+
+    ckpt_path may also name the authors' checkpoint, or a Hugging Face folder or hub name, together with data=NAME.
     """
     replace_process("vivit_train.tools.eval", arguments)
+
+
+app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
+app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 
 @app.command(
@@ -138,7 +151,9 @@ def prepare(
     listed: Annotated[
         Path | None, typer.Option("--list", help="Process only the videos that this file lists.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Time limit per video in seconds, plus 10 s per MB.")] = 3600,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Time limit per video in seconds, plus 10 s per MB.")
+    ] = 3600,
 ) -> None:
     """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
@@ -163,7 +178,9 @@ def prepare(
 def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
-    workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+    ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
     ] = False,
@@ -176,6 +193,24 @@ def doctor(
     cfg = compose_data(videos, Path("runs/doctor"), "vivit doctor")
     folder = out or Path("doctor") / file_stem(str(cfg.data.name))
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=to_overrides(videos))
+
+
+@app.command(
+    epilog=examples(
+        "vivit compare runs/a runs/b",
+        "vivit compare runs/a runs/b runs/c --out three.html",
+    )
+)
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or evaluations on the same videos with the same views.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Compare results on the same videos: the difference with its interval, McNemar's test, and what flipped."""
+    from vivit_train.tools.compare import compare as compare_results
+
+    compare_results(folders, out)
 
 
 @app.command(

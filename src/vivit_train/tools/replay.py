@@ -17,6 +17,7 @@ from vivit_train.training.module import VideoClassifier
 from vivit_train.training.nonfinite import REPLAY, SavedBatch, clip_text, is_finite
 from vivit_train.training.targets import LOSSES, build
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.files import replacing
 from vivit_train.utils.plots import contact_sheet
 from vivit_train.utils.text import plural
 
@@ -129,14 +130,23 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     """Rebuild the model of a saved step in training mode, on the GPU if there is one."""
     metadata, weights = load_checkpoint(file)
     settings = metadata.config
-    given = {"multi_label": True} if metadata.multi_label else {}
+    offered: dict[str, Any] = {"multi_label": True} if metadata.multi_label else {}
     task = VideoClassifier(
         restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
         metadata.std,
         multi_label=metadata.multi_label,
-        loss=build(settings["loss"], LOSSES, f"{file}: loss", trusted, **given),
+        loss=[
+            build(
+                settings["loss"],
+                LOSSES,
+                f"{file}: loss",
+                trusted,
+                offered | {"class_counts": metadata.class_counts.get(head, ())},
+            )
+            for head in metadata.classes
+        ],
         mixup=float(settings["mixup"]),
         cutmix=float(settings["cutmix"]),
     )
@@ -181,4 +191,5 @@ def draw(sheet: Path, task: VideoClassifier, suspects: list[tuple[SavedBatch, in
     pixels, frame_numbers, times_s = (
         torch.stack([batch[name][b] for batch, b in suspects]) for name in ("video", "frame_numbers", "times_s")
     )
-    contact_sheet(sheet, pixels / 255, captions, frame_numbers, times_s)
+    with replacing(sheet) as part:  # A link next to a stranger's file could lead to any file.
+        contact_sheet(part, pixels / 255, captions, frame_numbers, times_s)

@@ -4,6 +4,7 @@ Hydra imports this module at every start, so heavy imports are local.
 """
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -14,19 +15,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.utils.earlier_run import OUTCOME, allow, protect, put_back
-from vivit_train.utils.errors import TRY_AGAIN, UserError, end_with_message, reason
-from vivit_train.utils.files import replacing
-from vivit_train.utils.lock import lock_folder
+from vivit_train.composition import check_recipe
+from vivit_train.utils.arguments import conforms
+from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
+from vivit_train.utils.files import check_folder, read_text, replacing
 from vivit_train.utils.rank import is_first_rank
+from vivit_train.utils.run_folder import OUTCOME, RunFolder
 from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 
 log = logging.getLogger(__name__)
@@ -66,14 +69,16 @@ def read_outcome(file: Path) -> Outcome:
         UserError: The file is damaged or does not hold an outcome.
     """
     try:
-        found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, RecursionError, TypeError, ValueError) as error:
+        found = Outcome(**json.loads(read_text(file)))
+    except (UserError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move or delete it") from error
     is_whole = (
-        isinstance(found.job, int | None)
+        conforms(found.job, int | None)
+        and abs(found.job or 0) < 2**63
         and isinstance(found.overrides, list)
         and all(isinstance(text, str) for text in found.overrides)
-        and isinstance(found.score, int | float | None)
+        and conforms(found.score, float | None)
+        and abs(found.score or 0) < 1e300  # NaN is not less, either.
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
     )
@@ -82,34 +87,14 @@ def read_outcome(file: Path) -> Outcome:
     return found
 
 
-class Lock(Callback):
-    """Locks the folder of a run or a sweep, and protects an earlier one, before anything is written there.
-
-    A folder whose name contains the time is always new; `train` and `evaluate` lock it.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
-        is_job_of_sweep = not OmegaConf.is_missing(config.hydra.job, "num")  # The sweep's folder is checked.
-        lock_or_refuse(folder, None if is_job_of_sweep else config)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
-        lock_or_refuse(folder, config)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.RUN and is_first_rank():
-            allow(config.hydra.runtime.output_dir)
-
-
 class Summary(Callback):
-    """Writes outcome.json for each run and, in a multirun, the summary of all jobs.
+    """Protects an earlier sweep in the folder of a multirun, and writes the summary of all jobs.
 
-    A multirun rewrites summary.csv after each job and logs the table at the end. The exit code is 1 if a job
-    failed.
+    summary.csv is rewritten after each job. The table is logged at the end. The exit code is 1 if a job failed.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_unused_words(config)
         folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
         if started_from_outside() and "${now:" in folder:
             refuse(
@@ -120,27 +105,16 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if started_from_outside():
             refuse("a sweep is one process that starts the ranks of its jobs: start it without srun or torchrun")
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.RUN and is_first_rank():
-            unfinished(config).write(config.hydra.runtime.output_dir)
+        refuse_unused_words(config)
+        folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
+        if "${" not in folder:  # A folder whose name contains the time is always new.
+            check_jobs(folder)
+            self.folder = take_folder(folder, config)  # The lock is held until this process ends.
+            self.folder.begin()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if not is_first_rank():
-            return
-        if config.hydra.mode == RunMode.MULTIRUN:
+        if config.hydra.mode == RunMode.MULTIRUN and is_first_rank():
             write_summary(Path(config.hydra.sweep.dir))
-            return
-        folder, run = Path(config.hydra.runtime.output_dir), unfinished(config)
-        if job_return.status == JobStatus.COMPLETED:
-            score = job_return.return_value
-            note = (folder / NOTE).read_text(encoding="utf-8").strip() if (folder / NOTE).is_file() else ""
-            score = None if score is None or score != score else score  # JSON has no NaN.
-            Outcome(run.job, run.overrides, score, failed=False, note=note).write(folder)
-        else:
-            error = job_return._return_value  # The public property would raise the error.
-            why = " ".join(str(error).split()) if isinstance(error, UserError) else reason(error)
-            Outcome(run.job, run.overrides, note=why).write(folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -154,42 +128,53 @@ class Summary(Callback):
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
 
 
-class ErrorReport(Callback):
-    """Ends a single run with the message of its error, before Hydra adds a line of its own.
+def refuse_unused_words(config: DictConfig) -> None:
+    """End this process if an override of Hydra itself has no effect, or if a recipe does not exist."""
+    hydra = config.hydra
+    is_sweep, is_job_of_sweep = hydra.mode == RunMode.MULTIRUN, not OmegaConf.is_missing(hydra.job, "num")
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    try:
+        check_recipe(hydra.overrides.task, folders)
+    except UserError as error:
+        refuse(str(error))
+    for text in hydra.overrides.hydra:
+        key, _, value = text.lstrip("+~").partition("=")
+        node, _, name = key.removeprefix("hydra.").rpartition(".")
+        schema = (
+            OmegaConf.select(OmegaConf.structured(HydraConf), node) if node else OmegaConf.structured(HydraConf)
+        )
+        typed = schema is not None and dataclasses.is_dataclass(OmegaConf.get_type(schema))
+        if text.startswith("+") and ((typed and name not in schema) or (node and schema is None)):
+            refuse(f"{key}: there is no such key")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and not value.strip("'\""):
+            refuse(f"{key}: must be the path of a folder")
+        if key.startswith("hydra.sweep.") and not is_sweep and not is_job_of_sweep:
+            refuse(f"{key} is for a sweep, which needs -m; the folder of a single run is hydra.run.dir")
+        if key.startswith("hydra.run.") and is_sweep:
+            refuse(f"{key} is for a single run; the folder of a sweep is hydra.sweep.dir")
 
-    If the run was refused, or had nothing left to do, its folder is then as it was.
-    """
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.RUN:
-            return
-        completed = job_return.status == JobStatus.COMPLETED
-        try:
-            if not completed:
-                end_with_message(job_return._return_value)  # The public property would print Hydra's line.
-        finally:
-            if is_first_rank():
-                put_back(config.hydra.runtime.output_dir, completed=completed)
-
-
-def refuse(text: str) -> None:
+def refuse(text: str) -> NoReturn:
     """End this process from a Hydra callback. Hydra turns exceptions other than SystemExit into warnings."""
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
-def lock_or_refuse(folder: str, config: DictConfig | None = None) -> None:
-    """Lock a folder, and protect an earlier run there, or end this process. Rank 0 does this for all ranks.
-
-    Args:
-        folder: The folder.
-        config: Configuration of the run. None leaves out the protection, as for jobs of a sweep.
-    """
-    if "${" in folder or not is_first_rank():
-        return
+def check_jobs(folder: str) -> None:
+    """End this process if a link in the folder of a sweep leads outside: Hydra writes to those of the jobs."""
+    within = [os.path.relpath(place, folder) for place, _, _ in os.walk(folder)]
     try:
-        lock_folder(folder)
-        if config is not None:
-            protect(folder, config)
+        check_folder(folder, within, "choose another folder with hydra.sweep.dir=DIR")
+    except UserError as error:
+        refuse(str(error))
+
+
+def take_folder(folder: str, config: DictConfig | None) -> RunFolder:
+    """Return the folder of a run or a sweep for this process, or end the process; see `RunFolder`.
+
+    The message is not logged, because the log file would be that of the earlier run.
+    """
+    try:
+        return RunFolder(folder, config)
     except UserError as error:
         refuse(str(error))
     except OSError as error:
@@ -201,10 +186,6 @@ def started_from_outside() -> bool:
     by_srun = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
     return by_srun or by_torchrun
-
-
-def unfinished(config: DictConfig) -> Outcome:
-    return Outcome(OmegaConf.select(config, "hydra.job.num"), list(config.hydra.overrides.task))
 
 
 def choices(outcome: Outcome) -> dict[str, str]:
@@ -225,14 +206,12 @@ def write_summary(folder: Path) -> list[Outcome]:
             log.info(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
-    part = folder / f"summary.csv.{os.getpid()}"  # Jobs on several machines may end at the same time.
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "summary.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
         for job in jobs:
             chosen = (choice_cell(choices(job).get(name, "")) for name in names)
             writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
-    part.replace(folder / "summary.csv")
     return jobs
 
 

@@ -2,12 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,13 @@ from vivit_train.data.annotations.hold_out import check_percent, held_out_count,
 from vivit_train.data.annotations.lookup import Videos
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.scan import probe
-from vivit_train.data.video.urls import is_url
+from vivit_train.data.video.urls import is_url, url_problem
+from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.text import nfc, plural, shorten_list
+
+SLACK = 2  # Tools may count a few frames more than a video shows, as headers do.
+MAX_FRAMES = 10**9  # A year of video at 30 frames per second has about as many.
 
 
 class Annotation(NamedTuple):
@@ -66,6 +70,18 @@ class ExportOptions:
     fps: float | None
 
 
+def frame_number(value: Any) -> int:
+    """Converts a frame number of an export, which may be text.
+
+    Raises:
+        TypeError, ValueError: If it is no number from 0 to `MAX_FRAMES`.
+    """
+    number = int(value[:20]) if isinstance(value, str) else value
+    if not 0 <= number < MAX_FRAMES:  # NaN is not, either
+        raise ValueError(f"{shown(value)} is no frame number")
+    return int(number)
+
+
 def read_exports(
     root: StrPath,
     files: Mapping[str, StrPath | None],
@@ -88,6 +104,7 @@ def read_exports(
     top, expected_layout = open_root(root, options.expected_layout)
     train, val, test = files["train"], files["val"], files["test"]
     found = find_files(top, expected_layout, train, val or train or "", test, options.classes)
+    _check_kinds(found.values(), options.tool, expected_layout)
     finder = VideoFinder(top)
     notices: list[str] = []
     tables = {
@@ -123,6 +140,15 @@ def read_exports(
     )
 
 
+def _check_kinds(files: Iterable[Path], tool: str, expected_layout: str) -> None:
+    for file in files:
+        if file.suffix.lower() in (".zip", ".csv", ".tsv"):
+            raise UserError(
+                f"{file}: data={tool} reads no {file.suffix} files: unpack archives, and read tables with "
+                f"data=csv\n{expected_layout}"
+            )
+
+
 def _read_as(tables: Mapping[str, list[Row]], options: ExportOptions) -> str:
     if not any(row.span_s for rows in tables.values() for row in rows):
         return "labels of whole videos"
@@ -149,7 +175,11 @@ def _rows(
         notices.append(f"{file}: ignored {count} of whole videos, as there are labels of segments")
     rows, problems = [], []
     for annotation in kept:
-        path = finder.find(annotation.video)
+        try:
+            path = finder.find(annotation.video)
+        except UserError as error:
+            problems.append(f"{annotation.where}: {error}")
+            continue
         expected = path or os.path.join(finder.root, os.path.basename(annotation.video))
         if len(annotation.labels) != 1 and not options.multi_label:
             problems.append(
@@ -183,11 +213,16 @@ def _span(path: str, frames: tuple[int, int] | None, fps: float | None) -> tuple
     if frames is None:
         return (0.0, 0.0)
     start, stop = frames
-    if fps:
+    if fps and start < stop:
         return start / fps, stop / fps
+    if fps:
+        raise UserError(f"frames {start} to {stop - 1} end before they start")
     times_s = _times_s(path)
-    if not 0 <= start < min(stop, len(times_s)):
-        raise UserError(f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames")
+    if not 0 <= start < stop or start >= len(times_s) or stop > 1.05 * len(times_s) + SLACK:
+        raise UserError(
+            f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames; if the frames "
+            "were counted at another rate, set data.reader.fps"
+        )
     step_s = float(times_s[-1]) / max(len(times_s) - 1, 1)
     end_s = float(times_s[stop]) if stop < len(times_s) else float(times_s[-1]) + step_s
     return float(times_s[start]), end_s
@@ -230,10 +265,12 @@ class VideoFinder:
         """Returns the path or the URL of a video, or None if it does not exist.
 
         Raises:
-            UserError: If several files have its name.
+            UserError: If it is a URL that is refused.
         """
-        local = parse_qs(urlsplit(video).query).get("d") if "?d=" in video else None
+        local = parse_qs(video.partition("?")[2]).get("d") if "?d=" in video else None
         if is_url(video) and not local:
+            if problem := url_problem(video):
+                raise UserError(problem)
             return video
         written = nfc(unquote(local[0] if local else video)).replace("\\", "/")
         folder, name = os.path.split(written)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vivit_train.models.vivit import Grid, ViViT
 from vivit_train.models.weights.checks import check_finite
+from vivit_train.models.weights.heads import check_order, from_single_output
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.settings import check_settings
 from vivit_train.models.weights.source import VideoWeights
@@ -127,7 +128,10 @@ def fit_head(
         return value.new_zeros(net.head.out_features, *value.shape[1:]), "zero (the source has no head)"
     if theirs is None or sum(map(len, theirs.values())) != len(value):  # Without names, the count decides.
         if len(value) == net.head.out_features:
-            return value, "copied"
+            if len(net.head_sizes) == 1:
+                return value, "copied"
+            order = check_order(found.heads, net.head_sizes, found.source)
+            return from_single_output(value, net.head_sizes, order), f"copied (rows: {', '.join(order)})"
         return value.new_zeros(net.head.out_features, *value.shape[1:]), "zero (other classes)"
     if len(theirs) == len(net.head_sizes) == 1:
         theirs = dict(zip(net.head_sizes, theirs.values(), strict=True))

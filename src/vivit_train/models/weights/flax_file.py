@@ -10,13 +10,22 @@ import numpy as np
 
 from vivit_train.utils.errors import UserError, reason
 
+MAX_BYTES = 1 << 35  # The authors' largest checkpoint, with the state of its optimizer, has a quarter of that.
+
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # These are flax's msgpack extension types.
 CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays of more than 1 GiB.
 Tree = dict[str, np.ndarray[Any, Any]]
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder has a file `checkpoint`, as the authors release theirs, or `checkpoint_<step>`."""
+    return (folder / "checkpoint").is_file() or any(folder.glob("checkpoint_*"))
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """Returns the path if it is a file, or the `checkpoint_<step>` file with the largest step if it is a folder.
+
+    Without any of these, the file `checkpoint` of the folder is returned.
 
     Raises:
         UserError: There is no checkpoint file.
@@ -26,6 +35,8 @@ def checkpoint_file(path: str | Path) -> Path:
         return path
     names = {file: re.fullmatch(r"checkpoint_(\d+)", file.name) for file in path.glob("*")}
     steps = {int(match[1]): file for file, match in names.items() if match}
+    if not steps and (path / "checkpoint").is_file():
+        return path / "checkpoint"
     if not steps:
         raise UserError(f"{path} is neither a file nor a folder with checkpoint_<step> files")
     if not steps[max(steps)].is_file():
@@ -76,6 +87,8 @@ def read_flax(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file is damaged, is not a tree, or holds arrays of Python objects.
     """
+    if (size := Path(path).stat().st_size) > MAX_BYTES:
+        raise UserError(f"{path} is refused: {size:,} bytes is too large for a flax checkpoint")
     try:
         tree = unchunk(msgpack.unpackb(Path(path).read_bytes(), ext_hook=unpack, raw=False, strict_map_key=False))
     except (

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_models import known
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 EMBEDDING_AND_NORM: KeyMap = {
     "encoder.cls_token": ("embeddings.cls_token",),
@@ -229,6 +230,10 @@ def named_classes(config: Mapping[str, Any], source: str) -> list[str] | None:
     if not conforms(labels, dict[str, str]) or sorted(map(as_number, labels)) != list(range(len(labels))):
         raise UserError(f"{source}/config.json: id2label must name the classes 0, 1, 2, ...")
     names = [labels[i] for i in sorted(labels, key=int)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f"{source}/config.json: id2label has {shorten_list(twice)} more than once; rename all but one"
+        )
     return names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
 
 

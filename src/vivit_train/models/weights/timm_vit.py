@@ -18,7 +18,7 @@ from vivit_train.models.weights.settings import check_settings, in_words
 from vivit_train.models.weights.source import ImageWeights, Source
 from vivit_train.models.weights.timm_models import known, read_weights
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 # An image ViT fills the parameters in this table; all others are new.
 TIMM_KEYS: KeyMap = {
@@ -266,9 +266,7 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
     is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
         if key not in image and not (is_vit and (foreign or has_rope(image))):
-            raise UserError(
-                f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...)"
-            )
+            raise UserError(f"{source} is not a timm ViT: it has no '{key}' (it has {shorten_list(image)})")
     if foreign:
         known_parts = [(key, part) for key in foreign for name, part in PARTS.items() if re.match(name, key)]
         key, part = next(iter(known_parts), (foreign[0], ""))

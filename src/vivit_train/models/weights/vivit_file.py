@@ -15,16 +15,16 @@ from vivit_train.utils.errors import UserError, reason
 SETTINGS = {"act": "gelu_tanh", "fc_norm": False, "rope": False}
 
 
-def detect_vivit_file(source: Source, _: ViViT) -> VideoWeights | None:
+def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
     """Returns the weights in a checkpoint of vivit-train, or in a file with the state dict of a ViViT."""
     if not source.is_file:
         return None
     if "embedding.projection.weight" in source.tensors:
-        return VideoWeights(source.name, source.tensors)
+        return VideoWeights(source.name, source.tensors, heads=tuple(net.head_sizes))
     if "net.embedding.projection.weight" not in source.tensors:
         return None
-    net = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
-    return checkpoint_weights(source.name, net, source.content.get("vivit_train", {}))
+    state = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
+    return checkpoint_weights(source.name, state, source.content.get("vivit_train", {}))
 
 
 def checkpoint_weights(source: str, net: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> VideoWeights:
