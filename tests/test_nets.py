@@ -137,7 +137,7 @@ NEW = {
     "patience",
     "scheduler._target_",
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
-    *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "norm_eps")),
+    *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "rope", "norm_eps")),
 }
 
 
