@@ -286,10 +286,10 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"data '{self.name}' has no {split} split")
         return manifest
 
-    def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
-        """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
-        videos = EvalDataset(
-            self.manifest_of(split),
+    def evaluation_dataset(self, manifest: ClipTable, protocol: EvalProtocol) -> EvalDataset:
+        """Returns the data set of the views of the clips in a table, with the settings of this data module."""
+        return EvalDataset(
+            manifest,
             self.sampling,
             short_side=self.short_side,
             crop=self.crop,
@@ -299,6 +299,10 @@ class VideoDataModule(L.LightningDataModule):
             video_reader=self.video_reader,
             seed=self.seed,
         )
+
+    def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
+        """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
+        videos = self.evaluation_dataset(self.manifest_of(split), protocol)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
         # rows; the row number identifies the repeats.

@@ -16,6 +16,7 @@ from vivit_train.utils.errors import UserError, reason
 TARGETS = {
     "vivit": "vivit_train.models.vivit:ViViT",
     "vivit_of_size": "vivit_train.models.vivit:ViViT.from_size",
+    "frame_probe": "vivit_train.models.probe:FrameProbe.from_size",
     "videos": "vivit_train.data.datamodule:VideoDataModule",
     "cross_entropy": "vivit_train.training.losses:CrossEntropy",
     "folder": "vivit_train.data.annotations.folder:read_folder",
@@ -43,7 +44,7 @@ READERS = {
     "hmdb51",
     "demo",
 }
-MODELS = {"vivit", "vivit_of_size"}
+MODELS = {"vivit", "vivit_of_size", "frame_probe"}
 DATA = {"videos"}
 LOSSES = {"cross_entropy"}
 MOVED = {  # Checkpoints from before 2026-11-28 have these names.
