@@ -7,8 +7,8 @@ from vivit_train.tools.scripts import run_evaluation, start
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
-def main(cfg: DictConfig) -> None:
-    run_evaluation(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return run_evaluation(cfg, [__file__])
 
 
 if __name__ == "__main__":

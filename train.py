@@ -7,7 +7,7 @@ from vivit_train.tools.scripts import run_training, start
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     return run_training(cfg, [__file__])
 
 

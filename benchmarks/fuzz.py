@@ -5,6 +5,7 @@ under its seed, from which it can be made again.
 """
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -23,7 +25,9 @@ from rich.progress import track
 from safetensors.torch import save_file
 
 from vivit_train.data.annotations.csv_file import read_csv
+from vivit_train.data.annotations.cvat import read_cvat
 from vivit_train.data.annotations.kinetics import read_kinetics
+from vivit_train.data.annotations.labelstudio import read_labelstudio
 from vivit_train.data.digest import unpacked
 from vivit_train.data.video import index
 from vivit_train.data.video.index import Scan, Timeline
@@ -51,6 +55,25 @@ ODD: list[Any] = [
     {},
     [[[]]],
     "${oc.env:HOME}",
+]
+# exports of annotation tools in their layouts
+CVAT = """<annotations><version>1.1</version><meta>
+<task><id>1</id><name>one</name><source>a.mp4</source></task><task><id>2</id><name>b.mp4</name></task></meta>
+<track id="0" label="run" task_id="1"><box frame="0" outside="0"/><box frame="9" outside="1"/></track>
+<track id="1" label="walk" task_id="2"><box frame="3" outside="0"/><box frame="7" outside="0"/></track>
+</annotations>"""
+CVAT_IMAGES = """<annotations><meta><source>a.mp4</source></meta>
+<image id="0" name="frame_000000"><tag label="run"/></image>
+<image id="1" name="frame_000001.png"><tag label="run"/></image>
+<image id="7" name="x"><tag label="walk"/></image></annotations>"""
+_SHAPES = [{"frame": 0, "outside": False}, {"frame": 9, "outside": True}]
+CVAT_BACKUP: list[Any] = [
+    {"version": 1, "tags": [{"frame": 3, "label": "walk"}], "tracks": [{"label": "run", "shapes": _SHAPES}]}
+]
+_RANGES = {"value": {"ranges": [{"start": 1, "end": 9}], "timelinelabels": ["run"]}, "type": "timelinelabels"}
+LABELSTUDIO: list[Any] = [
+    {"id": 1, "data": {"video": "a.mp4"}, "annotations": [{"result": [_RANGES], "was_cancelled": False}]},
+    {"id": 2, "video": "b.mp4", "tricks": [{"start": 0.5, "end": 1.5, "labels": ["walk"]}]},
 ]
 Parse = Callable[[Path], object]
 Mutate = Callable[[bytes, random.Random], bytes]
@@ -86,8 +109,33 @@ def mutated_json(data: bytes, rng: random.Random) -> bytes:
         return mutated(data, rng)
     tree = json.loads(data)
     for _ in range(rng.randint(1, 3)):
-        tree[rng.choice(list(tree))] = rng.choice(ODD)
+        node = tree
+        while True:
+            key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.2:
+                break
+            node = node[key]
+        node[key] = copy.deepcopy(rng.choice(ODD))
     return json.dumps(tree).encode()
+
+
+def mutated_xml(data: bytes, rng: random.Random) -> bytes:
+    """An attribute, a text or a name of an element replaced, or an element doubled; else the bytes mutated."""
+    if rng.random() < 0.3:
+        return mutated(data, rng)
+    tree = ElementTree.fromstring(data)
+    for _ in range(rng.randint(1, 3)):
+        node, odd = rng.choice(list(tree.iter())), str(rng.choice([*ODD, "9" * 5001, "²", "٣"]))
+        kind = rng.randrange(4)
+        if kind == 0 and node.attrib:
+            node.set(rng.choice(list(node.attrib)), odd)
+        elif kind == 1 and len(node):
+            node.append(rng.choice(list(node)))
+        elif kind == 2:
+            node.tag = rng.choice(["track", "task", "image", "tag", "box", "source", "x"])
+        else:
+            node.text = odd
+    return ElementTree.tostring(tree, "utf-8")
 
 
 def tiny() -> ViViT:
@@ -149,6 +197,14 @@ def targets(folder: Path) -> dict[str, Target]:
     header, row = "label,youtube_id,time_start,time_end,split,is_cc", "x,a,1,11,val,0"
     for split in ("train", "val"):
         (kinetics / f"{split}.csv").write_text(f"{header}\n{row}\ny,b,2,12,val,0\n")
+    (folder / "tools").mkdir()
+    for name in ("a", "b"):
+        (folder / f"tools/{name}.mp4").touch()
+    (folder / "tools/annotations.xml").write_text(CVAT)
+    (folder / "tools/tags.xml").write_text(CVAT_IMAGES)
+    (folder / "tools/annotations.json").write_text(json.dumps(CVAT_BACKUP))
+    (folder / "tools/task.json").write_text(json.dumps({"name": "a.mp4"}))
+    (folder / "tools/export.json").write_text(json.dumps(LABELSTUDIO))
     outcome = Outcome(job=1, overrides=["data=demo"], score=0.5, failed=False, note="")
     (folder / "outcome.json").write_text(json.dumps(asdict(outcome)))
 
@@ -171,6 +227,12 @@ def targets(folder: Path) -> dict[str, Target]:
     def published(file: Path) -> object:
         return read_kinetics(file.parent, max_missing=1)
 
+    def cvat(file: Path) -> object:
+        return read_cvat(file.parent, train=file.name, val=file.name, fps=25.0, max_missing=1)
+
+    def labelstudio(file: Path) -> object:
+        return read_labelstudio(file.parent, train=file.name, val=file.name, fps=25.0, max_missing=1)
+
     def clips(file: Path) -> object:
         return unpacked(torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy()), str(file))
 
@@ -181,6 +243,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "json": Target(folder / "hf/config.json", lambda file: load_huggingface(file.parent), mutated_json),
         "csv": Target(folder / "rows/train.csv", rows),
         "kinetics": Target(kinetics / "val.csv", published),
+        "cvat": Target(folder / "tools/annotations.xml", cvat, mutated_xml),
+        "cvat_images": Target(folder / "tools/tags.xml", cvat, mutated_xml),
+        "cvat_backup": Target(folder / "tools/annotations.json", cvat, mutated_json),
+        "labelstudio": Target(folder / "tools/export.json", labelstudio, mutated_json),
         "outcome": Target(folder / "outcome.json", read_outcome, mutated_json),
         "timelines": Target(folder / "x.scan", packed_scan),
         "sqlite": Target(folder / "x.sqlite", stored_scan),
@@ -195,7 +261,21 @@ def fuzz(target: str, cases: int, seed: int, folder: Path) -> list[tuple[int, st
     return [(s, why) for s in seeds if (why := found.run(s))]
 
 
-NAMES = ("torch", "safetensors", "flax", "json", "csv", "kinetics", "outcome", "timelines", "sqlite", "clips")
+NAMES = (
+    *(
+        "torch",
+        "safetensors",
+        "flax",
+        "json",
+        "csv",
+        "kinetics",
+        "cvat",
+        "cvat_images",
+        "cvat_backup",
+        "labelstudio",
+    ),
+    *("outcome", "timelines", "sqlite", "clips"),
+)
 
 
 def main() -> None:

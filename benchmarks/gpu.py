@@ -1,7 +1,8 @@
 """Run the rows of docs/gpu.md, most valuable first, within a time budget. scripts/gpu.sh starts this script.
 
 Each row runs in a separate process with a time limit, so that a hang or crash affects only that row. The result is
-printed and written as soon as the row is measured. Rows that are already in the results are not measured again.
+printed and written as soon as the row is measured. Rows that are ok in the results are not measured again.
+Rows that failed run again, after all others.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from gpu_rows import Row, chosen
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS_S = {"check": 240, "speed": 300, "all": 540, "page": 0}
 LEAST_S = 5.0  # With less time left, no further process is started.
-MAY_FAIL_AGAIN = "cut"  # A row with this status exceeded the budget and is measured again next time.
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def measure(row: Row, out: Path, machine: dict[str, str], limit_s: float) -> Res
     seconds = time.monotonic() - start_s
     status = "ok" if code == 0 else "failed"
     if code is None:
-        status = "time-out" if limit_s >= row.limit_s else MAY_FAIL_AGAIN
+        status = "time-out" if limit_s >= row.limit_s else "cut"
         said = f"stopped after {limit_s:.0f} s; last: {said}"
     result: dict[str, Any] = {}
     if written["report"].exists():
@@ -167,15 +167,16 @@ def publish(docs: Path, found: list[Result]) -> None:
 
 
 def measure_all(rows: list[Row], out: Path, docs: Path, machine: dict[str, str], end_s: float) -> list[Result]:
-    """Measure the rows that are not in the results yet, until the time runs out."""
+    """Measure the rows that are not ok in the results, new rows first, until the time runs out."""
     out.mkdir(parents=True, exist_ok=True)
-    done = {result.key: result for result in read(out / RESULTS) if result.status != MAY_FAIL_AGAIN}
+    earlier = {result.key: result for result in read(out / RESULTS)}
+    known = {row: earlier.get(Result(row.name, "", 0, "", "", machine).key) for row in rows}
     results = []
-    for row in rows:
-        key = Result(row.name, "", 0, "", "", machine).key
-        if key in done:
+    for row in sorted(rows, key=lambda row: getattr(known[row], "status", "") in ("failed", "time-out")):
+        before = known[row]
+        if before and before.status == "ok":
             print(f"{row.name}: already in the results", flush=True)
-            results.append(done[key])
+            results.append(before)
             continue
         left_s = end_s - time.monotonic()
         if left_s < LEAST_S:

@@ -19,8 +19,9 @@ scripts/gpu.sh all --budget 540     # both, most valuable rows first
 scripts/gpu.sh page --out DIR       # renders the page on another machine, from the results in DIR
 ```
 
-Rows that are already in the results are not measured again. If time runs out, run the same command again. A
-row is stopped after 55 s. MFU is relative to the speed of one large bf16 matrix product in the same process.
+If time runs out, run the same command again: rows that are ok in the results are not measured again, and rows that
+failed run last. A row is stopped after 55 s. MFU is relative to the speed of one large bf16 matrix product in the
+same process.
 """
 SHARES = ("attention", "matrix products", "rest")
 

@@ -144,9 +144,9 @@ def batches_of(options: Options) -> list[int]:
 def compile_blocks(net: ViViT) -> None:
     """Compile each block separately. All blocks of an encoder share one graph, so this takes only seconds."""
 
-    def marked(compiled: Callable[..., Tensor], x: Tensor, read: int | None = None) -> Tensor:
+    def marked(compiled: Callable[..., Tensor], x: Tensor, num_queries: int | None = None) -> Tensor:
         torch._dynamo.maybe_mark_dynamic(x, 0)  # One graph serves any number of clips.
-        return compiled(x, read)
+        return compiled(x, num_queries)
 
     for module in net.modules():
         if isinstance(module, Block):

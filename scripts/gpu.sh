@@ -22,11 +22,13 @@ names = {"hydra": "hydra_core", "omegaconf": "omegaconf", "antlr4": "antlr4_pyth
 print(*(wheel for module, wheel in (names | {"msgpack": "msgpack"}).items() if find_spec(module) is None))
 END
 )
-site=$PWD/.gpu/site-$("$PYTHON" -c 'import sys; print(*sys.version_info[:2], sep=".")')
+version=$("$PYTHON" -c 'import sys; print(*sys.version_info[:2], sep=".")')
+site=$PWD/.gpu/site-$version
 for name in $missing; do
     [ -e "$site/$name.installed" ] && continue
-    wheel=$(compgen -G "wheels/$name-*.whl" | head -1) || {
-        echo "$name is neither installed nor in wheels/: run make gpu-wheels on a machine with a network" >&2
+    wheel=$(compgen -G "wheels/$name-*-cp${version/./}-*.whl" || compgen -G "wheels/$name-*-none-any.whl" || compgen -G "wheels/$name-*-abi3-*.whl") || {
+        echo "$name is not installed, and wheels/ has none for Python $version: run" \
+            "make gpu-wheels GPU_PYTHON=$version on a machine with a network" >&2
         exit 1
     }
     mkdir -p "$site"

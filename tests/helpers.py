@@ -2,9 +2,10 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from forked import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -29,8 +30,6 @@ TINY = [
 ]
 
 
-def run_script(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_script(script: str, *words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """Runs train.py or eval.py in a folder, on a terminal of 120 columns."""
-    command = [sys.executable, str(ROOT / script), *words]
-    env = os.environ | {"COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
+    return run_python(str(ROOT / script), *words, folder=folder, env=os.environ | {"COLUMNS": "120"})

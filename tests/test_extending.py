@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from forked import run_python
 from helpers import ROOT, TINY
 from safetensors.torch import save_file
 
@@ -41,14 +42,7 @@ def vivit(project: Path, command: str, *words: str) -> str:
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "vivit_train.tools.cli", command, *words],
-        cwd=project,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "vivit_train.tools.cli", command, *words, folder=project, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -66,7 +60,7 @@ def test_the_page_shows_at_most_two_files_for_each() -> None:
     assert {name for part in sections for name, _ in part} >= {
         "mypkg/gestures.py",
         "mypkg/gated.py",
-        "mypkg/focal.py",
+        "mypkg/poly.py",
         "mypkg/opencv.py",
         "mypkg/weights.py",
     }
@@ -74,17 +68,28 @@ def test_the_page_shows_at_most_two_files_for_each() -> None:
 
 
 def test_a_data_set_a_model_a_loss_and_an_optimizer_of_ones_own(project: Path) -> None:
-    out = train(project, "model=gated", "loss=focal", "optimizer=nadam")
+    out = train(project, "model=gated", "loss=poly", "optimizer=nadam")
     assert "source   gestures" in out
     assert "settings differ from the defaults of conf/train.yaml" in out
     ckpt = "run/checkpoints/best.ckpt"
     saved = torch.load(project / ckpt, weights_only=True)
     config: dict[str, Any] = saved["vivit_train"]["config"]
-    assert config["loss"] == {"_target_": "mypkg.focal.FocalLoss", "gamma": 1.5}
+    assert config["loss"] == {"_target_": "mypkg.poly.PolyLoss", "epsilon": 1.5}
     assert config["optimizer"]["_target_"] == "torch.optim.NAdam"
     assert "net.gate" in saved["state_dict"]
     vivit(project, "eval", f"ckpt_path={ckpt}", "trusted=[mypkg]", "hydra.run.dir=eval")
     assert json.loads((project / "eval/metrics.json").read_text())["n"] == 8
+
+
+def test_a_file_with_the_name_of_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "myconf/loss").mkdir(parents=True)
+    (tmp_path / "myconf/loss/focal.yaml").write_text("_target_: mypkg.Focal\n")
+    done = run_python(
+        "-m", "vivit_train.tools.cli", "train", "--config-dir", "myconf", "loss=focal", folder=tmp_path
+    )
+    assert done.returncode == 1
+    assert "loss/focal.yaml: vivit-train has loss/focal.yaml itself and would use that: rename" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -119,7 +124,7 @@ def test_the_python_functions(videos: Path, tmp_path: Path) -> None:
     assert net(torch.rand(1, 3, 4, 32, 32)).shape == (1, 8)
     words = [*TINY, "data=folder", f"data.root={videos}"]
     cfg = vivit_train.compose(*words, run_dir=tmp_path / "run")
-    assert 0 <= vivit_train.train(cfg) <= 1
+    assert 0 <= vivit_train.train(cfg).score <= 1
     classifier = vivit_train.load_model(tmp_path / "run/checkpoints/best.ckpt")
     assert isinstance(classifier, vivit_train.VideoClassifier)
     clips = torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8)

@@ -11,9 +11,13 @@ from typing import Any
 
 import gpu
 import pytest
+import torch
 from gpu_page import render
 from gpu_rows import Row, rows
+from gpu_speed import compile_blocks
 from helpers import ROOT
+
+from vivit_train.models.vivit import ModelName, ViViT
 
 FEW = "check/attention,speed/optimizer"
 
@@ -62,7 +66,7 @@ MACHINE = {"device": "none", "toy": "yes", "python": "3", "torch": "2", "cuda": 
 MACHINE |= dict.fromkeys(("torchvision", "timm", "lightning", "transformers"), "1")
 
 
-@pytest.mark.parametrize(("limit_s", "budget_s", "status"), [(1, 30, "time-out"), (30, 7, "cut")])
+@pytest.mark.parametrize(("limit_s", "budget_s", "status"), [(1, 30, "time-out"), (30, 5.5, "cut")])
 def test_a_row_that_hangs_costs_its_limit(limit_s: float, budget_s: float, status: str, tmp_path: Path) -> None:
     start_s = time.monotonic()
     measured = gpu.measure_all([sleeping(limit_s)], tmp_path, tmp_path, MACHINE, start_s + budget_s)
@@ -71,9 +75,10 @@ def test_a_row_that_hangs_costs_its_limit(limit_s: float, budget_s: float, statu
     assert measured[0].said.endswith("last: begun")
 
 
-def test_a_row_that_was_cut_is_measured_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["cut", "failed", "time-out"])
+def test_a_row_that_is_not_ok_is_measured_again(tmp_path: Path, status: str) -> None:
     say = Row("speed/quick", "writes", ("-c", WRITES, "{json}"))
-    cut = gpu.Result(say.name, "cut", 3.0, "2026-01-01", "", MACHINE)
+    cut = gpu.Result(say.name, status, 3.0, "2026-01-01", "", MACHINE)
     (tmp_path / gpu.RESULTS).write_text(json.dumps(asdict(cut)) + "\n")
     end_s = time.monotonic() + 30
     assert [r.status for r in gpu.measure_all([say], tmp_path, tmp_path, MACHINE, end_s)] == ["ok"]
@@ -82,6 +87,25 @@ def test_a_row_that_was_cut_is_measured_again(tmp_path: Path) -> None:
     assert len(results(tmp_path)) == 2
     other = replace(say, name="speed/other")
     assert gpu.measure_all([other], tmp_path, tmp_path, MACHINE, time.monotonic()) == []  # the budget is spent
+
+
+def test_rows_that_failed_run_after_new_ones(tmp_path: Path) -> None:
+    new = Row("speed/new", "writes", ("-c", WRITES, "{json}"))
+    failed = replace(new, name="speed/failed")
+    before = gpu.Result(failed.name, "failed", 3.0, "2026-01-01", "", MACHINE)
+    (tmp_path / gpu.RESULTS).write_text(json.dumps(asdict(before)) + "\n")
+    measured = gpu.measure_all([failed, new], tmp_path, tmp_path, MACHINE, time.monotonic() + 30)
+    assert [result.row for result in measured] == [new.name, failed.name]
+
+
+@pytest.mark.parametrize("model", ["vivit_fe", "vivit_st"])
+def test_a_model_with_compiled_blocks_is_called_as_one_without(model: ModelName) -> None:
+    net = ViViT.from_size(model, "Ti", num_classes=3, frames=4, image_size=32, depth=1, temporal_depth=1).eval()
+    clip = torch.rand(1, *net.input_shape)
+    expected = net(clip)
+    compile_blocks(net)
+    with torch.compiler.set_stance("force_eager"):  # compiling itself takes half a minute: the slow test's rows
+        assert torch.equal(net(clip), expected)
 
 
 def test_a_page_shows_what_a_gpu_measured() -> None:

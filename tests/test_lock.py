@@ -12,10 +12,12 @@ import pytest
 from helpers import ROOT, TINY, Happened
 
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.lock import lock_folder
+from vivit_train.utils.lock import FolderLock
 
 SECTION = "Several processes"
-HOLD = "import sys, time; from vivit_train.utils import lock; lock.lock_folder(sys.argv[1]); print(1, flush=True)"
+HOLD = (
+    "import sys, time; from vivit_train.utils import lock; it = lock.FolderLock(sys.argv[1]); print(1, flush=True)"
+)
 FORK = "import os; child = os.fork(); print(child, flush=True) if child else None"
 
 
@@ -41,12 +43,11 @@ def test_a_folder_in_use_is_refused_and_a_killed_process_leaves_no_lock(
     child = int(process.stdout.readline())
     try:
         with pytest.raises(UserError, match=rf"is in use by another run \(process {process.pid} on ") as error:
-            lock_folder(tmp_path / "run")
+            FolderLock(tmp_path / "run")
         process.kill()
         process.wait()
         os.kill(child, 0)  # lives on
-        lock_folder(tmp_path / "run")
-        lock_folder(tmp_path / "run")  # the same process may
+        FolderLock(tmp_path / "run").release(restore=False)
     finally:
         os.kill(child, signal.SIGKILL)
     happened("A second run in a folder in which one runs", error.value)

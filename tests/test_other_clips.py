@@ -24,7 +24,7 @@ def ckpt(videos: Path, config: Config, tmp_path: Path) -> Path:
 
 
 def logits(tmp_path: Path) -> torch.Tensor:
-    with (tmp_path / "run/predictions.csv").open() as file:
+    with (tmp_path / "results/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     return torch.tensor([[float(v) for name, v in row.items() if name.startswith("logit:")] for row in rows])
 

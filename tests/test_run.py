@@ -219,7 +219,7 @@ def test_evaluating_other_data_keeps_the_model_s_classes(videos: Path, config: C
     results = evaluate(config(ckpt, "data=folder", f"data.root={other}", "eval.views=2x3", name="eval"))
     assert results["n"] == 4
     assert "test/top1@2x3" in results
-    rows = list(csv.DictReader((tmp_path / "run/predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "results/predictions.csv").open()))
     assert {row["label"] for row in rows} == {"recede", "move_up"}
     assert "logit:approach" in rows[0]
 

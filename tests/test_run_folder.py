@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import TINY, run_script
 
-from vivit_train.run import train
+from vivit_train.run import evaluate, train
 from vivit_train.utils.errors import UserError
 
 
@@ -18,11 +18,7 @@ def words(videos: Path, run: str = "run", *more: str) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, Any]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != ".lock"
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +79,7 @@ def test_an_earlier_run_can_be_moved_aside(trained: Path, videos: Path) -> None:
         done = run_script("train.py", *words(videos, "run", "overwrite=true"), folder=trained)
         assert done.returncode == 0, done.stderr
         assert (trained / f"run.{number}/checkpoints/best.ckpt").is_file()
+    del before[".lock"]  # It stays in the folder.
     assert files(trained / "run.1") == before
 
 
@@ -156,6 +153,18 @@ def test_an_earlier_run_is_refused_from_python_too(config: Any, tmp_path: Path, 
             train(config("data=folder", "data.root=nowhere", *more))
         assert sorted(path.name for path in tmp_path.glob("*")) == ["run"]
         assert list(files(tmp_path)) == ["run/outcome.json"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_from_python_protects_a_folder_too(trained: Path, config: Any, tmp_path: Path) -> None:
+    best = f"ckpt_path={trained}/run/checkpoints/best.ckpt"
+    evaluate(config(best, name="eval"))
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"results holds an earlier run \(metrics.json\): hydra.run.dir=DIR"):
+        evaluate(config(best, "overwrite=false", name="eval"))
+    with pytest.raises(UserError, match="nowhere"):  # refused after the earlier results are moved aside
+        evaluate(config("ckpt_path=nowhere.ckpt", name="eval"))
+    assert files(tmp_path) == before
 
 
 def test_a_resumed_run_is_compared_with_its_checkpoint(trained: Path, videos: Path) -> None:

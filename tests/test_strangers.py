@@ -3,8 +3,6 @@
 import copy
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Happened
+from helpers import Happened, run_script
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
@@ -202,8 +200,7 @@ def test_the_command_runs_nothing_of_a_checkpoint(
     stranger[KEY]["config"]["data"]["reader"]["classes"] = code
     stranger[KEY]["config"]["data"]["squash"] = code
     torch.save(stranger, tmp_path / "x.ckpt")
-    command = [sys.executable, str(ROOT / "eval.py"), f"ckpt_path={tmp_path}/x.ckpt", "trainer.accelerator=cpu"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = run_script("eval.py", f"ckpt_path={tmp_path}/x.ckpt", "trainer.accelerator=cpu", folder=tmp_path)
     assert result.returncode == 1
     assert not trap.exists()
     assert "Traceback" not in result.stderr

@@ -23,7 +23,7 @@ from vivit_train.tools.cli import app
 from vivit_train.training.checkpoint import KEY, Metadata, load_weights
 from vivit_train.training.resume import check_optimizer, check_schedules
 from vivit_train.utils.errors import UserError, VideoError
-from vivit_train.utils.lock import lock_folder
+from vivit_train.utils.lock import FolderLock
 
 SECTION = "Strangers' files"
 Config = Callable[..., DictConfig]
@@ -57,7 +57,7 @@ def test_a_link_in_a_run_s_folder_leads_to_no_file_outside(name: str, tmp_path: 
     link.parent.mkdir(parents=True)
     link.symlink_to(precious)
     with pytest.raises(UserError, match="is a link out of the run's folder") as error:
-        lock_folder(tmp_path / "run")
+        FolderLock(tmp_path / "run")
     assert precious.read_text() == "of somebody else"
     assert os.listdir(tmp_path / "run") == [name.partition("/")[0]]
     happened(f"A run's folder from a stranger, in which {name} is a link to another file", error.value)
@@ -67,7 +67,7 @@ def test_a_link_within_a_run_s_folder_may_be(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/checkpoints/best.ckpt").symlink_to("last.ckpt")
     (tmp_path / "link").symlink_to("run")
-    lock_folder(tmp_path / "link")
+    FolderLock(tmp_path / "link")
 
 
 def number(size: int) -> bytes:

@@ -41,6 +41,7 @@ def test_a_wheel_installs_one_package(installed: Path) -> None:
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"vivit_train"}
 
 
+@pytest.mark.slow
 def test_a_wheel_trains(installed: Path, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise SystemExit('a module of the current folder was imported')")
     vivit(installed, "train", "data=folder", f"data.root={videos}", *TINY, "hydra.run.dir=run", cwd=tmp_path)

@@ -4,9 +4,9 @@
 
     net = vivit_train.create_model("vivit_fe", size="B", num_classes=400)
     report = vivit_train.load_pretrained(net, "vit_base.safetensors")
-    cfg = vivit_train.compose("data=folder", "data.root=videos", run_dir="runs/mine")
-    score = vivit_train.train(cfg)
-    classifier = vivit_train.load_model("runs/mine/checkpoints/best.ckpt")
+    result = vivit_train.train("data=folder", "data.root=videos", run_dir="runs/mine")
+    model = vivit_train.load("runs/mine")
+    print(model.predict("video.mp4", views="4x3"))
 
 Importing the package does nothing else: each name below is imported when it is first used.
 """
@@ -20,28 +20,42 @@ if TYPE_CHECKING:
     from vivit_train.data.datamodule import VideoDataModule
     from vivit_train.models.vivit import ViViT, create_model
     from vivit_train.models.weights.load import load_pretrained
-    from vivit_train.run import evaluate, train
+    from vivit_train.predictions import Label, Prediction
+    from vivit_train.results import EvaluationResult, TrainResult, evaluate, train
     from vivit_train.training.evaluation import load_model
     from vivit_train.training.module import VideoClassifier
+    from vivit_train.video_model import VideoModel, load
 
 HOMES = {
+    "EvaluationResult": "results",
+    "Label": "predictions",
+    "Prediction": "predictions",
+    "TrainResult": "results",
     "ViViT": "models.vivit",
     "VideoClassifier": "training.module",
     "VideoDataModule": "data.datamodule",
+    "VideoModel": "video_model",
     "compose": "composition",
     "create_model": "models.vivit",
-    "evaluate": "run",
+    "evaluate": "results",
+    "load": "video_model",
     "load_model": "training.evaluation",
     "load_pretrained": "models.weights.load",
-    "train": "run",
+    "train": "results",
 }
 __all__ = [
+    "EvaluationResult",
+    "Label",
+    "Prediction",
+    "TrainResult",
     "ViViT",
     "VideoClassifier",
     "VideoDataModule",
+    "VideoModel",
     "compose",
     "create_model",
     "evaluate",
+    "load",
     "load_model",
     "load_pretrained",
     "train",

@@ -27,6 +27,7 @@ from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
+from vivit_train.training.patience import Patience
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.arguments import accepted_arguments
 from vivit_train.utils.conf import with_values
@@ -102,7 +103,7 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         metadata.mean,
         metadata.std,
         multi_label=metadata.multi_label,
-        loss=build_part("loss", cfg.loss, {"multi_label": True} if metadata.multi_label else {}),
+        loss=build_losses(cfg.loss, metadata),
         optimizer=build_part("optimizer", cfg.optimizer, {}, partial=True),
         schedule=build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
         mixup=cfg.mixup,
@@ -110,6 +111,14 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         seed=cfg.seed,
         metadata=metadata.to_dict(),
     )
+
+
+def build_losses(node: DictConfig, metadata: Metadata) -> Any:
+    """Builds the loss of all heads, or one loss per head if the loss depends on how frequent the classes are."""
+    offered: dict[str, Any] = {"multi_label": True} if metadata.multi_label else {}
+    if not metadata.class_counts or "class_counts" not in accepted_arguments(node, "loss"):
+        return build_part("loss", node, offered)
+    return [build_part("loss", node, offered | {"class_counts": c}) for c in metadata.class_counts.values()]
 
 
 def build_part(part: str, node: DictConfig, offered: Mapping[str, Any], *, partial: bool = False) -> Any:
@@ -164,6 +173,7 @@ def init_weights(
             min_coverage=init.min_coverage,
             classes=classes,
             frames=init.frames,
+            heads=init.heads,
             multi_label=multi_label,
             detectors=[import_detector(init.source)] if init.source else [],
         )
@@ -191,6 +201,8 @@ def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
         BadVideoBudget(),
     ]
     callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
+    if cfg.get("patience"):
+        callbacks.append(Patience(cfg.patience))
     if cfg.get("ema_decay"):
         callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
     logger = build_part("logger", cfg.logger, {"first_step": first_step}) if cfg.get("logger") else False

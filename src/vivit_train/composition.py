@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,6 +50,23 @@ def translate_hydra_errors(command: str) -> Iterator[None]:
         raise UserError(unknown_option(error)) from error
     except ConfigCompositionException as error:
         raise UserError(unknown_key(error, command)) from error
+
+
+def refuse_shadowed_files() -> None:
+    """Refuses a folder of the user's own (--config-dir) with a file of the name of one of ours.
+
+    Hydra would use ours without a word. Call this in a Hydra job.
+
+    Raises:
+        UserError: There is such a file.
+    """
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.provider in ("command-line", "hydra.searchpath")]
+    for folder in folders:
+        for file in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
+            name = file.relative_to(folder)
+            if (CONF / name).is_file() and not CONF.samefile(folder):
+                raise UserError(f"{file}: vivit-train has {name} itself and would use that: rename the file")
 
 
 def unknown_option(error: MissingConfigException) -> str:

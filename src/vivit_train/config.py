@@ -139,7 +139,9 @@ def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) ->
     if name not in MODELS:
         return [unknown_model(name)]
     dim, heads = (model.get(key) or SIZES[model.get("size", "B")][key] for key in ("dim", "heads"))
-    return MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
+    problems = MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
+    options = model.get("pool") or "cls", bool(model.get("fc_norm")), model.get("reg_tokens") or 0
+    return problems + MODELS[name].option_problems(*options)
 
 
 def combination_problems(cfg: DictConfig) -> list[str]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vivit_train.keys import SPEED, included
 from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
@@ -84,18 +85,40 @@ def read_recipe() -> Recipe | None:
         return None
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
-    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     name = str(choices.get("recipe") or "")
-    holder = next((folder for folder in folders if (folder / f"recipe/{name}.yaml").is_file()), None)
+    holder = next((folder for folder in config_folders() if (folder / f"recipe/{name}.yaml").is_file()), None)
     name = name if holder else ""
-    added = ", ".join(f"'file://{folder}'" for folder in folders[1:])
-    groups = [f"hydra.searchpath=[{added}]", f"model={choices['model']}", f"data={choices['data']}"]
-    in_job = GlobalHydra.instance().is_initialized()
-    with nullcontext() if in_job else initialize_config_dir(str(folders[0]), version_base="1.3"):
-        stated = flatten(compose(hydra.job.config_name, [*groups, f"recipe={name or 'none'}"]))
+    groups = [f"model={choices['model']}", f"data={choices['data']}", f"recipe={name or 'none'}"]
+    stated = flatten(composed_again(str(hydra.job.config_name), groups))
     by_the_page = stated_keys(holder, f"recipe/{name}.yaml") if holder else set()
     kept = {k: v for k, v in stated.items() if compared(k) or (k in IF_STATED and k in by_the_page)}
     return Recipe(name, kept, typed_keys(hydra.overrides.task))
+
+
+def data_defaults(name: str) -> tuple[str, DictConfig]:
+    """Returns the option of `data=` in an evaluation, and the `data` node that train.py has for it by its recipe.
+
+    Args:
+        name: `data.name`, which is the option if Hydra did not compose the configuration.
+    """
+    option = str(HydraConfig.get().runtime.choices["data"]) if HydraConfig.initialized() else name
+    return option, composed_again("train", [f"data={option}"]).data
+
+
+def composed_again(config_name: str, groups: Iterable[str]) -> DictConfig:
+    """Returns a configuration with these overrides alone, from the folders of this Hydra job."""
+    folders = config_folders()
+    added = ", ".join(f"'file://{folder}'" for folder in folders[1:])
+    in_job = GlobalHydra.instance().is_initialized()
+    with nullcontext() if in_job else initialize_config_dir(str(folders[0]), version_base="1.3"):
+        return compose(config_name, [f"hydra.searchpath=[{added}]", *groups])
+
+
+def config_folders() -> list[Path]:
+    """Returns the folders of the configuration: the own one of this Hydra job, or that of the package, first."""
+    if not HydraConfig.initialized():
+        return [CONF]
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
 
 
 def typed_keys(overrides: Iterable[str]) -> frozenset[str]:

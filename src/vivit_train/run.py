@@ -4,7 +4,6 @@ import gc
 import logging
 import sys
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.recipe import Recipe, read_recipe, without_foreign_arguments
-from vivit_train.stored_data import best_in, check_splits, evaluation_data, for_clip
+from vivit_train.released import read_evaluated
+from vivit_train.stored_data import check_splits, evaluation_data, for_clip
 from vivit_train.training.callbacks import planned_steps
 from vivit_train.training.checkpoint import (
     Metadata,
@@ -39,38 +39,34 @@ from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import translate_resume_errors
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import translate_rank_errors
-from vivit_train.utils.earlier_run import begin, protected
 from vivit_train.utils.errors import OutOfMemoryError, UserError
-from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.logs import add_terminal_handler
-from vivit_train.utils.rank import is_first_rank
+from vivit_train.utils.run_folder import RunFolder
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 HOUR = 3600.0
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig, folder: RunFolder | None = None) -> float:
     """Trains a model as conf/train.yaml describes, evaluates the best checkpoint, and returns its val/score.
 
     Writes these files to `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv,
     curves.png, contact_sheet.png, metrics.json, predictions.csv, confusion.png (for multi-label data,
     average_precision.png), and, if there are bad videos, bad_videos.csv.
 
+    Args:
+        cfg: The configuration.
+        folder: `cfg.run_dir`, if the caller has checked and locked it.
+
     Raises:
-        UserError: An error that the user can fix.
+        UserError: An error that the user can fix. The folder holds an earlier run that this one does not resume.
     """
     add_terminal_handler()
     quiet_lightning()
-    if is_first_rank():
-        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-        lock_folder(cfg.run_dir)
-    with protected(cfg.run_dir, cfg) if is_first_rank() else nullcontext():
-        return train_checked(cfg)
-
-
-def train_checked(cfg: DictConfig) -> float:
-    """Runs `train` in a folder that is locked and checked."""
+    if folder is None:
+        with RunFolder(cfg.run_dir, cfg) as checked:
+            return train(cfg, checked)
     recipe = read_recipe()
     if recipe:
         cfg = without_foreign_arguments(cfg, recipe.typed)
@@ -78,7 +74,7 @@ def train_checked(cfg: DictConfig) -> float:
     cfg, splits = resolve_clip(cfg)
     while True:
         try:
-            return train_once(derive(cfg, recipe), recipe, splits)
+            return train_once(derive(cfg, recipe), recipe, splits, folder)
         except OutOfMemoryError as error:
             if error.micro_batch_size is None or not cfg.auto_micro_batch_size:
                 raise
@@ -88,7 +84,7 @@ def train_checked(cfg: DictConfig) -> float:
         torch.cuda.empty_cache()
 
 
-def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) -> float:
+def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, folder: RunFolder) -> float:
     """Runs `train` once with a configuration from `derive`, and with the annotations if they are already read.
 
     It depends only on its arguments, so that it can be retried.
@@ -121,10 +117,11 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None) ->
     else:
         mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
     trainer = build_trainer(cfg, resumed.step if resumed else None)
-    metadata = Metadata(OmegaConf.to_container(cfg), names, mean, std, multi_label)  # type: ignore[arg-type]
+    config: Any = OmegaConf.to_container(cfg)
+    metadata = Metadata(config, names, mean, std, multi_label, data.splits.class_counts)
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
     log.info(plan(cfg, task, data, trainer))
-    begin(run_dir)
+    folder.begin()
     try:
         fit(trainer, task, data, resumed.ckpt_path if resumed else None)
         score_best(run_dir, metadata, data, trainer)
@@ -188,29 +185,35 @@ def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluates a checkpoint as conf/eval.yaml describes.
+def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]:
+    """Evaluates a checkpoint, or the weights of others, as conf/eval.yaml describes.
 
-    Model, labels, and preprocessing come from the checkpoint. Writes metrics.json, predictions.csv, and
+    Model, labels, and preprocessing come from the checkpoint; what the weights of others do not state comes from
+    the data. Writes metrics.json, predictions.csv, and
     confusion.png (for multi-label data, average_precision.png) to `cfg.run_dir`, and returns the contents of
     metrics.json.
 
+    Args:
+        cfg: The configuration.
+        folder: `cfg.run_dir`, if the caller has checked and locked it.
+
     Raises:
-        UserError: An error that the user can fix.
+        UserError: An error that the user can fix. The folder holds an earlier run.
     """
     add_terminal_handler()
     quiet_lightning()
-    if is_first_rank():
-        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-        lock_folder(cfg.run_dir)
+    if folder is None:
+        with RunFolder(cfg.run_dir, cfg) as checked:
+            return evaluate(cfg, checked)
     validate_evaluation(cfg)
-    cfg = with_values(cfg, ckpt_path=best_in(cfg.ckpt_path))
-    metadata, weights = load_checkpoint(cfg.ckpt_path)
+    evaluated = read_evaluated(cfg)
+    cfg = with_values(cfg, ckpt_path=evaluated.path)
+    metadata, weights = evaluated.metadata, evaluated.weights
     net = restore_net(metadata, weights, cfg.ckpt_path, cfg.trusted)
     data = evaluation_data(metadata, cfg)
     if net.input_shape[1:] != (clip := (data.sampling.frames, data.crop, data.crop)):
         net = for_clip(metadata, weights, clip, cfg)
-    check_splits(data, metadata, cfg)
+    check_splits(data, metadata, cfg, evaluated.label_advice)
     if metadata.multi_label != data.splits.multi_label:
         kinds = ("one class per video", "any number of classes per video")
         theirs, here = kinds[metadata.multi_label], kinds[data.splits.multi_label]
@@ -221,8 +224,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     log.info(data.splits.summary())
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
-    begin(out)
-    return score_task(task, cfg.ckpt_path, data, trainer, out)
+    folder.begin()
+    return score_task(task, cfg.ckpt_path, data, trainer, out, evaluated.protocol)
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.keys import TYPES, hints_of
-from vivit_train.models.vivit import SIZES
+from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.recipe import PARTS
 from vivit_train.utils.arguments import LIMITS, conforms, wording
 from vivit_train.utils.errors import reason
@@ -35,6 +35,7 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "protocol": "set eval.views",
         "splits": "set data.reader",
     },
+    "loss": {"class_counts": "it follows from the data", "multi_label": "it follows from the data"},
     "trainer": {
         "accumulate_grad_batches": "set global_batch_size and micro_batch_size",
         "callbacks": "add a node to callbacks: +callbacks.NAME._target_=...",
@@ -47,6 +48,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "ema_decay": (0, 1),
+    "patience": (1, 1e6),
+    "loss.gamma": (0, 100),
+    "loss.tau": (0, 100),
+    "loss.class_weights": (0, 1e9),
     "optimizer.lr": (0, 1e6),
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.momentum": (0, 1),
@@ -83,6 +88,14 @@ EVALUATION: dict[str, Any] = {
     "eval.views": str,
     "eval.split": Literal["train", "val", "test"] | None,
     "eval.order": Literal["forward", "reversed", "shuffled"],
+    **{key: TYPES[key] for key in ("init.frames", "init.heads", "init.mean", "init.std")},
+}
+# These are keys of model=NAME that an evaluation does not use.
+UNUSED = {
+    "frames": "set data.frames instead",
+    "image_size": "set data.crop instead",
+    "_target_": "the checkpoint names the class of its model; trusted=[PACKAGE] allows one of your own",
+    **dict.fromkeys(("drop_path", "checkpoint_activations", "compile"), "an evaluation does not use it"),
 }
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 
@@ -115,12 +128,16 @@ def key_problems(cfg: DictConfig) -> list[str]:
 
 def evaluation_key_problems(cfg: DictConfig) -> list[str]:
     """Returns the same for a configuration of eval.py, in which null means as in the checkpoint."""
-    known = [*(name for name in EVALUATION if "." not in name), "eval", "data", "trainer"]
+    known = [*(name for name in EVALUATION if "." not in name), "eval", "init", "model", "data", "trainer"]
     problems = [unknown(key, known) for key in map(str, cfg) if key not in known]
     for name in cfg:
         if name in EVALUATION:
             problems += value_problems(str(name), cfg[name], EVALUATION[str(name)])
     problems += plain_node_problems("eval", cfg.eval, EVALUATION)
+    problems += plain_node_problems("init", cfg.init, EVALUATION)
+    if (cfg.init.mean is None) != (cfg.init.std is None):
+        problems.append("init.mean and init.std belong together: set both, or neither")
+    problems += evaluation_model_problems(cfg.model)
     hints = hints_of(VideoDataModule)
     for key, value in values_of(cfg.data):
         if isinstance(value, DictConfig) and "_target_" in value:
@@ -128,6 +145,18 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
         elif value is not None or key not in hints:
             problems += argument_problems("data", key, value, hints, False, "VideoDataModule")
     return problems + node_problems("trainer", cfg.trainer)
+
+
+def evaluation_model_problems(node: DictConfig) -> list[str]:
+    """Returns the problems of the `model` node of eval.py, whose values are compared with those of the weights."""
+    hints = {"size": str, **hints_of(ViViT)}
+    problems = []
+    for key, value in node.items():
+        if value is not None and key in UNUSED:
+            problems.append(f"model.{key}={value}: {UNUSED[str(key)]}")
+        elif value is not None:
+            problems += argument_problems("model", str(key), value, hints, False, "ViViT")
+    return problems
 
 
 def plain_node_problems(name: str, node: Any, types: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from vivit_train.data.annotations.build import LabelError
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
@@ -24,21 +25,6 @@ from vivit_train.utils.arguments import check_arguments, shown
 from vivit_train.utils.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-def best_in(path: str) -> str:
-    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
-
-    Raises:
-        UserError: The folder has no best.ckpt.
-    """
-    if not Path(path).is_dir():
-        return path
-    for file in (Path(path) / "checkpoints/best.ckpt", Path(path) / "best.ckpt"):
-        if file.is_file():
-            log.info(f"ckpt_path={path} is a folder: evaluating {file}")
-            return str(file)
-    raise UserError(f"ckpt_path={path}: the folder has no best.ckpt; name a checkpoint file")
 
 
 def for_clip(
@@ -98,12 +84,19 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
         given["reader"] = instantiate(given["reader"], _convert_="all")
     if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
         given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
-        found = cfg.data.test == "auto"  # The reader finds the test split itself.
-        given |= {"train": None, "val": cfg.data.val if found else cfg.data.test or cfg.data.val}
-        given["test"] = "auto" if found else None
+        given |= {"train": None, **evaluated_lists(cfg)}
+    if "stride" in given and "fps" not in given:
+        given["fps"] = None  # Otherwise, that of the checkpoint would replace the stride.
     given["allow_private_urls"] = bool(cfg.data.allow_private_urls)  # This never comes from a checkpoint.
     given |= {key: cfg[key] for key in JOB if cfg[key] is not None}
     return given | {"bad_videos_file": f"{cfg.run_dir}/bad_videos.csv"}
+
+
+def evaluated_lists(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the annotations of the command line's data; those of a test split take the place of val."""
+    if cfg.data.test == "auto":  # The reader finds the test split itself.
+        return {"val": cfg.data.val, "test": "auto"}
+    return {"val": cfg.data.test or cfg.data.val, "test": None}
 
 
 def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
@@ -112,26 +105,47 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
     Raises:
         UserError: The data settings in the checkpoint are invalid.
     """
-    given, stored = given_data(metadata, cfg), metadata.config.get("data")
-    where = f"{cfg.ckpt_path}: data"
-    if not isinstance(stored, Mapping):
-        raise UserError(f"{where} is missing or is not a mapping of settings")
+    given = given_data(metadata, cfg)
     known = VideoDataModule.__init__
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
+    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
+    return stored_data(metadata, cfg.ckpt_path, cfg.trusted, **given, protocol=protocol)
+
+
+def stored_data(metadata: Metadata, path: str | Path, trusted: Sequence[str], **given: Any) -> VideoDataModule:
+    """Builds the data module of a checkpoint.
+
+    Args:
+        metadata: The metadata of the checkpoint.
+        path: The path of the checkpoint, for messages.
+        trusted: The packages whose code may be called; see `targets.build`.
+        given: Arguments that replace those of the checkpoint.
+
+    Raises:
+        UserError: The data settings in the checkpoint are invalid.
+    """
+    stored, where = metadata.config.get("data"), f"{path}: data"
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{where} is missing or is not a mapping of settings")
     node = {key: metadata.config[key] for key in JOB if key in metadata.config} | dict(stored)
     node = {key: value for key, value in node.items() if key not in given}
     if "." in str(node.get("decoder", "")):
-        resolve_target(node["decoder"], set(), f"{where}.decoder", cfg.trusted)
-    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
-    data: VideoDataModule = build(node, DATA, where, cfg.trusted, **given, protocol=protocol)
+        resolve_target(node["decoder"], set(), f"{where}.decoder", trusted)
+    data: VideoDataModule = build(node, DATA, where, trusted, **given)
     return data
 
 
-def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> None:
+def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig, label_advice: str = "") -> None:
     """Reads the annotations and compares their classes with those of the model.
 
     The error message of a reader quotes the files that it has read. If only the checkpoint names these files, they
     could be any files on this machine, so none of their content is shown.
+
+    Args:
+        data: The data.
+        metadata: The metadata of the checkpoint.
+        cfg: The configuration of eval.py.
+        label_advice: What to do about labels that are none of the classes.
 
     Raises:
         UserError: The annotations cannot be read or have other classes.
@@ -139,7 +153,10 @@ def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig) -> 
     files = [name for name in data.annotations.values() if name is not None]
     inside = all(not os.path.isabs(name) and ".." not in Path(name).parts for name in files)
     if cfg.data.name is not None or (cfg.data.root is not None and inside):
-        _ = data.splits
+        try:
+            _ = data.splits
+        except LabelError as error:
+            raise UserError(f"{error}\n{label_advice}".rstrip()) from None
         return
     advice = f"set data.root=DIR, or data=NAME data.root=DIR, to the data for {cfg.ckpt_path}"
     if not os.path.isdir(os.path.expanduser(data.root)):

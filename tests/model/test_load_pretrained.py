@@ -369,11 +369,11 @@ def test_malicious_files_execute_nothing(name: str, tmp_path: Path) -> None:
 
 def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
     refused(tiny("vivit_st"), str(tmp_path), r"has neither config\.json .* nor checkpoint_<step>")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
     refused(
         tiny("vivit_st"),
         str(tmp_path),
-        r"config\.json describes 'videomae', but the weights must be those of a ViViT",
+        r"config\.json describes 'swin', but the weights must be those of a ViViT",
     )
 
 

@@ -205,16 +205,16 @@ class VideoDataModule(L.LightningDataModule):
 
     @contextmanager
     def translate_worker_errors(self) -> Iterator[None]:
-        """Raises a UserError that names the video if a loader process dies or hangs inside this context."""
+        """Raises a `LoaderDiedError` that names the video if a loader process dies or hangs in this context."""
         try:
             yield
         except (RuntimeError, EOFError, OSError) as error:
             try:
-                message = explain(error, self.statuses, self.timeout_s)
+                died = explain(error, self.statuses, self.timeout_s)
             except RuntimeError as news:  # torch's SIGCHLD handler raises this when a worker has died
-                message = explain(news, self.statuses, self.timeout_s)
-            if message:
-                raise UserError(message) from error
+                died = explain(news, self.statuses, self.timeout_s)
+            if died:
+                raise died from error
             raise
 
     @property

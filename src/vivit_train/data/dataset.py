@@ -1,8 +1,8 @@
 """The PyTorch data sets that turn rows of the clip table into tensors, for training and for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -113,6 +113,7 @@ class VideoReader:
         index_db: The database of stored scans; see `timeline`.
         allow_private_urls: See `VideoDataModule`.
         square_pixels: See `read_frames`.
+        refused: Videos that are not read again, by path with the reason, because they have ended a loader process.
     """
 
     decoder: str = "auto"
@@ -121,10 +122,13 @@ class VideoReader:
     index_db: Path | None = None
     allow_private_urls: bool = False
     square_pixels: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def watchdog(self, path: str) -> Iterator[None]:
         """Reports `path` as the video being read and enforces the time limit inside this context."""
+        if path in self.refused:
+            raise VideoError(path, self.refused[path])
         with urls.private_urls(self.allow_private_urls), ExitStack() as stack:
             if self.status is not None:
                 stack.enter_context(self.status.on(path))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from vivit_train.utils.errors import VideoError
+from vivit_train.utils.errors import UserError, VideoError
 
 LESS_MEMORY = "lower data.num_workers or micro_batch_size, or give the job more memory"
 LEAVE_OUT = "leave it out of the data set, with any others that `vivit doctor` finds"
@@ -84,7 +84,20 @@ def deadline(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float) -> str | None:
+class LoaderDiedError(UserError):
+    """A loader process that died or did not answer.
+
+    Attributes:
+        videos: The videos that it was reading; empty if it is not known.
+        why: What happened, without advice.
+    """
+
+    def __init__(self, text: str, videos: Sequence[str] = (), why: str = "") -> None:
+        super().__init__(text)
+        self.videos, self.why = videos, why
+
+
+def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float) -> LoaderDiedError | None:
     """Explains an error of a DataLoader: which video it was, what happened and what to do.
 
     Args:
@@ -93,11 +106,11 @@ def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float
         timeout_s: The time limit for reading one video, in seconds.
 
     Returns:
-        The message, or None if no loader process has died.
+        The error to raise, or None if no loader process has died.
     """
     said = f"{error.__cause__} {error}"  # together they name the process and the signal
     if re.search(r"</torch_.*No space left on device", said):
-        return NO_SHARED_MEMORY
+        return LoaderDiedError(NO_SHARED_MEMORY)
     lists = re.findall(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", said)
     dead = {int(pid) for pids in lists for pid in pids.split(",")}
     if isinstance(error, EOFError | OSError) and any(
@@ -112,19 +125,22 @@ def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float
     held = [status for status in statuses if status.pid in dead and status.path]
     late = [status for status in held if time.monotonic() - status.since_s >= timeout_s > 0]
     if late and not signal:
-        hangs = VideoError(os.fsdecode(late[0].path), f"the decoder has not returned after {timeout_s:g} s")
-        return f"{hangs} (data.timeout_s): {LEAVE_OUT}, or raise data.timeout_s if the disk or network is slow"
+        why, path = f"the decoder has not returned after {timeout_s:g} s", os.fsdecode(late[0].path)
+        advice = f"{LEAVE_OUT}, or raise data.timeout_s if the disk or network is slow"
+        return LoaderDiedError(f"{VideoError(path, why)} (data.timeout_s): {advice}", [path], why)
     if signal == "Bus error" and not held:
-        return NO_SHARED_MEMORY
+        return LoaderDiedError(NO_SHARED_MEMORY)
     if signal not in ("Killed", ""):
         advice = LEAVE_OUT if held else "data.num_workers=0 may show why"
     else:
         advice = f"if the job ran out of memory, {LESS_MEMORY}"
         advice += f"; if it is this video every time, {LEAVE_OUT}" if held else ""
-    video = " and ".join(os.fsdecode(status.path) for status in held)
-    activity = f"reading {video}" if held else "between two videos"
+    videos = [os.fsdecode(status.path) for status in held]
+    activity = f"reading {' and '.join(videos)}" if held else "between two videos"
     pids = ", ".join(map(str, sorted({status.pid for status in held} or dead)))
-    return f"loader process {pids} died {activity} ({signal or 'cause unknown'}): {advice}"
+    why = f"its decoder's process died ({signal or 'cause unknown'})"
+    text = f"loader process {pids} died {activity} ({signal or 'cause unknown'}): {advice}"
+    return LoaderDiedError(text, videos, why)
 
 
 def end_workers(statuses: Iterable[WorkerStatus]) -> None:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from vivit_train.models.attention import fused_attention
 
 ActivationCheckpointing = Literal["none", "mlp", "block"]
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
+Positions = Literal["learned", "sincos"]
 
 
 class TubeletEmbedding(nn.Module):
@@ -98,7 +100,9 @@ class FactorizedDotProductAttention(Attention):
 
 
 class MLP(nn.Module):
-    """A two-layer MLP with the tanh form of GELU."""
+    """A two-layer MLP. `act` is its activation, by default the tanh form of GELU."""
+
+    act: Activation = "gelu_tanh"
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -106,7 +110,10 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        x = self.fc1(x)
+        if self.act == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.act == "gelu_tanh" else "none"))
 
 
 class Block(nn.Module):
@@ -178,33 +185,61 @@ class Encoder(nn.Module):
     """A transformer encoder with position embeddings and pooling: [B, ..., *grid, D] -> [B, ..., D].
 
     `grid` has the sizes of the token axes without the class token: (N,), or (t, n) if blocks treat them
-    differently. With `cls_token`, pooling takes the class token instead of the mean.
+    differently. With `cls_token`, pooling takes the class token instead of the mean. Register tokens have no
+    position and are not pooled.
     """
 
     def __init__(
-        self, blocks: list[Block], grid: tuple[int, ...], dim: int, norm_eps: float, cls_token: bool
+        self,
+        blocks: list[Block],
+        grid: tuple[int, ...],
+        dim: int,
+        norm_eps: float,
+        cls_token: bool,
+        pos_embed: Positions = "learned",
+        fc_norm: bool = False,
+        pre_norm: bool = False,
+        reg_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.grid = (grid[0] + 1,) if cls_token else grid
+        self.fc_norm = fc_norm
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), dim))
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, dim)) if reg_tokens else None
+        shape = 1, math.prod(self.grid), dim
+        # Fixed positions are stored like learned ones, so that weights of another grid can be interpolated.
+        self.pos_embed = nn.Parameter(torch.empty(shape), requires_grad=pos_embed == "learned")
+        self.norm_pre = nn.LayerNorm(dim, eps=norm_eps) if pre_norm else None
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Only the class token is used after the last block, which saves a twelfth of the work in ViViT-B.
-        x = self.tokens(x, num_queries=None if self.cls_token is None else 1)
-        return x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+        # Only these tokens are used after the last block: the class token alone saves a twelfth of ViViT-B's work.
+        used = 1 if self.cls_token is not None else None if self.reg_token is None else x.shape[-2]
+        x = self.tokens(x, used)
+        x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+        return self.norm(x) if self.fc_norm else x
 
-    def tokens(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Returns the output of all tokens, or of the first `num_queries`; the class token is the first."""
+    def tokens(self, x: Tensor, used: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `used`: the class token, then the others, and the registers last."""
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
+        if self.reg_token is not None:
+            x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
+        if self.norm_pre is not None:
+            x = self.norm_pre(x)
         for block in self.blocks[:-1]:
             x = block(x)
-        normalized: Tensor = self.norm(self.blocks[-1](x, num_queries=num_queries))
-        return normalized
+        x = self.blocks[-1](x, num_queries=used)
+        return x if self.fc_norm else self.norm(x)
+
+
+def sincos_positions(num_tokens: int, dim: int) -> Tensor:
+    """Returns the fixed positions [1, N, D] of VideoMAE: sines and cosines in turn of the number of the token."""
+    rates_D = 10_000 ** (-2 * (torch.arange(dim, dtype=torch.float64) // 2) / dim)
+    angles_ND = torch.arange(num_tokens, dtype=torch.float64)[:, None] * rates_D
+    return torch.where(torch.arange(dim) % 2 == 0, angles_ND.sin(), angles_ND.cos()).float()[None]
 
 
 def init_weights(module: nn.Module) -> None:
@@ -219,7 +254,15 @@ def init_weights(module: nn.Module) -> None:
             nn.init.xavier_uniform_(linear.weight)
             nn.init.normal_(linear.bias, std=1e-6)
     elif isinstance(module, Encoder):
-        nn.init.normal_(module.pos_embed, std=0.02)
+        if module.reg_token is not None:
+            nn.init.normal_(module.reg_token, std=0.02)
+        if module.pos_embed.requires_grad:
+            nn.init.normal_(module.pos_embed, std=0.02)
+        else:
+            num_cls, tokens = int(module.cls_token is not None), math.prod(module.grid)
+            positions = sincos_positions(tokens - num_cls, module.pos_embed.shape[-1])
+            with torch.no_grad():
+                module.pos_embed.copy_(F.pad(positions, (0, 0, num_cls, 0)))
     elif isinstance(module, TubeletEmbedding):
         fan_in = module.projection.weight[0].numel()
         nn.init.normal_(module.projection.weight, std=fan_in**-0.5)  # This is LeCun normal, the default of flax.

@@ -22,12 +22,15 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from vivit_train.models.layers import (
+    MLP,
+    Activation,
     ActivationCheckpointing,
     Attention,
     Block,
     Encoder,
     FactorizedDotProductBlock,
     FactorizedSelfAttentionBlock,
+    Positions,
     TubeletEmbedding,
     init_weights,
 )
@@ -101,6 +104,12 @@ class ViViT(nn.Module):
         sampled_frames: If set, uniform frame sampling of this many frames, which requires `tubelet[0]` to be 1.
         pool: The class token ("cls") or the mean of all tokens ("mean"). Models 3 and 4 always use the mean.
         order: The attention that comes first in vivit_fsa, "space_time" or "time_space".
+        act: The activation of the MLPs: GELU in its tanh form, as in the authors' code, in its exact form
+            ("gelu"), or as x * sigmoid(1.702 x) ("quick_gelu", CLIP).
+        pos_embed: Position embeddings that are "learned", or fixed sines and cosines ("sincos", VideoMAE).
+        fc_norm: Whether to normalize the mean of the tokens instead of each token; only for mean pooling.
+        pre_norm: Whether to normalize the tokens before the first layer of the (spatial) encoder (CLIP).
+        reg_tokens: The number of register tokens of the (spatial) encoder (DINOv2); only for models 1 and 2.
         drop_path: The stochastic depth rate of the last layer; it increases linearly from 0 in each encoder.
         checkpoint_activations: What the backward pass recomputes to save memory: "none", each "mlp", or each
             "block".
@@ -137,6 +146,11 @@ class ViViT(nn.Module):
         sampled_frames: int | None = None,
         pool: Literal["cls", "mean"] = "cls",
         order: Literal["space_time", "time_space"] = "space_time",
+        act: Activation = "gelu_tanh",
+        pos_embed: Positions = "learned",
+        fc_norm: bool = False,
+        pre_norm: bool = False,
+        reg_tokens: int = 0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         checkpoint_activations: ActivationCheckpointing = "none",
@@ -146,8 +160,9 @@ class ViViT(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.tubelet = (tubelet[0], tubelet[1], tubelet[2])
         self.input_shape = (3, frames, height, width)
-        self.heads, self.order = heads, order
+        self.heads, self.order, self.act, self.fc_norm = heads, order, act, fc_norm
         problems = self.shape_problems(self.input_shape, self.tubelet, sampled_frames, dim, heads)
+        problems += self.option_problems(pool, fc_norm, reg_tokens)
         if model not in (None, self.model):
             problems.append(f"{type(self).__name__} is a {self.model}, not a {model}")
         if problems:
@@ -160,21 +175,29 @@ class ViViT(nn.Module):
         def encoder(name: str, depth: int) -> Encoder:
             ramp = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
             blocks = [self.block(dim, heads, mlp_dim or 4 * dim, norm_eps, rate) for rate in ramp]
-            return Encoder(blocks, self.layout.token_sizes(name, self.grid), dim, norm_eps, has_cls)
+            sizes = self.layout.token_sizes(name, self.grid)
+            image = (pre_norm, reg_tokens) if name == "encoder" else (False, 0)
+            return Encoder(blocks, sizes, dim, norm_eps, has_cls, pos_embed, fc_norm, *image)
 
         self.embedding = TubeletEmbedding(dim, frames, self.tubelet, sampled_frames)
         self.encoder = encoder("encoder", depth)
         is_temporal = temporal_depth > 0 and "temporal_encoder" in self.layout.encoders
         self.temporal_encoder = encoder("temporal_encoder", temporal_depth) if is_temporal else None
         self.head = nn.Linear(dim, sum(self.head_sizes.values()))
+        self.finish(checkpoint_activations)
+        if compile:
+            self.compile_in_place()
+
+    def finish(self, checkpoint_activations: ActivationCheckpointing) -> None:
+        """Draws the weights, those of the head as zero, and sets the options of the blocks."""
         self.apply(init_weights)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         for module in self.modules():
             if isinstance(module, Block):
                 module.activation_checkpointing = checkpoint_activations
-        if compile:
-            self.compile_in_place()
+            elif isinstance(module, MLP):
+                module.act = self.act
 
     @classmethod
     def from_size(cls, model: ModelName | None = None, size: str = "B", **kwargs: Any) -> "ViViT":
@@ -207,6 +230,18 @@ class ViViT(nn.Module):
             problems.append(f"dim {dim} and heads {heads} must be at least 1")
         elif dim % heads:
             problems.append(f"dim {dim} is not a multiple of heads {heads}")
+        return problems
+
+    @classmethod
+    def option_problems(cls, pool: str, fc_norm: bool, reg_tokens: int) -> list[str]:
+        """Returns a message for each option that does not fit the others."""
+        problems = []
+        if fc_norm and pool == "cls" and cls.layout.cls_token:
+            problems.append("fc_norm normalizes the mean of the tokens: set pool to mean, not cls")
+        if reg_tokens and len(cls.layout.encoders["encoder"]) > 1:
+            problems.append(
+                f"{cls.layout.name} has no reg_tokens, only models 1 and 2: set it to 0, not {reg_tokens}"
+            )
         return problems
 
     @property
@@ -243,7 +278,8 @@ class ViViT(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Returns the arguments that the names and shapes of the parameters do not show."""
-        return {"model": self.model, "heads": self.heads, "norm_eps": self.encoder.norm.eps}
+        named = {"heads": self.heads, "act": self.act, "fc_norm": self.fc_norm}
+        return {"model": self.model, **named, "norm_eps": self.encoder.norm.eps}
 
     def use_eager_attention(self, eager: bool = True) -> "ViViT":
         """Switches between fused attention and step-by-step attention, which exposes its maps to hooks."""

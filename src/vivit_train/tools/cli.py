@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.export import command as export_command
+from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
@@ -54,7 +56,7 @@ def vivit(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train and evaluate ViViT, prepare and check videos, measure speed and replay failed steps."""
+    """Train, evaluate and apply ViViT, prepare and check videos, measure speed and replay failed steps."""
     add_terminal_handler()
 
 
@@ -109,6 +111,10 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     The checkpoint holds the model, the labels and the preprocessing.
     """
     replace_process("vivit_train.tools.eval", arguments)
+
+
+app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
 
 
 @app.command(

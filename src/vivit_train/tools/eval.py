@@ -8,8 +8,8 @@ from vivit_train.utils.conf import CONF
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="eval")
-def main(cfg: DictConfig) -> None:
-    run_evaluation(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return run_evaluation(cfg, ["-m", "vivit_train.tools.eval"])
 
 
 if __name__ == "__main__":

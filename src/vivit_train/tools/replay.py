@@ -129,14 +129,23 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     """Rebuild the model of a saved step in training mode, on the GPU if there is one."""
     metadata, weights = load_checkpoint(file)
     settings = metadata.config
-    given = {"multi_label": True} if metadata.multi_label else {}
+    offered: dict[str, Any] = {"multi_label": True} if metadata.multi_label else {}
     task = VideoClassifier(
         restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
         metadata.std,
         multi_label=metadata.multi_label,
-        loss=build(settings["loss"], LOSSES, f"{file}: loss", trusted, **given),
+        loss=[
+            build(
+                settings["loss"],
+                LOSSES,
+                f"{file}: loss",
+                trusted,
+                offered | {"class_counts": metadata.class_counts.get(head, ())},
+            )
+            for head in metadata.classes
+        ],
         mixup=float(settings["mixup"]),
         cutmix=float(settings["cutmix"]),
     )

@@ -14,19 +14,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.utils.earlier_run import OUTCOME, allow, protect, put_back
-from vivit_train.utils.errors import TRY_AGAIN, UserError, end_with_message, reason
+from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
 from vivit_train.utils.files import replacing
-from vivit_train.utils.lock import lock_folder
 from vivit_train.utils.rank import is_first_rank
+from vivit_train.utils.run_folder import OUTCOME, RunFolder
 from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 
 log = logging.getLogger(__name__)
@@ -82,31 +81,10 @@ def read_outcome(file: Path) -> Outcome:
     return found
 
 
-class Lock(Callback):
-    """Locks the folder of a run or a sweep, and protects an earlier one, before anything is written there.
-
-    A folder whose name contains the time is always new; `train` and `evaluate` lock it.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
-        is_job_of_sweep = not OmegaConf.is_missing(config.hydra.job, "num")  # The sweep's folder is checked.
-        lock_or_refuse(folder, None if is_job_of_sweep else config)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
-        lock_or_refuse(folder, config)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.RUN and is_first_rank():
-            allow(config.hydra.runtime.output_dir)
-
-
 class Summary(Callback):
-    """Writes outcome.json for each run and, in a multirun, the summary of all jobs.
+    """Protects an earlier sweep in the folder of a multirun, and writes the summary of all jobs.
 
-    A multirun rewrites summary.csv after each job and logs the table at the end. The exit code is 1 if a job
-    failed.
+    summary.csv is rewritten after each job. The table is logged at the end. The exit code is 1 if a job failed.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -120,27 +98,14 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if started_from_outside():
             refuse("a sweep is one process that starts the ranks of its jobs: start it without srun or torchrun")
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.RUN and is_first_rank():
-            unfinished(config).write(config.hydra.runtime.output_dir)
+        folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
+        if "${" not in folder:  # A folder whose name contains the time is always new.
+            self.folder = take_folder(folder, config)  # The lock is held until this process ends.
+            self.folder.begin()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if not is_first_rank():
-            return
-        if config.hydra.mode == RunMode.MULTIRUN:
+        if config.hydra.mode == RunMode.MULTIRUN and is_first_rank():
             write_summary(Path(config.hydra.sweep.dir))
-            return
-        folder, run = Path(config.hydra.runtime.output_dir), unfinished(config)
-        if job_return.status == JobStatus.COMPLETED:
-            score = job_return.return_value
-            note = (folder / NOTE).read_text(encoding="utf-8").strip() if (folder / NOTE).is_file() else ""
-            score = None if score is None or score != score else score  # JSON has no NaN.
-            Outcome(run.job, run.overrides, score, failed=False, note=note).write(folder)
-        else:
-            error = job_return._return_value  # The public property would raise the error.
-            why = " ".join(str(error).split()) if isinstance(error, UserError) else reason(error)
-            Outcome(run.job, run.overrides, note=why).write(folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -154,42 +119,18 @@ class Summary(Callback):
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
 
 
-class ErrorReport(Callback):
-    """Ends a single run with the message of its error, before Hydra adds a line of its own.
-
-    If the run was refused, or had nothing left to do, its folder is then as it was.
-    """
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.RUN:
-            return
-        completed = job_return.status == JobStatus.COMPLETED
-        try:
-            if not completed:
-                end_with_message(job_return._return_value)  # The public property would print Hydra's line.
-        finally:
-            if is_first_rank():
-                put_back(config.hydra.runtime.output_dir, completed=completed)
-
-
-def refuse(text: str) -> None:
+def refuse(text: str) -> NoReturn:
     """End this process from a Hydra callback. Hydra turns exceptions other than SystemExit into warnings."""
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
 
 
-def lock_or_refuse(folder: str, config: DictConfig | None = None) -> None:
-    """Lock a folder, and protect an earlier run there, or end this process. Rank 0 does this for all ranks.
+def take_folder(folder: str, config: DictConfig | None) -> RunFolder:
+    """Return the folder of a run or a sweep for this process, or end the process; see `RunFolder`.
 
-    Args:
-        folder: The folder.
-        config: Configuration of the run. None leaves out the protection, as for jobs of a sweep.
+    The message is not logged, because the log file would be that of the earlier run.
     """
-    if "${" in folder or not is_first_rank():
-        return
     try:
-        lock_folder(folder)
-        if config is not None:
-            protect(folder, config)
+        return RunFolder(folder, config)
     except UserError as error:
         refuse(str(error))
     except OSError as error:
@@ -201,10 +142,6 @@ def started_from_outside() -> bool:
     by_srun = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
     return by_srun or by_torchrun
-
-
-def unfinished(config: DictConfig) -> Outcome:
-    return Outcome(OmegaConf.select(config, "hydra.job.num"), list(config.hydra.overrides.task))
 
 
 def choices(outcome: Outcome) -> dict[str, str]:

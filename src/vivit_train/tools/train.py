@@ -8,7 +8,7 @@ from vivit_train.utils.conf import CONF
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     return run_training(cfg, ["-m", "vivit_train.tools.train"])
 
 

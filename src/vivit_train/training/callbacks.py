@@ -142,9 +142,11 @@ class Report(Callback):
         row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
         if self.validated:  # In other epochs, callback_metrics still has the values of an earlier one.
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
+        if "train/top1" in metrics:
+            row["train/top1"] = metrics["train/top1"]
         self.history.append(row)
         val = {f"val_{name}": row.get(f"val/{name}") for name in (self.main_score, "loss")}
-        self.line(trainer, loss=row["train/loss"], **val)
+        self.line(trainer, loss=row["train/loss"], top1=row.get("train/top1"), **val)
         if self.data_wait > MUCH_WAITING and self.step_end_s - self.epoch_s > 60 and trainer.is_global_zero:
             log.info(
                 f"the model waited for data {self.data_wait:.0%} of the time: use smaller videos with more key "

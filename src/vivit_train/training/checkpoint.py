@@ -3,7 +3,7 @@
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from vivit_train.utils.text import plural
 KEY = "vivit_train"
 
 
+LATER: dict[str, Any] = {"multi_label": False, "class_counts": {}}  # Old checkpoints lack these parts.
+
+
 @dataclass(frozen=True)
 class Metadata:
     """The metadata of a checkpoint. It is plain data, so that `torch.load(path, weights_only=True)` can read it.
@@ -33,6 +36,7 @@ class Metadata:
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
         multi_label: Whether a video may have any number of classes.
+        class_counts: The number of training clips of each class by head; old checkpoints have none.
     """
 
     config: dict[str, Any]
@@ -40,6 +44,7 @@ class Metadata:
     mean: list[float]
     std: list[float]
     multi_label: bool = False
+    class_counts: dict[str, list[int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the metadata as plain data, with short names for built-in targets."""
@@ -55,12 +60,10 @@ class Metadata:
         # Before version 0.2, there was only one head.
         if isinstance(stored, dict) and isinstance(stored.get("classes"), list):
             stored = stored | {"classes": {"": stored["classes"]}}
-        wanted = {field.name: field.type for field in fields(cls)}
+        wanted = {part.name: part.type for part in fields(cls)}
         odd = [key for key in stored if key not in wanted] if isinstance(stored, dict) else ["all of it"]
         odd += [
-            key
-            for key, hint in wanted.items()
-            if not odd and not conforms(stored.get(key, False if key == "multi_label" else None), hint)
+            key for key, hint in wanted.items() if not odd and not conforms(stored.get(key, LATER.get(key)), hint)
         ]
         if odd:
             raise UserError(

@@ -50,6 +50,7 @@ def score_task(
     data: VideoDataModule,
     trainer: L.Trainer,
     out: Path,
+    protocol: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the model on the data's test split and returns the contents of metrics.json.
 
@@ -59,6 +60,7 @@ def score_task(
         data: The data module, whose `protocol` defines the split, the views and the order of the frames.
         trainer: The trainer that runs the evaluation.
         out: The output folder for metrics.json, predictions.csv, and the plots.
+        protocol: For the weights of others, each part of the protocol with where it is from.
     """
     with data.translate_worker_errors(), translate_rank_errors():
         trainer.test(task, datamodule=data, verbose=False)
@@ -79,6 +81,7 @@ def score_task(
     }
     note = "; the best checkpoint is chosen on these very clips" if data.chosen_on_test_clips else ""
     results |= {"checkpoint_chosen_on_these_clips": True} if note else {}
+    results |= {"protocol": dict(protocol)} if protocol else {}
     if trainer.is_global_zero:
         with replacing(out / "metrics.json") as part:
             part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -92,6 +95,9 @@ def score_task(
     log.info(
         "  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split{note})"])
     )
+    if protocol:
+        parts = [f"{name} {value}" for name, value in protocol.items()]
+        log.info(printable(f"protocol: {data.protocol} views; {'; '.join(parts)}"))
     if scores["failed"]:
         log.info(
             f"{plural(int(scores['failed']), 'video')} could not be read and counted as wrong: "

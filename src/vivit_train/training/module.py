@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
@@ -33,7 +33,9 @@ from vivit_train.training.resume import (
 )
 from vivit_train.utils.errors import UserError
 
-EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"  # These are keys of a checkpoint.
+Loss = Callable[[Tensor, Tensor], Tensor]
+# These are keys of a checkpoint.
+EPOCH_LOSS, EPOCH_TOP1, ACCUMULATION = "epoch_loss", "epoch_top1", "accumulation"
 
 
 class VideoClassifier(L.LightningModule):
@@ -45,8 +47,8 @@ class VideoClassifier(L.LightningModule):
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
         multi_label: Whether a video may have any number of classes, each with an independent probability.
-        loss: The loss of one head, a function of its logits [B, K] and target; see `CrossEntropy.forward`. None
-            is the cross-entropy.
+        loss: The loss of one head, a function of its logits [B, K] and target; see `CrossEntropy.forward`. A
+            sequence has one loss per head. None is the cross-entropy.
         optimizer: A function from parameter groups to an optimizer. Its `lr` is the base learning rate, and its
             `weight_decay` applies to weight matrices.
         schedule: A function from the optimizer step to a factor of the base learning rate, or one of torch's
@@ -68,7 +70,7 @@ class VideoClassifier(L.LightningModule):
         std: Sequence[float],
         *,
         multi_label: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Loss | Sequence[Loss] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         schedule: Schedule | partial[LRScheduler] = lambda step: 1.0,
         mixup: float = 0.0,
@@ -81,14 +83,18 @@ class VideoClassifier(L.LightningModule):
         self.classes = {head: tuple(names) for head, names in classes.items()}
         self.heads = {head: len(names) for head, names in self.classes.items()}
         self.multi_label = multi_label
-        self.criterion = CrossEntropy(multi_label=multi_label) if loss is None else loss
+        self.criterion: Any = CrossEntropy(multi_label=multi_label) if loss is None else loss
+        if isinstance(loss, Sequence):
+            self.criterion = nn.ModuleList(loss)  # type: ignore[arg-type]
         self.optimizer, self.schedule = optimizer, schedule
         self.mixup, self.cutmix, self.seed = mixup, cutmix, seed
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
         # MeanMetric's own NaN check would synchronize with the device at every micro-batch.
-        self.epoch_loss, self.table = MeanMetric(nan_strategy="disable"), VideoTable()
+        self.epoch_loss, self.epoch_top1 = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.table = VideoTable()
+        self.val_rows: Rows = {}
         self.test_rows: Rows = {}
 
     def configure_model(self) -> None:
@@ -134,17 +140,17 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:  # Lightning skips this if a run resumes in mid-epoch.
         self.epoch_loss.reset()
+        self.epoch_top1.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Logs the loss of the epoch before the checkpoint of the epoch is written.
+        """Logs the loss and top-1 of the epoch before the checkpoint of the epoch is written.
 
-        Lightning would log it afterwards, and a run that is killed in between would never log it.
+        Lightning would log them afterwards, and a run that is killed in between would never log them.
         """
-        loss = float(self.trainer.callback_metrics["train/loss_epoch"])
+        names = ("train/loss_epoch", "train/top1")
+        metrics = {n: float(value) for n, value in self.trainer.callback_metrics.items() if n in names}
         for logger in self.trainer.loggers:
-            logger.log_metrics(
-                {"train/loss_epoch": loss, "epoch": self.current_epoch}, self.trainer.global_step - 1
-            )
+            logger.log_metrics(metrics | {"epoch": self.current_epoch}, self.trainer.global_step - 1)
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         torch.manual_seed(self.step_seed(batch_idx))
@@ -155,9 +161,13 @@ class VideoClassifier(L.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         video_BCTHW, target = self.training_input(batch)
-        loss = self.loss(self.logits(video_BCTHW), target)
+        logits_BK = self.logits(video_BCTHW)
+        loss = self.loss(logits_BK, target)
         finite = loss.detach().isfinite()  # callbacks.health handles non-finite losses.
         self.epoch_loss.update(torch.where(finite, loss.detach(), 0.0), finite * len(target))
+        if not self.multi_label:
+            self.epoch_top1.update(self.hits(logits_BK.detach(), target).float())
+            self.log("train/top1", self.epoch_top1, on_step=False, on_epoch=True, logger=False)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -188,8 +198,21 @@ class VideoClassifier(L.LightningModule):
     def loss(self, logits_BK: Tensor, target: Tensor) -> Tensor:
         """Returns the loss, averaged over the heads."""
         target = target.float() if target.dtype == torch.bool else target
-        pairs = zip(logits_BK.split(list(self.heads.values()), dim=1), self.by_head(target), strict=True)
-        return torch.stack([self.criterion(logits, head_target) for logits, head_target in pairs]).mean()
+        losses = (
+            self.criterion if isinstance(self.criterion, nn.ModuleList) else [self.criterion] * len(self.heads)
+        )
+        parts = zip(losses, self.logits_by_head(logits_BK), self.by_head(target), strict=True)
+        return torch.stack([loss(logits, head_target) for loss, logits, head_target in parts]).mean()
+
+    def logits_by_head(self, logits_BK: Tensor) -> Sequence[Tensor]:
+        """Splits logits by head, each [B, classes]."""
+        return logits_BK.split(list(self.heads.values()), dim=1)
+
+    def hits(self, logits_BK: Tensor, target: Tensor) -> Tensor:
+        """Returns whether the largest logit of each head is that of the largest share of the target, bool [B]."""
+        classes = [part if part.dtype == torch.int64 else part.argmax(1) for part in self.by_head(target)]
+        parts = zip(self.logits_by_head(logits_BK), classes, strict=True)
+        return torch.stack([logits.argmax(1) == class_B for logits, class_B in parts]).all(0)
 
     def by_head(self, target: Tensor) -> Sequence[Tensor]:
         """Splits targets from `training_input` by head: class ids [B], or bools or shares [B, classes]."""
@@ -201,10 +224,19 @@ class VideoClassifier(L.LightningModule):
 
     def score_views(self, batch: ClipBatch) -> None:
         """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
-        B, V = batch["video"].shape[:2]
-        video_BCTHW = self.normalise(batch["video"].flatten(0, 1)).transpose(1, 2)
-        logits_BK = self.logits(video_BCTHW).unflatten(0, (B, V)).float().mean(1)
+        logits_BK = self.mean_over_views(self.logits, batch["video"])
         self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
+
+    def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns a function of clips, such as `logits`, averaged over the views of each video; float32 [B, ...].
+
+        Args:
+            function: A function of normalized clips [B, C, T, H, W].
+            views_BVTCHW: The views of each video, uint8.
+        """
+        B, V = views_BVTCHW.shape[:2]
+        clips_BCTHW = self.normalise(views_BVTCHW.flatten(0, 1)).transpose(1, 2)
+        return function(clips_BCTHW).unflatten(0, (B, V)).float().mean(1)
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.score_views(batch)
@@ -222,7 +254,8 @@ class VideoClassifier(L.LightningModule):
         return score_multi_label(rows) if self.multi_label else score(rows, self.heads)
 
     def on_validation_epoch_end(self) -> None:
-        scores = self.scores(self.table.compute())
+        self.val_rows = self.table.compute()
+        scores = self.scores(self.val_rows)
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == self.main_score)
         self.log("val/score", scores[self.main_score])  # Callbacks and sweeps use this name for any labels.
@@ -269,16 +302,18 @@ class VideoClassifier(L.LightningModule):
             for state, optimizer in zip(states, self.trainer.optimizers, strict=False):
                 to_fqn_order(state, optimizer, self)
         # This is saved because a run may resume in the middle of an epoch.
-        with self.epoch_loss.sync_context():
-            checkpoint[EPOCH_LOSS] = dict(self.epoch_loss.metric_state)
+        for key, metric in ((EPOCH_LOSS, self.epoch_loss), (EPOCH_TOP1, self.epoch_top1)):
+            with metric.sync_context():
+                checkpoint[key] = dict(metric.metric_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath:
                 keep_paths_inside(checkpoint.get("callbacks", {}), Path(callback.dirpath))
         if self.global_rank == 0:  # The saved state is the sum over all ranks, so the others start from zero.
-            for name, value in checkpoint.get(EPOCH_LOSS, {}).items():
-                setattr(self.epoch_loss, name, value.to(self.device))
+            for key, metric in ((EPOCH_LOSS, self.epoch_loss), (EPOCH_TOP1, self.epoch_top1)):
+                for name, value in checkpoint.get(key, {}).items():
+                    setattr(metric, name, value.to(self.device))
         # Use this run's settings instead of the saved ones: they may have changed, and this strategy may not
         # support a fused kernel. With FSDP, the optimizer is already loaded here.
         settings = getattr(self.optimizer, "keywords", {})

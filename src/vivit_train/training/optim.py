@@ -10,17 +10,18 @@ from collections.abc import Callable
 from torch import nn
 
 Schedule = Callable[[int], float]
+TOKENS = ("cls_token", "reg_token", "pos_embed")  # These parameters do not decay, though they have several axes.
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, object]]:
     """Returns two parameter groups: one with the optimizer's own weight decay, and one without weight decay.
 
-    Matrices decay; biases, norms, class tokens, and position embeddings do not.
+    Matrices decay; biases, norms, class and register tokens, and position embeddings do not.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            groups[parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))].append(parameter)
+            groups[parameter.ndim > 1 and not name.endswith(TOKENS)].append(parameter)
     return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
 
 

@@ -5,6 +5,7 @@ its model and reader by short names from a fixed table, and the arguments are ch
 the call. Code from the user's own packages is called only if the user trusts the package.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pkgutil import resolve_name
@@ -19,6 +20,8 @@ TARGETS = {
     "frame_probe": "vivit_train.models.probe:FrameProbe.from_size",
     "videos": "vivit_train.data.datamodule:VideoDataModule",
     "cross_entropy": "vivit_train.training.losses:CrossEntropy",
+    "focal": "vivit_train.training.losses:Focal",
+    "logit_adjusted": "vivit_train.training.losses:LogitAdjusted",
     "folder": "vivit_train.data.annotations.folder:read_folder",
     "csv": "vivit_train.data.annotations.csv_file:read_csv",
     "labelstudio": "vivit_train.data.annotations.labelstudio:read_labelstudio",
@@ -46,7 +49,7 @@ READERS = {
 }
 MODELS = {"vivit", "vivit_of_size", "frame_probe"}
 DATA = {"videos"}
-LOSSES = {"cross_entropy"}
+LOSSES = {"cross_entropy", "focal", "logit_adjusted"}
 MOVED = {  # Checkpoints from before 2026-11-28 have these names.
     "vivit_train.model.vivit.ViViT": "vivit",
     "vivit_train.model.vivit.ViViT.from_size": "vivit_of_size",
@@ -76,7 +79,14 @@ def with_short_names(node: Any) -> Any:
     return [with_short_names(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def build(node: Any, allowed: set[str], where: str, trusted: Sequence[str] = (), **given: Any) -> Any:
+def build(
+    node: Any,
+    allowed: set[str],
+    where: str,
+    trusted: Sequence[str] = (),
+    offered: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Any:
     """Calls the target of a node of a stored configuration.
 
     Args:
@@ -84,12 +94,15 @@ def build(node: Any, allowed: set[str], where: str, trusted: Sequence[str] = (),
         allowed: The short names that are valid here.
         where: The location of the node for messages, for example "x.ckpt: model".
         trusted: The packages whose classes and functions may also be called, as typed by the user.
+        offered: Additional keyword arguments for a target that has them.
         given: Additional keyword arguments, which are not checked.
 
     Raises:
         UserError: The target is not allowed, or the arguments do not match its signature.
     """
     function, arguments = parts(node, allowed, where, trusted)
+    accepted = inspect.signature(function).parameters if offered else {}
+    given |= {name: value for name, value in (offered or {}).items() if name in accepted}
     if isinstance(arguments.get("reader"), Mapping):
         key = f"{where}.reader"
         reader, options = parts(arguments["reader"], READERS, key, trusted)

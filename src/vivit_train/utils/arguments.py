@@ -24,6 +24,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "sampled_frames": (1, 16_384),
     "image_size": (1, 4096),
     "norm_eps": (1e-12, 0.1),
+    "reg_tokens": (0, 1024),
     "drop_path": (0, 1),
     "label_smoothing": (0, 1),
     "first_id": (0, 1_000_000),

@@ -66,6 +66,9 @@ COMMON_WORDS = {
     "checkpoint": "ckpt_path",
     "output_dir": "hydra.run.dir",
     "ema": "ema_decay",
+    "early_stopping": "patience",
+    "class_weights": "loss.class_weights",
+    "class_weight": "loss.class_weights",
 }
 
 

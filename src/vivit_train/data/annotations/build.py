@@ -21,6 +21,10 @@ _FOREIGN = re.compile("[\udc80-\udcff]")  # surrogates, by which Python represen
 NUMERIC_ID = re.compile(r"-?\d+")
 
 
+class LabelError(UserError):
+    """Labels that are unknown or contradict each other."""
+
+
 class Row(NamedTuple):
     """A row of an annotation file.
 
@@ -171,7 +175,7 @@ def label_problems(draft: Draft, split: str) -> list[str]:
 
 
 def raise_invalid_labels(draft: Draft, problems: Sequence[str]) -> NoReturn:
-    """Raises a UserError that lists the invalid labels and describes the valid ones."""
+    """Raises a LabelError that lists the invalid labels and describes the valid ones."""
     numbered = all(map(NUMERIC_ID.fullmatch, next(iter(draft.ids.values()))))
     known = [
         f"ids from {draft.first_id} to {draft.first_id + len(names) - 1}"
@@ -181,7 +185,17 @@ def raise_invalid_labels(draft: Draft, problems: Sequence[str]) -> NoReturn:
     ]
     once = "all labels of a video in one row" if draft.multi_label else "one label per video"
     advice = f"Expected {'; '.join(known)}, and {once}.\nClasses are from {printable(draft.source)}."
-    raise_listed("invalid labels", problems, with_hint(advice, draft))
+    if draft.may_lack_clips and (unused := sorted(unused_names(draft))):
+        advice = f"Names of no row: {shorten_list(map(repr, unused))}.\n{advice}"
+    raise_listed("invalid labels", problems, with_hint(advice, draft), LabelError)
+
+
+def unused_names(draft: Draft) -> set[str]:
+    """Returns the classes of the first head that no row has, which may be the invalid labels spelled otherwise."""
+    (head, names), *_ = draft.classes.items()
+    ids = draft.ids[head]
+    labels = {label for rows in draft.tables.values() for row in rows for label in row.labels}
+    return {names[i] for i in set(range(len(names))) - {ids[label] for label in labels if label in ids}}
 
 
 def missing_videos(draft: Draft, split: str) -> list[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vivit_train.data.annotations.exports import Annotation, ExportOptions, read_exports
+from vivit_train.data.annotations.exports import Annotation, ExportOptions, frame_number, read_exports
 from vivit_train.data.annotations.files import read_lines
 from vivit_train.data.annotations.table import Splits, StrPath
+from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import shorten_list
@@ -89,7 +90,9 @@ def _annotations(file: Path) -> Iterator[Annotation]:
     videos = _videos(file, top)
     for track in top.iter("track"):
         shapes = [
-            (_whole(file, shape, "frame"), shape.get("outside") == "1") for shape in track if shape.get("frame")
+            (_whole(file, shape, "frame", number), shape.get("outside") == "1")
+            for shape in track
+            if (number := shape.get("frame"))
         ]
         where = f"{file}: track {track.get('id')}"
         for frames in _shown(shapes):
@@ -132,7 +135,7 @@ def _tag_annotations(
     frames: dict[tuple[str, str], list[int]] = {}
     for image in top.iter("image"):
         match = _FRAME.fullmatch(image.get("name", ""))
-        frame = int(match[1]) if match else _whole(file, image, "id")
+        frame = _whole(file, image, "name", match[1]) if match else _whole(file, image, "id", image.get("id"))
         for tag in image.iter("tag"):
             video = _of_task(videos, image, f"{file}: image {image.get('id')}")
             frames.setdefault((video, tag.get("label", "")), []).append(frame)
@@ -159,12 +162,12 @@ def _json_annotations(file: Path, content: Any) -> Iterator[Annotation]:
                 f"{file}: no task.json beside it, which names the video; keep both files of the backup"
             )
         for number, track in enumerate(tracks):
-            shapes = [(int(shape["frame"]), bool(shape["outside"])) for shape in track["shapes"]]
+            shapes = [(frame_number(shape["frame"]), bool(shape["outside"])) for shape in track["shapes"]]
             for frames in _shown(shapes):
                 yield Annotation(f"{file}: track {number}", video, (str(track["label"]),), frames)
         by_label: dict[str, list[int]] = {}
         for tag in tags:
-            by_label.setdefault(str(tag["label"]), []).append(int(tag["frame"]))
+            by_label.setdefault(str(tag["label"]), []).append(frame_number(tag["frame"]))
     except (KeyError, TypeError, ValueError) as error:
         text = f"{file}: expected the tags and tracks of the backup of a task ({reason(error)})"
         raise UserError(f"{text}. Or export the task as CVAT for video 1.1") from None
@@ -196,8 +199,13 @@ def _runs(frames: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = i
 
 
-def _whole(file: Path, element: ElementTree.Element, key: str) -> int:
-    value = element.get(key, "")
-    if not value.isdecimal():
-        raise UserError(f"{file}: <{element.tag}> has no number {key}, but {value!r}")
-    return int(value)
+def _whole(file: Path, element: ElementTree.Element, key: str, text: str | None) -> int:
+    """Returns the frame number that an attribute of an element states.
+
+    Raises:
+        UserError: If it states none.
+    """
+    try:
+        return frame_number(text or "none")
+    except ValueError:
+        raise UserError(f"{file}: <{element.tag}> has no number {key}, but {shown(text)}") from None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -19,8 +19,11 @@ from vivit_train.data.annotations.lookup import Videos
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.scan import probe
 from vivit_train.data.video.urls import is_url
+from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.text import nfc, plural, shorten_list
+
+MAX_FRAMES = 10**9  # A year of video at 30 frames per second has about as many.
 
 
 class Annotation(NamedTuple):
@@ -64,6 +67,18 @@ class ExportOptions:
     max_missing: float
     multi_label: bool
     fps: float | None
+
+
+def frame_number(value: Any) -> int:
+    """Converts a frame number of an export, which may be text.
+
+    Raises:
+        TypeError, ValueError: If it is no number from 0 to `MAX_FRAMES`.
+    """
+    number = int(value[:20]) if isinstance(value, str) else value
+    if not 0 <= number < MAX_FRAMES:  # NaN is not, either
+        raise ValueError(f"{shown(value)} is no frame number")
+    return int(number)
 
 
 def read_exports(
@@ -183,8 +198,10 @@ def _span(path: str, frames: tuple[int, int] | None, fps: float | None) -> tuple
     if frames is None:
         return (0.0, 0.0)
     start, stop = frames
-    if fps:
+    if fps and start < stop:
         return start / fps, stop / fps
+    if fps:
+        raise UserError(f"frames {start} to {stop - 1} end before they start")
     times_s = _times_s(path)
     if not 0 <= start < min(stop, len(times_s)):
         raise UserError(f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames")

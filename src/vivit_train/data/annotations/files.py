@@ -355,8 +355,10 @@ def unquote(text: str) -> str:
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
-def raise_listed(headline: str, problems: Sequence[str], advice: str) -> NoReturn:
+def raise_listed(
+    headline: str, problems: Sequence[str], advice: str, kind: type[UserError] = UserError
+) -> NoReturn:
     """Raises a UserError that lists the first problems, one per line, and counts the rest."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     shown = [shorten(printable(problem), LONGEST) for problem in problems[:SHOWN]]
-    raise UserError("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")
+    raise kind("\n  ".join([f"{printable(headline)} ({len(problems)}):", *shown, *more]) + f"\n{advice}")

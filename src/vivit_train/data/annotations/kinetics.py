@@ -9,6 +9,7 @@ from vivit_train.data.annotations.build import Draft, Row, class_names, make_spl
 from vivit_train.data.annotations.files import cells, find_files, open_root, read_lines
 from vivit_train.data.annotations.lookup import Problems, Videos, bare, read_columns, unusual_number
 from vivit_train.data.annotations.table import Splits, StrPath
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import shorten_list
 
 KINETICS_TREE = """Expected in {root}:
@@ -38,7 +39,8 @@ def read_kinetics(
         root: The data set's folder.
         train, val, test: The annotation files, which are searched in root, in root/annotations and at the path as
             given. With `num_classes`, names such as kinetics400/train.csv or kinetics-400_train.csv are searched
-            too. If there is no val.csv, validate.csv is used. train=None, for evaluation only, needs `classes`.
+            too. If there is no val.csv, validate.csv is used. train=None, for evaluation only, needs `classes`, or
+            `num_classes` labels in the other files.
         classes: A label map (a name or `id,name` per line), or the names. Classes may have no training clips.
         num_classes: The published number of classes. Another number gives a notice.
         max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
@@ -51,7 +53,9 @@ def read_kinetics(
     places = _places(num_classes)
     if val == "val.csv" and not any((top / place.format(val)).is_file() for place in places):
         val = "validate.csv" if any((top / place.format("validate.csv")).is_file() for place in places) else val
-    files = find_files(top, expected_layout, train, val, test, classes, places)
+    files = find_files(
+        top, expected_layout, train, val, test, classes or ("the labels" if num_classes else None), places
+    )
     videos, problems = Videos(top), Problems("the columns of the header, and times in whole seconds")
     tables = {split: list(_kinetics_rows(file, split, videos, problems)) for split, file in files.items()}
     problems.check()
@@ -61,8 +65,13 @@ def read_kinetics(
         names, named_by = class_names(top, expected_layout, classes)
         source += named_by
     else:
-        names = tuple(sorted({row.labels[0] for row in tables["train"]}))
-        notices = unusual_number(names, num_classes, files["train"])
+        listed = tables.get("train") or [*chain(*tables.values())]
+        names = tuple(sorted({row.labels[0] for row in listed}))
+        notices = unusual_number(names, num_classes, files.get("train", files["val"]))
+        if notices and not train:
+            raise UserError(
+                f"{notices[0]}: without data.train, data.reader.classes=<file> must define the classes"
+            )
     return make_splits(
         Draft(
             tables=tables,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vivit_train.data.annotations.exports import Annotation, ExportOptions, read_exports
+from vivit_train.data.annotations.exports import Annotation, ExportOptions, frame_number, read_exports
 from vivit_train.data.annotations.files import read_lines
 from vivit_train.data.annotations.lookup import Problems
 from vivit_train.data.annotations.table import Splits, StrPath
@@ -82,7 +82,7 @@ def _annotations(file: Path) -> Iterator[Annotation]:
         where = f"{file}: task {task.get('id', number) if isinstance(task, Mapping) else number}"
         try:
             yield from _task_annotations(where, task)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             problems.add(where, str(task))
     problems.check()
 
@@ -124,9 +124,13 @@ def _value_annotations(
     """Yields the annotations of one region, whose ranges count frames from 1, or which is stated in seconds."""
     if "ranges" in value:
         for span in value["ranges"]:
-            yield Annotation(where, video, labels, (max(int(span["start"]), 1) - 1, int(span["end"])))
+            start, end = map(frame_number, (span["start"], span["end"]))
+            yield Annotation(where, video, labels, (max(start, 1) - 1, end))
     elif "start" in value and "end" in value:
-        yield Annotation(where, video, labels, None, (float(value["start"]), float(value["end"])))
+        start_s, end_s = float(value["start"]), float(value["end"])
+        if not 0 <= start_s <= end_s < float("inf"):
+            raise ValueError("a segment that ends before it starts")
+        yield Annotation(where, video, labels, None, (start_s, end_s))
     else:
         yield Annotation(where, video, labels)
 
@@ -140,6 +144,11 @@ def _names(labels: Any) -> tuple[str, ...]:
 
 
 def _video(data: Mapping[str, Any]) -> str:
-    """Returns the video of a task: the value "video", or else the first one that is a path or a URL."""
+    """Returns the video of a task: the value "video", or else the first one that is a path or a URL.
+
+    Raises:
+        LookupError: If there is none.
+    """
     known = [data.get("video"), data.get("video_url"), data.get("url"), *data.values()]
-    return next(one for one in known if isinstance(one, str) and ("/" in one or "." in one or is_url(one)))
+    paths = [one for one in known if isinstance(one, str) and ("/" in one or "." in one or is_url(one))]
+    return paths[0]

@@ -158,6 +158,12 @@ class Splits:
         return self.val.multi_label
 
     @property
+    def class_counts(self) -> dict[str, list[int]]:
+        """The number of training clips of each class by head."""
+        counts = self.train.class_counts(self.classes)
+        return {head: of_head.tolist() for head, of_head in zip(self.classes, counts, strict=True)}
+
+    @property
     def val_is_test(self) -> bool:
         """Whether the test clips are validation clips, on which checkpoints are chosen."""
         return self.test is not None and set(self.test.paths.tolist()) <= set(self.val.paths.tolist())

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,10 @@ from torch import Tensor
 
 from vivit_train.models.vivit import Grid, ViViT
 from vivit_train.models.weights.checks import check_finite
+from vivit_train.models.weights.heads import check_order, from_single_output
 from vivit_train.models.weights.report import LoadReport
+from vivit_train.models.weights.settings import check_settings
 from vivit_train.models.weights.source import VideoWeights
-from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError
 
 
@@ -28,8 +28,12 @@ def load_from_vivit(
     check_shapes(net, found)
     grid, num_cls = found.grid or guess_grid(net, found, frames), int(net.encoder.cls_token is not None)
     report = LoadReport(found.source, coverage=1.0, kind="a ViViT", statistics=found.statistics)
+    report.license, report.unused, report.notes = found.license, list(found.unused), list(found.notes)
     values = {}
     for name, _ in net.named_parameters():
+        if name in found.new:
+            report.rows[name] = f"random ({found.new[name]})"
+            continue
         value, action = found.state[name].detach().float(), "copied"
         if name.startswith("head."):
             if found.multi_label not in (None, multi_label):
@@ -51,22 +55,11 @@ def load_from_vivit(
     return report
 
 
-def check_settings(net: ViViT, source: str, settings: Mapping[str, Any]) -> None:
-    """Checks that the settings of a source match those of the model."""
-    for key, value in net.settings().items():
-        if settings.get(key, value) != value:
-            what = "" if key == "model" else f"ViViT with {key} "
-            theirs = shown(settings[key]).strip("'")
-            raise UserError(
-                f"{source} is a {what}{theirs}, but the model is a {what}{value}: "
-                f"set model{'' if key == 'model' else f'.{key}'}={theirs}, or start from other weights"
-            )
-
-
 def check_shapes(net: ViViT, found: VideoWeights) -> None:
     """Checks that everything except the number of positions and classes matches."""
     parameters = dict(net.named_parameters())
-    problems = [f"it has no '{name}'" for name in parameters if name not in found.state][:1]
+    expected = parameters.keys() - found.new.keys()
+    problems = [f"it has no '{name}'" for name in parameters if name in expected - found.state.keys()][:1]
     problems += [f"the model has no '{name}'" for name in found.state if name not in parameters][:1]
     if problems:
         raise UserError(
@@ -74,6 +67,8 @@ def check_shapes(net: ViViT, found: VideoWeights) -> None:
             "model.size, model.temporal_depth, and model.pool to match the weights"
         )
     for name, parameter in parameters.items():
+        if name not in expected:
+            continue
         free = 0 if name.startswith("head.") else 1 if encoder_of_positions(net, name) else None
         theirs, ours = list(found.state[name].shape), list(parameter.shape)
         if [size for i, size in enumerate(theirs) if i != free] != [s for i, s in enumerate(ours) if i != free]:
@@ -129,9 +124,14 @@ def fit_head(
 ) -> tuple[Tensor, str]:
     """Returns the head's weights, reordered for each head with the same classes, else zero, and the action."""
     theirs = found.classes
+    if not len(value):
+        return value.new_zeros(net.head.out_features, *value.shape[1:]), "zero (the source has no head)"
     if theirs is None or sum(map(len, theirs.values())) != len(value):  # Without names, the count decides.
         if len(value) == net.head.out_features:
-            return value, "copied"
+            if len(net.head_sizes) == 1:
+                return value, "copied"
+            order = check_order(found.heads, net.head_sizes, found.source)
+            return from_single_output(value, net.head_sizes, order), f"copied (rows: {', '.join(order)})"
         return value.new_zeros(net.head.out_features, *value.shape[1:]), "zero (other classes)"
     if len(theirs) == len(net.head_sizes) == 1:
         theirs = dict(zip(net.head_sizes, theirs.values(), strict=True))

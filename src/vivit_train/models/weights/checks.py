@@ -2,6 +2,7 @@
 
 import math
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def check_content(content: Any, path: str | Path) -> None:
     waiting: list[tuple[Any, int]] = [(content, 0)]
     while waiting:
         item, depth = waiting.pop()
+        item = vars(item) if isinstance(item, Namespace) else item
         if isinstance(item, Tensor):
             storages |= storage_of(item, path)
         elif isinstance(item, Mapping | list | tuple):

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vivit_train.models.weights.checks import check_content, check_statistics
-from vivit_train.utils.arguments import conforms, shown
+from vivit_train.utils.arguments import conforms, limit_problems, shown
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.json_file import parse_json
+from vivit_train.utils.text import plural, shorten_list
 
 log = logging.getLogger(__name__)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 MAX_JSON_BYTES = 64 << 20
+SHARD_INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)  # A name in the same folder, never a path.
+MAX_SHARDS = 1024
+PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 # The mean and std of a normalization, for pixels in [0, 1].
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -68,7 +74,9 @@ def read_file(path: str | Path) -> Any:
         if kind == "safetensors":
             content = load_file(path)
         else:
-            with open(path, "rb") as file:  # Given a path, torch would rely on the file extension.
+            # Given a path, torch would rely on the file extension. Many training scripts save their arguments too,
+            # as a Namespace, which only holds attributes.
+            with open(path, "rb") as file, torch.serialization.safe_globals([Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
@@ -80,7 +88,7 @@ def read_file(path: str | Path) -> Any:
 
 def unwrapped(content: Any) -> Any:
     """Returns the state dict in the content of a file, which may be inside of a dict with other items."""
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "module", "model_state"):
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     return content
 
@@ -124,7 +132,8 @@ def hub_folder(source: str | Path) -> Path:
     Raises:
         UserError: Neither exists.
     """
-    folder, files = Path(source), ["*config.json", "model.safetensors", "pytorch_model.bin"]
+    folder = Path(source)
+    files = ["*config.json", "model.safetensors", SHARD_INDEX, "model-*.safetensors", "pytorch_model.bin"]
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise UserError(f"no weights at {source}")
@@ -145,17 +154,89 @@ def hub_folder(source: str | Path) -> Path:
 
 
 def folder_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the state dict in a Hugging Face model folder."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return tensors_of(read_file(folder / name), folder / name)
+    """Returns the state dict in a Hugging Face model folder, which may be split into shards."""
+    for name in ("model.safetensors", SHARD_INDEX, "pytorch_model.bin"):
+        if os.path.isfile(folder / name):
+            return (
+                shards(folder / name)
+                if name == SHARD_INDEX
+                else tensors_of(read_file(folder / name), folder / name)
+            )
     raise UserError(f"{folder} is not a Hugging Face model folder: it has no model.safetensors")
 
 
+def shards(index: Path) -> dict[str, Tensor]:
+    """Returns the state dict in the safetensors files that an index lists.
+
+    Raises:
+        UserError: The index names anything but files beside it, or a file or a weight is missing or left over.
+    """
+    places = read_json_object(index).get("weight_map")
+    if not places or not conforms(places, dict[str, str]):
+        raise UserError(f"{index}: weight_map must name the file of each weight")
+    files = sorted(set(places.values()))
+    if odd := [name for name in files if not SHARD.fullmatch(name)]:
+        raise UserError(f"{index} is refused: {shown(odd[0])} is not the name of a safetensors file beside it")
+    if len(files) > MAX_SHARDS:
+        raise UserError(f"{index} is refused: it lists {len(files):,} files, more than {MAX_SHARDS:,}")
+    if missing := [name for name in files if not os.path.isfile(index.parent / name)]:
+        raise UserError(
+            f"{index} lists {plural(len(files), 'file')}, of which {shorten_list(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not there: is the download complete?"
+        )
+    weights: dict[str, Tensor] = {}
+    for file in (index.parent / name for name in files):
+        shard = tensors_of(read_file(file), file)
+        if odd := [key for key in shard if places.get(key) != file.name]:
+            raise UserError(f"{file} holds {shown(odd[0])}, but {index.name} does not list it there")
+        weights |= shard
+    if odd := [key for key in places if key not in weights]:
+        raise UserError(
+            f"{index.parent / places[odd[0]]} does not hold {shown(odd[0])}, which {index.name} lists there"
+        )
+    return weights
+
+
+def preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the preprocessing of a Hugging Face folder and the path of its file; {} if there is none."""
+    for file in (folder / name for name in PREPROCESSORS):
+        if file.is_file():
+            return file, read_json_object(file)
+    return folder / PREPROCESSORS[0], {}
+
+
+def resizing(folder: Path) -> dict[str, Any]:
+    """Returns what the preprocessing of a Hugging Face folder states: short_side, resize_mode and crop in pixels.
+
+    Raises:
+        UserError: A size is malformed, or frames are stretched to a rectangle that is not a square.
+    """
+    file, config = preprocessor(folder)
+    found: dict[str, Any] = {}
+    size, crop = (config.get(key) for key in ("size", "crop_size"))
+    if config.get("do_resize", True) and size is not None:
+        sides = size if isinstance(size, dict) else {"shortest_edge": size}
+        if list(sides) == ["shortest_edge"]:
+            found = {"short_side": sides["shortest_edge"], "resize_mode": "keep_ratio"}
+        elif set(sides) == {"height", "width"} and sides["height"] == sides["width"]:
+            found = {"short_side": sides["height"], "resize_mode": "stretch"}
+        else:
+            raise UserError(f"{file}: size must be a shortest_edge, or a height and an equal width")
+    if config.get("do_center_crop", True) and crop is not None:
+        found["crop"] = crop.get("height") if isinstance(crop, dict) else crop
+    for key in ("short_side", "crop"):
+        if key in found and not conforms(found[key], int):
+            raise UserError(f"{file}: the size for {key} is {shown(found[key])}, but must be a whole number")
+        if key in found and (problems := limit_problems(f"{file}: {key}", key, found[key])):
+            raise UserError(problems[0])
+    return found
+
+
 def video_statistics(folder: Path) -> Statistics:
-    """Returns the normalization of the ViViT in a Hugging Face folder, from preprocessor_config.json."""
-    file = folder / "preprocessor_config.json"
-    config = read_json_object(file) if file.is_file() else {}
+    """Returns the normalization of the ViViT in a Hugging Face folder; without a file, that of the authors."""
+    file, config = preprocessor(folder)
+    if not file.is_file():
+        return (0.5,) * 3, (0.5,) * 3
     rescale, normalize = config.get("do_rescale", True), config.get("do_normalize", True)
     factor, offset = config.get("rescale_factor", 1 / 127.5), float(bool(rescale and config.get("offset", True)))
     if not conforms(factor, float) or not 1e-9 < factor < 1e3:
@@ -177,3 +258,25 @@ def video_statistics(folder: Path) -> Statistics:
         tuple(round((offset + value) / scale, 9) for value in mean),
         tuple(round(value / scale, 9) for value in std),
     )
+
+
+def short_side_of(folder: Path, crop: int) -> int:
+    """Returns the pixels to which the ViViT in a Hugging Face folder resizes the short side before it crops.
+
+    Args:
+        folder: The folder, whose preprocessor_config.json may be missing.
+        crop: The side of the crop in pixels.
+
+    Raises:
+        UserError: The file states another kind of preprocessing.
+    """
+    file = folder / "preprocessor_config.json"
+    config = read_json_object(file) if file.is_file() else {}
+    size = config.get("size", {"shortest_edge": round(crop * 256 / 224)})
+    edge: Any = size.get("shortest_edge") if isinstance(size, dict) else size
+    if not config.get("do_resize", True) or not conforms(edge, int) or not crop <= edge <= 1 << 14:
+        raise UserError(
+            f"{file}: size is {shown(size)}, but only a shortest_edge of at least the crop's {crop} pixels is "
+            "supported"
+        )
+    return int(edge)

@@ -15,8 +15,15 @@ CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays of more than 1 GiB.
 Tree = dict[str, np.ndarray[Any, Any]]
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder has a file `checkpoint`, as the authors release theirs, or `checkpoint_<step>`."""
+    return (folder / "checkpoint").is_file() or any(folder.glob("checkpoint_*"))
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """Returns the path if it is a file, or the `checkpoint_<step>` file with the largest step if it is a folder.
+
+    Without any of these, the file `checkpoint` of the folder is returned.
 
     Raises:
         UserError: There is no checkpoint file.
@@ -26,6 +33,8 @@ def checkpoint_file(path: str | Path) -> Path:
         return path
     names = {file: re.fullmatch(r"checkpoint_(\d+)", file.name) for file in path.glob("*")}
     steps = {int(match[1]): file for file, match in names.items() if match}
+    if not steps and (path / "checkpoint").is_file():
+        return path / "checkpoint"
     if not steps:
         raise UserError(f"{path} is neither a file nor a folder with checkpoint_<step> files")
     if not steps[max(steps)].is_file():

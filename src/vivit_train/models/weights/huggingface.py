@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,18 @@ from torch import Tensor
 from vivit_train.models.vivit import ViViT, ViViTSpaceTime
 from vivit_train.models.weights.build import build, load_exactly
 from vivit_train.models.weights.checks import check_statistics
-from vivit_train.models.weights.files import folder_weights, hub_folder, read_json_object, video_statistics
+from vivit_train.models.weights.files import (
+    Statistics,
+    folder_weights,
+    hub_folder,
+    read_json_object,
+    video_statistics,
+)
 from vivit_train.models.weights.keys import KeyMap, join, their_names, with_prefix
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 EMBEDDING_AND_NORM: KeyMap = {
     "encoder.cls_token": ("embeddings.cls_token",),
@@ -60,11 +67,16 @@ CONFIG: Mapping[str, Any] = {
     "architectures": ["VivitForVideoClassification"],
     "model_type": "vivit",
     "num_channels": 3,
-    "hidden_act": "gelu_fast",
     "qkv_bias": True,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "torch_dtype": "float32",
+}
+# Their names of our activations; the first of each is the one that we write.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "gelu_tanh": ("gelu_fast", "gelu_new", "gelu_pytorch_tanh"),
+    "gelu": ("gelu", "gelu_python"),
+    "quick_gelu": ("quick_gelu",),
 }
 PREPROCESSOR: Mapping[str, Any] = {
     "image_processor_type": "VivitImageProcessor",
@@ -104,22 +116,48 @@ def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights 
             statistics=video_statistics(source.path),
         )
     if config.get("model_type") == "vit":
-        file = source.path / "preprocessor_config.json"
-        image: Any = read_json_object(file) if file.is_file() else {}
-    elif "architecture" in config:  # This is a timm model on the Hub.
-        image = config.get("pretrained_cfg", {})
-    else:
-        raise UserError(
-            f"{name}/config.json describes {shown(config.get('model_type'))}, but the weights must be those of "
-            "a ViViT ('vivit') or of an image ViT ('vit', or timm's)"
-        )
-    if not isinstance(image, dict):
-        raise UserError(f"{name}: its preprocessing is not a mapping of settings")
-    mean, std = (image.get(f"image_{key}", image.get(key)) for key in ("mean", "std"))
+        return ImageWeights(name, source.tensors, image_statistics(source.path, name))
+    if "architecture" in config:  # This is a timm model on the Hub.
+        return ImageWeights(name, source.tensors, statistics_in(config.get("pretrained_cfg", {}), name))
+    raise UserError(
+        f"{name}/config.json describes {shown(config.get('model_type'))}, but the weights must be those of "
+        "a ViViT ('vivit'), a VideoMAE ('videomae') or an image ViT ('vit', or timm's)"
+    )
+
+
+def image_statistics(folder: Path, source: str) -> Statistics | None:
+    """Returns the normalization in the preprocessor_config.json of a folder, or None if it states none.
+
+    Raises:
+        UserError: The file cannot be read, or its numbers are unusable.
+    """
+    file = folder / "preprocessor_config.json"
+    return statistics_in(read_json_object(file) if file.is_file() else {}, source)
+
+
+def statistics_in(settings: Any, source: str) -> Statistics | None:
+    """Returns the mean and std in the settings of Hugging Face's or timm's preprocessing, or None."""
+    if not isinstance(settings, dict):
+        raise UserError(f"{source}: its preprocessing is not a mapping of settings")
+    mean, std = (settings.get(f"image_{key}", settings.get(key)) for key in ("mean", "std"))
     if not mean or not std:
-        return ImageWeights(name, source.tensors)
-    check_statistics(mean, std, name)
-    return ImageWeights(name, source.tensors, (tuple(mean), tuple(std)))
+        return None
+    check_statistics(mean, std, source)
+    return tuple(mean), tuple(std)
+
+
+def activation(config: Mapping[str, Any], source: str, default: str = "gelu") -> str:
+    """Returns our name of the activation in a Hugging Face configuration.
+
+    Raises:
+        UserError: ViViT does not have it.
+    """
+    name = config.get("hidden_act", default)
+    for ours, theirs in ACTIVATIONS.items():
+        if name in theirs:
+            return ours
+    known = ", ".join(theirs for names in ACTIVATIONS.values() for theirs in names)
+    raise UserError(f"{source}/config.json: ViViT has no hidden_act {shown(name)}, only {known}")
 
 
 def load_huggingface(folder: str | Path) -> ViViT:
@@ -136,10 +174,7 @@ def load_huggingface(folder: str | Path) -> ViViT:
     config = read_json_object(folder / "config.json")
     if config.get("model_type") != "vivit":
         raise UserError(f"{folder}/config.json describes '{config.get('model_type')}', not 'vivit'")
-    activation = config.get("hidden_act", "gelu_fast")
-    if activation not in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh"):  # These are all names of the tanh form.
-        raise UserError(f"{folder}/config.json: hidden_act '{activation}' is not the tanh GELU of ViViT")
-
+    act = activation(config, str(folder), default="gelu_fast")
     weights = folder_weights(folder)
     layer = re.compile(r"vivit\.(?:encoder\.layer|layers)\.(\d+)\.")
     layers = {match[1] for key in weights if (match := layer.match(key))}
@@ -158,6 +193,7 @@ def load_huggingface(folder: str | Path) -> ViViT:
         heads=config.get("num_attention_heads", 12),
         mlp_dim=config.get("intermediate_size", 3072),
         tubelet=config.get("tubelet_size", (2, 16, 16)),
+        act=act,
         norm_eps=config.get("layer_norm_eps", 1e-6),
     )
     load_exactly(net, from_huggingface(weights, net, qkv_bias=bool(config.get("qkv_bias", True))))
@@ -188,6 +224,10 @@ def named_classes(config: Mapping[str, Any], source: str) -> list[str] | None:
     if not conforms(labels, dict[str, str]) or sorted(map(as_number, labels)) != list(range(len(labels))):
         raise UserError(f"{source}/config.json: id2label must name the classes 0, 1, 2, ...")
     names = [labels[i] for i in sorted(labels, key=int)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f"{source}/config.json: id2label has {shorten_list(twice)} more than once; rename all but one"
+        )
     return names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
 
 
@@ -271,6 +311,7 @@ def config_of(net: ViViT, classes: Sequence[str]) -> dict[str, Any]:
         "num_hidden_layers": len(net.encoder.blocks),
         "num_attention_heads": net.heads,
         "intermediate_size": net.get_parameter("encoder.blocks.0.mlp.fc1.weight").shape[0],
+        "hidden_act": ACTIVATIONS[net.act][0],
         "layer_norm_eps": net.encoder.norm.eps,
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},

@@ -12,22 +12,31 @@ the model, and returns `ImageWeights`, `VideoWeights`, or None if the source is 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Literal
 
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.adapt import load_from_vivit
+from vivit_train.models.weights.heads import check_order
 from vivit_train.models.weights.huggingface import detect_huggingface
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.scenic import detect_scenic
 from vivit_train.models.weights.source import Detector, ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_vit import detect_image_vit, init_from_vit
+from vivit_train.models.weights.videomae import detect_videomae
 from vivit_train.models.weights.vivit_file import detect_vivit_file
 from vivit_train.utils.errors import UserError, reason
 
 # The first detector that knows a source returns its weights.
-DETECTORS: tuple[Detector, ...] = (detect_vivit_file, detect_scenic, detect_huggingface, detect_image_vit)
+DETECTORS: tuple[Detector, ...] = (
+    detect_vivit_file,
+    detect_scenic,
+    detect_videomae,
+    detect_huggingface,
+    detect_image_vit,
+)
 
 
 def load_pretrained(
@@ -38,6 +47,7 @@ def load_pretrained(
     min_coverage: float = 0.9,
     classes: Mapping[str, Sequence[str]] | None = None,
     frames: int | None = None,
+    heads: Sequence[str] | None = None,
     multi_label: bool = False,
     detectors: Sequence[Detector] = (),
 ) -> LoadReport:
@@ -56,6 +66,7 @@ def load_pretrained(
         min_coverage: The share of parameters that an image ViT must fill; see `init_from_vit`.
         classes: The class names of the model by head. A single head has the name "".
         frames: The number of frames of the source (1 for an image ViT), if its position embeddings are ambiguous.
+        heads: The order of the model's heads in a single output of the source, if its layout is not known.
         multi_label: Whether a video may have any number of classes.
         detectors: Detectors of other kinds of sources, which are asked before those of this package.
 
@@ -68,6 +79,8 @@ def load_pretrained(
             found, source = source, source.source
         else:
             found = detect(Source(str(source)), model, (*detectors, *DETECTORS))
+        if heads is not None:
+            found = with_heads(found, heads, model)
         if isinstance(found, VideoWeights):
             return load_from_vivit(model, found, classes, frames, multi_label)
         report = init_from_vit(model, found.state, tubelet=tubelet, min_coverage=min_coverage, source=found.source)
@@ -76,6 +89,18 @@ def load_pretrained(
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
     report.statistics = found.statistics
     return report
+
+
+def with_heads(found: ImageWeights | VideoWeights, heads: Sequence[str], model: ViViT) -> VideoWeights:
+    """Returns the weights with the order of the heads that the user states.
+
+    Raises:
+        UserError: The source has no such order, or names its classes itself.
+    """
+    if not isinstance(found, VideoWeights) or found.classes is not None:
+        why = "names the classes of each row" if isinstance(found, VideoWeights) else "is an image ViT"
+        raise UserError(f"init.heads=[{','.join(heads)}]: {found.source} {why}, so set init.heads=null")
+    return replace(found, heads=check_order(heads, model.head_sizes, found.source))
 
 
 def import_detector(path: str) -> Detector:

@@ -19,17 +19,20 @@ from vivit_train.models.vivit import (
     ViViTFactorizedSelfAttention,
     ViViTSpaceTime,
 )
-from vivit_train.models.weights.adapt import check_settings, square
+from vivit_train.models.weights.adapt import square
 from vivit_train.models.weights.build import build, load_exactly
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file, read_parameters, write_flax
+from vivit_train.models.weights.heads import authors_order, from_single_output, reorder
 from vivit_train.models.weights.keys import KeyMap, their_names
+from vivit_train.models.weights.settings import check_settings
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_vit import timm_key
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
 HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)  # The authors train in [-1, 1].
+SETTINGS = {"act": "gelu_tanh", "fc_norm": False}
 # The modules of a block: those of models 1, 2, and 4, and those of model 3, factorized self-attention (FSA).
 BLOCK: KeyMap = {
     "norm1": ("LayerNorm_0",),
@@ -90,9 +93,7 @@ def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | N
     if source.path is None or not source.is_flax:
         return None
     file = checkpoint_file(source.path)
-    params = read_parameters(file)
-    if "embedding/kernel" not in params:
-        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+    params = vit_parameters(file)
     layouts = layouts_of(params)
     try:
         # An image ViT has the same tree as model 1 with uniform sampling of one frame.
@@ -101,9 +102,22 @@ def detect_scenic(source: Source, net: ViViT) -> ImageWeights | VideoWeights | N
             return ImageWeights(source.name, image_vit(params), HALF)
         if net.layout not in layouts:
             check_settings(net, "it", {"model": layouts[0].name})
-        return VideoWeights(str(file), scenic_state(params, net), statistics=HALF)
+        heads = authors_order(net.head_sizes)
+        return VideoWeights(str(file), scenic_state(params, net), SETTINGS, statistics=HALF, heads=heads)
     except UserError as error:
         raise UserError(f"{file} does not fit the model: {error}") from error
+
+
+def vit_parameters(file: Path) -> Tree:
+    """Reads the parameter tree in a file of the authors' code.
+
+    Raises:
+        UserError: The file cannot be read or holds no ViT.
+    """
+    params = read_parameters(file)
+    if "embedding/kernel" not in params:
+        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+    return params
 
 
 def layouts_of(params: Tree) -> list[Layout]:
@@ -139,6 +153,7 @@ def load_scenic(
     image_size: tuple[int, int],
     pool: Literal["cls", "mean"],
     order: Literal["space_time", "time_space"] = "space_time",
+    num_classes: Mapping[str, int] | None = None,
 ) -> ViViT:
     """Builds a ViViT from a parameter tree of the authors' code; logits agree within 1e-5 in float32.
 
@@ -149,12 +164,33 @@ def load_scenic(
         frames, image_size: The input frames, and the height and width in pixels, that the tree was made for.
         pool: "cls" for the authors' classifier "token", "mean" for "gap".
         order: The authors' attention_order, for vivit_fsa.
+        num_classes: The number of classes by head; None gives a single head. The authors' EPIC output has the
+            nouns first; the rows of any other output are in this order.
 
     Raises:
         UserError: A parameter is missing, left over, or of an unexpected shape, or the input size is not
             divisible.
     """
     params = {path: np.asarray(value) for path, value in params.items()}
+    net = empty_net(params, model, frames, image_size, pool, order, num_classes)
+    state = scenic_state(params, net)
+    if num_classes and (rows := authors_order(num_classes)):
+        for name in ("head.weight", "head.bias"):
+            state[name] = from_single_output(state[name], num_classes, rows)
+    load_exactly(net, state)
+    return net
+
+
+def empty_net(
+    params: Tree,
+    model: ModelName,
+    frames: int,
+    image_size: tuple[int, int],
+    pool: Literal["cls", "mean"],
+    order: Literal["space_time", "time_space"],
+    num_classes: Mapping[str, int] | None = None,
+) -> ViViT:
+    """Builds the model of a parameter tree on the meta device; see `load_scenic`."""
     layout, sizes = MODELS[model].layout, []
     for name in (
         "embedding.projection.weight",
@@ -167,11 +203,11 @@ def load_scenic(
             raise UserError(f"not a scenic {model}: the parameter tree has no '{path}'")
         check_axes(name, path, params[path])
         sizes.append(params[path].shape)
-    kernel, (dim, heads, _), (_, mlp_dim), (_, num_classes) = sizes
+    kernel, (dim, heads, _), (_, mlp_dim), (_, rows) = sizes
     is_3d = len(kernel) == 5
-    net = build(
+    return build(
         MODELS[model],
-        num_classes=num_classes,
+        num_classes=num_classes or rows,
         frames=frames,
         image_size=image_size,
         dim=dim,
@@ -184,8 +220,6 @@ def load_scenic(
         pool=pool,
         order=order,
     )
-    load_exactly(net, scenic_state(params, net))
-    return net
 
 
 def scenic_state(params: Mapping[str, np.ndarray], net: ViViT) -> dict[str, Tensor]:
@@ -290,11 +324,18 @@ def to_scenic(net: ViViT) -> Tree:
     """Returns the parameter tree of the authors' code, with paths joined by "/".
 
     `load_scenic` reads it back bit for bit. As in the authors' EPIC models, several heads become one
-    `output_projection` in the order of `net.head_sizes`.
+    `output_projection`: the 300 nouns before the 97 verbs, or else in the order of `net.head_sizes`.
+
+    Raises:
+        UserError: The authors' code has no such model: another activation, norm, or token.
     """
+    check_settings(net, "a model of the authors' code", SETTINGS)
     tree: Tree = {}
+    order = authors_order(net.head_sizes) or tuple(net.head_sizes)
     for name, paths in paths_of(net):
         value = net.get_parameter(name).detach().cpu().float()
+        if name.startswith("head."):
+            value = reorder(value, net.head_sizes, order)
         for path, array in zip(paths, into_scenic(name, value, net), strict=True):
             tree[path] = np.ascontiguousarray(array.numpy())
     return tree

@@ -19,6 +19,7 @@ from vivit_train.models.weights.files import (
     read_json_object,
     unwrapped,
 )
+from vivit_train.models.weights.flax_file import has_checkpoint
 
 
 class Source:
@@ -51,10 +52,10 @@ class Source:
 
     @cached_property
     def is_flax(self) -> bool:
-        """Whether this is a flax file, or a folder of checkpoint_<step> files."""
+        """Whether this is a flax file, or a folder with a file `checkpoint` or `checkpoint_<step>`."""
         if self.path is None or self.is_file:
             return self.path is not None and kind_of(self.path) == "flax"
-        return self.config is None and any(self.path.glob("checkpoint_*"))
+        return self.config is None and has_checkpoint(self.path)
 
     @cached_property
     def content(self) -> Any:
@@ -116,6 +117,11 @@ class VideoWeights:
         classes: The class names by head.
         multi_label: Whether the head was trained for any number of classes per video.
         statistics: The mean and std of the normalization, for pixels in [0, 1].
+        heads: The order of the model's heads in the rows of a single output without class names.
+        new: The parameters that the source does not have, and why; they stay as they are initialized.
+        unused: The names of weights in the source that no model of this package has.
+        license: The license of the weights, for the report.
+        notes: Further lines for the report.
     """
 
     source: str
@@ -125,6 +131,11 @@ class VideoWeights:
     classes: Mapping[str, Sequence[str]] | None = None
     multi_label: bool | None = None
     statistics: Statistics | None = None
+    heads: Sequence[str] | None = None
+    new: Mapping[str, str] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+    license: str | None = None
+    notes: Sequence[str] = ()
 
 
 # Returns the weights in a source for the model to be initialized, or None if the source is of another kind.

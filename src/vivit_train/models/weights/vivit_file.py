@@ -11,17 +11,19 @@ from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, limit_problems
 from vivit_train.utils.errors import UserError, reason
 
+SETTINGS = {"act": "gelu_tanh", "fc_norm": False}  # Checkpoints from before 2026-11-29 do not state these.
 
-def detect_vivit_file(source: Source, _: ViViT) -> VideoWeights | None:
+
+def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
     """Returns the weights in a checkpoint of vivit-train, or in a file with the state dict of a ViViT."""
     if not source.is_file:
         return None
     if "embedding.projection.weight" in source.tensors:
-        return VideoWeights(source.name, source.tensors)
+        return VideoWeights(source.name, source.tensors, heads=tuple(net.head_sizes))
     if "net.embedding.projection.weight" not in source.tensors:
         return None
-    net = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
-    return checkpoint_weights(source.name, net, source.content.get("vivit_train", {}))
+    state = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
+    return checkpoint_weights(source.name, state, source.content.get("vivit_train", {}))
 
 
 def checkpoint_weights(source: str, net: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> VideoWeights:
@@ -53,7 +55,8 @@ def read_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in model.items():
         if isinstance(value, int | float | list) and (problems := limit_problems(f"model.{key}", key, value)):
             raise UserError(f"{source}: {problems[0]}")
-    settings = {key: model[key] for key in ("model", "heads", "order", "norm_eps") if model.get(key) is not None}
+    named = ("model", "heads", "order", "norm_eps", "act", "fc_norm")
+    settings = SETTINGS | {key: model[key] for key in named if model.get(key) is not None}
     size = {key: value for key, value in SIZES.get(model.get("size"), {}).items() if key == "heads"}
     height, width = (model["image_size"],) * 2 if isinstance(model["image_size"], int) else model["image_size"]
     sampled, (t, h, w) = model.get("sampled_frames"), model["tubelet"]

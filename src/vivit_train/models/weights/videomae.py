@@ -1,0 +1,193 @@
+"""Reads VideoMAE and VideoMAEv2 (arXiv 2203.12602, 2303.16727) into a vivit_st with equal outputs.
+
+Both are a ViT over all tubelets with fixed sine-cosine positions, the exact GELU, and the mean of all tokens,
+which is normalized after fine-tuning. Only q and v have a bias: a bias of k adds the same number to all scores of
+a query, which softmax ignores, so zeros for k give the same outputs.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivit_train.models.layers import sincos_positions
+from vivit_train.models.vivit import Grid, ViViT
+from vivit_train.models.weights.files import Statistics
+from vivit_train.models.weights.huggingface import activation, image_statistics, named_classes
+from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
+from vivit_train.models.weights.settings import shown_settings
+from vivit_train.models.weights.source import Source, VideoWeights
+from vivit_train.utils.arguments import conforms, shown
+from vivit_train.utils.errors import UserError
+
+LICENSE = "CC BY-NC 4.0 (weights that the authors of VideoMAE and VideoMAEv2 released): no commercial use"
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = (16, 224)  # The authors train on 16 frames of 224 pixels, also where their files do not say so.
+MAX_POSITIONS = 2**26  # The numbers in a table of positions; the largest released model has 3 million.
+HUB_KEYS: KeyMap = {
+    "embedding.projection": ("embeddings.patch_embeddings.projection",),
+    "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
+    "encoder.blocks.*.attention.qkv": (
+        "encoder.layer.*.attention.attention.query",
+        "encoder.layer.*.attention.attention.key",
+        "encoder.layer.*.attention.attention.value",
+    ),
+    "encoder.blocks.*.attention.out": ("encoder.layer.*.attention.output.dense",),
+    "encoder.blocks.*.norm2": ("encoder.layer.*.layernorm_after",),
+    "encoder.blocks.*.mlp.fc1": ("encoder.layer.*.intermediate.dense",),
+    "encoder.blocks.*.mlp.fc2": ("encoder.layer.*.output.dense",),
+    "encoder.norm": ("layernorm",),
+    "head": ("classifier",),
+}
+AUTHORS_KEYS: KeyMap = {
+    "encoder.pos_embed": ("pos_embed",),  # Their option of learned positions.
+    "embedding.projection": ("patch_embed.proj",),
+    "encoder.blocks.*.norm1": ("blocks.*.norm1",),
+    "encoder.blocks.*.attention.qkv": ("blocks.*.attn.qkv",),
+    "encoder.blocks.*.attention.out": ("blocks.*.attn.proj",),
+    "encoder.blocks.*.norm2": ("blocks.*.norm2",),
+    "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
+    "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
+    "encoder.norm": ("norm",),
+    "head": ("head",),
+}
+# The prefixes of the encoder in a file of transformers, of the authors' pretraining, and of their Hub folder.
+PREFIX = re.compile(r"^(videomae\.|encoder\.(?=patch_embed|blocks|norm|pos_embed)|model\.|backbone\.)")
+# Only pretraining uses these.
+DECODER = re.compile(r"(decoder\.|encoder_to_decoder\.|mask_token)")
+
+
+def detect_videomae(source: Source, net: ViViT) -> VideoWeights | None:
+    """Returns the weights of a VideoMAE in a Hugging Face folder, a file of one, or a file of the authors.
+
+    Raises:
+        UserError: A setting of the folder is invalid, or the weights are not those of a plain VideoMAE.
+    """
+    config = source.config or {}
+    kind = str(config.get("model_type", "")).lower()
+    if config and not kind.startswith("videomae"):
+        return None
+    tensors = {PREFIX.sub("", name): value for name, value in source.tensors.items()}
+    is_hub = "embeddings.patch_embeddings.projection.weight" in tensors
+    if not config and not (
+        "blocks.0.attn.q_bias" in tensors
+        or (is_hub and any(name.startswith("videomae.") for name in source.tensors))
+    ):
+        return None
+    if kind.startswith("videomaev2"):  # Its settings are one level deeper, and have other names.
+        inner = config.get("model_config")
+        config = dict(inner) if isinstance(inner, Mapping) else {}
+        config |= {"image_size": config.get("img_size", CLIP[1]), "num_attention_heads": config.get("num_heads")}
+        if config.get("cos_attn"):
+            raise UserError(f"{source.name} has cosine attention (cos_attn), which ViViT does not have")
+    found = VideoWeights(source.name, {}, license=LICENSE, statistics=IMAGENET)
+    found.state, found.unused = to_vivit(tensors, HUB_KEYS if is_hub else AUTHORS_KEYS, source.name)
+    found.grid = grid_of(config, found.state, source.name)
+    found.state.setdefault("encoder.pos_embed", positions(found.grid, found.state, source.name))
+    shapes = shown_settings(found.state)
+    found.settings = {"model": "vivit_st", "act": activation(config, source.name)} | {
+        key: shapes[key] for key in ("dim", "depth", "mlp_dim", "tubelet", "pool", "pre_norm", "reg_tokens")
+    }
+    if conforms(config.get("num_attention_heads"), int):
+        found.settings["heads"] = config["num_attention_heads"]
+    adapt_norm(found, net, is_fine_tuned="fc_norm.weight" in tensors)
+    if source.path is not None and source.config is not None:
+        found.statistics = image_statistics(source.path, source.name) or IMAGENET
+        labels = named_classes(source.config, source.name)
+        found.classes = {"": labels} if labels else None
+    return found
+
+
+def to_vivit(tensors: Mapping[str, Tensor], key_map: KeyMap, source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the weights with our names, without positions if they are fixed, and the names of unused weights.
+
+    Raises:
+        UserError: A weight is missing, or ViViT has no place for one.
+    """
+    left = with_whole_biases(tensors)
+    for kind in ("weight", "bias"):
+        if f"fc_norm.{kind}" in left:
+            norm = their_names(key_map, f"encoder.norm.{kind}")[0]
+            left[norm] = left.pop(f"fc_norm.{kind}")
+    depth = len({match[1] for name in left if (match := re.match(r"(?:encoder\.layer|blocks)\.(\d+)\.", name))})
+    state = {}
+    for name in our_names(key_map, depth):
+        theirs = their_names(key_map, name)
+        if all(key in left for key in theirs):
+            state[name] = join([left.pop(key).float() for key in theirs])
+        elif name.startswith("head."):
+            dim = tensors[their_names(key_map, "embedding.projection.bias")[0]].shape[0]
+            state[name] = torch.zeros(0, dim) if name.endswith("weight") else torch.zeros(0)
+        elif name != "encoder.pos_embed":
+            missing = next(key for key in theirs if key not in left)
+            raise UserError(f"{source} is not a whole VideoMAE: it has no '{missing}'")
+    if foreign := sorted(name for name in left if not DECODER.match(name)):
+        raise UserError(f"{source} is not a plain VideoMAE: ViViT has no place for '{foreign[0]}'")
+    return state, sorted(left)
+
+
+def with_whole_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights with a bias for q, k, and v in each layer, zero where they have none."""
+    left = dict(tensors)
+    for name, weight in tensors.items():
+        if name.endswith("attn.qkv.weight"):
+            at, zeros = name.removesuffix("qkv.weight"), torch.zeros(weight.shape[0] // 3)
+            q, v = (left.pop(f"{at}{part}_bias", zeros) for part in "qv")
+            left.setdefault(f"{at}qkv.bias", torch.cat([q, zeros, v]))
+        elif match := re.fullmatch(r"(.*attention\.attention\.)(query|key|value)\.weight", name):
+            bias = left.pop(f"{match[1]}{match[2][0]}_bias", torch.zeros(weight.shape[0]))
+            left.setdefault(f"{match[1]}{match[2]}.bias", bias)
+    return left
+
+
+def grid_of(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> Grid:
+    """Returns the token grid that the positions were made for.
+
+    Raises:
+        UserError: The settings are not sizes, or do not fit the tubelets.
+    """
+    frames, size = config.get("num_frames", CLIP[0]), config.get("image_size", CLIP[1])
+    rows, columns = (size, size) if conforms(size, int) else size if conforms(size, tuple[int, int]) else (0, 0)
+    pixels = (frames, rows, columns)
+    tubelet = state["embedding.projection.weight"].shape[2:]
+    pairs = list(zip(pixels, tubelet, strict=True))
+    if not all(conforms(size, int) and 0 < size <= 2**20 and size % part == 0 for size, part in pairs):
+        raise UserError(
+            f"{source}/config.json: num_frames {shown(frames)} and image_size {shown(size)} do not fit tubelets "
+            f"of {'x'.join(map(str, tubelet))}"
+        )
+    t, h, w = (size // part for size, part in pairs)
+    return t, h, w
+
+
+def positions(grid: Grid, state: Mapping[str, Tensor], source: str) -> Tensor:
+    """Returns the fixed positions of a grid.
+
+    Raises:
+        UserError: There are too many for any model.
+    """
+    tokens, dim = grid[0] * grid[1] * grid[2], state["embedding.projection.weight"].shape[0]
+    if tokens * dim > MAX_POSITIONS:
+        raise UserError(f"{source} is refused: it claims {tokens:,} tokens of width {dim:,}")
+    return sincos_positions(tokens, dim)
+
+
+def adapt_norm(found: VideoWeights, net: ViViT, is_fine_tuned: bool) -> None:
+    """Decides whether the model must normalize the mean, and what its norm starts from.
+
+    A fine-tuned VideoMAE does. A pretrained one normalizes each token for its decoder; a model that normalizes the
+    mean starts with a new norm, as the authors' fine-tuning does.
+    """
+    if is_fine_tuned:
+        found.settings = {**found.settings, "fc_norm": True}
+    elif net.fc_norm:
+        reason = "pretraining has no norm of the mean"
+        found.new = {name: reason for name in ("encoder.norm.weight", "encoder.norm.bias")}
+        found.state = {name: value for name, value in found.state.items() if name not in found.new}
+    elif len(found.state["head.weight"]):
+        raise UserError(
+            f"{found.source} is fine-tuned without mean pooling (its head reads the first token), which ViViT "
+            "does not have: start from its pretrained weights"
+        )

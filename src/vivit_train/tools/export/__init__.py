@@ -1,0 +1,1 @@
+"""`vivit export`: a model for other programs."""

@@ -1,0 +1,54 @@
+"""The command `vivit export`. Like cli.py, it imports its tools only when it is called."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vivit_train.tools.predict.command import Checkpoint, Labels, Trusted, wrong_words
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = (
+    "vivit export runs/mine --format onnx --out exported",
+    "vivit export runs/mine --format onnx --int8 --out small",
+    "vivit export runs/mine --format torch-export --half --out exported",
+    "vivit export runs/mine --format huggingface --out vivit-mine",
+)
+FormatName = Literal["onnx", "torch-export", "safetensors", "huggingface", "scenic"]
+FormatOption = Annotated[
+    FormatName,
+    typer.Option(
+        "--format",
+        help="onnx and torch-export run without this package; huggingface (vivit_st) is for transformers; scenic "
+        "is the checkpoint of the authors' JAX code; safetensors holds the tensors and their settings.",
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the model, its labels and its card.")]
+Half = Annotated[
+    bool, typer.Option("--half", help="Store and compute in float16 (onnx, torch-export, safetensors).")
+]
+Int8 = Annotated[bool, typer.Option("--int8", help="Store the weights of matrix products in int8 (onnx).")]
+
+
+def export(
+    checkpoint: Checkpoint,
+    format: FormatOption,
+    out: Out,
+    half: Half = False,
+    int8: Int8 = False,
+    labels: Labels = None,
+    trusted: Trusted = None,
+) -> None:
+    """Write a model for other programs, and compare its logits with those of the checkpoint.
+
+    The folder holds the model, its labels and preprocessing (preprocessing.json), a model card (README.md), and an
+    example that runs (example.py).
+    """
+    with wrong_words():
+        from vivit_train.tools.export.run import export as run
+        from vivit_train.video_model import load
+
+        model = load(checkpoint, labels=labels, device="cpu", trusted=trusted or ())
+        run(model, checkpoint, out, format, half=half, int8=int8)

@@ -1,0 +1,108 @@
+"""Exports a model to a new folder, after comparing the logits of its files with those of the model."""
+
+import copy
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from vivit_train.data.annotations.table import Splits
+from vivit_train.tools.export.card import Preprocessing, write_card, write_example
+from vivit_train.tools.export.formats import Model, arguments_of, check_format
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.text import printable
+from vivit_train.video_model import VideoModel, best_checkpoint, clip_table, no_annotations
+
+log = logging.getLogger(__name__)
+
+CLIPS = 3  # The comparison uses this many random clips, another number than the graph was captured with.
+# The largest difference of a logit, as a share of the largest logit.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.5}
+
+
+def export(
+    model: VideoModel, checkpoint: str, out: Path, format: str, *, half: bool = False, int8: bool = False
+) -> float:
+    """Writes the folder, and returns the largest difference of a logit from the model's.
+
+    Args:
+        model: The model, on the CPU.
+        checkpoint: The source of the model, as the user named it.
+        out: The folder, which must not exist, or be empty.
+        format: A name in `FORMATS`.
+        half: Whether to store and compute in float16.
+        int8: Whether to store the weights of matrix products in int8.
+
+    Raises:
+        UserError: The folder is not empty, the format cannot hold the model, or the logits differ.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists: choose another folder for --out")
+    writer = check_format(format, half, int8)
+    nothing = clip_table([])
+    splits = Splits({}, nothing, nothing, None, "videos")
+    data = model.build_data(name="videos", root=".", reader=no_annotations, splits=splits)
+    preprocessing = Preprocessing.of(model.task, data)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        clips = torch.randint(256, (CLIPS, *swapped(model.task.net.input_shape)), dtype=torch.uint8)
+        with torch.no_grad():
+            expected = model.task(clips)
+            written = writer.write(Model(copy.deepcopy(model.task), preprocessing, half, int8), part)(clips)
+        number = "int8" if int8 else "float16" if half else "float32"
+        difference = compare(written.float(), expected, number)
+        parity = f"On {CLIPS} random clips, its logits differ from the checkpoint's by at most {difference:.2g}."
+        preprocessing.write(part)
+        if format == "safetensors":
+            write_arguments(part, model)
+        write_example(part, format)
+        write_card(part, format, checkpoint, run_of(checkpoint), parity, model.task)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    log.info(f"written: {printable(str(out))} ({size_mb:.1f} MB, {number}). {parity}")
+    return difference
+
+
+def compare(written: torch.Tensor, expected: torch.Tensor, number: str) -> float:
+    """Returns the largest difference of a logit.
+
+    Raises:
+        UserError: It is too large for the type of number.
+    """
+    difference = float((written - expected).abs().max())
+    limit = TOLERANCE[number] * max(1.0, float(expected.abs().max()))
+    if not difference <= limit:
+        raise UserError(
+            f"the exported logits differ by {difference:.3g} from the checkpoint's, more than {limit:.3g}, "
+            "so nothing is written"
+        )
+    return difference
+
+
+def swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a uint8 clip [T, C, H, W] from that of the net's input [C, T, H, W]."""
+    channels, frames, height, width = shape
+    return frames, channels, height, width
+
+
+def write_arguments(folder: Path, model: VideoModel) -> None:
+    """Writes model.json: the arguments of `ViViT`."""
+    text = json.dumps(arguments_of(model.task.net), indent=2)
+    (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+
+
+def run_of(checkpoint: str) -> Path | None:
+    """Returns the folder of the run that wrote a checkpoint, or None for other weights."""
+    if not Path(checkpoint).exists() or (Path(checkpoint) / "config.json").is_file():
+        return None
+    file = best_checkpoint(Path(checkpoint))
+    return file.parent.parent if file.parent.name == "checkpoints" else file.parent

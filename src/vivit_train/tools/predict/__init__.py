@@ -1,0 +1,1 @@
+"""`vivit predict`: labels of videos, and of the parts of long videos."""

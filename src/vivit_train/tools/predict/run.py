@@ -1,0 +1,110 @@
+"""Predicts the classes of videos in batches, and shows and writes the predictions."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from vivit_train.predictions import Prediction
+from vivit_train.tools.predict.output import (
+    check_free,
+    print_line,
+    print_table,
+    report_failures,
+    write_csv,
+    write_json,
+)
+from vivit_train.tools.predict.sources import Clip
+from vivit_train.utils.progress import progress
+from vivit_train.utils.text import plural
+from vivit_train.video_model import VideoModel, Workers, clip_table
+
+WHOLE = (0.0, math.inf)  # the span of a whole video among clips of videos
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How videos are read; see `VideoModel.batches`."""
+
+    batch_size: int | None = None
+    num_workers: Workers = "auto"
+    allow_private_urls: bool = False
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where predictions are written.
+
+    Attributes:
+        json: The JSON file, or None.
+        csv: The CSV file, or None.
+        overwrite: Whether existing files may be replaced.
+    """
+
+    json: Path | None = None
+    csv: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """The files to write."""
+        return [file for file in (self.json, self.csv) if file is not None]
+
+    def check(self) -> None:
+        """Check before any work that the files can be written; raises a UserError otherwise."""
+        check_free(self.files, self.overwrite)
+
+
+def predict(
+    model: VideoModel,
+    checkpoint: str,
+    clips: Sequence[Clip],
+    *,
+    views: str,
+    top: int,
+    loading: Loading,
+    outputs: Outputs,
+) -> bool:
+    """Predict the clips, show and write the predictions, and list the videos that failed.
+
+    On a terminal, a table appears at the end. Otherwise, each prediction is a line of text as soon as it is known.
+    If the work is interrupted, the predictions so far are kept.
+
+    Returns:
+        Whether all videos could be read.
+
+    Raises:
+        UserError: The views are invalid, or the loader processes cannot go on.
+    """
+    spans_s = [clip.span_s or WHOLE for clip in clips] if any(clip.span_s for clip in clips) else None
+    table = clip_table([clip.path for clip in clips], spans_s)
+    done: list[Prediction] = []
+    on_terminal = sys.stdout.isatty()
+    start_s, failed = time.monotonic(), 0
+    try:
+        with progress("predicting", len(clips), " videos") as step:
+            for prediction in model.stream(table, views=views, top=top, **vars(loading)):
+                done.append(prediction)
+                if not on_terminal:
+                    print_line(prediction)
+                failed += prediction.failed
+                step(len(done), f"{failed} failed" if failed else "")
+    finally:
+        if outputs.json:
+            write_json(outputs.json, done, {"checkpoint": checkpoint, "views": views})
+        if outputs.csv:
+            write_csv(outputs.csv, done, list(model.classes), top)
+    if on_terminal:
+        print_table(done)
+    seconds = time.monotonic() - start_s
+    words = [f"{plural(len(done), 'video')} in {seconds:.1f} s, {len(done) / seconds:.3g} per second"]
+    words += [f"written: {', '.join(map(str, outputs.files))}"] if outputs.files else []
+    typer.echo("; ".join(words), err=True)
+    failures = [prediction for prediction in done if prediction.failed]
+    if failures:
+        report_failures(failures, len(done))
+    return not failures

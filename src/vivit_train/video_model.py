@@ -1,0 +1,346 @@
+"""A trained model with its preprocessing: from videos to labels, logits and embeddings.
+
+    model = vivit_train.load("runs/mine")
+    print(model.predict("video.mp4", views="4x3"))
+
+The model, its class names and its preprocessing come from the checkpoint. Predictions are those of eval.py.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivit_train.data.annotations.files import read_classes
+from vivit_train.data.annotations.table import ClipTable, Splits, StrPath
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.dataset import ClipBatch, EvalProtocol
+from vivit_train.data.watchdog import LoaderDiedError
+from vivit_train.models.weights.files import hub_folder, read_json_object, short_side_of, video_statistics
+from vivit_train.models.weights.huggingface import load_huggingface, named_classes
+from vivit_train.predictions import Prediction, best_labels
+from vivit_train.stored_data import stored_data
+from vivit_train.training.checkpoint import load_checkpoint, restore_net
+from vivit_train.training.evaluation import parse_views
+from vivit_train.training.module import VideoClassifier
+from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.process_pool import usable_cores
+from vivit_train.utils.text import plural
+
+HUB = "hf://"
+Video = StrPath
+Workers = int | Literal["auto"]
+
+
+class VideoModel:
+    """A model that predicts the classes of videos. `load` builds it from a checkpoint.
+
+    Args:
+        task: The model with its class names and its normalization.
+        build_data: A function that builds a data module with the preprocessing of the model from the remaining
+            arguments of `VideoDataModule`.
+        device: "cpu", "cuda", or "auto", which is a GPU if there is one. On a GPU, the model computes in bf16, as
+            eval.py does.
+
+    Attributes:
+        classes: The class names of each head in the order of the logits. A single head has the name "".
+        multi_label: Whether a video may have any number of classes, each with an independent probability.
+        device: The device.
+    """
+
+    def __init__(
+        self, task: VideoClassifier, build_data: Callable[..., VideoDataModule], device: str = "auto"
+    ) -> None:
+        self.device = usable_device(device)
+        self.task = task.to(self.device).eval()
+        self.classes, self.multi_label = task.classes, task.multi_label
+        self.build_data = build_data
+
+    @overload
+    def predict(self, videos: Video, *, views: str = ..., top: int = ..., **loading: Any) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, videos: Sequence[Video], *, views: str = ..., top: int = ..., **loading: Any
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, videos: Video | Sequence[Video], *, views: str = "1x1", top: int = 5, **loading: Any
+    ) -> Prediction | list[Prediction]:
+        """Returns the most probable labels of a video, or those of each video in a list.
+
+        Args:
+            videos: The path or the URL of a video, or a list of them; storage.py describes the supported paths.
+            views: The temporal clips x spatial crops of each video, whose logits are averaged, such as "4x3".
+            top: The number of labels.
+            loading: Further arguments of `stream`.
+
+        Raises:
+            VideoError: The one video cannot be read. In a list, such a video has an `error` and no labels.
+            UserError: The views are invalid, or the model has no classes.
+        """
+        listed = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
+        found = list(self.stream(clip_table(listed), views=views, top=top, **loading))
+        if not isinstance(videos, str | os.PathLike):
+            return found
+        if found[0].failed:
+            raise VideoError(found[0].video, found[0].error)
+        return found[0]
+
+    def stream(
+        self, clips: ClipTable, *, views: str = "1x1", top: int = 5, **loading: Any
+    ) -> Iterator[Prediction]:
+        """Yields the prediction of each clip, in their order, while loader processes read the next ones.
+
+        Args:
+            clips: The videos, from `clip_table`.
+            views, top: See `predict`.
+            loading: Further arguments of `batches`.
+
+        Raises:
+            UserError: The views are invalid, the model has no classes, or a loader process dies.
+        """
+        if not sum(self.task.heads.values()):
+            raise UserError("the model has no classifier, so it predicts nothing: use embed")
+        best = partial(best_labels, classes=self.classes, multi_label=self.multi_label, top=top)
+        for batch in self.batches(clips, views=views, **loading):
+            errors = {row: why for row, _, why in batch["errors"]}
+            logits_BK = self.mean_over_views(self.task.logits, batch["video"])
+            for row, logits_K in zip(batch["index"].tolist(), logits_BK, strict=True):
+                video = str(clips.paths[row])
+                start_s, end_s = (0.0, math.inf) if clips.spans_s is None else clips.spans_s[row].tolist()
+                span_s = None if end_s == math.inf else (start_s, end_s)
+                if row in errors:
+                    yield Prediction(video, error=errors[row], span_s=span_s)
+                else:
+                    yield Prediction(video, best(logits_K), logits_K.numpy(), span_s=span_s)
+
+    def logits(self, clips_BTCHW: Tensor) -> Tensor:
+        """Returns the logits [B, K] of uint8 clips [B, T, C, H, W]; those of several heads are concatenated."""
+        return self.mean_over_views(self.task.logits, clips_BTCHW[:, None])
+
+    @overload
+    def embed(self, videos: Video, *, views: str = ..., **loading: Any) -> Tensor: ...
+
+    @overload
+    def embed(self, videos: Sequence[Video], *, views: str = ..., **loading: Any) -> Tensor: ...
+
+    def embed(self, videos: Video | Sequence[Video], *, views: str = "1x1", **loading: Any) -> Tensor:
+        """Returns the representation of a video before the head, averaged over its views, float32 [D].
+
+        A list of N videos has representations [N, D]. See `predict` for the arguments.
+
+        Raises:
+            VideoError: A video cannot be read.
+            UserError: The views are invalid.
+        """
+        listed = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
+        found = []
+        for batch in self.batches(clip_table(listed), views=views, **loading):
+            for _, path, why in batch["errors"]:
+                raise VideoError(path, why)
+            found.append(self.mean_over_views(self.task.net.features, batch["video"]))
+        features_ND = torch.cat(found)
+        return features_ND[0] if isinstance(videos, str | os.PathLike) else features_ND
+
+    def preprocess(self, video: Video, *, views: str = "1x1") -> Tensor:
+        """Returns the views of a video as the model takes them, uint8 [V, T, C, H, W].
+
+        Raises:
+            VideoError: The video cannot be read.
+            UserError: The views are invalid.
+        """
+        (batch,) = self.batches(clip_table([video]), views=views)
+        for _, path, why in batch["errors"]:
+            raise VideoError(path, why)
+        return batch["video"][0]
+
+    def batches(
+        self,
+        clips: ClipTable,
+        *,
+        views: str = "1x1",
+        batch_size: int | None = None,
+        num_workers: Workers = "auto",
+        allow_private_urls: bool = False,
+    ) -> Iterator[ClipBatch]:
+        """Yields batches of clips with all their views, and "errors" for the clips that cannot be read.
+
+        A video that makes its loader process die or hang cannot be read; new processes go on with the others.
+
+        Args:
+            clips: The clips, from `clip_table`.
+            views: See `predict`.
+            batch_size: The number of clips times views in one forward pass; None is that of the training.
+            num_workers: The number of loader processes; "auto" is one per CPU core, but no more than there are
+                videos, and 0 reads the videos in this process.
+            allow_private_urls: See `VideoDataModule`.
+
+        Raises:
+            UserError: The views are invalid, or a loader process dies.
+        """
+        given: dict[str, Any] = {} if batch_size is None else {"micro_batch_size": batch_size}
+        given["num_workers"] = min(usable_cores(), len(clips)) if num_workers == "auto" else num_workers
+        protocol = EvalProtocol("val", parse_views(views))
+        splits = Splits({}, clips, clips, None, "videos")
+        done, refused = 0, dict[str, str]()
+        while len(clips):
+            data = self.build_data(
+                name="videos",
+                root=".",
+                reader=no_annotations,
+                splits=splits,
+                protocol=protocol,
+                allow_private_urls=allow_private_urls,
+                **given,
+            )
+            data.video_reader = replace(data.video_reader, refused=refused)
+            loader = data.test_dataloader()
+            del loader.batch_sampler[:done]  # type: ignore[union-attr] # a list
+            try:
+                with data.translate_worker_errors():
+                    for batch in loader:
+                        yield batch
+                        done += 1
+                return
+            except LoaderDiedError as error:
+                if not set(error.videos) - refused.keys():
+                    raise
+                refused |= dict.fromkeys(error.videos, error.why)
+
+    def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns the mean over the views of a function of normalized clips, float32 [B, ...] on the CPU."""
+        half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        with torch.no_grad(), half:
+            mean = self.task.mean_over_views(function, views_BVTCHW.to(self.device, non_blocking=True))
+        return mean.cpu()
+
+
+def load(
+    source: StrPath,
+    *,
+    labels: StrPath | Sequence[str] | None = None,
+    device: str = "auto",
+    trusted: Sequence[str] = (),
+) -> VideoModel:
+    """Returns the model of a checkpoint, ready to predict. Nothing in its files is executed.
+
+    Args:
+        source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; or a folder
+            with a ViViT of Hugging Face, or "hf://user/name" for one on the Hub.
+        labels: The class names in the order of the logits, or a file with one name per line, for weights that come
+            without names.
+        device: "cpu", "cuda", or "auto", which is a GPU if there is one.
+        trusted: Your own packages whose classes the checkpoint may name.
+
+    Raises:
+        UserError: The source does not exist or cannot be read, or does not fit `labels`.
+    """
+    name = os.fspath(source)
+    if name.startswith(HUB) or os.path.isfile(os.path.join(name, "config.json")):
+        return from_huggingface(name, labels, device)
+    path = best_checkpoint(Path(name))
+    metadata, weights = load_checkpoint(path)
+    net = restore_net(metadata, weights, path, trusted)
+    classes = renamed(metadata.classes, labels, name)
+    task = VideoClassifier(net, classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
+    return VideoModel(task, partial(stored_data, metadata, path, trusted), device)
+
+
+def from_huggingface(name: str, labels: StrPath | Sequence[str] | None, device: str) -> VideoModel:
+    """Returns the model of a Hugging Face folder. Its clips have the authors' stride, which no file states."""
+    folder = hub_folder(name.removeprefix(HUB))
+    net = load_huggingface(folder)
+    stated = named_classes(read_json_object(folder / "config.json"), name)
+    if stated is None and labels is None and net.head.out_features:
+        raise UserError(f"{name} names no classes: pass their names as labels, in the order of the logits")
+    classes = {"": stated} if stated else {"": [f"class {k}" for k in range(net.head.out_features)]}
+    mean, std = video_statistics(folder)
+    _, frames, height, width = net.input_shape
+    if height != width:
+        raise UserError(f"{name} takes frames of {width}x{height} pixels, but only squares are supported")
+    size: dict[str, Any] = {"frames": frames, "crop": height, "short_side": short_side_of(folder, height)}
+    task = VideoClassifier(net, renamed(classes, labels, name), mean, std)
+    return VideoModel(task, partial(VideoDataModule, **size), device)
+
+
+def best_checkpoint(path: Path) -> Path:
+    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
+
+    Raises:
+        UserError: The folder has neither a best.ckpt nor a model of Hugging Face.
+    """
+    if not path.is_dir():
+        return path
+    for file in (path / "checkpoints/best.ckpt", path / "best.ckpt"):
+        if file.is_file():
+            return file
+    raise UserError(f"{path}: the folder has neither best.ckpt (a run) nor config.json (a model of Hugging Face)")
+
+
+def renamed(
+    classes: Mapping[str, Sequence[str]], labels: StrPath | Sequence[str] | None, name: str
+) -> Mapping[str, Sequence[str]]:
+    """Returns the classes with the names in `labels`, if there are any.
+
+    Raises:
+        UserError: The number of names does not fit the model, or the model has several heads.
+    """
+    if labels is None:
+        return classes
+    names = read_classes(existing(labels)) if isinstance(labels, str | os.PathLike) else tuple(labels)
+    if len(classes) > 1:
+        raise UserError(f"{name} has the heads {', '.join(classes)}, whose names cannot be replaced: omit labels")
+    if len(names) != (expected := len(classes[""])):
+        raise UserError(f"labels has {plural(len(names), 'name')}, but {name} has {expected} classes")
+    return {"": names}
+
+
+def existing(file: StrPath) -> Path:
+    """Returns the path of a file; raises a UserError if it does not exist."""
+    if not os.path.isfile(file):
+        raise UserError(f"labels={os.fspath(file)}: no such file")
+    return Path(file)
+
+
+def usable_device(device: str) -> torch.device:
+    """Returns the device.
+
+    Raises:
+        UserError: The device is unknown or not available.
+    """
+    there = torch.cuda.is_available()
+    if device == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device is '{device}'; it must be cpu, cuda or auto")
+    if device == "cuda" and not there:
+        raise UserError("device is 'cuda', but there is no GPU that torch can use")
+    return torch.device(device)
+
+
+def clip_table(videos: Sequence[Video], spans_s: Sequence[tuple[float, float]] | None = None) -> ClipTable:
+    """Returns a table of videos without labels.
+
+    Args:
+        videos: The paths or the URLs.
+        spans_s: The start and the end of each clip in seconds, with an infinite end for a whole video; None if all
+            clips are whole videos.
+    """
+    # Unlike numpy's strings, Python's hold the names that are not valid text.
+    paths = np.array([os.fspath(video) for video in videos], dtype=object)
+    spans = None if spans_s is None else np.array(spans_s, np.float64).reshape(-1, 2)
+    return ClipTable(paths, np.zeros((len(paths), 1), np.int64), paths, spans)
+
+
+def no_annotations(*_: Any, **__: Any) -> Splits:
+    """Stands for the reader of a data module whose clips are given."""
+    raise AssertionError("the clips are given")

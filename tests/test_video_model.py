@@ -1,0 +1,163 @@
+"""The Python API: a model predicts what eval.py predicts, with its own preprocessing; results are objects."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import SIZES, checkpoint, randomize
+from helpers import ROOT, TINY
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import vivit_train
+from vivit_train.data.synthetic import CLASSES
+from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.huggingface import save_huggingface
+from vivit_train.utils.errors import UserError, VideoError
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("model") / "motions.ckpt", {"": list(CLASSES)})
+
+
+@pytest.fixture(scope="module")
+def model(ckpt: Path) -> vivit_train.VideoModel:
+    return vivit_train.load(ckpt, device="cpu")
+
+
+def test_predictions_are_the_rows_of_an_evaluation(
+    ckpt: Path, model: vivit_train.VideoModel, videos: Path, config: Callable[..., DictConfig]
+) -> None:
+    words = [f"ckpt_path={ckpt}", "data=folder", f"data.root={videos}", "eval.views=2x3"]
+    result = vivit_train.evaluate(config(*words, "data.num_workers=0", name="eval"))
+    paths = [videos / row["id"] for row in result.rows]
+    predictions = model.predict(paths, views="2x3", num_workers=1)
+    assert len(predictions) == result["n"] == len(result) + 10 == 16
+    assert len({prediction.logits.tobytes() for prediction in predictions}) == 16
+    for row, prediction in zip(result.rows, predictions, strict=True):
+        assert prediction.labels[0].name == row["prediction"]
+        logits = [row[f"logit:{name}"] for name in model.classes[""]]
+        assert [float(f"{value:.6g}") for value in prediction.logits] == logits
+    assert result.metrics == json.loads(result.paths["metrics.json"].read_text())
+
+
+def test_one_video_in_every_way(model: vivit_train.VideoModel, videos: Path) -> None:
+    path = str(next(videos.glob("test/*/*.mp4")))
+    prediction = model.predict(path, views="2x1", top=3, num_workers=0)
+    assert prediction.video == path
+    assert len(prediction.labels) == 3
+    shares = torch.from_numpy(prediction.logits).double().softmax(0)
+    assert [label.probability for label in prediction.labels] == pytest.approx(shares.topk(3).values.tolist())
+    views = model.preprocess(path, views="2x1")
+    assert (views.dtype, views.shape) == (torch.uint8, (2, 4, 3, 32, 32))
+    assert torch.equal(model.logits(views).mean(0), torch.from_numpy(prediction.logits))
+    assert f"{prediction.labels[0].name}\n" in str(prediction)
+    embedding = model.embed(path, num_workers=0)
+    assert torch.allclose(model.embed([path, path], num_workers=0), torch.stack([embedding] * 2), atol=1e-5)
+    head = model.task.net.head
+    assert torch.allclose(head(embedding), model.logits(model.preprocess(path))[0], atol=1e-5)
+
+
+def test_a_video_that_cannot_be_read_has_no_labels(
+    model: vivit_train.VideoModel, videos: Path, tmp_path: Path
+) -> None:
+    bad, good = tmp_path / "bad.mp4", next(videos.glob("test/*/*.mp4"))
+    bad.write_text("this is text")
+    first, second = model.predict([bad, good], num_workers=0)
+    assert (first.labels, first.heads, first.logits.size) == ((), {}, 0)
+    assert "not a video file" in first.error
+    assert first.to_dict() == {"video": str(bad), "error": first.error}
+    assert second.labels
+    for attempt in (model.predict, model.embed, model.preprocess):
+        with pytest.raises(VideoError, match="does not exist"):
+            attempt(tmp_path / "none.mp4")
+    with pytest.raises(UserError, match=r"eval\.views=3x2"):
+        model.predict(good, views="3x2")
+
+
+def test_several_heads_and_several_labels(videos: Path, tmp_path: Path) -> None:
+    path = next(videos.glob("test/*/*.mp4"))
+    classes = {"verb": ["take", "put", "open"], "noun": ["cup", "door"]}
+    epic = vivit_train.load(checkpoint(tmp_path / "epic.ckpt", classes), device="cpu")
+    found = epic.predict(path, num_workers=0)
+    assert list(found.heads) == ["verb", "noun", "action"]
+    verb, noun = (torch.from_numpy(part).double().softmax(0) for part in np.split(found.logits, [3]))
+    pairs = {
+        f"{v} {n}": float(verb[i] * noun[j])
+        for i, v in enumerate(classes["verb"])
+        for j, n in enumerate(classes["noun"])
+    }
+    best = sorted(pairs, key=lambda name: -pairs[name])[:5]
+    assert [label.name for label in found.labels] == best
+    assert [label.probability for label in found.labels] == pytest.approx([pairs[name] for name in best])
+    assert found.to_dict()["labels"]["action"][0]["name"] == best[0]
+
+    several = checkpoint(tmp_path / "tags.ckpt", {"": ["a", "b", "c"]}, multi_label=True)
+    labels = vivit_train.load(several, device="cpu").predict(path, num_workers=0).labels
+    assert sum(label.probability for label in labels) != pytest.approx(1)
+    with pytest.raises(UserError, match="cannot be replaced"):
+        vivit_train.load(tmp_path / "epic.ckpt", labels=["x"])
+
+
+def test_a_model_of_hugging_face(videos: Path, tmp_path: Path) -> None:
+    net = randomize(ViViT("vivit_st", num_classes=3, image_size=32, **SIZES | {"frames": 8}))
+    folder, names = tmp_path / "hub", ["a", "b", "c"]
+    save_huggingface(net, folder, classes=names, mean=[0.4] * 3, std=[0.3] * 3, short_side=36)
+    model = vivit_train.load(folder, device="cpu")
+    path = next(videos.glob("test/*/*.mp4"))
+    assert model.preprocess(path).shape == (1, 8, 3, 32, 32)
+    assert model.predict(path, num_workers=0).labels[0].name in names
+    with torch.no_grad():
+        video = (model.preprocess(path).transpose(1, 2) / 255 - 0.4) / 0.3
+        assert torch.allclose(model.logits(model.preprocess(path)), net(video), atol=1e-4)
+
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(k): f"LABEL_{k}" for k in range(3)}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="names no classes"):
+        vivit_train.load(folder)
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    assert vivit_train.load(folder, labels=tmp_path / "names.txt").classes == {"": ("x", "y", "z")}
+    with pytest.raises(UserError, match=r"2 names.*3 classes"):
+        vivit_train.load(folder, labels=["x", "y"])
+
+
+@pytest.mark.parametrize(("source", "words"), [("none.ckpt", "no such file"), (".", "neither best.ckpt")])
+def test_what_cannot_be_loaded(source: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        vivit_train.load(tmp_path / source)
+
+
+@pytest.mark.slow
+def test_a_run_from_python(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training by overrides gives a result with rows, and `load` takes the folder of the run."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # no job of Hydra, unlike the fixture `config`
+    words = [*TINY, "data=folder", f"data.root={videos}"]
+    run = vivit_train.train(*words, run_dir=tmp_path / "run")
+    assert 0 <= run.score <= 1
+    assert run.checkpoint == run.paths["checkpoints/best.ckpt"]
+    assert len(run.rows) == run["n"] == 16
+    model = vivit_train.load(run.folder)
+    assert model.predict(videos / run.rows[0]["id"]).labels[0].name == run.rows[0]["prediction"]
+    again = vivit_train.evaluate(f"ckpt_path={run.folder}", "eval.views=2x1", run_dir=tmp_path / "eval")
+    assert again["n"] == 16
+    with pytest.raises(UserError, match="run_dir"):
+        vivit_train.train(*words)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells, one after the other in one namespace, as Jupyter runs them."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, source in enumerate(code):
+        exec(compile(source, f"cell {number}", "exec"), names)
+    assert names["result"]["n"] == len(names["result"].rows)
