@@ -34,7 +34,7 @@ FREE = (
 # The weights, or the state of the optimizer, belong to these.
 FIXED = (
     *("model.", "data.name", "data._target_", "data.frames", "data.crop", "data.reader.multi_label"),
-    *("optimizer._target_", "init.", "ema_decay"),
+    *("optimizer._target_", "init.", "ema_decay", "layer_decay"),
 )
 CAN_CHANGE = ("model.drop_path",)
 
@@ -54,7 +54,7 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
     """
     before, after = dict(leaves(stored)), dict(leaves(now))
     changed = [key for key in after if key in before and before[key] != after[key] and not key.startswith(FREE)]
-    fixed = [key for key in changed if key.startswith(FIXED) and key not in CAN_CHANGE]
+    fixed = [key for key in changed if (key == "train" or key.startswith(FIXED)) and key not in CAN_CHANGE]
     if fixed:
         lines = "\n".join(f"  - {key}: {before[key]} in the checkpoint, {after[key]} here" for key in fixed)
         raise UserError(

@@ -48,6 +48,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "ema_decay": (0, 1),
+    "layer_decay": (0.01, 1),
     "patience": (1, 1e6),
     "loss.gamma": (0, 100),
     "loss.tau": (0, 100),

@@ -129,9 +129,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None  # See models/tuning.py.
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """Returns all tokens, or the first `num_queries` along the second-to-last axis."""
+        if self.adapter is not None:
+            x = self.adapter(x)
         return self.maybe_checkpoint(self.compute, "block", x, num_queries)
 
     def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
