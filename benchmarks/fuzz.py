@@ -9,6 +9,7 @@ import copy
 import json
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.cvat import read_cvat
@@ -32,7 +33,7 @@ from vivit_train.data.digest import unpacked
 from vivit_train.data.video import index
 from vivit_train.data.video.index import Scan, Timeline
 from vivit_train.models.vivit import ViViT
-from vivit_train.models.weights.files import read_file
+from vivit_train.models.weights.files import read_file, resizing, video_statistics
 from vivit_train.models.weights.flax_file import read_parameters, write_flax
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.tools.sweep import Outcome, read_outcome
@@ -181,6 +182,13 @@ def targets(folder: Path) -> dict[str, Target]:
     save_file(net.state_dict(), folder / "x.safetensors")
     write_flax(folder / "x.flax", {"params": {"a": {"kernel": np.ones((3, 4), np.float32)}, "b": np.arange(5)}})
     save_huggingface(net, folder / "hf", classes=["a", "b"], mean=[0.5] * 3, std=[0.5] * 3, short_side=32)
+    shutil.copytree(folder / "hf", folder / "shards")
+    weights, names = load_file(folder / "shards/model.safetensors"), [f"model-{i}.safetensors" for i in range(2)]
+    places = {key: names[i % 2] for i, key in enumerate(weights)}
+    for name in names:
+        save_file({key: x for key, x in weights.items() if places[key] == name}, folder / "shards" / name)
+    (folder / "shards/model.safetensors").unlink()
+    (folder / "shards/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     (folder / "rows").mkdir()
     (folder / "rows/train.csv").write_text('a.mp4 x\n"b c.mp4",y\nhttps://example.org/c.mp4 x\nd.mp4\ty\n' * 3)
     for name in ("a", "b c", "d"):
@@ -221,6 +229,12 @@ def targets(folder: Path) -> dict[str, Target]:
         index.why_unused(file)
         return index.read(file, "a.mp4", 1, 2)
 
+    def in_folder(file: Path) -> object:
+        return load_huggingface(file.parent)
+
+    def preprocessed(file: Path) -> object:
+        return resizing(file.parent), video_statistics(file.parent)
+
     def rows(file: Path) -> object:
         return read_csv(file.parent, train=file.name, val=file.name, max_missing=1)
 
@@ -240,7 +254,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "torch": Target(folder / "x.ckpt", load_checkpoint),
         "safetensors": Target(folder / "x.safetensors", read_file),
         "flax": Target(folder / "x.flax", read_parameters),
-        "json": Target(folder / "hf/config.json", lambda file: load_huggingface(file.parent), mutated_json),
+        "json": Target(folder / "hf/config.json", in_folder, mutated_json),
+        "shards": Target(folder / "shards/model.safetensors.index.json", in_folder, mutated_json),
+        "preprocessing": Target(folder / "hf/preprocessor_config.json", preprocessed, mutated_json),
         "csv": Target(folder / "rows/train.csv", rows),
         "kinetics": Target(kinetics / "val.csv", published),
         "cvat": Target(folder / "tools/annotations.xml", cvat, mutated_xml),
@@ -267,6 +283,8 @@ NAMES = (
         "safetensors",
         "flax",
         "json",
+        "shards",
+        "preprocessing",
         "csv",
         "kinetics",
         "cvat",

@@ -45,6 +45,7 @@ def loader_to_step(work: Path, toy: bool) -> dict[str, Any]:
         "model=vivit_fe",
         "ema_decay=null",
         "eval.views=1x1",
+        "eval.report=false",
     ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *recipe, *trainer, *words],

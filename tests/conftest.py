@@ -87,7 +87,7 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
     def make(*overrides: str, name: str = "train", tiny: bool = True, pictures: bool = False) -> DictConfig:
         run_dir = tmp_path / {"train": "run", "eval": "results"}[name]
         run_dir.mkdir(exist_ok=True)
-        small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu"]
+        small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu", "eval.report=false"]
         small = ["overwrite=true", *small] if name == "eval" else small  # a test may evaluate several times
         if name == "train" and not pictures:
             small = [*small, "callbacks.contact_sheet=null"]  # drawing it takes as long as an epoch

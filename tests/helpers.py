@@ -27,6 +27,7 @@ TINY = [
     "global_batch_size=8",
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
+    "eval.report=false",  # it takes a second; tests/test_report.py looks at it
 ]
 
 

@@ -94,7 +94,7 @@ def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: C
         (["loss.label_smoothing=2"], "loss.label_smoothing=2: must be between 0 and 1"),
         (["data.num_workers=-1"], "data.num_workers=-1: must be between 0 and 512"),
         (["model.tubelet=[2,16]"], "model.tubelet=[2, 16]: must be a list of 3, each a whole number"),
-        (["ema_decay=2"], "ema_decay=2: must be between 0 and 1"),
+        (["ema_decay=2"], "ema_decay=2: must be between 0 and 0.999999"),
         (["model.pool=foo"], "model.pool=foo: must be cls or mean"),
         (["data.flip=3"], "data.flip=3: must be between 0 and 1"),
         (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1: must be between 0 and 1,000"),
@@ -103,6 +103,24 @@ def test_a_wrong_value_of_any_key_is_refused_by_name(words: list[str], config: C
         (["data.scale_jitter=[1.3,0.9]"], "the first number must not exceed the second"),
         (["data.randaugment=[2,25]"], "the authors' operations have magnitudes up to 20"),
         (["trainer.max_epochs=null"], "trainer.max_epochs"),
+        (["~trainer.max_epochs"], "trainer.max_epochs: is missing"),
+        (["~eval.views"], "eval.views: is missing"),
+        (["optimizer.lr='1e-4'"], "optimizer.lr='1e-4': must be a number"),
+        (["seed=null"], "seed=null: must be a whole number"),
+        (["data.root="], "data.root='': must not be empty"),
+        (["data.reader=foo"], "data.reader=foo: must be a group of keys with a _target_"),
+        (["+model.foo=1"], "model.foo: there is no such key"),
+        (["model.size=null"], "model.size=null: must be text"),
+        (["trainer.devices=0"], "trainer.devices=0: must be 1 or more, or auto"),
+        (["trainer.devices=[0,1]"], "on a CPU it is a number of processes"),
+        (["trainer.strategy=foo"], "trainer.strategy=foo: must be one of auto, "),
+        (["trainer.num_nodes=2"], "this process would wait for others forever"),
+        (["trainer.profiler=foo"], "trainer.profiler=foo: must be simple, advanced or pytorch"),
+        (["+callbacks.x={_target_: pathlib.PurePath}"], "callbacks.x._target_=pathlib.PurePath: is no callback"),
+        (
+            ["+callbacks.x={_target_: lightning.pytorch.callbacks.EarlyStopping}"],
+            "callbacks.x.monitor: is missing; lightning.pytorch.callbacks.EarlyStopping needs it",
+        ),
         (["model.frames=8"], "model.frames=8: is data.frames=4; set only data.frames"),
     ],
 )
@@ -110,6 +128,17 @@ def test_what_people_type(words: list[str], message: str, config: Config) -> Non
     with pytest.raises(UserError) as error:
         validate(config("data=folder", *words))
     assert message in str(error.value)
+
+
+def test_what_has_no_effect_is_refused_if_it_is_typed(config: Config) -> None:
+    cfg = config("data=folder", "init.tubelet=inflation", "data.randaugment_kind=torchvision")
+    validate(cfg)
+    with pytest.raises(UserError) as error:
+        validate(cfg, typed={"init.tubelet", "data.randaugment_kind"})
+    assert "init.tubelet=inflation has no effect without init.path or init.name" in str(error.value)
+    assert "data.randaugment_kind=torchvision has no effect without data.randaugment" in str(error.value)
+    with pytest.raises(UserError, match=r"data\.flip has no effect in an evaluation"):
+        validate_evaluation(config("ckpt_path=x.ckpt", "+data.flip=0", name="eval"), typed={"data.flip"})
 
 
 @pytest.mark.parametrize(
@@ -168,8 +197,15 @@ def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: 
         (["+eval.view=4x3"], "eval.view: there is no such key; did you mean eval.views?"),
         (["data.frames=many"], "data.frames=many: must be a whole number"),
         (["+data.flip=0.5", "micro_batch_size=0"], "micro_batch_size=0: must be between 1 and 4,096"),
+        (["~ckpt_path"], "ckpt_path: is missing"),
+        (["~eval.split"], "eval.split: is missing"),
         (["data.padding=loop"], "data.padding=loop: must be one of wrap, repeat_last, black"),
         (["data.decoder=cv2"], "data.decoder=cv2: must be one of auto, decord, pyav, torchcodec"),
+        (["model=vivit_fe", "model.frames=8"], "model.frames=8: set data.frames instead"),
+        (["model.compile=true"], "model.compile=True: an evaluation does not use it"),
+        (["model.dim=0"], "model.dim=0: must be between 1 and 16,384"),
+        (["model.pool=max"], "model.pool=max: must be cls or mean"),
+        (["init.mean=[0.5,0.5,0.5]"], "init.mean and init.std belong together"),
     ],
 )
 def test_what_people_type_for_an_evaluation(words: list[str], message: str, config: Config) -> None:
@@ -179,7 +215,13 @@ def test_what_people_type_for_an_evaluation(words: list[str], message: str, conf
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["data=csv", "data.root=x"], ["data.frames=64", "data.crop=288", "eval.split=val"]]
+    "words",
+    [
+        [],
+        ["data=csv", "data.root=x"],
+        ["data.frames=64", "data.crop=288", "eval.split=val"],
+        ["model=vivit_fe", "model.size=L", "model.temporal_depth=24", "init.heads=[noun,verb]"],
+    ],
 )
 def test_an_evaluation_may_say_this(words: list[str], config: Config) -> None:
     validate_evaluation(config("ckpt_path=x.ckpt", *words, name="eval"))

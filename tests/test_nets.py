@@ -126,6 +126,8 @@ NEW = {
     "callbacks.advice._target_",
     "callbacks.advice.epochs",
     "data.square_pixels",
+    "eval.hardest_first",
+    "eval.report",
     "init.heads",
     "init.source",
     "loss._target_",

@@ -38,7 +38,7 @@ def test_a_configuration_of_one_s_own(tmp_path: Path) -> None:
         (["data.rot=1"], "data.rot: there is no such key; did you mean data.root?"),
         (["recipe.optimizer.lr=1"], "recipe.optimizer.lr is now optimizer.lr"),
         (["lr=1"], "lr: there is no such key; did you mean optimizer.lr?"),
-        (["+data.frames=3"], "Could not append to config. An item is already at 'data.frames'"),
+        (["+data.frames=3"], "data.frames has a value already: write data.frames=VALUE, without +"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_probe_ends_with_a_checkpoint_that_scores_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     init = pretrained(tmp_path)
-    probe(words(videos, init), None, 3, None)
+    probe(words(videos, init), None, 3, "source")
     report = json.loads((tmp_path / "probe/folder/1/probe.json").read_text())
     rows = {row["name"].removesuffix(" *"): row for row in report["rows"]}
     (chosen,) = (row for row in report["rows"] if row["name"].endswith("*"))
@@ -63,13 +63,13 @@ def test_features_of_a_video_that_changed_are_computed_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     init = pretrained(tmp_path)
-    probe(words(videos, init), None, 3, None)
+    probe(words(videos, init), None, 3, "source")
     report = json.loads((tmp_path / "probe/folder/1/probe.json").read_text())
     changed = next((videos / "train").glob("*/*.mp4"))
     before = changed.stat()
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     capsys.readouterr()
-    probe(words(videos, init), None, 3, None)
+    probe(words(videos, init), None, 3, "source")
     out = capsys.readouterr().out
     assert "1 video has changed since the features were computed" in out
     assert "the features of 23 of 24 clips are in features" in out
@@ -88,7 +88,7 @@ def test_what_a_probe_needs(overrides: list[str], message: str, videos: Path, tm
     given = ["data=folder", f"data.root={videos}", *overrides]
     given = given[1:] if "data=demo" in overrides else given
     with pytest.raises(UserError, match=message):
-        probe([word for word in given if word != "data=demo"], tmp_path / "out", 3, None)
+        probe([word for word in given if word != "data=demo"], tmp_path / "out", 3, "source")
 
 
 def test_features_that_were_computed_survive_an_interruption(tmp_path: Path) -> None:

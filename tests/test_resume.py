@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Happened
+from lightning import Callback
 from omegaconf import DictConfig
 
 from vivit_train.run import train
@@ -233,17 +234,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     happened("The disk is full half-way through a checkpoint", f"{said} The one before is whole.")
 
 
+class FullDisk(Callback):
+    """What is written to a file finds no room, from the start of training on."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_start(self, *_: Any) -> None:
+        self.file.parent.mkdir(exist_ok=True)
+        self.file.symlink_to("/dev/full")
+
+
 @pytest.mark.fault("Disks and checkpoints")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_disk_that_is_full_when_the_best_checkpoint_is_due_is_what_the_run_ends_with(
     videos: Path, config: Config, tmp_path: Path, happened: Happened
 ) -> None:
-    (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/checkpoints/best.ckpt.part").symlink_to("/dev/full")
+    full = f"+callbacks.full={{_target_: test_resume.FullDisk, file: {tmp_path}/run/checkpoints/best.ckpt.part}}"
     with pytest.raises(
         UserError, match=r"cannot be scored \(.*best\.ckpt: .*No space left.*holds last\.ckpt"
     ) as error:
-        train(config("data=folder", f"data.root={videos}", "resume=auto"))
+        train(config("data=folder", f"data.root={videos}", full))
     assert (tmp_path / "run/metrics.csv").is_file()
     happened("The disk is full whenever the best checkpoint is due", error.value)
 

@@ -70,7 +70,9 @@ def test_what_only_costs_time_is_free(again: Callable[..., float], capsys: pytes
     capsys.readouterr()
     again("micro_batch_size=4", "data.num_workers=1", "logger=csv", "trainer.max_epochs=2", "resume=auto")
     out = capsys.readouterr().out
-    assert "changed at step" not in out
+    assert "micro_batch_size: 8 -> 4 (changes nothing in what is learned)" in out
+    assert "data.num_workers: 0 -> 1 (changes nothing in what is learned)" in out
+    assert "run_dir" not in out.partition("changed at step")[2]
     assert "training is complete" in out
     assert "random weights" not in out
 

@@ -209,6 +209,25 @@ def test_the_command_runs_nothing_of_a_checkpoint(
 
 
 @pytest.mark.fault("Strangers' files")
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_the_other_commands_run_nothing_of_a_checkpoint(
+    command: str, stranger: dict[str, Any], videos: Path, tmp_path: Path, happened: Happened
+) -> None:
+    words = {
+        "predict": [str(videos / "val")],
+        "export": ["--format", "safetensors", "--out", str(tmp_path / "out")],
+    }
+    stranger[KEY]["config"]["model"]["pool"] = filled(HOSTILE[0], tmp_path / "trap", tmp_path)
+    torch.save(stranger, tmp_path / "x.ckpt")
+    result = CliRunner().invoke(app, [command, str(tmp_path / "x.ckpt"), *words[command]], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert not (tmp_path / "trap").exists()
+    assert not (tmp_path / "out").exists()
+    assert "model.pool is" in result.output
+    happened(f"A string that OmegaConf would turn into a call, and `vivit {command}`", result.output)
+
+
+@pytest.mark.fault("Strangers' files")
 def test_a_class_of_a_trusted_package_is_called_and_nothing_that_it_imports(
     stranger: dict[str, Any],
     config: Config,
@@ -275,6 +294,7 @@ ABSURD: dict[str, tuple[tuple[Any, ...], Any]] = {
     "a mean of nan": (("mean",), [0.5, float("nan"), 0.5]),
     "a std of zero": (("std",), [0.0, 0.0, 0.0]),
     "a mean of one number": (("mean",), [0.5]),
+    "two classes of one name": (("classes", ""), ["approach"] * 8),
     "a key that is unknown": (("surprise",), 1),
 }
 
@@ -373,11 +393,16 @@ CONFIGS: list[dict[str, Any]] = [
     {"layer_norm_eps": float("nan")},
     {"id2label": {"x": "a"}},
     {"id2label": [1, 2]},
+    {"id2label": {"0": "a", "1": "a"}},
+    {"layer_norm_eps": 10**400},
+    {"num_hidden_layers": 10**400},
 ]
 
 
 @pytest.mark.fault("Strangers' files")
-@pytest.mark.parametrize("change", CONFIGS, ids=[f"{key}={value}" for c in CONFIGS for key, value in c.items()])
+@pytest.mark.parametrize(
+    "change", CONFIGS, ids=[f"{key}={value}"[:60] for c in CONFIGS for key, value in c.items()]
+)
 def test_absurd_hugging_face_folders_are_refused(
     change: dict[str, Any], tmp_path: Path, happened: Happened
 ) -> None:
@@ -390,7 +415,18 @@ def test_absurd_hugging_face_folders_are_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with cheap(), pytest.raises(UserError) as error:
         load_pretrained(ViViT("vivit_st", num_classes=2, **sizes), str(tmp_path))  # type: ignore[arg-type]
-    happened(f"A Hugging Face folder with {change}", error.value)
+    happened(f"A Hugging Face folder with {change}"[:100], error.value)
+
+
+def test_a_hugging_face_normalization_with_absurd_numbers_is_refused(tmp_path: Path) -> None:
+    from vivit_train.models.vivit import ViViT
+
+    net = ViViT("vivit_st", num_classes=2, frames=4, image_size=32, dim=16, depth=1, heads=2)
+    save_huggingface(net, tmp_path, classes=["a", "b"], mean=[0.5] * 3, std=[0.5] * 3, short_side=32)
+    for change in ({"rescale_factor": 10**400}, {"image_mean": [10**400] * 3}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(change))
+        with pytest.raises(UserError, match=r"preprocessor_config\.json: (rescale_factor is|the mean of)"):
+            load_pretrained(net, str(tmp_path))
 
 
 def test_hugging_face_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

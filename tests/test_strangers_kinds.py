@@ -49,18 +49,30 @@ def time_limit() -> Iterator[None]:
 
 @pytest.mark.fault(SECTION)
 @pytest.mark.parametrize(
-    "name", [".lock", "metrics.csv", ".hydra/config.yaml", "checkpoints/last.ckpt.part", ".hydra"]
+    "name",
+    [
+        *(".lock", "metrics.csv", ".hydra/config.yaml", "checkpoints/last.ckpt.part", ".hydra"),
+        *("tensorboard/hparams.yaml", "wandb/sent.txt"),
+    ],
 )
 def test_a_link_in_a_run_s_folder_leads_to_no_file_outside(name: str, tmp_path: Path, happened: Happened) -> None:
     precious, link = tmp_path / "precious", tmp_path / "run" / name
     precious.write_text("of somebody else")
     link.parent.mkdir(parents=True)
     link.symlink_to(precious)
-    with pytest.raises(UserError, match="is a link out of the run's folder") as error:
+    with pytest.raises(UserError, match="is a link out of the folder") as error:
         FolderLock(tmp_path / "run")
     assert precious.read_text() == "of somebody else"
     assert os.listdir(tmp_path / "run") == [name.partition("/")[0]]
     happened(f"A run's folder from a stranger, in which {name} is a link to another file", error.value)
+
+
+@pytest.mark.parametrize("to", ["/dev/full", "/dev/null", "/dev/full/../null", "/dev/fullest"])
+def test_a_link_to_a_device_is_one_out_of_the_folder(to: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.csv").symlink_to(to)
+    with pytest.raises(UserError, match="is a link out of the folder"):
+        FolderLock(tmp_path / "run")
 
 
 def test_a_link_within_a_run_s_folder_may_be(tmp_path: Path) -> None:

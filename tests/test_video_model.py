@@ -1,6 +1,8 @@
 """The Python API: a model predicts what eval.py predicts, with its own preprocessing; results are objects."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from checkpoints import SIZES, checkpoint, randomize
 from helpers import ROOT, TINY
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from typer.testing import CliRunner
 
 import vivit_train
 from vivit_train.data.synthetic import CLASSES
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.huggingface import save_huggingface
+from vivit_train.models.weights.scenic import save_scenic
+from vivit_train.tools.cli import app
 from vivit_train.utils.errors import UserError, VideoError
 
 
@@ -127,6 +132,17 @@ def test_a_model_of_hugging_face(videos: Path, tmp_path: Path) -> None:
         vivit_train.load(folder, labels=["x", "y"])
 
 
+def test_a_checkpoint_of_the_authors(videos: Path, tmp_path: Path) -> None:
+    net = randomize(ViViT("vivit_fe", num_classes=3, image_size=32, **SIZES))
+    save_scenic(net, tmp_path / "checkpoint_7")
+    with pytest.raises(UserError, match="names no classes"):
+        vivit_train.load(tmp_path / "checkpoint_7")
+    model = vivit_train.load(tmp_path, labels=["a", "b", "c"], device="cpu")
+    clips = model.preprocess(next(videos.glob("test/*/*.mp4")))
+    with torch.no_grad():
+        assert torch.allclose(model.logits(clips), net(clips.transpose(1, 2) / 127.5 - 1), atol=1e-4)
+
+
 @pytest.mark.parametrize(("source", "words"), [("none.ckpt", "no such file"), (".", "neither best.ckpt")])
 def test_what_cannot_be_loaded(source: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
@@ -134,20 +150,39 @@ def test_what_cannot_be_loaded(source: str, words: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_from_python(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training by overrides gives a result with rows, and `load` takes the folder of the run."""
+def test_the_pages_docs_python_and_docs_predict(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of the one and the commands of the other run, with a small model and the videos of the tests."""
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # no job of Hydra, unlike the fixture `config`
-    words = [*TINY, "data=folder", f"data.root={videos}"]
-    run = vivit_train.train(*words, run_dir=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    Path("videos").symlink_to(videos)
+    for name in ("video.mp4", "long.mp4"):
+        Path(name).symlink_to(next(videos.glob("test/*/*.mp4")))
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    predicting, training = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"vivit_train": vivit_train}
+    exec(training.replace('"init=imagenet"', ", ".join(map(repr, TINY))), names)
+    exec(predicting, names)
+    run, prediction = names["result"], names["prediction"]
     assert 0 <= run.score <= 1
-    assert run.checkpoint == run.paths["checkpoints/best.ckpt"]
-    assert len(run.rows) == run["n"] == 16
-    model = vivit_train.load(run.folder)
-    assert model.predict(videos / run.rows[0]["id"]).labels[0].name == run.rows[0]["prediction"]
-    again = vivit_train.evaluate(f"ckpt_path={run.folder}", "eval.views=2x1", run_dir=tmp_path / "eval")
-    assert again["n"] == 16
+    assert run.checkpoint.samefile(run.paths["checkpoints/best.ckpt"])
+    assert len(run.rows) == run["n"] == names["views"]["n"] == 16
+    assert len(prediction.labels) == 3
     with pytest.raises(UserError, match="run_dir"):
-        vivit_train.train(*words)
+        vivit_train.train("data=folder", "data.root=videos")
+
+    block = (ROOT / "docs/predict.md").read_text(encoding="utf-8").split("```")[1]
+    commands = [
+        shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("vivit predict")
+    ]
+    assert len(commands) == 4
+    for _, *words in commands:
+        if not any(word.startswith("rtsp://") for word in words):  # There is no camera.
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, result.output
+    assert Path("a.csv").exists()
+    assert Path("timelines/long.html").exists()
 
 
 @pytest.mark.slow

@@ -39,6 +39,8 @@ def vivit(installed: Path, *arguments: str, cwd: Path) -> str:
 def test_a_wheel_installs_one_package(installed: Path) -> None:
     """Above all no hydra_plugins, which every Hydra program of the environment would import."""
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"vivit_train"}
+    pages = {path.name for path in (installed / "vivit_train/templates").iterdir()}
+    assert pages >= {"page.html", "page.js", "style.css", "report.html", "doctor.html", "compare.html"}
 
 
 @pytest.mark.slow
@@ -52,7 +54,7 @@ def test_a_wheel_trains(installed: Path, videos: Path, tmp_path: Path) -> None:
 def test_a_wheel_evaluates(installed: Path, videos: Path, tmp_path: Path) -> None:
     vivit(installed, "train", "data=folder", f"data.root={videos}", *TINY, "hydra.run.dir=run", cwd=tmp_path)
     evaluation = ["eval", "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=eval"]
-    assert "n 16" in vivit(installed, *evaluation, cwd=tmp_path)
+    assert " of 16, 95 % CI " in vivit(installed, *evaluation, cwd=tmp_path)
     assert (tmp_path / "eval/metrics.json").is_file()
 
 

@@ -201,21 +201,24 @@ def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
         CheckRankConsistency(OmegaConf.to_container(cfg, resolve=True)),  # type: ignore[arg-type]
         BadVideoBudget(),
     ]
-    callbacks += [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
+    nodes = {f"callbacks.{name}": node for name, node in (cfg.get("callbacks") or {}).items() if node is not None}
+    own = {name: build_part(name, node, {}) for name, node in nodes.items()}
+    if others := [name for name, built in own.items() if not isinstance(built, L.Callback)]:
+        raise UserError(f"{others[0]}._target_={nodes[others[0]]._target_}: is no callback of Lightning")
+    callbacks += own.values()
     if cfg.get("patience"):
         callbacks.append(Patience(cfg.patience))
     if cfg.get("ema_decay"):
         callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
     logger = build_part("logger", cfg.logger, {"first_step": first_step}) if cfg.get("logger") else False
-    trainer: L.Trainer = instantiate(
-        cfg.trainer,
-        callbacks=callbacks,
-        logger=logger,
-        plugins=[AtomicCheckpointIO()],
-        precision=precision(cfg),
-        enable_progress_bar=cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
-        _convert_="all",
-    )
+    arguments = {
+        "callbacks": callbacks,
+        "logger": logger,
+        "plugins": [AtomicCheckpointIO()],
+        "precision": precision(cfg),
+        "enable_progress_bar": cfg.trainer.enable_progress_bar and sys.stdout.isatty(),
+    }
+    trainer: L.Trainer = build_part("trainer", cfg.trainer, arguments)
     return trainer
 
 

@@ -17,6 +17,7 @@ from vivit_train.training.resume import check_resumable, newest_checkpoint
 from vivit_train.training.targets import with_short_names
 from vivit_train.utils.distributed import leaves
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -24,17 +25,20 @@ RECORD = "recipe_differences.txt"
 MARK = "\nchanged at step "  # the start of each entry about a resumed run
 # These keys affect where and how a run is computed, or what it writes, but not what it learns.
 FREE = (
-    *("run_dir", "ckpt_path", "resume", "overwrite", "callbacks.", "logger.", "eval.", "micro_batch_size"),
-    *("auto_micro_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.accumulate_grad_batches", "trainer.profiler", "trainer.enable_", "trainer.log_every_n_steps"),
-    *("trainer.default_root_dir", "trainer.num_sanity_val_steps", "trainer.use_distributed_sampler"),
-    *("data.root", "data.train", "data.val", "data.test", "model._target_", "recipe."),
+    *("callbacks.", "logger.", "eval.", "micro_batch_size", "auto_micro_batch_size", "trainer.accelerator"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler", "trainer.enable_"),
+    *("trainer.log_every_n_steps", "trainer.num_sanity_val_steps", "trainer.use_distributed_sampler"),
+    *("data.root", "data.train", "data.val", "data.test", "model._target_"),
     *SPEED,
 )
+# These belong to the command that resumes, or follow from other keys.
+LEFT_OUT = ("run_dir", "ckpt_path", "resume", "overwrite", "recipe.", "trainer.accumulate_grad_batches")
+# The classes of these nodes take arguments that only some configurations state.
+OPEN = ("optimizer.", "scheduler.", "loss.", "trainer.", "callbacks.", "logger.")
 # The weights, or the state of the optimizer, belong to these.
 FIXED = (
     *("model.", "data.name", "data._target_", "data.frames", "data.crop", "data.reader.multi_label"),
-    *("optimizer._target_", "init.", "ema_decay", "layer_decay"),
+    *("optimizer._target_", "optimizer.amsgrad", "init.", "ema_decay", "layer_decay"),
 )
 CAN_CHANGE = ("model.drop_path",)
 
@@ -42,7 +46,7 @@ CAN_CHANGE = ("model.drop_path",)
 def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_path: str) -> list[str]:
     """Returns a line for each setting that a resumed run changes from its checkpoint on.
 
-    Settings that only one of the two configurations has are left out: they are from another version.
+    Settings that only one of the two configurations has are left out if they are from another version.
 
     Args:
         stored: The configuration in the checkpoint.
@@ -53,16 +57,33 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
         UserError: A setting differs that a run cannot change. The message lists all of them.
     """
     before, after = dict(leaves(stored)), dict(leaves(now))
-    changed = [key for key in after if key in before and before[key] != after[key] and not key.startswith(FREE)]
+    folder = str(before.get("run_dir"))
+
+    def moved(key: str) -> Any:
+        """Returns the value in the checkpoint, with the folder of this run in place of the earlier one."""
+        value = before.get(key)
+        if not isinstance(value, str) or not value.startswith(folder):
+            return value
+        return str(after.get("run_dir")) + value.removeprefix(folder)
+
+    both = [key for key in {**before, **after} if (key in before and key in after) or key.startswith(OPEN)]
+    changed = [key for key in both if moved(key) != after.get(key) and not key.startswith(LEFT_OUT)]
     fixed = [key for key in changed if (key == "train" or key.startswith(FIXED)) and key not in CAN_CHANGE]
     if fixed:
-        lines = "\n".join(f"  - {key}: {before[key]} in the checkpoint, {after[key]} here" for key in fixed)
+        lines = "\n".join(
+            f"  - {key}: {before.get(key)} in the checkpoint, {after.get(key)} here" for key in fixed
+        )
         raise UserError(
             f"{plural(len(fixed), 'setting')} cannot change when a run resumes from {ckpt_path}:\n{lines}\n"
             "Set what the checkpoint has, or start a new run from its weights in another folder: "
             f"init.path={ckpt_path}"
         )
-    return [f"{key}: {before[key]} -> {after[key]}" for key in changed]
+    ordered = sorted(changed, key=lambda key: key.startswith(FREE))
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        + (" (changes nothing in what is learned)" if key.startswith(FREE) else "")
+        for key in ordered
+    ]
 
 
 @dataclass(frozen=True)
@@ -111,7 +132,8 @@ def resumed_from(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> Resum
 def write_record(run_dir: Path, differences: str, resumed: Resumed | None) -> None:
     """Writes recipe_differences.txt: the differences, and what this and earlier resumed runs have changed."""
     file = run_dir / RECORD
-    _, mark, earlier = file.read_text(encoding="utf-8").partition(MARK) if file.is_file() else ("", "", "")
+    text = read_text(file, errors="replace") if file.exists() else ""
+    _, mark, earlier = text.partition(MARK)
     changes = f"\n{resumed.changes}\n" if resumed and resumed.changes else ""
     file.write_text(f"{differences}\n{mark}{earlier}{changes}", encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """Composes a configuration from conf/ and overrides, and says in one sentence what is wrong with an override."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.keys import group_options
 from vivit_train.recipe import typed_keys, without_foreign_arguments
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.moved_keys import moved_hint, unknown
 from vivit_train.utils.text import quoted
+
+PATHS = re.compile(r"file://([^,'\"\]]+)")
 
 
 def compose(*overrides: str, run_dir: str | Path, command: str = "train") -> DictConfig:
@@ -29,8 +33,25 @@ def compose(*overrides: str, run_dir: str | Path, command: str = "train") -> Dic
         UserError: An override is invalid.
     """
     with translate_hydra_errors(command), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        own = [
+            folder for text in overrides if text.startswith("hydra.searchpath=") for folder in PATHS.findall(text)
+        ]
+        check_recipe(overrides, [CONF, *map(Path, own)])
         cfg = hydra.compose(command, [f"run_dir={quoted(str(run_dir))}", *overrides])
     return without_foreign_arguments(cfg, typed_keys(overrides))
+
+
+def check_recipe(overrides: Iterable[str], folders: Sequence[Path]) -> None:
+    """Checks that a recipe that the user names exists. It is optional, so Hydra would ignore another name.
+
+    Raises:
+        UserError: There is no such recipe in any of the configuration folders.
+    """
+    for text in overrides:
+        group, _, name = text.lstrip("+").partition("=")
+        if group == "recipe" and not any((folder / f"recipe/{name}.yaml").is_file() for folder in folders):
+            names = sorted({option for folder in folders for option in group_options(folder, "recipe")})
+            raise UserError(f"recipe={name} does not exist: choose from {', '.join(names)}")
 
 
 @contextmanager
@@ -79,12 +100,28 @@ def unknown_option(error: MissingConfigException) -> str:
 def unknown_key(error: HydraException, command: str) -> str:
     """Describes an override of a key that does not exist, with its new name or the most similar key."""
     text = str(error).partition("\n")[0].rstrip(".")
-    key = text.split("'")[1] if text.count("'") == 2 else ""
+    quoted_words = text.split("'")[1::2]
+    key = quoted_words[0] if len(quoted_words) == 1 else ""
     if hint := moved_hint(key):
         return hint.removeprefix("; ")
-    if not text.startswith("Could not override"):
-        return text
-    return unknown(key, known_keys(command))
+    if text.startswith("Ambiguous value"):
+        return (
+            f"{key}: a comma separates the values of a sweep, which needs -m; a list has brackets, as in [1,2], "
+            "and text with a comma has quotes"
+        )
+    if "force-add" in text or text.startswith("Multiple values for"):
+        several = text.removeprefix("Multiple values for ").partition(".")[0]
+        group = several if several != text else key.lstrip("+").partition("=")[0]
+        return f"{group} is a group, which has an option already: write {group}=OPTION, without +"
+    if "interpolation" in text and "${" in text:
+        return f"the group {text.partition('${')[2].partition('}')[0]} cannot be left out: others refer to it"
+    if text.startswith("Could not append"):
+        return f"{key} has a value already: write {key}=VALUE, without +"
+    if key and text.startswith("Could not"):
+        known = known_keys(command)
+        left_out = f"{key}: the group {key.partition('.')[0]} is left out by ~, or has another option"
+        return left_out if key in known else unknown(key.partition("=")[0], known)
+    return text
 
 
 def known_keys(command: str) -> Sequence[str]:

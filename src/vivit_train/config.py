@@ -3,12 +3,15 @@
 import math
 import os
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,10 +23,11 @@ from vivit_train.models.tuning import problem_of
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
-from vivit_train.schema import evaluation_key_problems, key_problems
+from vivit_train.schema import ONLY_TRAINING, evaluation_key_problems, key_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
 from vivit_train.utils.arguments import accepted_arguments
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.text import plural
 
 SCALES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
@@ -39,19 +43,46 @@ def validate(cfg: DictConfig, typed: Collection[str] = ()) -> None:
         UserError: The configuration is invalid. The message has one line per problem.
     """
     problems = key_problems(cfg)
-    fps = cfg.data.get("fps")
-    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
-        problems.append(
-            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
-            "set data.fps=null to use the stride, or set only data.fps"
-        )
-    for check in (shape_and_size_problems, machine_problems, combination_problems):
+    for check in (
+        partial(unused_problems, typed),
+        shape_and_size_problems,
+        machine_problems,
+        combination_problems,
+    ):
         try:
             problems += check(cfg)
         except (TypeError, ValueError, AttributeError, LookupError, OmegaConfBaseException):
             if not problems:  # Otherwise, a value of a wrong type makes this check impossible.
                 raise
     refuse(problems)
+
+
+# A key that a user sets has no effect without one of the others.
+NEEDS = {
+    "init.source": ("init.path", "init.name"),
+    "init.tubelet": ("init.path", "init.name"),
+    "init.min_coverage": ("init.path", "init.name"),
+    "init.frames": ("init.path", "init.name"),
+    "data.strong_color": ("data.color_jitter",),
+    "data.randaugment_kind": ("data.randaugment",),
+    "data.mirror_labels": ("data.flip",),
+}
+
+
+def unused_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
+    """Returns a message for each key that the user sets although another one makes it meaningless."""
+    problems = []
+    fps = cfg.data.get("fps")
+    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
+        problems.append(
+            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
+            "set data.fps=null to use the stride, or set only data.fps"
+        )
+    for key, others in NEEDS.items():
+        value = OmegaConf.select(cfg, key)
+        if key in typed and value and not any(OmegaConf.select(cfg, other) for other in others):
+            problems.append(f"{key}={value} has no effect without {' or '.join(others)}")
+    return problems
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -100,8 +131,8 @@ def world_size(cfg: DictConfig) -> int:
         probe: L.Trainer = instantiate(
             {"_target_": "lightning.Trainer", **node}, logger=False, **silent, _convert_="all"
         )
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+    except (MisconfigurationException, InstantiationException) as error:
+        raise UserError(f"trainer: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
     return probe.world_size
 
 
@@ -185,13 +216,15 @@ def uses_fsdp(cfg: DictConfig) -> bool:
     return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
 
-def validate_evaluation(cfg: DictConfig) -> None:
-    """Checks a configuration of eval.py and reports all problems in one message.
+def validate_evaluation(cfg: DictConfig, typed: Collection[str] = ()) -> None:
+    """Checks a configuration of eval.py and reports all problems in one message; see `validate`.
 
     Raises:
         UserError: The configuration is invalid. The message has one line per problem.
     """
-    refuse([*evaluation_key_problems(cfg), *machine_problems(cfg)])
+    problems = evaluation_key_problems(cfg)
+    problems += [f"{key} has no effect in an evaluation" for key in typed if key in ONLY_TRAINING]
+    refuse(problems or machine_problems(cfg))
 
 
 def machine_problems(cfg: DictConfig) -> list[str]:
@@ -204,9 +237,35 @@ def machine_problems(cfg: DictConfig) -> list[str]:
             f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is found (torch {torch.__version__}, {build}; "
             f"CUDA_VISIBLE_DEVICES is {visible}): set trainer=cpu or trainer=default"
         )
+    problems += process_problems(cfg)
     decoder = cfg.data.get("decoder")
     if decoder not in (None, *DECODERS) and "." not in decoder:  # A dotted path is a function of the user's.
         problems.append(f"data.decoder={decoder}: must be one of {', '.join(DECODERS)}")
+    return problems
+
+
+# A scheduler, torchrun or the user sets one of these in each process of a job on several nodes.
+STARTED = ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
+
+
+def process_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message for each wrong number of devices or nodes, and for an unknown strategy."""
+    problems = []
+    devices, nodes, strategy = (cfg.trainer.get(key) for key in ("devices", "num_nodes", "strategy"))
+    gpus = torch.cuda.device_count() if cfg.trainer.accelerator != "cpu" else 0
+    if devices == 0 or (not gpus and (devices == -1 or OmegaConf.is_list(devices))):
+        on = "" if gpus else "; on a CPU it is a number of processes"
+        problems.append(f"trainer.devices={devices}: must be 1 or more, or auto{on}")
+    elif gpus and isinstance(devices, int) and devices > gpus:
+        problems.append(f"trainer.devices={devices}: {plural(gpus, 'GPU')} found on this machine")
+    if isinstance(nodes, int) and nodes > 1 and not any(name in os.environ for name in STARTED):
+        problems.append(
+            f"trainer.num_nodes={nodes}: this process would wait for others forever; start one on each node with "
+            "srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
+    known = ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(strategy, str) and strategy not in known:
+        problems.append(f"trainer.strategy={strategy}: must be one of {', '.join(known)}")
     return problems
 
 

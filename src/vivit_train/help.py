@@ -22,6 +22,7 @@ EXAMPLES = {
             "python eval.py ckpt_path=FILE data=csv data.root=DIR data.val=test.csv",
             "other videos, the same classes",
         ),
+        ("python eval.py ckpt_path=SOURCE data=kinetics400 data.root=DIR eval.views=4x3", "weights of others"),
     ),
 }
 SHOWN_ELSEWHERE = ("hydra.", "defaults")

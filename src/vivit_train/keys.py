@@ -46,6 +46,8 @@ TYPES: dict[str, Any] = {
     "init.mean": RGB | None,
     "init.std": RGB | None,
     "eval.views": str,
+    "eval.report": bool,
+    "eval.hardest_first": bool,
     "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "trainer.devices": int | Literal["auto"] | list[int],
     "trainer.strategy": str,

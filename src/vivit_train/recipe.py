@@ -95,6 +95,11 @@ def read_recipe() -> Recipe | None:
     return Recipe(name, kept, typed_keys(hydra.overrides.task))
 
 
+def typed_in_job() -> frozenset[str]:
+    """Returns the keys that the command line of this Hydra job sets; none without Hydra."""
+    return typed_keys(HydraConfig.get().overrides.task) if HydraConfig.initialized() else frozenset()
+
+
 def data_defaults(name: str) -> tuple[str, DictConfig]:
     """Returns the option of `data=` in an evaluation, and the `data` node that train.py has for it by its recipe.
 

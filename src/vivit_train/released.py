@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from vivit_train.data.annotations.files import NoClassesError
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import LARGE
 from vivit_train.data.video import urls
@@ -61,11 +62,13 @@ class Names:
         classes: The class names by head. A single head has the name "".
         multi_label: Whether a video may have any number of classes.
         listed_in: Where the names are from.
+        label_advice: What to do if labels are none of these names.
     """
 
     classes: dict[str, list[str]]
     multi_label: bool
     listed_in: str
+    label_advice: str = ""
 
 
 def read_evaluated(cfg: DictConfig) -> Evaluated:
@@ -165,12 +168,9 @@ def read_released(source: Source, cfg: DictConfig) -> Evaluated:
         "mean, std": f"{list(mean)}, {list(std)} ({normalized_in})",
         **clip,
     }
-    advice = (
-        f"The classes are those of {name}. If it spells them otherwise, list them as {where} does, one per line "
-        "in the order of its logits, and set data.reader.classes=FILE."
-    )
     metadata = Metadata(config, names.classes, list(mean), list(std), names.multi_label)
-    return Evaluated(name, metadata, weights_of(whole.net, names.classes, cfg.init.heads, name), protocol, advice)
+    weights = weights_of(whole.net, names.classes, cfg.init.heads, name)
+    return Evaluated(name, metadata, weights, protocol, names.label_advice)
 
 
 def weights_of(
@@ -205,7 +205,15 @@ def class_names(cfg: DictConfig, whole: WholeModel, source: str, where: str) -> 
     """
     listed = cfg.data.reader.get("classes")
     if whole.classes is not None and listed is None:
-        return Names({"": whole.classes}, bool(whole.multi_label), whole.stated_in["classes"])
+        advice = f"The classes are those of {source}: "
+        if "classes" in cfg.data.reader:
+            advice += (
+                f"if {where} spells them otherwise, list its spelling, one per line in the order of the logits, "
+            )
+            advice += "and set data.reader.classes=FILE."
+        else:
+            advice += "use its names in the annotations."
+        return Names({"": whole.classes}, bool(whole.multi_label), whole.stated_in["classes"], advice)
     rows = whole.net.head.out_features
     splits = own_splits(cfg, f"{source} names no classes, so its {rows} logits are in the order of {where}")
     classes = {head: list(names) for head, names in splits.classes.items()}
@@ -231,11 +239,12 @@ def own_splits(cfg: DictConfig, why: str) -> Splits:
     with urls.private_urls(bool(cfg.data.allow_private_urls)):
         try:  # Published data has its class names in a file of its own; the training videos need not be there.
             return reader(cfg.data.root, train=None, **lists)
-        except UserError:
+        except UserError as alone:
             try:
                 return reader(cfg.data.root, train=cfg.data.train, **lists)
             except UserError as error:
-                raise UserError(f"{error}\n{why}; data.reader.classes=FILE lists them instead") from None
+                shown_error = error if isinstance(alone, NoClassesError) else alone
+                raise UserError(f"{shown_error}\n{why}; data.reader.classes=FILE lists them instead") from None
 
 
 def clip_settings(
@@ -259,8 +268,8 @@ def clip_settings(
             f"data.crop={values['crop']} is larger than data.short_side={values['short_side']}: set "
             f"data.short_side to what {source} was trained with"
         )
-    if values["fps"]:
-        node["stride"] = 1  # It may be "auto", and `fps` replaces it.
+    if node["stride"] == "auto":
+        node["stride"] = 1  # `fps` or the command line replaces it.
     hidden = {"stride" if values["fps"] else "fps"}
     return {
         key: f"{values[key]} ({'command line' if key in typed else whole.stated_in.get(key, where)})"

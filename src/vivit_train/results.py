@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from vivit_train import run
 from vivit_train.composition import compose
 from vivit_train.utils.errors import UserError
 
-NUMBERS = ("logit", "probability", "margin")  # Columns whose names start like this hold numbers.
+NUMBERS = re.compile(r"logit:.*|([^:]*_)?(probability|margin)", re.DOTALL)  # the names of columns with numbers
 
 
 class Rows(list[dict[str, Any]]):
@@ -44,7 +45,7 @@ def value_of(column: str, text: str) -> str | float | bool | None:
     """Returns the value of a cell of predictions.csv."""
     if column == "failed":
         return text == "1"
-    if column.startswith(NUMBERS):
+    if NUMBERS.fullmatch(column):
         return float(text) if text else None
     return text
 

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.build import build_data, build_module, build_trainer, init_weights, precision, resolve_clip
@@ -20,7 +19,7 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.tuning import set_trained
-from vivit_train.recipe import Recipe, read_recipe, without_foreign_arguments
+from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
 from vivit_train.released import read_evaluated
 from vivit_train.stored_data import check_splits, evaluation_data, for_clip
 from vivit_train.training.callbacks import planned_steps
@@ -35,9 +34,15 @@ from vivit_train.training.checkpoint import (
 )
 from vivit_train.training.estimate import duration, estimate_seconds, faster
 from vivit_train.training.evaluation import score_task
-from vivit_train.training.failures import missing_checkpoint, translate_compile_errors, translate_out_of_memory
+from vivit_train.training.failures import (
+    missing_checkpoint,
+    translate_compile_errors,
+    translate_lightning_errors,
+    translate_out_of_memory,
+)
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.resume import translate_resume_errors
+from vivit_train.utils.arguments import conforms
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
@@ -53,8 +58,8 @@ def train(cfg: DictConfig, folder: RunFolder | None = None) -> float:
     """Trains a model as conf/train.yaml describes, evaluates the best checkpoint, and returns its val/score.
 
     Writes these files to `cfg.run_dir`: recipe_differences.txt, checkpoints/{best,last}.ckpt, metrics.csv,
-    curves.png, contact_sheet.png, metrics.json, predictions.csv, confusion.png (for multi-label data,
-    average_precision.png), and, if there are bad videos, bad_videos.csv.
+    curves.png, contact_sheet.png, metrics.json, predictions.csv, report.html, confusion.png (for multi-label
+    data, average_precision.png), and, if there are bad videos, bad_videos.csv.
 
     Args:
         cfg: The configuration.
@@ -125,10 +130,9 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     log.info(plan(cfg, task, data, trainer))
     folder.begin()
     try:
-        fit(trainer, task, data, resumed.ckpt_path if resumed else None)
-        score_best(run_dir, metadata, data, trainer)
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+        with translate_lightning_errors():
+            fit(trainer, task, data, resumed.ckpt_path if resumed else None)
+            score_best(cfg, metadata, data, trainer)
     finally:
         if "wandb" in sys.modules:  # A retry with a smaller micro-batch is a new wandb run.
             sys.modules["wandb"].finish()
@@ -141,9 +145,11 @@ def best_score(run_dir: Path) -> float:
     file = run_dir / "checkpoints/best.ckpt"
     if not file.is_file():
         return float("nan")
-    states = read_checkpoint(file, mmap=True).get("callbacks", {})
-    scores = [state["best_model_score"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
-    return float(scores[0]) if scores and scores[0] is not None else float("nan")
+    states: Any = read_checkpoint(file, mmap=True).get("callbacks")
+    states = states if conforms(states, dict[str, Any]) else {}
+    kept = next((state for name, state in states.items() if name.startswith("ModelCheckpoint")), None)
+    score = kept.get("best_model_score") if isinstance(kept, dict) else None
+    return float(score) if isinstance(score, torch.Tensor) and score.numel() == 1 else float("nan")
 
 
 def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_path: str | None) -> None:
@@ -163,7 +169,7 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         )
 
 
-def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
     """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
 
     Raises:
@@ -171,7 +177,7 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     """
     kept = kept_checkpoint(trainer)
     # There is no best checkpoint without validation or with callbacks.checkpoint=null.
-    best = (kept and kept.best_model_path) or f"{run_dir}/checkpoints/last.ckpt"
+    best = (kept and kept.best_model_path) or f"{cfg.run_dir}/checkpoints/last.ckpt"
     best = trainer.strategy.broadcast(best)  # Rank 0 wrote it.
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
@@ -179,7 +185,9 @@ def score_best(run_dir: Path, metadata: Metadata, data: VideoDataModule, trainer
     net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(task, best, data, trainer, run_dir)
+    score_task(
+        task, best, data, trainer, Path(cfg.run_dir), report=cfg.eval.report, hardest_first=cfg.eval.hardest_first
+    )
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -191,9 +199,8 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     """Evaluates a checkpoint, or the weights of others, as conf/eval.yaml describes.
 
     Model, labels, and preprocessing come from the checkpoint; what the weights of others do not state comes from
-    the data. Writes metrics.json, predictions.csv, and
-    confusion.png (for multi-label data, average_precision.png) to `cfg.run_dir`, and returns the contents of
-    metrics.json.
+    the data. Writes metrics.json, predictions.csv, report.html, and confusion.png (for multi-label data,
+    average_precision.png) to `cfg.run_dir`, and returns the contents of metrics.json.
 
     Args:
         cfg: The configuration.
@@ -207,7 +214,7 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     if folder is None:
         with RunFolder(cfg.run_dir, cfg) as checked:
             return evaluate(cfg, checked)
-    validate_evaluation(cfg)
+    validate_evaluation(cfg, typed_in_job())
     evaluated = read_evaluated(cfg)
     cfg = with_values(cfg, ckpt_path=evaluated.path)
     metadata, weights = evaluated.metadata, evaluated.weights
@@ -227,7 +234,16 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
     trainer, out = build_trainer(cfg), Path(cfg.run_dir)
     folder.begin()
-    return score_task(task, cfg.ckpt_path, data, trainer, out, evaluated.protocol)
+    return score_task(
+        task,
+        cfg.ckpt_path,
+        data,
+        trainer,
+        out,
+        evaluated.protocol,
+        report=cfg.eval.report,
+        hardest_first=cfg.eval.hardest_first,
+    )
 
 
 def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:

@@ -7,11 +7,12 @@ keys. The ranges are `RANGES` and, by the name of the argument, `LIMITS`.
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pkgutil import resolve_name
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +20,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.keys import TYPES, hints_of
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.recipe import PARTS
-from vivit_train.utils.arguments import LIMITS, conforms, wording
+from vivit_train.utils.arguments import LIMITS, conforms, own_parameters, signature, wording
 from vivit_train.utils.errors import reason
 from vivit_train.utils.moved_keys import unknown
 
@@ -43,11 +44,12 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "plugins": "this is not supported",
     },
 }
+VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 COUNT = (1, 2**40)
 RANGES: dict[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
-    "ema_decay": (0, 1),
+    "ema_decay": (0, 0.999999),
     "layer_decay": (0.01, 1),
     "patience": (1, 1e6),
     "loss.gamma": (0, 100),
@@ -62,6 +64,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "init.mean": (0, 1),
     "init.std": (1e-4, 1),
     "trainer.num_nodes": COUNT,
+    "trainer.devices": (-1, 2**20),
+    "trainer.val_check_interval": (0, 2**40),
     "trainer.max_epochs": COUNT,
     "trainer.max_steps": (-1, 2**40),
     "trainer.gradient_clip_val": (0, 1e12),
@@ -73,9 +77,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "trainer.log_every_n_steps": COUNT,
     "callbacks.last.minutes": (0, 1e6),
 }
+DURATION = r"\d+:\d\d:\d\d:\d\d"
 # Texts of a fixed form: a regular expression and the form in words.
 FORMS = {
-    "trainer.max_time": (r"\d+:\d\d:\d\d:\d\d", "days:hours:minutes:seconds, such as 00:12:00:00"),
+    "trainer.max_time": (DURATION, "days:hours:minutes:seconds, such as 00:12:00:00"),
+    "trainer.val_check_interval": (DURATION, "a number, or days:hours:minutes:seconds, such as 00:00:30:00"),
+    "trainer.gradient_clip_algorithm": ("norm|value", "norm or value"),
+    "trainer.profiler": ("simple|advanced|pytorch", "simple, advanced or pytorch"),
     "eval.views": (r"[1-9]\d*x[13]", "temporal clips x spatial crops (1 or 3), such as 4x3"),
     "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
 }
@@ -89,6 +97,8 @@ EVALUATION: dict[str, Any] = {
     "eval.views": str,
     "eval.split": Literal["train", "val", "test"] | None,
     "eval.order": Literal["forward", "reversed", "shuffled"],
+    "eval.report": bool,
+    "eval.hardest_first": bool,
     **{key: TYPES[key] for key in ("init.frames", "init.heads", "init.mean", "init.std")},
 }
 # These are keys of model=NAME that an evaluation does not use.
@@ -98,6 +108,29 @@ UNUSED = {
     "_target_": "the checkpoint names the class of its model; trusted=[PACKAGE] allows one of your own",
     **dict.fromkeys(("drop_path", "checkpoint_activations", "compile"), "an evaluation does not use it"),
 }
+# A run reads these itself, so they may not be left out with ~KEY.
+NEEDED = (
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision", "trainer.max_epochs"),
+    *("trainer.max_steps", "trainer.enable_progress_bar", "data.name", "data.root", "data.reader", "data.train"),
+    *("data.val", "data.test", "data.frames", "data.stride", "data.short_side", "data.crop", "model.tubelet"),
+    *("data.allow_private_urls", "data.augment_on", "model.size", "model.sampled_frames"),
+    *("model.model", "model.frames", "model.image_size"),
+    *(key for key in TYPES if key.startswith(("init.", "eval."))),
+)
+NEEDED_IN_EVALUATION = (
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision"),
+    *("trainer.enable_progress_bar", "data.allow_private_urls"),
+    *(key for key in EVALUATION if key.startswith("eval.")),
+)
+# An evaluation does not train.
+ONLY_TRAINING = (
+    *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "gradient_clip_val")),
+    *(f"trainer.{name}" for name in ("check_val_every_n_epoch", "limit_train_batches", "limit_val_batches")),
+    *(f"trainer.{name}" for name in ("num_sanity_val_steps", "log_every_n_steps")),
+    *(f"data.{name}" for name in ("flip", "scale_jitter", "color_jitter", "strong_color", "randaugment")),
+    *(f"data.{name}" for name in ("randaugment_kind", "random_erasing", "mirror_labels", "balance")),
+    *(f"data.{name}" for name in ("limit_per_class", "clips_per_video", "augment_on", "changed")),
+)
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 
 
@@ -107,6 +140,7 @@ def key_problems(cfg: DictConfig) -> list[str]:
     foreign = [key for key in map(str, cfg) if key not in known]
     problems = [unknown(name, known) for key in foreign for name in leaf_names(key, cfg[key])]
     problems += [f"{name}: is missing" for name in known if name not in cfg and name not in OPTIONAL]
+    problems += [f"{key}: is missing" for key in NEEDED if is_left_out(cfg, key)]
     for name in cfg:
         if name not in known:
             continue
@@ -117,7 +151,7 @@ def key_problems(cfg: DictConfig) -> list[str]:
             continue
         if name == "callbacks" and isinstance(node, DictConfig):
             for callback in map(str, node):
-                problems += node_problems(f"callbacks.{callback}", node[callback]) if node[callback] else []
+                problems += callback_problems(f"callbacks.{callback}", node[callback])
         elif name in ("init", "eval"):
             problems += plain_node_problems(name, node, TYPES)
         elif name in NODES:
@@ -127,13 +161,41 @@ def key_problems(cfg: DictConfig) -> list[str]:
     return problems
 
 
+def is_left_out(cfg: DictConfig, key: str) -> bool:
+    """Returns whether a node of a known class lacks a key. A class of the user's own may have other keys."""
+    name, _, argument = key.partition(".")
+    node = cfg.get(name)
+    if not isinstance(node, DictConfig) or argument in node:
+        return False
+    return str(node.get("_target_", "vivit_train.")).startswith(("vivit_train.", "lightning."))
+
+
+def callback_problems(name: str, node: Any) -> list[str]:
+    """Returns the problems of a node of callbacks; null leaves out a callback."""
+    if node is None:
+        return []
+    problems = node_problems(name, node)
+    if problems:
+        return problems
+    target = resolve_name(node._target_)
+    if inspect.isclass(target) and not issubclass(target, Callback):
+        return [f"{name}._target_={node._target_}: is no callback of Lightning"]
+    needed = [n for n, p in signature(target).items() if p.default is p.empty and p.kind not in VARIABLE]
+    return [f"{name}.{n}: is missing; {node._target_} needs it" for n in needed if n not in node]
+
+
 def evaluation_key_problems(cfg: DictConfig) -> list[str]:
     """Returns the same for a configuration of eval.py, in which null means as in the checkpoint."""
     known = [*(name for name in EVALUATION if "." not in name), "eval", "init", "model", "data", "trainer"]
     problems = [unknown(key, known) for key in map(str, cfg) if key not in known]
+    absent = [name for name in known if name not in cfg or OmegaConf.is_missing(cfg, name)]
+    absent += [key for key in NEEDED_IN_EVALUATION if is_left_out(cfg, key)]
+    problems += [f"{key}: is missing" for key in absent]
     for name in cfg:
-        if name in EVALUATION:
+        if name in EVALUATION and name not in absent:
             problems += value_problems(str(name), cfg[name], EVALUATION[str(name)])
+    if {"eval", "data", "trainer"} & {*absent}:
+        return problems
     problems += plain_node_problems("eval", cfg.eval, EVALUATION)
     problems += plain_node_problems("init", cfg.init, EVALUATION)
     if (cfg.init.mean is None) != (cfg.init.std is None):
@@ -207,8 +269,10 @@ def argument_problems(
     if isinstance(value, DictConfig) and "_target_" in value:
         return node_problems(path, value)
     hint = TYPES.get(path, hints.get(key, inspect.Parameter.empty))
-    if name == "model" and value is None:  # Null is the default of the size.
+    if name == "model" and value is None and key not in ("model", "size", "tubelet"):  # the default of the size
         return []
+    if get_origin(hint) is Callable:
+        return [f"{path}={written(value)}: must be a group of keys with a _target_"]
     return value_problems(path, value, hint)
 
 
@@ -229,22 +293,39 @@ def value_problems(path: str, value: Any, hint: Any) -> list[str]:
     if plain == "auto" and path in AUTOMATIC:
         return []
     if hint is not inspect.Parameter.empty and is_checkable(hint) and not conforms(plain, hint):
-        return [f"{path}={plain}: must be {wording(hint)}"]
+        return [f"{path}={written(plain)}: must be {wording(hint)}"]
     form, words = FORMS.get(path, ("", ""))
     if form and isinstance(plain, str) and not re.fullmatch(form, plain):
-        return [f"{path}={plain}: must be {words}"]
+        return [f"{path}={written(plain)}: must be {words}"]
+    if plain == "" and (path in TYPES or path.startswith("data.")):
+        return [f"{path}={written(plain)}: must not be empty"]
     by_name = {} if path.startswith("callbacks.") else LIMITS
     low, high = RANGES.get(path) or by_name.get(path.rpartition(".")[2], (-math.inf, math.inf))
     numbers = plain if isinstance(plain, list) else [plain]
     if all(low <= n <= high for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)):
         return []
-    return [f"{path}={plain}: must be between {low:,} and {high:,}"]
+    low, high = (int(limit) if limit == int(limit) else limit for limit in (low, high))
+    return [f"{path}={written(plain)}: must be between {low:,} and {high:,}"]
+
+
+def written(value: Any) -> str:
+    """Returns a value as it is written on the command line, with quotes around text that looks like a number."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
+    if not isinstance(value, str):
+        return str(value)
+    looks_otherwise = value in ("", "true", "false", "null") or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value)
+    return repr(value) if looks_otherwise else value
 
 
 def takes_any_argument(function: Any) -> bool:
     """Returns whether a function or class accepts arguments of any name."""
     if getattr(function, "__name__", "") == "from_size":
-        function = function.__self__
+        return any(p.kind is p.VAR_KEYWORD for p in own_parameters(function.__self__).values())
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 

@@ -17,15 +17,17 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vivit_train.data.annotations.files import read_classes
 from vivit_train.data.annotations.table import ClipTable, Splits, StrPath
+from vivit_train.data.clip_size import LARGE
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import ClipBatch, EvalProtocol
 from vivit_train.data.watchdog import LoaderDiedError
-from vivit_train.models.weights.files import hub_folder, read_json_object, short_side_of, video_statistics
-from vivit_train.models.weights.huggingface import load_huggingface, named_classes
+from vivit_train.models.weights.source import Source
+from vivit_train.models.weights.whole import Hints, read_whole
 from vivit_train.predictions import Prediction, best_labels
 from vivit_train.stored_data import stored_data
 from vivit_train.training.checkpoint import load_checkpoint, restore_net
@@ -85,7 +87,7 @@ class VideoModel:
 
         Raises:
             VideoError: The one video cannot be read. In a list, such a video has an `error` and no labels.
-            UserError: The views are invalid, or the model has no classes.
+            UserError: The views are invalid.
         """
         listed = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
         found = list(self.stream(clip_table(listed), views=views, top=top, **loading))
@@ -106,10 +108,8 @@ class VideoModel:
             loading: Further arguments of `batches`.
 
         Raises:
-            UserError: The views are invalid, the model has no classes, or a loader process dies.
+            UserError: The views are invalid, or a loader process dies between two videos.
         """
-        if not sum(self.task.heads.values()):
-            raise UserError("the model has no classifier, so it predicts nothing: use embed")
         best = partial(best_labels, classes=self.classes, multi_label=self.multi_label, top=top)
         for batch in self.batches(clips, views=views, **loading):
             errors = {row: why for row, _, why in batch["errors"]}
@@ -187,21 +187,12 @@ class VideoModel:
         Raises:
             UserError: The views are invalid, or a loader process dies.
         """
-        given: dict[str, Any] = {} if batch_size is None else {"micro_batch_size": batch_size}
+        given: dict[str, Any] = {"views": views, "allow_private_urls": allow_private_urls}
+        given |= {} if batch_size is None else {"micro_batch_size": batch_size}
         given["num_workers"] = min(usable_cores(), len(clips)) if num_workers == "auto" else num_workers
-        protocol = EvalProtocol("val", parse_views(views))
-        splits = Splits({}, clips, clips, None, "videos")
         done, refused = 0, dict[str, str]()
         while len(clips):
-            data = self.build_data(
-                name="videos",
-                root=".",
-                reader=no_annotations,
-                splits=splits,
-                protocol=protocol,
-                allow_private_urls=allow_private_urls,
-                **given,
-            )
+            data = self.data_for(clips, **given)
             data.video_reader = replace(data.video_reader, refused=refused)
             loader = data.test_dataloader()
             del loader.batch_sampler[:done]  # type: ignore[union-attr] # a list
@@ -215,6 +206,34 @@ class VideoModel:
                 if not set(error.videos) - refused.keys():
                     raise
                 refused |= dict.fromkeys(error.videos, error.why)
+
+    def data_for(self, clips: ClipTable, *, views: str, **settings: Any) -> VideoDataModule:
+        """Returns a data module of clips, with the preprocessing of the model.
+
+        Args:
+            clips: The clips, from `clip_table`.
+            views: See `predict`.
+            settings: Further arguments of `VideoDataModule`.
+
+        Raises:
+            UserError: The views are invalid.
+        """
+        return self.build_data(
+            name="videos",
+            root=".",
+            reader=no_annotations,
+            splits=Splits({}, clips, clips, None, "videos"),
+            protocol=EvalProtocol("val", parse_views(views)),
+            **settings,
+        )
+
+    def shares(self, views_BVTCHW: Tensor) -> NDArray[np.float64]:
+        """Returns the probabilities of clips from their views, [B, K]; those of several heads are concatenated."""
+        logits_BK = self.mean_over_views(self.task.logits, views_BVTCHW).double()
+        if self.multi_label:
+            return logits_BK.sigmoid().numpy()
+        parts = logits_BK.split(list(self.task.heads.values()), dim=1)
+        return torch.cat([part.softmax(1) for part in parts], dim=1).numpy()
 
     def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns the mean over the views of a function of normalized clips, float32 [B, ...] on the CPU."""
@@ -234,8 +253,8 @@ def load(
     """Returns the model of a checkpoint, ready to predict. Nothing in its files is executed.
 
     Args:
-        source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; or a folder
-            with a ViViT of Hugging Face, or "hf://user/name" for one on the Hub.
+        source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; a folder
+            with a ViViT of Hugging Face, or "hf://user/name" for one on the Hub; or a checkpoint of the authors.
         labels: The class names in the order of the logits, or a file with one name per line, for weights that come
             without names.
         device: "cpu", "cuda", or "auto", which is a GPU if there is one.
@@ -245,8 +264,9 @@ def load(
         UserError: The source does not exist or cannot be read, or does not fit `labels`.
     """
     name = os.fspath(source)
-    if name.startswith(HUB) or os.path.isfile(os.path.join(name, "config.json")):
-        return from_huggingface(name, labels, device)
+    others = Source(name.removeprefix(HUB))
+    if name.startswith(HUB) or (os.path.exists(name) and (others.is_flax or others.config is not None)):
+        return from_others(others, labels, device)
     path = best_checkpoint(Path(name))
     metadata, weights = load_checkpoint(path)
     net = restore_net(metadata, weights, path, trusted)
@@ -255,29 +275,32 @@ def load(
     return VideoModel(task, partial(stored_data, metadata, path, trusted), device)
 
 
-def from_huggingface(name: str, labels: StrPath | Sequence[str] | None, device: str) -> VideoModel:
-    """Returns the model of a Hugging Face folder. Its clips have the authors' stride, which no file states."""
-    folder = hub_folder(name.removeprefix(HUB))
-    net = load_huggingface(folder)
-    stated = named_classes(read_json_object(folder / "config.json"), name)
-    if stated is None and labels is None and net.head.out_features:
-        raise UserError(f"{name} names no classes: pass their names as labels, in the order of the logits")
-    classes = {"": stated} if stated else {"": [f"class {k}" for k in range(net.head.out_features)]}
-    mean, std = video_statistics(folder)
-    _, frames, height, width = net.input_shape
-    if height != width:
-        raise UserError(f"{name} takes frames of {width}x{height} pixels, but only squares are supported")
-    size: dict[str, Any] = {"frames": frames, "crop": height, "short_side": short_side_of(folder, height)}
-    task = VideoClassifier(net, renamed(classes, labels, name), mean, std)
-    return VideoModel(task, partial(VideoDataModule, **size), device)
+def from_others(source: Source, labels: StrPath | Sequence[str] | None, device: str) -> VideoModel:
+    """Returns the model of a Hugging Face folder or of a checkpoint of the authors.
+
+    Their clips have the authors' stride of 2, which no file states.
+
+    Raises:
+        UserError: The source cannot be read, or there are no names for its classes.
+    """
+    whole = read_whole(source, Hints(None, "space_time", None, LARGE.frames, LARGE.crop))
+    if whole.classes is None and labels is None:
+        raise UserError(f"{source.name} names no classes: pass their names as labels, in the order of the logits")
+    logits = [f"class {k}" for k in range(whole.net.head.out_features)]
+    classes = renamed({"": whole.classes or logits}, labels, source.name)
+    clip = {"short_side": round(whole.clip["crop"] * LARGE.short_side / LARGE.crop)} | dict(whole.clip)
+    task = VideoClassifier(whole.net, classes, *whole.statistics, multi_label=bool(whole.multi_label))
+    return VideoModel(task, partial(VideoDataModule, **clip), device)
 
 
 def best_checkpoint(path: Path) -> Path:
     """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
 
     Raises:
-        UserError: The folder has neither a best.ckpt nor a model of Hugging Face.
+        UserError: It does not exist, or the folder has neither a best.ckpt nor a model of Hugging Face.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; a model on the Hugging Face Hub is hf://user/name")
     if not path.is_dir():
         return path
     for file in (path / "checkpoints/best.ckpt", path / "best.ckpt"):

@@ -257,6 +257,19 @@ def test_a_video_of_cvat_that_is_missing(two_videos: Path) -> None:
     assert has(text, "too many missing videos", "0 of 3 segments have their video", "c.mp4")
 
 
+def test_a_table_or_an_archive_is_no_export(tmp_path: Path) -> None:
+    for name in ("export.csv", "export.zip"):
+        write(tmp_path / name, "choice,video")
+        text = error(lambda name=name: read_labelstudio(tmp_path, train=name))  # type: ignore[misc]
+        assert has(text, f"data=labelstudio reads no {Path(name).suffix} files", "data=csv")
+
+
+def test_frames_beyond_the_end_of_a_video_are_an_error(two_videos: Path) -> None:
+    """The tool has counted at another frame rate."""
+    tasks = [task(i, f"{name}.mp4", timeline(label, 1, 90)) for i, (name, label) in enumerate(("ax", "by"))]
+    assert has(error(lambda: studio(two_videos, tasks)), "which has 48 frames", "data.reader.fps")
+
+
 @pytest.mark.parametrize("read", [read_labelstudio, read_cvat])
 def test_a_checkpoint_can_name_the_readers(read: Callable[..., Splits]) -> None:
     names = [name for name, where in TARGETS.items() if where == f"{read.__module__}:{read.__name__}"]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable
@@ -64,7 +65,10 @@ def test_without_a_validation_folder_a_part_of_train_validates(tmp_path: Path, t
     assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 20)
     assert all(clip.startswith(f"{train}/") for clip in (*splits.train.ids, *splits.val.ids))
     assert not set(splits.train.ids) & set(splits.val.ids)
-    assert has(splits.summary(), "no validation folder: 20% of train held out by class, seed 0")
+    assert has(
+        splits.summary(),
+        "no validation folder: 20% of train held out by class (0 groups of look-alikes found), seed 0",
+    )
 
 
 @pytest.mark.parametrize("form", ["{person}_{i:02d}", "{person}{i}", "v_Run_g{n:02d}_c{i:02d}", "{person}/{i}"])
@@ -79,7 +83,23 @@ def test_clips_of_one_source_stay_together(tmp_path: Path, form: str) -> None:
     for label in ("run", "walk"):
         held = sorted(clip.removeprefix(f"train/{label}/") for clip in splits.val.ids if f"/{label}/" in clip)
         assert held in [sorted(f"{name}.mp4" for name in names[n : n + 4]) for n in range(0, 20, 4)]
-    assert has(splits.summary(), "held out by class and, as file names tell it, by source")
+    assert has(splits.summary(), "held out by class and, as file names and look-alikes tell it, by source")
+
+
+@pytest.mark.slow
+def test_look_alikes_stay_together(tmp_path: Path, videos: Path) -> None:
+    """Two copies of each video, whose names tell nothing; in the other class, all videos are the same."""
+    for n, kind in enumerate(sorted((videos / "train").iterdir())):
+        for split, name in (("train", f"{'abcdefgh'[n]}q"), ("train", f"z{'hgfedcba'[n]}"), ("test", "t")):
+            for label, source in (("run", kind / "0000.mp4"), ("same", videos / "train/recede/0001.mp4")):
+                (tmp_path / split / label).mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, tmp_path / split / label / f"{name}.mp4")
+    splits = read_folder(tmp_path)
+    held = {clip.rpartition("/")[2][:-4] for clip in splits.val.ids if "/run/" in clip}
+    assert len(held) in (2, 4)
+    for one, other in zip("abcdefgh", "hgfedcba", strict=True):
+        assert (f"{one}q" in held) == (f"z{other}" in held)
+    assert has(splits.summary(), "as file names and look-alikes tell it, by source", "in val looks like")
 
 
 def test_val_may_be_the_test_folder_and_test_may_be_none(tmp_path: Path) -> None:
@@ -170,6 +190,16 @@ def test_prepare_reports_a_folder_that_may_not_be_read(tmp_path: Path, monkeypat
     forbid(tmp_path / "in/train/walk", monkeypatch)
     text = error(lambda: plan(tmp_path / "in", tmp_path / "out", None, (0, 1)))  # type: ignore[arg-type, return-value]
     assert has(text, f"{tmp_path}/in/train/walk: Permission denied")
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    tree(tmp_path, "trainval", "test", clips=5)
+    touch(tmp_path, "trainval/__MACOSX/run/._0.mp4", "trainval/more.zip")
+    splits = read_folder(tmp_path)
+    assert splits.classes[""] == ("run", "walk")
+    assert has(splits.summary(), "not read, unpack them first: more.zip")
+    (tmp_path / "trainval/jump").symlink_to("/nowhere")
+    assert has(error(lambda: read_folder(tmp_path)), "links that lead nowhere", "trainval/jump")
 
 
 def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -81,6 +81,31 @@ def test_numbers_that_may_be_the_label(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "parts"),
+    [
+        (
+            ["path,start,end,label", "clips/a.mp4,0,2,run", "clips/b.mp4,1,3,walk"],
+            ["the column 'end' ends a part"],
+        ),
+        (["clips/a.mp4 0 30 run", "clips/b.mp4 15 60 walk"], ["which column is the label?"]),
+        (["clips/a.mp4,0,30,run", "clips/b.mp4,15,60,walk"], ["which column is the label?"]),
+        (
+            ["path,label,split", "clips/a.mp4,run,train", "clips/b.mp4,walk,val"],
+            ["the column 'split' has train, val", "data.val="],
+        ),
+        (['{"path": "clips/a.mp4", "label": "run"}'], ["looks like JSON", "data=labelstudio"]),
+        (["clips/a run", "clips/b walk"], ["or by an extension", "(there is 'a.mp4')"]),
+    ],
+)
+def test_what_a_list_cannot_say_is_refused(tmp_path: Path, lines: list[str], parts: list[str]) -> None:
+    assert has(error(lambda: read(tmp_path, *lines)), *parts)
+
+
+def test_a_missing_label_of_pandas_is_pointed_out(tmp_path: Path) -> None:
+    assert "is nan a class?" in read(tmp_path, "clips/a.mp4,nan", "clips/b.mp4,run").summary()
+
+
 def test_paths_of_windows(tmp_path: Path) -> None:
     splits = read(tmp_path, *(f"{path},{name}".replace("/", "\\") for path, name in NAMES))
     assert rows(splits.train) == EXPECTED

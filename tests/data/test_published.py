@@ -630,3 +630,15 @@ def test_real_hmdb51_classes(shared: Path, tmp_path: Path, monkeypatch: pytest.M
     assert splits.val.paths.tolist() == [f"{tmp_path}/videos/{name}/b;.avi" for name in names]
     assert splits.notices == ()
     assert Counter(splits.train.labels[:, 0].tolist()) == Counter(range(51))
+
+
+def test_a_list_with_all_classes_of_kinetics_needs_no_training_list(clip: Path, tmp_path: Path) -> None:
+    make_tree("kinetics400", tmp_path / "root", [clip])
+    shutil.rmtree(tmp_path / "root/train")
+    (tmp_path / "root/annotations/train.csv").unlink()
+    splits = read("kinetics400", tmp_path / "root", train=None, num_classes=3)
+    assert splits.classes[""] == NAMES["kinetics400"]
+    text = error(lambda: read("kinetics400", tmp_path / "root", train=None))
+    assert has(
+        text, "3 classes, not the published 400", "without data.train, data.reader.classes=<file> must define"
+    )

@@ -1,9 +1,11 @@
 """What an annotation row may lead to: files and servers that are meant, and containers that hold video."""
 
 import os
+import resource
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -166,7 +168,30 @@ LISTS: dict[str, Callable[[Path], str]] = {
 
 @pytest.mark.fault(SECTION)
 @pytest.mark.parametrize("kind", LISTS)
-@pytest.mark.parametrize("ending", ["mp4", "ts"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *("mp4", "mkv"),
+        *(
+            pytest.param(ending, marks=pytest.mark.slow)
+            for ending in (
+                "ts",
+                "webm",
+                "mov",
+                "avi",
+                "gif",
+                "m4v",
+                "ogv",
+                "mxf",
+                "flv",
+                "wmv",
+                "m2ts",
+                "mpg",
+                "rm",
+            )
+        ),
+    ],
+)
 def test_a_list_of_other_files_is_no_video_whatever_it_is_called(
     kind: str, ending: str, tmp_path: Path, happened: Happened
 ) -> None:
@@ -283,3 +308,106 @@ def test_a_picture_of_absurd_size_is_not_decoded(tmp_path: Path, happened: Happe
     with pytest.raises(VideoError, match="damaged") as error:
         probe(tmp_path)
     happened("A picture of 18,000 x 10,000 pixels in 200 kB", error.value)
+
+
+def with_reference(movie: bytes, kind: bytes, body: bytes) -> bytes:
+    """A QuickTime movie whose media lie in another file: another entry in `dref`, and the sizes of its parents."""
+    at = movie.index(b"dref") - 4
+    entry = struct.pack(">I4sI", 12 + len(body), kind, 0) + body
+    box = struct.pack(">I4sII", 16 + len(entry), b"dref", 0, 1) + entry
+    old = int.from_bytes(movie[at : at + 4])
+    data = bytearray(movie[:at] + box + movie[at + old :])
+    for parent in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        size = data.rindex(parent, 0, at) - 4
+        data[size : size + 4] = (int.from_bytes(data[size : size + 4]) + len(box) - old).to_bytes(4)
+    return bytes(data)
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize("kind", ["url ", "urn ", "alis"])
+def test_a_movie_that_refers_to_another_file_reads_its_own(kind: str, tmp_path: Path, happened: Happened) -> None:
+    """Were it read, the frames would be those of the other file, at the same offsets: black ones."""
+    encode(tmp_path / "a.mov", frames=6)
+    secret = tmp_path / "secret.mov"
+    secret.write_bytes(bytes((tmp_path / "a.mov").stat().st_size))
+    name = str(secret).encode()
+    alias = bytes(10) + b"volume".ljust(36) + bytes([10]) + b"secret.mov".ljust(103)
+    body = {
+        "url ": b"file://" + name + b"\0",
+        "urn ": b"x\0file://" + name + b"\0",
+        "alis": alias + struct.pack(">HH", 2, len(name)) + name + b"\xff\xff\0\0",
+    }[kind]
+    whole = read_frames(tmp_path / "a.mov", [0, 5])
+    (tmp_path / "b.mov").write_bytes(with_reference((tmp_path / "a.mov").read_bytes(), kind.encode(), body))
+    try:
+        assert np.array_equal(read_frames(tmp_path / "b.mov", [0, 5]), whole)
+        said: object = "the reference is not followed: the frames are those of the file itself"
+    except VideoError as error:
+        said = error
+    happened(f"A .mov whose media are in another file, by an entry {kind!r} of its dref", said)
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize(
+    ("times", "ending"),
+    [
+        ([0, 10**7, 2 * 10**7], "mkv"),
+        ([0, 10**7, 2 * 10**7], "flv"),
+        ([-(10**8), 0, 1], "webm"),
+    ],
+)
+def test_time_stamps_that_lie_months_apart_are_damage(
+    times: list[int], ending: str, tmp_path: Path, happened: Happened
+) -> None:
+    codec = "libvpx-vp9" if ending == "webm" else "libx264"
+    encode(tmp_path / f"a.{ending}", codec=codec, frames=3, times=times)
+    with pytest.raises(VideoError, match=r"claims [\d.,e-]+ frames per second; the header is damaged") as error:
+        probe(tmp_path / f"a.{ending}")
+    happened(f"A .{ending} with frames at {', '.join(f'{time / 30:,.0f}' for time in times)} s", error.value)
+
+
+HEADERS = {  # where a box's number stands behind its name, and what it says
+    "mvhd": (16, 0),
+    "mdhd": (16, 0),
+    "stts": (8, 2**32 - 1),
+    "stsz": (12, 2**32 - 1),
+    "stsc": (8, 2**32 - 1),
+    "ctts": (8, 2**32 - 1),
+    "dref": (8, 2**32 - 1),
+    "tkhd": (80, 2**32 - 1),
+    "avc1": (28, 2**32 - 1),
+}
+ELEMENTS = {  # the name of an element of Matroska, and its value
+    "TimecodeScale": (b"\x2a\xd7\xb1\x83", b"\0\0\0"),
+    "Duration NaN": (b"\x44\x89\x88", struct.pack(">d", float("nan"))),
+    "Duration 1e300": (b"\x44\x89\x88", struct.pack(">d", 1e300)),
+    "PixelWidth": (b"\xb0\x81", b"\0"),
+    "Segment": (b"\x18\x53\x80\x67", b"\x01" + b"\xff" * 7),
+}
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize("name", [*HEADERS, *ELEMENTS])
+def test_absurd_headers_end_in_frames_or_a_message(name: str, tmp_path: Path, happened: Happened) -> None:
+    """No header makes a read long or large: FFmpeg allocates by the size of the file."""
+    file = tmp_path / ("a.mp4" if name in HEADERS else "a.mkv")
+    encode(file, frames=6)
+    data, before = bytearray(file.read_bytes()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if name in HEADERS:
+        shift, number = HEADERS[name]
+        at, value = data.index(name.encode()) + shift, number.to_bytes(4)
+    else:
+        key, value = ELEMENTS[name]
+        at = data.index(key) + len(key)
+    data[at : at + len(value)] = value
+    file.write_bytes(data)
+    began = time.monotonic()
+    try:
+        count = probe(file).num_frames
+        said: object = f"{count} frames, which can be read"
+        assert len(read_frames(file, range(count))) == count <= 6
+    except VideoError as error:
+        said = error
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    happened(f"A {file.suffix} with {name} of {value.hex()}", said)

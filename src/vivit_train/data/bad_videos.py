@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_table
 from vivit_train.utils.text import csv_cell, printable
 
 BadVideo = tuple[str, str]  # the path of the video, and the reason why it cannot be read
@@ -93,5 +94,4 @@ class BadVideoLog:
         """The (split, path) pairs in the file, including those from before the run was resumed."""
         if not self.file.exists():
             return set()
-        with self.file.open(newline="", encoding="utf-8") as file:
-            return {tuple(row[:2]) for row in csv.reader(file)}
+        return {tuple(row[:2]) for row in read_table(self.file)}

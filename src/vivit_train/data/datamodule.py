@@ -27,6 +27,7 @@ from vivit_train.data.transforms import RandAugmentKind, ResizeMode, TrainTransf
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
 from vivit_train.data.watchdog import WorkerStatus, end_workers, explain, start_worker
+from vivit_train.data.windows import WindowDataset, Windows
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import usable_cores
 from vivit_train.utils.text import printable
@@ -176,7 +177,7 @@ class VideoDataModule(L.LightningDataModule):
         return None
 
     def loader(
-        self, dataset: TrainDataset | EvalDataset, *, num_workers: int | None = None, **kwargs: Any
+        self, dataset: TrainDataset | EvalDataset | WindowDataset, *, num_workers: int | None = None, **kwargs: Any
     ) -> DataLoader[ClipBatch]:
         """Returns a data loader whose workers report the video that they are reading.
 
@@ -286,10 +287,10 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"data '{self.name}' has no {split} split")
         return manifest
 
-    def evaluation_dataset(self, manifest: ClipTable, protocol: EvalProtocol) -> EvalDataset:
-        """Returns the data set of the views of the clips in a table, with the settings of this data module."""
+    def evaluation_dataset(self, split: str, protocol: EvalProtocol) -> EvalDataset:
+        """Returns the videos of a split with the views and the order of the protocol."""
         return EvalDataset(
-            manifest,
+            self.manifest_of(split),
             self.sampling,
             short_side=self.short_side,
             crop=self.crop,
@@ -302,7 +303,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
         """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
-        videos = self.evaluation_dataset(self.manifest_of(split), protocol)
+        videos = self.evaluation_dataset(split, protocol)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
         # rows; the row number identifies the repeats.
@@ -311,6 +312,27 @@ class VideoDataModule(L.LightningDataModule):
         # Batches have similar sizes, because a compiled model would recompile for a small last batch.
         batches = np.array_split(np.array(rows) % len(videos), -(-len(rows) // most))
         return self.loader(videos, batch_sampler=[batch.tolist() for batch in batches])
+
+    def window_loader(self, path: str, windows: Windows) -> DataLoader[ClipBatch]:
+        """Returns a data loader of the windows of one video, with the spatial crops of the protocol.
+
+        One loader process reads the video in order.
+
+        Args:
+            path: The path of the video.
+            windows: Its windows, from `place_windows`.
+        """
+        _, crops = self.protocol.views
+        dataset = WindowDataset(
+            path,
+            windows,
+            short_side=self.short_side,
+            crop=self.crop,
+            resize_mode=self.resize_mode,
+            crops=crops,
+            video_reader=self.video_reader,
+        )
+        return self.loader(dataset, num_workers=1, batch_size=max(1, self.micro_batch_size // crops))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the unreadable videos and the position in steps, which is the same for any number of devices."""

@@ -17,7 +17,8 @@ from vivit_train.data.sampler import Key
 from vivit_train.data.sampling import PAD_INDEX, Indices, Sampling
 from vivit_train.data.transforms import ClipParams, ResizeMode, TrainTransform, crop_views, seeded, union_box
 from vivit_train.data.video import urls
-from vivit_train.data.video.decode import BBox, CropFn, read_frames
+from vivit_train.data.video.decode import read_frames
+from vivit_train.data.video.frame_buffer import BBox, CropFn
 from vivit_train.data.video.index import Timeline
 from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline
@@ -37,6 +38,7 @@ class Sample(TypedDict, total=False):
         index: The row in the clip table.
         frame_numbers: Training only. The numbers of the clip's frames, int64 [T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clip's frames in seconds, float64 [T]; NaN for a black frame.
+        box: Training only. The crop box and the flip: top, left, height, width, flipped, int64 [5].
         params: Training only, if the device finishes the augmentation. The transform params that it needs.
         failed: Evaluation only. Whether the video cannot be read, so that its views are black.
         errors: The unreadable videos that were met. A training sample that has given up has no other key.
@@ -47,6 +49,7 @@ class Sample(TypedDict, total=False):
     index: int
     frame_numbers: Tensor
     times_s: Tensor
+    box: Tensor
     params: ClipParams
     failed: bool
     errors: list[BadRow]
@@ -65,6 +68,7 @@ class ClipBatch(TypedDict, total=False):
         index: The rows in the clip table, int64 [B].
         frame_numbers: Training only. The numbers of the clips' frames, int64 [B, T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clips' frames in seconds, float64 [B, T]; NaN for a black frame.
+        box: Training only. The crop boxes and flips, int64 [B, 5].
         failed: Evaluation only. Whether each video cannot be read, bool [B].
         params: The shape of each clip's box, and the transform params that the device needs to finish it.
         errors: The unreadable videos that were met. If a sample has given up, the batch has no other key.
@@ -75,6 +79,7 @@ class ClipBatch(TypedDict, total=False):
     index: Tensor
     frame_numbers: Tensor
     times_s: Tensor
+    box: Tensor
     failed: Tensor
     params: list[tuple[torch.Size, ClipParams]]
     errors: list[BadRow]
@@ -230,8 +235,7 @@ class TrainDataset(Dataset[Sample]):
             times = timeline(path, self.video_reader.index_db)
             first, num_frames = frames_of(self.manifest, row, times)
             draws = [torch.rand(self.sampling.num_random).tolist() for _ in range(self.clips_per_video)]
-            clips = np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws])
-            clips = in_video(first, clips)
+            clips = in_video(first, np.stack([self.sampling.random(num_frames, times.fps, u) for u in draws]))
             all_params: list[ClipParams] = []
 
             # The size of the frames is known only when the first of them is decoded. Decoding a frame beforehand,
@@ -262,6 +266,7 @@ class TrainDataset(Dataset[Sample]):
             "index": row,
             "frame_numbers": torch.from_numpy(indices),
             "times_s": torch.from_numpy(np.where(indices == PAD_INDEX, np.nan, times.times_s[indices])),
+            "box": torch.tensor(params[:5], dtype=torch.int64),
             "errors": [],
         }
         if not self.finish:
@@ -320,8 +325,7 @@ class EvalDataset(Dataset[Sample]):
             video = self.load(path, row)
         except VideoError as failure:
             shape = (self.views[0] * self.views[1], self.sampling.frames, 3, self.crop, self.crop)
-            video = torch.zeros(shape, dtype=torch.uint8)
-            error = failure
+            video, error = torch.zeros(shape, dtype=torch.uint8), failure
         return {
             "video": video,
             "label": torch.from_numpy(self.manifest.target(row)),

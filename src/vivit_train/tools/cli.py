@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.crossval import command as crossval_command
+from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
@@ -103,18 +105,23 @@ def train_model(arguments: HydraArguments = None) -> None:
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt eval.views=4x3",
         "vivit eval ckpt_path=runs/mine/checkpoints/best.ckpt data=csv data.root=videos data.val=more.csv",
+        "vivit eval ckpt_path=google/vivit-b-16x2-kinetics400 data=kinetics400 data.root=DIR eval.views=4x3",
     ),
 )
 def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
     """Evaluate a checkpoint. This is eval.py of the repository.
 
     The checkpoint holds the model, the labels and the preprocessing.
+
+    ckpt_path may also name the authors' checkpoint, or a Hugging Face folder or hub name, together with data=NAME.
     """
     replace_process("vivit_train.tools.eval", arguments)
 
 
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
+app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 
 @app.command(
@@ -144,7 +151,9 @@ def prepare(
     listed: Annotated[
         Path | None, typer.Option("--list", help="Process only the videos that this file lists.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Time limit per video in seconds, plus 10 s per MB.")] = 3600,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Time limit per video in seconds, plus 10 s per MB.")
+    ] = 3600,
 ) -> None:
     """Re-encode videos for fast training: downscaled, upright, without audio, with short closed GOPs.
 
@@ -169,7 +178,9 @@ def prepare(
 def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
-    workers: Annotated[int, typer.Option(help="Number of processes that read files. 0 means one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+    ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
     ] = False,
@@ -198,13 +209,9 @@ def probe(
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of cross-validation.")] = 10,
     group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX",
-            help="Finds the source of a clip in its path; clips of one source stay in one fold. "
-            "Default: told by folders and names.",
-        ),
-    ] = None,
+        str,
+        typer.Option(help="Which clips stay in one fold: as for vivit crossval."),
+    ] = "source",
 ) -> None:
     """Get a first honest number for a dataset in minutes: heads on the frozen features of pretrained weights.
 
@@ -217,6 +224,24 @@ def probe(
     from vivit_train.tools.probe import probe as compare
 
     compare(videos, out, folds, group)
+
+
+@app.command(
+    epilog=examples(
+        "vivit compare runs/a runs/b",
+        "vivit compare runs/a runs/b runs/c --out three.html",
+    )
+)
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or evaluations on the same videos with the same views.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Compare results on the same videos: the difference with its interval, McNemar's test, and what flipped."""
+    from vivit_train.tools.compare import compare as compare_results
+
+    compare_results(folders, out)
 
 
 @app.command(

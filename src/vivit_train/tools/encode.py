@@ -132,7 +132,7 @@ def _clock(info: VideoInfo, unit: Fraction | None) -> tuple[Fraction, list[int]]
     """Return a time base and the timestamps of the frames in it. A fine enough time base of the source is kept."""
     unit, rate = unit or Fraction(1, 90_000), Fraction(info.fps).limit_denominator(1001)
     times_s, even = info.times_s, np.arange(info.num_frames)
-    if unit * rate < 0.1 and (abs(times_s - even / float(rate)) < float(unit)).all():
+    if 0 < unit * rate < 0.1 and (abs(times_s - even / float(rate)) < float(unit)).all():
         return 1 / rate, even.tolist()  # Matroska rounds to milliseconds, which would change the rate in MP4.
     ticks = np.rint(times_s / float(unit)).astype(np.int64)
     if (np.diff(ticks) > 0).all():

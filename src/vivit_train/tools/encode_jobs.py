@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vivit_train.data.annotations.files import below, find_videos, raise_listed
+from vivit_train.data.annotations.files import MAX_BYTES, below, find_videos, raise_listed
 from vivit_train.tools.encode import Settings
 from vivit_train.tools.manifest import ABOUT_SOURCE, Row
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_text
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,7 @@ def _target_name(source_name: str) -> str:
 
 def _read_list(file: Path, source: Path) -> list[str]:
     """Read a list of videos: one path per line, absolute or relative to `source`."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"--list {file}: {error.strerror}") from None
+    text = read_text(file, MAX_BYTES, errors="surrogateescape").removeprefix("\ufeff")
     # Other line separators may be part of a file name.
     lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
     paths = sorted({os.path.normpath(os.path.join(source, line)) for line in lines if line})

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import read_table, replacing
 from vivit_train.utils.text import csv_cell
 
 ABOUT_SOURCE = ("source", "bytes_before", "source_mtime_ns", "settings")
 # `bytes_after` is the last column: a row that a killed run cut short does not match the size of its file.
 FIELDS = (*ABOUT_SOURCE, "target", "frames", "seconds", "sha256", "bytes_after")
+MAX_BYTES = 1 << 30  # The size of a manifest of three million videos.
 MANIFEST = re.compile(r"manifest(-\d+of\d+)?\.csv")
 OWN_TABLE = re.compile(rf"{MANIFEST.pattern}|failed(-\d+of\d+)?\.csv")
 Row = dict[str, str]
@@ -19,8 +20,10 @@ Row = dict[str, str]
 
 def read_rows(table: Path) -> list[Row]:
     """Read the complete rows of a manifest. The last row of a killed run may be cut off."""
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [row for row in csv.DictReader(file) if set(row) == set(FIELDS) and None not in row.values()]
+    header, *rows = read_table(table, MAX_BYTES, errors="surrogateescape") or [[]]
+    if set(header) != set(FIELDS):
+        return []
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
 def write_rows(table: Path, fields: Sequence[str], rows: Iterable[Row]) -> None:
@@ -48,7 +51,8 @@ def is_prepared(video: str) -> bool:
     """Return whether `vivit prepare` made a video: a folder above it holds a manifest."""
     for folder in Path(video).absolute().parents:
         for table in filter(lambda path: MANIFEST.fullmatch(path.name), folder.glob("manifest*.csv")):
-            with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                if tuple(next(csv.reader(file), ())) == FIELDS:
-                    return True
+            if table.is_file():  # Opening a pipe would block.
+                with table.open("rb") as file:
+                    if file.readline(1000).decode(errors="replace").rstrip("\r\n") == ",".join(FIELDS):
+                        return True
     return False

@@ -18,9 +18,10 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vivit_train.utils.arguments import shown
+from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
 
+MAX_BYTES = 1 << 30  # A trial takes about a kilobyte.
 STUDY = "vivit-train"
 PRUNED = "pruned after epoch"  # This is the user attribute of a pruned trial.
 
@@ -69,6 +70,8 @@ class Search(Sweeper):
         fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
         space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
         waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
+        if not all(conforms(trial.values, list[float] | None) for trial in study.trials):
+            raise UserError(f"{self.storage} holds a score that is no finite number: move or delete it")
         for number in waiting:
             check_choices(self.storage, study.trials[number].params, space)
         while True:
@@ -160,6 +163,11 @@ def open_storage(file: str) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(file)
+    if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):  # Opening a pipe would block.
+        raise UserError(
+            f"{file} is not a file, or larger than any search: set hydra.sweep.dir=DIR to start another"
+        )
     with translate_storage_errors(file):
         return JournalStorage(JournalFileBackend(file))
 

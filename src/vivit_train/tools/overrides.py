@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 
 from vivit_train.build import resolve_clip
 from vivit_train.composition import compose
+from vivit_train.config import refuse
+from vivit_train.schema import key_problems
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import quoted
 
@@ -22,7 +24,9 @@ def compose_words(words: Sequence[str] | None, run_dir: Path) -> DictConfig:
     Raises:
         UserError: A word is neither an existing folder nor a valid override.
     """
-    return compose(*to_overrides(words), run_dir=run_dir)
+    cfg = compose(*to_overrides(words), run_dir=run_dir)
+    refuse(key_problems(cfg))
+    return cfg
 
 
 def compose_data(words: Sequence[str] | None, run_dir: Path, command: str) -> DictConfig:
@@ -47,6 +51,8 @@ def to_overrides(words: Sequence[str] | None) -> list[str]:
     """
     overrides: list[str] = []
     for word in words or []:
+        if word.lstrip("+~").startswith(("hydra.run", "hydra.sweep", "hydra.job", "hydra/")):
+            raise UserError(f"{word} has no effect here, only for vivit train and vivit eval")
         if "=" in word or word.startswith("~"):
             overrides.append(word)
         elif os.path.isdir(word):

@@ -13,14 +13,14 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
 
-from vivit_train.data.annotations.files import below, list_videos, shown_endings, walk
+from vivit_train.data.annotations.files import below, list_videos, raise_listed, shown_endings, walk
 from vivit_train.tools.encode import Settings, encode
 from vivit_train.tools.encode_jobs import Job, partial_path, plan, read_shard, short_hash
 from vivit_train.tools.manifest import (
@@ -76,6 +76,7 @@ def prepare(
     part, parts = read_shard(shard)
     jobs = plan(source, target, listed, (part, parts))
     target.mkdir(parents=True, exist_ok=True)
+    _check_inside(target, {os.path.dirname(job.target) for job in jobs})
     ending = f"-{part}of{parts}.csv" if parts > 1 else ".csv"
     manifest, failures = target / f"manifest{ending}", target / f"failed{ending}"
     if part == 0:
@@ -97,6 +98,13 @@ def prepare(
         _report_failures(failures, failed, len(jobs))
 
 
+def _check_inside(target: Path, folders: Iterable[str]) -> None:
+    """Raise a UserError if a link in `target`, which may come from a stranger, leads to files elsewhere."""
+    top = os.path.realpath(target)
+    if outside := sorted(path for path in folders if not Path(os.path.realpath(path)).is_relative_to(top)):
+        raise_listed(f"folders of {target} that are links to elsewhere", outside, "Replace them with folders.")
+
+
 def _finished_rows(target: Path, jobs: list[Job], settings: Settings, *, keeps_others: bool) -> dict[str, Row]:
     """Return the rows of all manifests in `target` whose videos are done, by the name of the target.
 
@@ -106,7 +114,7 @@ def _finished_rows(target: Path, jobs: list[Job], settings: Settings, *, keeps_o
         settings: Settings of the encoder.
         keeps_others: Whether to return existing videos of other runs, too. Otherwise another shard lists them.
     """
-    tables = [path for path in sorted(target.iterdir()) if MANIFEST.fullmatch(path.name)]
+    tables = [path for path in sorted(target.iterdir()) if MANIFEST.fullmatch(path.name) and path.is_file()]
     at = {job.target_name: job for job in jobs}
     rows: dict[str, Row] = {}
     for row in (row for table in tables for row in read_rows(table)):
@@ -250,9 +258,14 @@ def _copy_annotations(source: Path, target: Path) -> None:
             if folder == str(source) and OWN_TABLE.fullmatch(name):
                 log.info(f"{printable(path)} is not copied: `vivit prepare` writes a table with this name")
                 continue
+            if path.is_symlink() and not path.resolve().is_relative_to(source.resolve()):
+                log.info(f"{printable(path)} is not copied: it is a link to a file outside of {printable(source)}")
+                continue
             place.parent.mkdir(parents=True, exist_ok=True)
+            _check_inside(target, [str(place.parent)])
             made = Path(partial_path(str(place.parent), below(source, str(path))))
             try:
+                _discard(str(made))
                 shutil.copy2(path, made)
                 made.replace(place)
                 copied += 1

@@ -2,13 +2,13 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -20,6 +20,7 @@ from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.probe import FrameProbe, Space, luminance
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
+from vivit_train.tools.crossval.run import groups_of
 from vivit_train.tools.overrides import compose_words, to_overrides
 from vivit_train.tools.probe_table import BASELINES, Score, advice, table
 from vivit_train.training.checkpoint import KEY, Metadata, build_net, uncompiled
@@ -32,7 +33,7 @@ from vivit_train.training.features import (
     stored_clips,
     weights_digest,
 )
-from vivit_train.training.folds import assign_folds, sources
+from vivit_train.training.folds import assign_folds
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.probing import (
     Choice,
@@ -47,7 +48,7 @@ from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
-from vivit_train.utils.text import file_stem, plural, printable
+from vivit_train.utils.text import file_stem, plural
 
 log = logging.getLogger(__name__)
 TARGET = "vivit_train.models.probe.FrameProbe.from_size"
@@ -55,21 +56,19 @@ PIXELS = 224  # Most image ViTs are trained at this size, and each clip passes o
 VIEW = EvalProtocol()
 
 
-def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str | None) -> None:
-    r"""Trains a grid of heads on frozen features and writes the best one as a checkpoint.
+def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str) -> None:
+    """Trains a grid of heads on frozen features and writes the best one as a checkpoint.
 
     Args:
         words: Overrides as for train.py, and folders; see `to_overrides`.
         out: The folder of the results; None is the next free probe/NAME/1, probe/NAME/2, ...
         folds: The number of folds of cross-validation.
-        group: A regular expression that finds the source of a clip in its id, such as "seq\d+"; None tells it from
-            folders and names.
+        group: How the clips are grouped; see `groups_of`. Clips of one group stay in one fold.
 
     Raises:
         UserError: An error that the user can fix.
     """
     quiet_lightning()
-    pattern = group_pattern(group)
     cfg = compose_probe(words)
     folder = new_folder(out, str(cfg.data.name))
     cfg = with_values(cfg, run_dir=str(folder))
@@ -81,7 +80,7 @@ def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str 
     task = frozen_task(cfg, names, folder)
     train = features_of(cfg, task, data, "train")
     test = features_of(cfg, task, data, data.test_split)
-    fold_N, how = folds_of(data, train, names, folds, pattern, cfg.seed)
+    fold_N, how = folds_of(data, train, names, folds, group, cfg.seed)
     choices = choose_all(train, spaces_of(task), len(names), fold_N)
     best = max(choices.values(), key=lambda choice: choice.rank)
     head = head_of(train.features, best, len(names))
@@ -239,7 +238,7 @@ def computed(
     task.to(device)
     net = task.net
     assert isinstance(net, FrameProbe)
-    videos = data.evaluation_dataset(data.manifest_of(split), VIEW)
+    videos = data.evaluation_dataset(split, VIEW)
     batches = [list(rows[i : i + data.micro_batch_size]) for i in range(0, len(rows), data.micro_batch_size)]
     for batch in data.loader(videos, batch_sampler=batches) if batches else ():
         data.bad_videos.add(split, batch.pop("errors"))
@@ -255,47 +254,22 @@ def computed(
     task.to("cpu")
 
 
-def group_pattern(group: str | None) -> re.Pattern[str] | None:
-    """Returns the regular expression of --group.
-
-    Raises:
-        UserError: It is not a regular expression.
-    """
-    try:
-        return None if group is None else re.compile(group)
-    except re.error as error:
-        raise UserError(f"--group {group}: not a regular expression: {error}") from error
-
-
 def folds_of(
-    data: VideoDataModule,
-    train: SplitFeatures,
-    names: Sequence[str],
-    folds: int,
-    pattern: re.Pattern[str] | None,
-    seed: int,
+    data: VideoDataModule, train: SplitFeatures, names: Sequence[str], folds: int, group: str, seed: int
 ) -> tuple[Tensor, str]:
     """Returns the fold of each training clip, and in words how they are made.
 
     Raises:
-        UserError: There are fewer sources than two, or --group does not match the id of a clip.
+        UserError: There is only one source, or `group` does not tell that of a clip.
     """
-    ids = [str(data.splits.train.ids[row]) for row in train.kept]
-    labels = train.features.labels.numpy()
-    if pattern is None:
-        groups = sources(ids, labels, names)
-    else:
-        found = [pattern.search(name) for name in ids]
-        if None in found:
-            raise UserError(f"--group {pattern.pattern}: not found in the id {printable(ids[found.index(None)])}")
-        groups = [match[0] for match in found if match]
+    groups = groups_of(group, data.splits.train.select(np.array(train.kept)), names)
     number = len(set(groups))
     if number < 2:
-        raise UserError(f"--group: there is only {plural(number, 'source')} of training clips")
+        raise UserError(f"--group {group}: all training clips are one group, but cross-validation needs two")
     folds = min(folds, number)
-    told = f"clips of one source together ({plural(number, 'source')})"
-    how = f"{folds}-fold cross-validation, {told if number < len(groups) else 'names do not tell the sources'}"
-    return torch.from_numpy(assign_folds(groups, labels, folds, seed)), how
+    told = f"clips of one group together ({plural(number, 'group')})"
+    how = f"{folds}-fold cross-validation, {told if number < len(groups) else 'each clip a group'}"
+    return torch.from_numpy(assign_folds(groups, train.features.labels.numpy(), folds, seed)), how
 
 
 def choose_all(

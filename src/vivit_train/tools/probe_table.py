@@ -1,7 +1,6 @@
 """The table of `vivit probe`, and what it says about the data."""
 
 import io
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vivit_train.utils.intervals import wilson
 from vivit_train.utils.text import printable
 
 BASELINES = (
@@ -55,16 +55,8 @@ def table(rows: Sequence[Score], n_train: int, n_test: int, split: str, how: str
 
 def shown(right: float, total: int) -> str:
     """Formats an accuracy with its 95 % interval (Wilson)."""
-    low, high = wilson(right / total, total)
+    low, high = wilson(right, total)
     return f"{right / total:.3f}  ({low:.2f} to {high:.2f})"
-
-
-def wilson(share: float, total: int) -> tuple[float, float]:
-    """Returns the 95 % interval of Wilson for a share of `total` clips."""
-    z = 1.96
-    center = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def advice(rows: Sequence[Score], n_test: int, folder: Path) -> Iterator[str]:
@@ -75,7 +67,7 @@ def advice(rows: Sequence[Score], n_test: int, folder: Path) -> Iterator[str]:
     baseline = max(tested, key=lambda name: tested[name])
     share = f"{tested[baseline] / n_test:.3f}"
     yield f"chosen: {best.name.removesuffix(' *')} ({best.details}): {shown(right, n_test)}"
-    if wilson(right / n_test, n_test)[0] <= tested["majority class"] / n_test:
+    if wilson(right, n_test)[0] <= tested["majority class"] / n_test:
         yield "this is not surely better than always answering the most frequent class"
     if tested[baseline] > right:
         yield (

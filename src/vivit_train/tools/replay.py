@@ -17,6 +17,7 @@ from vivit_train.training.module import VideoClassifier
 from vivit_train.training.nonfinite import REPLAY, SavedBatch, clip_text, is_finite
 from vivit_train.training.targets import LOSSES, build
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.files import replacing
 from vivit_train.utils.plots import contact_sheet
 from vivit_train.utils.text import plural
 
@@ -190,4 +191,5 @@ def draw(sheet: Path, task: VideoClassifier, suspects: list[tuple[SavedBatch, in
     pixels, frame_numbers, times_s = (
         torch.stack([batch[name][b] for batch, b in suspects]) for name in ("video", "frame_numbers", "times_s")
     )
-    contact_sheet(sheet, pixels / 255, captions, frame_numbers, times_s)
+    with replacing(sheet) as part:  # A link next to a stranger's file could lead to any file.
+        contact_sheet(part, pixels / 255, captions, frame_numbers, times_s)

@@ -4,6 +4,7 @@ Hydra imports this module at every start, so heavy imports are local.
 """
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -16,14 +17,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.composition import check_recipe
+from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import check_folder, read_text, replacing
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import OUTCOME, RunFolder
 from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
@@ -65,14 +69,16 @@ def read_outcome(file: Path) -> Outcome:
         UserError: The file is damaged or does not hold an outcome.
     """
     try:
-        found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, RecursionError, TypeError, ValueError) as error:
+        found = Outcome(**json.loads(read_text(file)))
+    except (UserError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not the outcome of a run ({reason(error)}): move or delete it") from error
     is_whole = (
-        isinstance(found.job, int | None)
+        conforms(found.job, int | None)
+        and abs(found.job or 0) < 2**63
         and isinstance(found.overrides, list)
         and all(isinstance(text, str) for text in found.overrides)
-        and isinstance(found.score, int | float | None)
+        and conforms(found.score, float | None)
+        and abs(found.score or 0) < 1e300  # NaN is not less, either.
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
     )
@@ -88,6 +94,7 @@ class Summary(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_unused_words(config)
         folder = OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]  # type: ignore
         if started_from_outside() and "${now:" in folder:
             refuse(
@@ -98,8 +105,10 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if started_from_outside():
             refuse("a sweep is one process that starts the ranks of its jobs: start it without srun or torchrun")
+        refuse_unused_words(config)
         folder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]  # type: ignore
         if "${" not in folder:  # A folder whose name contains the time is always new.
+            check_jobs(folder)
             self.folder = take_folder(folder, config)  # The lock is held until this process ends.
             self.folder.begin()
 
@@ -119,9 +128,44 @@ class Summary(Callback):
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
 
 
+def refuse_unused_words(config: DictConfig) -> None:
+    """End this process if an override of Hydra itself has no effect, or if a recipe does not exist."""
+    hydra = config.hydra
+    is_sweep, is_job_of_sweep = hydra.mode == RunMode.MULTIRUN, not OmegaConf.is_missing(hydra.job, "num")
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    try:
+        check_recipe(hydra.overrides.task, folders)
+    except UserError as error:
+        refuse(str(error))
+    for text in hydra.overrides.hydra:
+        key, _, value = text.lstrip("+~").partition("=")
+        node, _, name = key.removeprefix("hydra.").rpartition(".")
+        schema = (
+            OmegaConf.select(OmegaConf.structured(HydraConf), node) if node else OmegaConf.structured(HydraConf)
+        )
+        typed = schema is not None and dataclasses.is_dataclass(OmegaConf.get_type(schema))
+        if text.startswith("+") and ((typed and name not in schema) or (node and schema is None)):
+            refuse(f"{key}: there is no such key")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and not value.strip("'\""):
+            refuse(f"{key}: must be the path of a folder")
+        if key.startswith("hydra.sweep.") and not is_sweep and not is_job_of_sweep:
+            refuse(f"{key} is for a sweep, which needs -m; the folder of a single run is hydra.run.dir")
+        if key.startswith("hydra.run.") and is_sweep:
+            refuse(f"{key} is for a single run; the folder of a sweep is hydra.sweep.dir")
+
+
 def refuse(text: str) -> NoReturn:
     """End this process from a Hydra callback. Hydra turns exceptions other than SystemExit into warnings."""
     sys.exit(printable_lines(f"error: {text}") if is_first_rank() else 1)
+
+
+def check_jobs(folder: str) -> None:
+    """End this process if a link in the folder of a sweep leads outside: Hydra writes to those of the jobs."""
+    within = [os.path.relpath(place, folder) for place, _, _ in os.walk(folder)]
+    try:
+        check_folder(folder, within, "choose another folder with hydra.sweep.dir=DIR")
+    except UserError as error:
+        refuse(str(error))
 
 
 def take_folder(folder: str, config: DictConfig | None) -> RunFolder:
@@ -162,14 +206,12 @@ def write_summary(folder: Path) -> list[Outcome]:
             log.info(error)
     jobs.sort(key=lambda job: (job.failed, -(-1 if job.score is None else job.score), job.job or 0))
     names = swept(jobs)
-    part = folder / f"summary.csv.{os.getpid()}"  # Jobs on several machines may end at the same time.
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "summary.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
         for job in jobs:
             chosen = (choice_cell(choices(job).get(name, "")) for name in names)
             writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
-    part.replace(folder / "summary.csv")
     return jobs
 
 

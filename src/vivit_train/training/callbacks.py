@@ -1,17 +1,22 @@
 """Callbacks that report progress, plot learning curves, and show what the model sees during training."""
 
 import logging
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import ClipBatch
+from vivit_train.training.answers import chance
+from vivit_train.training.loggers import log_image
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import (
     FORWARD_AND_BACKWARD,
@@ -50,6 +55,7 @@ class Report(Callback):
     def __init__(self, curves: str | Path) -> None:
         self.curves = Path(curves)
         self.history: list[dict[str, float]] = []
+        self.chance = math.nan
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -77,6 +83,8 @@ class Report(Callback):
         self.total_steps = planned_steps(data.steps_per_epoch * epochs + data.schedule_offset, trainer)
         self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
         self.main_score = pl_module.main_score
+        val = data.splits.val
+        self.chance = chance(np.array([val.target(row) for row in range(len(val))]))
         # Lightning skips this hook if a run resumes in the middle of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
@@ -139,7 +147,9 @@ class Report(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {"epoch": trainer.current_epoch + 1, "train/loss": metrics["train/loss_epoch"]}
+        # The last epoch may end with trainer.max_steps before Lightning has averaged its loss.
+        loss = metrics.get("train/loss_epoch", metrics.get("train/loss_step", math.nan))
+        row = {"epoch": trainer.current_epoch + 1, "train/loss": loss}
         if self.validated:  # In other epochs, callback_metrics still has the values of an earlier one.
             row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
         if "train/top1" in metrics:
@@ -153,7 +163,12 @@ class Report(Callback):
                 "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
             )
         if trainer.is_global_zero:
-            learning_curves(self.curves, self.history)
+            learning_curves(self.curves, self.history, self.chance)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.curves.is_file():
+            for logger in trainer.loggers:
+                log_image(logger, "curves", self.curves, trainer.global_step)
 
     def line(self, trainer: L.Trainer, *words: str, **numbers: Any) -> None:
         """Logs a progress line with speed, data-wait, and ETA."""
@@ -243,9 +258,23 @@ class ContactSheet(Callback):
             " | ".join(caption(t, names) for t, names in zip(row, pl_module.classes.values(), strict=True))
             for row in targets
         ]
-        contact_sheet(
-            self.path, pixels.float().cpu(), captions, batch["frame_numbers"].cpu(), batch["times_s"].cpu()
-        )
+        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        ids = data.splits.train.ids[batch["index"].cpu().numpy()]
+        captions = [
+            f"{names}\n{printable(name)}, {box_text(box)}"
+            for names, name, box in zip(captions, ids, batch["box"].tolist(), strict=False)
+        ]
+        title = "first training batch as the model sees it, after augmentation" + " and mixing" * pl_module.mixes
+        frame_numbers, times_s = batch["frame_numbers"].cpu(), batch["times_s"].cpu()
+        contact_sheet(self.path, pixels.float().cpu(), captions, frame_numbers, times_s, title)
+        for logger in trainer.loggers:
+            log_image(logger, "train/contact_sheet", self.path, trainer.global_step)
+
+
+def box_text(box: Sequence[int]) -> str:
+    """Returns the crop box of a clip as text; see `Sample.box`."""
+    top, left, height, width, flipped = box
+    return f"crop of {width}x{height} pixels at x {left}, y {top}{', flipped' if flipped else ''}"
 
 
 def caption(target: torch.Tensor, classes: tuple[str, ...]) -> str:

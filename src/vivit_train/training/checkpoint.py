@@ -2,24 +2,27 @@
 
 import pickle
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor
 
 from vivit_train.models.tuning import add_adapters, has_adapters, merge_lora
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
-from vivit_train.models.weights.files import refuse_bomb, tensors_of
+from vivit_train.models.weights.files import kind_of, refuse_bomb, tensors_of
 from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 KEY = "vivit_train"
 
@@ -74,6 +77,9 @@ class Metadata:
         check_statistics(stored["mean"], stored["std"], path)
         if not all(stored["classes"].values()) or not stored["classes"]:
             raise UserError(f"{path} contains no class names")
+        for names in stored["classes"].values():
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{path} has class names more than once: {shorten_list(twice)}")
         return cls(**stored | {"config": with_current_keys(stored["config"])})
 
 
@@ -85,9 +91,12 @@ def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[st
         classes: The class names by head. The model gets a head for each item.
 
     Raises:
-        ValueError: The sizes do not fit together.
+        UserError: The model refuses the arguments.
     """
-    return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+    try:
+        return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"model: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
 
 def num_classes(classes: Mapping[str, Sequence[str]]) -> int | dict[str, int]:
@@ -173,11 +182,18 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
+    if kind_of(path) == "safetensors":
+        raise UserError(
+            f"{path} holds weights alone: name a checkpoint of vivit-train, a Hugging Face folder with config.json"
+            " or the authors' checkpoint; a training can start from it by init.path"
+        )
     refuse_bomb(path)
+    why = "it is not a checkpoint, or holds more than tensors and plain data"
+    if mmap and not is_zipfile(path):
+        raise UserError(f"{path} cannot be read as a checkpoint: {why}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, EOFError) as error:
-        why = "it is not a checkpoint, or holds more than tensors and plain data"
         raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
     except Exception as error:  # torch raises many kinds of errors for damaged and unsafe files.
         raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error

@@ -1,27 +1,27 @@
 """Turns the predictions of a model on a split into metrics, CSV files, and plots."""
 
-import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 
-from vivit_train.data.annotations.table import SEPARATOR
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.training.answers import write_predictions
 from vivit_train.training.checkpoint import load_checkpoint, restore_net
-from vivit_train.training.metrics import Rows, average_precisions
+from vivit_train.training.loggers import log_image
 from vivit_train.training.module import VideoClassifier
+from vivit_train.training.result import TITLES, Result
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
-from vivit_train.utils.plots import Ids, average_precision_bars, confusion
-from vivit_train.utils.text import csv_cell, file_stem, plural, printable
+from vivit_train.utils.plots import average_precision_bars, confusion
+from vivit_train.utils.text import file_stem, plural, printable
+from vivit_train.utils.version import package_version
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ def score_task(
     trainer: L.Trainer,
     out: Path,
     protocol: Mapping[str, str] | None = None,
+    *,
+    report: bool = False,
+    hardest_first: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the model on the data's test split and returns the contents of metrics.json.
 
@@ -61,72 +64,97 @@ def score_task(
         trainer: The trainer that runs the evaluation.
         out: The output folder for metrics.json, predictions.csv, and the plots.
         protocol: For the weights of others, each part of the protocol with where it is from.
+        report: Whether to write report.html.
+        hardest_first: Whether predictions.csv begins with the videos that are most wrong.
     """
+    started_s = time.monotonic()
     with data.translate_worker_errors(), translate_rank_errors():
         trainer.test(task, datamodule=data, verbose=False)
+    seconds = time.monotonic() - started_s
 
-    rows, scores = task.test_rows, task.scores(task.test_rows)
-    measured = {
-        f"test/{name}@{data.protocol}": value
-        for name, value in scores.items()
-        if name.endswith(("top1", "top5", "map"))
-    }
-    results: dict[str, Any] = dict(measured)
-    results |= {"classes": scores["map_classes"]} if task.multi_label else {}
-    results |= {
+    manifest, index_N = data.manifest_of(data.test_split), task.test_rows["index"]
+    result = Result(task.test_rows, task.classes, manifest.paths[index_N])
+    contents = result.contents(str(data.protocol)) | {
         "split": data.test_split,
-        "n": scores["n"],
-        "failed": scores["failed"],
+        "views": "{}x{}".format(*data.protocol.views),
+        "order": data.protocol.order,
         "checkpoint": str(ckpt_path),
+        "seconds": round(seconds, 3),
+        **package_version(),
     }
-    note = "; the best checkpoint is chosen on these very clips" if data.chosen_on_test_clips else ""
-    results |= {"checkpoint_chosen_on_these_clips": True} if note else {}
-    results |= {"protocol": dict(protocol)} if protocol else {}
+    if data.chosen_on_test_clips:
+        contents["checkpoint_chosen_on_these_clips"] = True
+    contents |= {"protocol": dict(protocol)} if protocol else {}
     if trainer.is_global_zero:
-        with replacing(out / "metrics.json") as part:
-            part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        write_predictions(out / "predictions.csv", rows, data, task.classes)
+        model = f"{task.net.model}, {sum(p.numel() for p in task.net.parameters()) / 1e6:.2f} M parameters"
+        files = write_files(out, result, contents, data, model if report else None, hardest_first)
         for logger in trainer.loggers:
-            logger.log_metrics(measured, step=trainer.global_step)
-        draw_result(out, rows, task, scores, f"{data.test_split}, {data.protocol}")
-    numbers = [f"{printable(name)} {value:.4f}" for name, value in measured.items()]
-    if task.multi_label:
-        numbers.append(f"over {scores['map_classes']} of {task.heads['']} classes")
-    log.info(
-        "  ".join([*numbers, f"n {scores['n']}", f"failed {scores['failed']}", f"({data.test_split} split{note})"])
-    )
-    if protocol:
-        parts = [f"{name} {value}" for name, value in protocol.items()]
+            numbers = {name: value for name, value in contents.items() if "@" in name and value is not None}
+            logger.log_metrics(numbers, step=trainer.global_step)
+            for file in files:
+                if file.endswith(".png"):
+                    log_image(logger, f"test/{Path(file).stem}", out / file, trainer.global_step)
+        log_result(result, contents, data)
+        log.info(f"written: {out}/{', '.join(files)}")
+    return contents
+
+
+def log_result(result: Result, contents: Mapping[str, Any], data: VideoDataModule) -> None:
+    """Logs the scores and what a reader must know about them."""
+    log.info("\n".join(result.lines(data.test_split, str(data.protocol))))
+    if data.chosen_on_test_clips:
+        log.info("note     the best checkpoint is chosen on these very clips, so this result is optimistic")
+    if parts := [f"{name} {value}" for name, value in contents.get("protocol", {}).items()]:
         log.info(printable(f"protocol: {data.protocol} views; {'; '.join(parts)}"))
-    if scores["failed"]:
-        log.info(
-            f"{plural(int(scores['failed']), 'video')} could not be read and counted as wrong: "
-            f"{data.bad_videos.file}"
-        )
-    log.info(f"written: {out}/metrics.json, predictions.csv, {', '.join(pictures(task))}")
-    return results
+    if failed := contents["failed"]:
+        log.info(f"{plural(failed, 'video')} could not be read and counted as wrong: {data.bad_videos.file}")
 
 
-def pictures(task: VideoClassifier) -> list[str]:
-    """Returns the file names of the plots of a result."""
-    if task.multi_label:
-        return ["average_precision.png"]
-    return [f"confusion_{file_stem(head)}.png" if head else "confusion.png" for head in task.heads]
+def write_files(
+    out: Path,
+    result: Result,
+    contents: Mapping[str, Any],
+    data: VideoDataModule,
+    model: str | None,
+    hardest_first: bool,
+) -> list[str]:
+    """Writes the files of a result and returns their names.
+
+    Args:
+        out: The output folder.
+        result: The result.
+        contents: The contents of metrics.json.
+        data: The data module.
+        model: The model in a few words, for report.html; None leaves the page out.
+        hardest_first: Whether predictions.csv begins with the videos that are most wrong.
+    """
+    with replacing(out / "metrics.json") as part:
+        part.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    ids = data.manifest_of(data.test_split).ids[result.rows["index"]].tolist()
+    write_predictions(out / "predictions.csv", result.rows, ids, result.heads, hardest_first)
+    files = ["metrics.json", "predictions.csv", *draw_result(out, result, f"{data.test_split}, {data.protocol}")]
+    if model is None:
+        return files
+    from vivit_train.training.report import write_report  # Templates and pictures take time to import.
+
+    with replacing(out / "report.html") as part:
+        write_report(part, result, contents, data, model)
+    return [*files, "report.html"]
 
 
-def draw_result(out: Path, rows: Rows, task: VideoClassifier, scores: Mapping[str, float], protocol: str) -> None:
-    """Draws the confusion matrices, or the average precisions of a multi-label task."""
-    if task.multi_label:
-        title = f"{protocol}: mAP {scores['map']:.3f} of {scores['n']} videos, {scores['map_classes']} classes"
-        has_NK = rows["label"]
-        (names,), (file,) = task.classes.values(), pictures(task)
-        average_precision_bars(out / file, average_precisions(rows), has_NK.mean(0), names, title)
-        return
-    by_head = predictions_by_head(rows, task.heads)
-    for file, (head, label_N, prediction_N) in zip(pictures(task), by_head, strict=True):
-        top1 = scores[f"{head}_top1" if head else "top1"]
-        title = f"{protocol}: {head} top-1 {top1:.3f} of {scores['n']} videos"
-        confusion(out / file, label_N, prediction_N, task.classes[head], title)
+def draw_result(out: Path, result: Result, protocol: str) -> list[str]:
+    """Draws the confusion matrices, or for multi-label data the average precisions, and returns the file names."""
+    files = []
+    for head, scores in zip(result.heads, result.by_class, strict=True):
+        name = "map" if result.multi_label else f"{head.prefix}top1"
+        title = f"{head.head} {TITLES[name.rpartition('_')[2]]} {result.score_text(name)}; {protocol}".strip()
+        if result.multi_label:
+            files.append("average_precision.png")
+            average_precision_bars(out / files[-1], scores.ap, head.has.mean(0), head.classes, title)
+        else:
+            files.append(f"confusion_{file_stem(head.head)}.png" if head.head else "confusion.png")
+            confusion(out / files[-1], head.labels, head.predictions, head.classes, title)
+    return files
 
 
 def parse_views(views: str) -> tuple[int, int]:
@@ -139,55 +167,3 @@ def parse_views(views: str) -> tuple[int, int]:
     if not match:
         raise UserError(f"eval.views={views}: expected temporal clips x spatial crops (1 or 3), such as 4x3")
     return int(match[1]), int(match[2])
-
-
-def predictions_by_head(rows: Rows, heads: Mapping[str, int]) -> Iterator[tuple[str, Ids, Ids]]:
-    """Yields the name of each head with its labels and its predictions.
-
-    Labels are class ids [N]; predictions are the class ids [N] with the largest logits.
-    """
-    ends = np.cumsum(list(heads.values()))[:-1]
-    for i, (head, logits_NK) in enumerate(zip(heads, np.split(rows["logits"], ends, axis=1), strict=True)):
-        yield head, rows["label"][:, i], logits_NK.argmax(1)
-
-
-def answers(rows: Rows, classes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yields the name of each head with its true and its predicted class names, one entry per video.
-
-    For multi-label data, an entry is a list such as "a;b", and classes with a probability above 0.5 are predicted.
-    """
-    if rows["label"].dtype == np.bool:
-        (names,) = classes.values()
-        label_N, prediction_N = (
-            [SEPARATOR.join(compress(names, has_K)) for has_K in has_NK]
-            for has_NK in (rows["label"], rows["logits"] > 0)
-        )
-        yield "", label_N, prediction_N
-        return
-    for head, ids_N, best_N in predictions_by_head(rows, {head: len(names) for head, names in classes.items()}):
-        yield head, [classes[head][k] for k in ids_N], [classes[head][k] for k in best_N]
-
-
-def write_predictions(path: Path, rows: Rows, data: VideoDataModule, classes: Mapping[str, Sequence[str]]) -> None:
-    """Writes predictions.csv with one row per video.
-
-    The columns are the id, the true and the predicted class, whether the video failed, and the logit of each
-    class. Names are escaped with `csv_cell`. With several heads, the columns include the head: "verb_label",
-    "logit:verb:take".
-    """
-    ids = data.manifest_of(data.test_split).ids
-    header, columns = ["id"], [[ids[index] for index in rows["index"]]]
-    for head, label_N, prediction_N in answers(rows, classes):
-        header += [f"{head}_label", f"{head}_prediction"] if head else ["label", "prediction"]
-        columns += [label_N, ["" if bad else k for k, bad in zip(prediction_N, rows["failed"], strict=True)]]
-    header += ["failed"]
-    header += [f"logit:{head}:{name}" if head else f"logit:{name}" for head in classes for name in classes[head]]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(csv_cell, header))
-        for first, failed, logits_K in zip(
-            zip(*columns, strict=True), rows["failed"], rows["logits"], strict=True
-        ):
-            writer.writerow(
-                [*map(csv_cell, first), int(failed), *("" if failed else f"{value:.6g}" for value in logits_K)]
-            )

@@ -1,12 +1,15 @@
 """Translates errors of torch and Lightning into messages that say what failed and what to do."""
 
 import logging
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.utils.errors import OutOfMemoryError, UserError, reason
@@ -55,6 +58,21 @@ def translate_out_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterat
         text += f"micro_batch_size={half} needs half; global_batch_size={data.global_batch_size} stays the same"
         early = done < FIRST_STEPS and trainer.world_size == 1
         raise OutOfMemoryError(text, half if early else None) from error
+
+
+@contextmanager
+def translate_lightning_errors() -> Iterator[None]:
+    """A context manager that turns errors of Lightning about its own arguments into a `UserError`."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        steps = traceback.extract_tb(error.__traceback__)
+        in_lightning = f"{os.sep}lightning{os.sep}" in steps[-1].filename if steps else False
+        if isinstance(error, UserError) or not (in_lightning or isinstance(error, MisconfigurationException)):
+            raise
+        raise UserError(
+            f"the settings of trainer or callbacks do not fit: {' '.join(str(error).split())}"
+        ) from error
 
 
 @contextmanager

@@ -4,16 +4,18 @@ A run that was killed may have logged steps after its last checkpoint, and logs 
 `first_step` is the step of the checkpoint that the run resumes from, or None for a new run.
 """
 
-import csv
 import logging
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from vivit_train.utils.files import read_table, read_text
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +32,10 @@ class MetricsFile(CSVLogger):
     def keep(self, file: Path, first_step: int) -> None:
         """Keeps the rows of `file` before `first_step`."""
         # The file is read here because the first use of `experiment` deletes it.
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        for row in csv.DictReader(lines):
-            if (row.get("step") or "").isdigit() and int(row["step"]) < first_step:
+        header, *rows = (read_table(file) if file.exists() else []) or [[]]
+        for cells in rows:
+            row = dict(zip(header, cells, strict=False))
+            if re.fullmatch("[0-9]{1,15}", row.get("step", "")) and int(row["step"]) < first_step:
                 self.experiment.metrics.append({name: value for name, value in row.items() if value})
 
 
@@ -49,9 +52,7 @@ class WandbRun(WandbLogger):
 
     def __init__(self, save_dir: str, first_step: int | None, **init: Any) -> None:
         self.file = Path(save_dir) / "wandb/sent.txt"
-        known = (
-            self.file.read_text(encoding="utf-8").split() if first_step is not None and self.file.is_file() else []
-        )
+        known = read_text(self.file).split() if first_step is not None and self.file.exists() else []
         self.sent = set(known[1:])
         run_id = known[0] if known else secrets.token_hex(4)
         super().__init__(save_dir=save_dir, id=run_id, resume="allow", **init)
@@ -80,3 +81,13 @@ def wandb_logger(project: str, save_dir: str, first_step: int | None = None) -> 
     if mode == "offline":
         log.info(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-*` uploads this run later")
     return WandbRun(save_dir, first_step, project=project, mode=mode)
+
+
+def log_image(logger: Logger, name: str, file: Path, step: int) -> None:
+    """Sends a picture to TensorBoard or wandb; other loggers take none. Only rank 0 calls this."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(file)], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        logger.experiment.add_image(name, imread(file)[:, :, :3], step, dataformats="HWC")

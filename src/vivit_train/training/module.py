@@ -19,7 +19,7 @@ from vivit_train.models.layers import Block
 from vivit_train.models.vivit import ViViT
 from vivit_train.training.checkpoint import KEY
 from vivit_train.training.losses import CrossEntropy
-from vivit_train.training.metrics import Rows, VideoTable, score, score_multi_label
+from vivit_train.training.metrics import Rows, VideoTable, right_by_views, score, score_multi_label
 from vivit_train.training.optim import Schedule, parameter_groups
 from vivit_train.training.profiling import forward_flops, full_tensor
 from vivit_train.training.resume import (
@@ -182,7 +182,7 @@ class VideoClassifier(L.LightningModule):
         [B, K].
         """
         video_BTCHW, target = self.normalise(batch["video"]), batch["label"]
-        if self.mixup or self.cutmix:
+        if self.mixes:
             video_BTCHW, target = mix_batch(
                 video_BTCHW, target, list(self.heads.values()), self.mixup, self.cutmix
             )
@@ -216,6 +216,11 @@ class VideoClassifier(L.LightningModule):
         parts = zip(self.logits_by_head(logits_BK), classes, strict=True)
         return torch.stack([logits.argmax(1) == class_B for logits, class_B in parts]).all(0)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes clips."""
+        return bool(self.mixup or self.cutmix)
+
     def by_head(self, target: Tensor) -> Sequence[Tensor]:
         """Splits targets from `training_input` by head: class ids [B], or bools or shares [B, classes]."""
         return target.unbind(1) if target.dtype == torch.int64 else target.split(list(self.heads.values()), dim=1)
@@ -226,8 +231,11 @@ class VideoClassifier(L.LightningModule):
 
     def score_views(self, batch: ClipBatch) -> None:
         """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
-        logits_BK = self.mean_over_views(self.logits, batch["video"])
-        self.table.update(batch["index"], logits_BK, batch["label"], batch["failed"])
+        logits_BVK, label = self.each_view(self.logits, batch["video"]), batch["label"]
+        right_BV = None
+        if logits_BVK.shape[1] > 1 and not self.multi_label:
+            right_BV = right_by_views(logits_BVK, label, batch["index"], self.heads) & ~batch["failed"][:, None]
+        self.table.update(batch["index"], logits_BVK.mean(1), label, batch["failed"], right_BV)
 
     def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns a function of clips, such as `logits`, averaged over the views of each video; float32 [B, ...].
@@ -236,9 +244,13 @@ class VideoClassifier(L.LightningModule):
             function: A function of normalized clips [B, C, T, H, W].
             views_BVTCHW: The views of each video, uint8.
         """
+        return self.each_view(function, views_BVTCHW).mean(1)
+
+    def each_view(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns a function of clips of each view of each video, float32 [B, V, ...]; see `mean_over_views`."""
         B, V = views_BVTCHW.shape[:2]
         clips_BCTHW = self.normalise(views_BVTCHW.flatten(0, 1)).transpose(1, 2)
-        return function(clips_BCTHW).unflatten(0, (B, V)).float().mean(1)
+        return function(clips_BCTHW).unflatten(0, (B, V)).float()
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.score_views(batch)
@@ -329,7 +341,9 @@ class VideoClassifier(L.LightningModule):
         check_schedules(checkpoint["lr_schedulers"])
         if "lr" in settings:
             for state in checkpoint["lr_schedulers"]:
-                scales = [group.get("lr_scale", 1.0) for group in self.trainer.optimizers[0].param_groups]
+                scales = [1.0] * len(state["base_lrs"])
+                if self.layer_decay is not None:
+                    scales = [group["lr_scale"] for group in parameter_groups(self.net, self.layer_decay)]
                 state["base_lrs"] = [settings["lr"] * scale for scale in scales]
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]

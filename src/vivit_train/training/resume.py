@@ -206,7 +206,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, path: object) -> None:
     """Checks the state that an optimizer has loaded, before its first step.
 
     Fused kernels do not compare the moments with their parameter: they would read and write memory that is not
-    theirs. Options that are true, false or null, such as `foreach`, are those of this run.
+    theirs. All options but the learning rate and the weight decay are those of this run.
 
     Raises:
         UserError: The state does not fit the parameters, or an option has the wrong type.
@@ -219,6 +219,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, path: object) -> None:
                 group[name] = default
             elif isinstance(default, int | float) and not isinstance(group.get(name), int | float | Tensor):
                 raise UserError(f"{refusal} {name} is no number{advice}")
+            elif name not in ("lr", "weight_decay"):  # The schedule sets one, and the other differs by group.
+                group[name] = default
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if not fits(value, parameter, exactly=bool(group.get("fused")) and name != "step"):

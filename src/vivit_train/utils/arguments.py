@@ -50,6 +50,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "fold": (1, 100),
 }
 MAX_CLIP_BYTES = 1 << 28  # This is about 1,700 RGB frames of 224 x 224 in uint8.
+PLAIN = "plain data"
 WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -190,7 +191,7 @@ def conforms(value: Any, hint: Any) -> bool:
     if hint is int:
         return type(value) is int
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**1023)
     if hint is Path:
         return isinstance(value, str)
     if origin is tuple and Ellipsis not in args:
@@ -209,7 +210,9 @@ def wording(hint: Any) -> str:
     """Describes a type hint in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(wording(part) for part in args))
+        parts = dict.fromkeys(wording(part) for part in args)
+        # Of a library's types, a file can state only the plain ones, not tensors.
+        return " or ".join([part for part in parts if PLAIN not in part] or parts)
     if origin is Literal:
         return " or ".join(map(str, args)) if len(args) < 3 else f"one of {', '.join(map(str, args))}"
     if origin is tuple and Ellipsis not in args:
@@ -218,7 +221,7 @@ def wording(hint: Any) -> str:
         return f"a list, each {wording(args[0])}"
     if origin is Callable:
         return "one of the built-in readers"
-    return WORDS.get(hint, "text" if hint is Path else "plain data")
+    return WORDS.get(hint, "text" if hint is Path else PLAIN)
 
 
 def shown(value: Any) -> str:

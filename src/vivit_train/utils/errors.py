@@ -112,5 +112,8 @@ def end_with_message(error: Exception) -> None:
         sys.exit(error.code)
     if isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        log.error(f"error: {error}{cause}")
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
+        log.error(f"error: {text}{cause}")
         sys.exit(1)

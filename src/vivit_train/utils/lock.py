@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,28 +20,10 @@ try:
 except ImportError:  # Windows has no fcntl, so nothing is locked there.
     fcntl = None  # type: ignore[assignment]
 NAME = ".lock"
-WRITTEN = ("", ".hydra", "checkpoints", "nonfinite")  # The folders within a run's folder that a run writes to.
+# The folders within a run's folder that a run writes to.
+WRITTEN = ("", ".hydra", "checkpoints", "nonfinite", "tensorboard", "wandb")
 LOCKED = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
-
-
-def refuse_links(folder: str) -> None:
-    """Checks that writing to a run folder changes nothing outside of it.
-
-    The folder may come from a stranger. A link called metrics.csv could lead to any file of this user.
-
-    Raises:
-        UserError: A file or folder that a run writes to is a link that leads outside.
-    """
-    for place in (os.path.join(folder, name) for name in WRITTEN):
-        for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
-            path = os.path.join(place, name)
-            inside = os.path.realpath(path).startswith((f"{folder}{os.sep}", "/dev/full", "/dev/null"))
-            if os.path.islink(path) and not inside:
-                raise UserError(
-                    f"{path} is a link out of the run's folder, to {os.path.realpath(path)}: replace it "
-                    "with a file or folder, or choose another folder with hydra.run.dir=DIR"
-                )
 
 
 def open_locked(file: str) -> int:
@@ -77,7 +60,7 @@ class FolderLock:
         folder: The folder. It is created if it does not exist.
 
     Raises:
-        UserError: Another process has locked the folder, or a link in it leads outside.
+        UserError: Another process has locked the folder, or a link, pipe or device in it is in the way.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -85,7 +68,7 @@ class FolderLock:
         self.descriptor: int | None = None
         self.before: bytes | None = None  # what an earlier process wrote to the file; None if there was none
         os.makedirs(os.path.dirname(self.file), exist_ok=True)
-        refuse_links(os.path.dirname(self.file))
+        check_folder(os.path.dirname(self.file), WRITTEN, "choose another folder with hydra.run.dir=DIR")
         if fcntl is None:
             return
         name = shown_path(folder)

@@ -1,22 +1,56 @@
-"""Plots of data and results, saved as PNG files."""
+"""Plots of data and results, saved as PNG files in one style."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from vivit_train.utils.intervals import wilson
 from vivit_train.utils.text import printable, shorten
 
 if TYPE_CHECKING:  # A sweep draws plots without importing torch.
     from torch import Tensor
 Ids = NDArray[np.integer]
 NAME, CAPTION = 40, 120  # Names and captions are shortened to this many characters.
+BLUE, ORANGE, GRAY = "#2563eb", "#d97706", "#6b7280"
+COLORS = (BLUE, ORANGE, "#059669", "#7c3aed", "#db2777", "#0891b2")
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#9ca3af",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelcolor": "#374151",
+    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "figure.titlesize": 11,
+    "font.size": 9,
+    "grid.color": "#e5e7eb",
+    "legend.edgecolor": "white",
+    "text.color": "#111827",
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+}
+styled = rc_context(STYLE)  # a decorator
+ACCURACY = {
+    "val/top1": "top-1",
+    "val/top5": "top-5",
+    "val/action_top1": "action top-1",
+    "val/action_top5": "action top-5",
+    "val/map": "mAP",
+}
 
 
 def drawn(text: str, length: int = NAME) -> str:
@@ -35,92 +69,167 @@ def save(figure: Figure, path: Path | BytesIO) -> None:
         figure.savefig(path, format="png")
 
 
+@styled
 def contact_sheet(
-    path: Path, video_BTCHW: "Tensor", captions: Sequence[str], frame_numbers_BT: "Tensor", times_BT: "Tensor"
+    path: Path,
+    video_BTCHW: "Tensor",
+    captions: Sequence[str],
+    frame_numbers_BT: "Tensor",
+    times_BT: "Tensor",
+    title: str = "",
 ) -> None:
     """Draws one row per clip with up to eight of its frames, each with its frame number and its time in the video.
+
+    An arrow marks the first frame after the video has started again, because it is shorter than the clip.
 
     Args:
         path: The output file.
         video_BTCHW: Float pixels in [0, 1].
-        captions: One caption per clip.
+        captions: One caption per clip, with one or two lines.
         frame_numbers_BT: The frame numbers in the video; negative for padding.
         times_BT: The times of the frames in seconds.
+        title: A heading, or "".
     """
     rows, frames = len(video_BTCHW), video_BTCHW.shape[1]
     columns = np.linspace(0, frames - 1, min(8, frames)).astype(int)
     height, width = video_BTCHW.shape[-2:]
     wide, high = 1.5, 1.45 * height / width  # inches of a frame, without the margins around it
-    figure = Figure(figsize=(wide * len(columns) + 0.2, (high + 0.45) * rows + 0.1), dpi=100)
+    above = 0.22 * max(caption.count("\n") + 1 for caption in captions)
+    row_height, first = high + above + 0.3, 0.4 if title else 0.1
+    figure = Figure(figsize=(wide * len(columns) + 0.2, row_height * rows + first), dpi=100)
     # one axis, in inches from the top left: an axis for each frame would take seconds to draw
     axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
+    axis.text(0.1, 0.22, drawn(title, CAPTION), fontsize=10, weight="bold", va="center")
     for b in range(rows):
-        top = 0.1 + b * (high + 0.45)
-        axis.text(0.1, top + 0.12, drawn(captions[b], CAPTION), fontsize=8, va="center")
+        top = first + b * row_height
+        for i, line in enumerate(captions[b].split("\n")):
+            style: dict[str, Any] = {"color": GRAY} if i else {"weight": "bold"}
+            axis.text(0.1, top + 0.12 + 0.2 * i, drawn(line, CAPTION), fontsize=8, va="center", **style)
+        before = -1
         for column, t in enumerate(columns):
             left, pixels_HWC = 0.1 + wide * column, video_BTCHW[b, t].permute(1, 2, 0).clamp(0, 1).numpy()
-            axis.imshow(
-                pixels_HWC, extent=(left, left + wide - 0.05, top + 0.22 + high, top + 0.22), aspect="auto"
-            )
+            box = (left, left + wide - 0.05, top + above + high, top + above)
+            axis.imshow(pixels_HWC, extent=box, aspect="auto")
             number, time_s = int(frame_numbers_BT[b, t]), float(times_BT[b, t])
-            text = "padding" if number < 0 else f"{number} · {time_s:.2f} s"
-            axis.text(left + (wide - 0.05) / 2, top + high + 0.31, text, fontsize=7, ha="center", va="center")
+            restarts, before = 0 <= number < before, number
+            text = "padding" if number < 0 else f"{'↺ ' if restarts else ''}{number} · {time_s:.2f} s"
+            color = ORANGE if restarts or number < 0 else "#374151"
+            middle = left + (wide - 0.05) / 2
+            axis.text(middle, top + above + high + 0.09, text, fontsize=7, ha="center", va="center", color=color)
     axis.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))  # imshow changes them
     save(figure, path)
 
 
-def learning_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Draws losses and validation accuracy by epoch.
+@styled
+def learning_curves(path: Path, history: Sequence[Mapping[str, float]], chance: float = math.nan) -> None:
+    """Draws validation accuracy, from 0 to 1, and losses by epoch, and marks the best epoch.
 
     Args:
         path: The output file.
         history: One row per epoch with "epoch" and the logged metrics by name.
+        chance: The score of a model that knows only how frequent the classes are; NaN draws no line.
     """
-    figure = Figure(figsize=(9, 3.4), dpi=100)
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.15, top=0.91, wspace=0.18)
-    accuracy = ("val/top1", "val/top5", "val/action_top1", "val/action_top5", "val/map")
-    panels = (("loss", ("train/loss", "val/loss")), ("accuracy", accuracy))
-    for axis, (title, names) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name in names:
-            points = [(row["epoch"], row[name]) for row in history if name in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
+    figure = Figure(figsize=(10, 3.8), dpi=110)
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.13, top=0.91, wspace=0.13)
+    accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
+    loss_axis(loss, history)
+    accuracy_axis(accuracy, history, chance)
+    for axis in (accuracy, loss):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="best", fontsize=8)
     save(figure, path)
 
 
+def loss_axis(axis: Axes, history: Sequence[Mapping[str, float]]) -> None:
+    """Draws the losses by epoch; see `learning_curves`."""
+    lines(axis, history, {"train/loss": "training", "val/loss": "validation"})
+    axis.set(title="loss", ylim=(0, None))
+    if best := best_row(history):
+        axis.axvline(best["epoch"], color=GRAY, linewidth=1, linestyle=":")
+
+
+def accuracy_axis(axis: Axes, history: Sequence[Mapping[str, float]], chance: float = math.nan) -> None:
+    """Draws the validation accuracy from 0 to 1, chance, and the best epoch; see `learning_curves`."""
+    lines(axis, history, ACCURACY)
+    axis.set(title="validation accuracy", ylim=(0, 1))
+    if not math.isnan(chance):
+        axis.axhline(chance, color=GRAY, linestyle="--", linewidth=1, label=f"chance {chance:.2f}")
+    if best := best_row(history):
+        mark_best(axis, best)
+
+
+def lines(axis: Axes, history: Sequence[Mapping[str, float]], labels: Mapping[str, str]) -> None:
+    """Draws a line for each metric that was logged."""
+    for name, label in labels.items():
+        points = [(row["epoch"], row[name]) for row in history if name in row]
+        if points:
+            marker = "o" if len(points) < 50 else ""
+            axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.5)
+    axis.set(xlabel="epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def best_row(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Returns the first row with the highest val/score, whose weights are best.ckpt; None without validation."""
+    scored = [row for row in history if not math.isnan(row.get("val/score", math.nan))]
+    return max(scored, key=lambda row: row["val/score"]) if scored else None
+
+
+def mark_best(axis: Axes, row: Mapping[str, float]) -> None:
+    """Marks the best epoch, with the 95 % interval of its score if this is a share of the videos."""
+    epoch, score = row["epoch"], row["val/score"]
+    text = f"best: {score:.3f} in epoch {epoch:g}"
+    if "val/n" in row and "val/map" not in row:
+        low, high = map(float, wilson(score * row["val/n"], row["val/n"]))
+        axis.errorbar(epoch, score, [[score - low], [high - score]], color=BLUE, capsize=3, linewidth=1)
+        text += f" (95 % CI {low:.2f} to {high:.2f})"
+    axis.scatter([epoch], [score], s=90, marker="*", color=BLUE, zorder=3, label=text)
+
+
+@styled
 def confusion(path: Path, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
-    """Draws a confusion matrix: how often each true class (row) was predicted as each class (column)."""
-    side = min(12.0, 3.0 + 0.38 * len(classes))
-    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    confusion_axis(figure.subplots(), label_N, prediction_N, classes, title)
+    """Draws a confusion matrix: how often each true class (row) was predicted as each class (column).
+
+    Args:
+        path: The output file.
+        label_N: The true class ids.
+        prediction_N: The predicted class ids; negative if a video could not be read.
+        classes: The class names.
+        title: The title.
+    """
+    side = min(12.0, 4.0 + 0.38 * len(classes))
+    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
+    confusion_axis(figure.subplots(), label_N, prediction_N, classes)
+    figure.suptitle("\n".join(drawn(line, CAPTION) for line in title.split("; ")), x=0.02, ha="left", fontsize=10)
     save(figure, path)
 
 
-def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str) -> None:
-    """Draws row-normalized shares as colors, with counts for up to 20 classes and names for up to 40."""
-    K = len(classes)
-    counts = np.zeros((K, K))
-    np.add.at(counts, (label_N, prediction_N), 1)
+def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequence[str], title: str = "") -> None:
+    """Draws row-normalized shares as colors, with counts for up to 20 classes and names for up to 40.
+
+    Unreadable videos have a column of their own. Up to 12 classes also have percentages.
+    """
+    K, failed = len(classes), bool((prediction_N < 0).any())
+    counts = np.zeros((K, K + failed))
+    np.add.at(counts, (label_N, np.where(prediction_N < 0, K, prediction_N)), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axis.set(title=drawn(title, CAPTION), xlabel="predicted", ylabel="true")
+    axis.grid(False)
     if K <= 40:
         names = list(map(drawn, classes))
-        axis.set_xticks(range(K), names, rotation=60, ha="right")
+        axis.set_xticks(range(K + failed), names + ["unreadable"] * failed, rotation=60, ha="right")
         axis.set_yticks(range(K), names)
     if K <= 20:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(
-                column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=8, color=color
-            )
+            share = shares[row, column]
+            text = f"{int(counts[row, column])}" + (f"\n{share:.0%}" if K <= 12 else "")
+            color = "white" if share > 0.5 else "black"
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
 
+@styled
 def average_precision_bars(
     path: Path, precision_K: NDArray[np.float64], share_K: NDArray[np.float64], classes: Sequence[str], title: str
 ) -> None:
@@ -133,13 +242,15 @@ def average_precision_bars(
     rows = np.arange(len(order))
     figure = Figure(figsize=(8, min(12.0, 1.8 + 0.22 * len(order))), dpi=100, layout="constrained")
     axis = figure.subplots()
-    axis.barh(rows, precision_K[order], height=0.8, color="tab:blue")
+    axis.barh(rows, precision_K[order], height=0.8, color=BLUE)
     axis.scatter(
         share_K[order], rows, s=80, marker="|", color="black", label="chance: share of videos with the class"
     )
-    axis.set(title=drawn(title, CAPTION), xlabel="average precision", xlim=(0, 1), yticks=[])
+    axis.set(xlabel="average precision", xlim=(0, 1), yticks=[])
+    axis.grid(axis="y", visible=False)
     axis.invert_yaxis()
     if len(order) <= 40:
         axis.set_yticks(rows, [drawn(classes[k]) for k in order])
+    figure.suptitle("\n".join(drawn(line, CAPTION) for line in title.split("; ")), x=0.02, ha="left", fontsize=10)
     figure.legend(loc="outside lower right", fontsize=8)
     save(figure, path)

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LINE_EVERY_S = 30.0
+Step = Callable[[float, str], None]
 
 
 @contextmanager
-def progress(what: str, total: float, unit: str = "") -> Iterator[Callable[[float, str], None]]:
+def progress(what: str, total: float, unit: str = "") -> Iterator[Step]:
     """Shows the progress of work inside this context.
 
     Args:
         what: What is done, such as "predicting". It must be printable.
         total: The amount of work.
-        unit: The unit of the amount, for the lines.
+        unit: The unit of the amount, for the lines; without one, they state the share that is done.
 
     Yields:
         A function to call with the amount that is done by now, and a note such as "1 failed".
@@ -33,7 +34,8 @@ def progress(what: str, total: float, unit: str = "") -> Iterator[Callable[[floa
         if not live and done and now_s - said_s > LINE_EVERY_S:
             said_s = now_s
             left_min = (now_s - start_s) / 60 * max(total - done, 0) / done
-            words = [f"{what}: {done:,.0f} of {total:,.0f}{unit}", note, f"{left_min:.0f} min left"]
+            amount = f"{done:,.0f} of {total:,.0f}{unit}" if unit else f"{done / total:.0%}"
+            words = [f"{what}: {amount}", note, f"{left_min:.0f} min left"]
             sys.stderr.write(", ".join(filter(None, words)) + "\n")
 
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()]

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import MAX_BYTES
 from vivit_train.utils.lock import NAME, FolderLock, shown_path
 from vivit_train.utils.rank import is_first_rank
 
@@ -38,13 +39,15 @@ class RunFolder:
             run, since the folder is that of a job in a sweep.
 
     Raises:
-        UserError: The folder holds an earlier run, another process uses it, or a link in it leads outside.
+        UserError: The folder holds an earlier run, another process uses it, or a link or pipe in it is in the way.
     """
 
     def __init__(self, folder: str | Path, config: Mapping[Any, Any] | None) -> None:
+        if not isinstance(folder, str | Path) or not str(folder):
+            raise UserError("run_dir: must be the path of a folder")
         self.path = Path(os.path.realpath(folder))
         self.aside: Path | None = None
-        self.before: dict[str, bytes | None] | None = None  # None: nothing is put back.
+        self.before: dict[str, bytes | int | None] | None = None  # None: nothing is put back.
         if not is_first_rank():
             return
         self.lock = FolderLock(self.path)
@@ -94,6 +97,8 @@ class RunFolder:
             earlier = before.get(name)
             if name not in before:
                 file.unlink()
+            elif isinstance(earlier, int):
+                os.truncate(file, min(earlier, file.stat().st_size))
             elif content != earlier and not (completed and name == OUTCOME and FAILED in (earlier or b"")):
                 file.write_bytes(earlier or b"")
         if self.aside:
@@ -103,12 +108,17 @@ class RunFolder:
                 file.rename(self.path / file.name)
             self.aside.rmdir()
 
-    def files(self) -> Iterator[tuple[str, bytes | None]]:
-        """Yields the name of each file that a start may create, and the contents of those that it may change."""
+    def files(self) -> Iterator[tuple[str, bytes | int | None]]:
+        """Yields the name of each file that a start may create, and the contents of those that it may change.
+
+        Of a file larger than `MAX_BYTES`, which only a log can be, it yields the length.
+        """
         changed = {file for pattern in WRITTEN for file in self.path.glob(pattern)}
         for file in (*self.path.iterdir(), *self.path.glob(".hydra/*")):
             if file.is_file() and file.name != NAME:
-                yield str(file.relative_to(self.path)), file.read_bytes() if file in changed else None
+                size = file.stat().st_size if file in changed else None
+                content = file.read_bytes() if size is not None and size <= MAX_BYTES else size
+                yield str(file.relative_to(self.path)), content
 
     def move_aside(self) -> Path:
         """Moves the contents of the folder, except its lock, to a new folder beside it; returns that folder."""

@@ -47,8 +47,9 @@ def loose_name(name: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Returns a count with its noun: "1 device", "1,200 devices"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Returns a count with its noun: "1 device", "1,200 devices", "2 classes"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def printable_lines(text: object) -> str:

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,11 @@ PATH_NAMES = (
 LABEL_NAMES = (
     *("label", "labels", "class", "classes", "target", "category", "action", "activity", "tag", "tags", "y"),
     *("label_id", "class_id", "label_idx", "class_idx", "category_id", "label_name", "class_name", "classname"),
+    "choice",  # of Label Studio
 )
+# A clip is a whole video, and a file holds one split, so columns of these names cannot be ignored.
+END_NAMES = ("end", "stop", "end_time", "time_end", "end_frame", "frame_end", "end_s", "end_sec", "t_end")
+SPLIT_NAMES = ("split", "subset", "partition", "fold", "set", "usage")
 _COMMENT = re.compile(r"(?:^|\s)#\s[^\"]*$|^#$")
 _HAS_VIDEO = re.compile(rf"{VIDEO_PATTERN}\b", re.IGNORECASE)
 
@@ -103,6 +108,30 @@ def header_columns(line: str) -> Columns | None:
     return None
 
 
+def check_other_columns(file: Path, columns: Columns, lines: Sequence[Line]) -> None:
+    """Checks that a table with a header has no column that changes what its rows mean.
+
+    Raises:
+        UserError: There are ranges of time or several splits.
+    """
+    names = [re.sub(r"[\s-]+", "_", name.casefold()) for name in columns.names]
+    if ends := [name for name in columns.names if re.sub(r"[\s-]+", "_", name.casefold()) in END_NAMES]:
+        raise UserError(
+            f"{printable(file)}: data=csv reads whole videos, but the column {printable(ends[0])!r} ends a part "
+            "of one: cut the parts out, for example with ffmpeg -ss and -to, or remove the columns if each row is "
+            "about a whole video"
+        )
+    for i in (i for i, name in enumerate(names) if name in SPLIT_NAMES):
+        values = sorted(
+            {cells[i] for line in lines if len(cells := split_cells(line.text, columns.separator)) > i}
+        )
+        if len(values) > 1:
+            raise UserError(
+                f"{printable(file)}: the column {printable(columns.names[i])!r} has {shorten_list(values)}, but a "
+                "file holds one split: write one for each, and name them with data.train=, data.val=, data.test="
+            )
+
+
 def typed_columns(
     file: Path, lines: Sequence[Line], exists: Callable[[str], bool], *, is_plain: bool
 ) -> Columns | None:
@@ -148,6 +177,10 @@ def _label_column(file: Path, by_column: Sequence[Sequence[str]], others: Sequen
         UserError: If several columns may be the label.
     """
     words = [i for i in others if not all(map(_is_number, by_column[i]))]
+    numbers = [list(map(float, by_column[i])) for i in others if i not in words]
+    pairs = [zip(*two, strict=True) for two in combinations(numbers, 2)]
+    if any(all(start < end for start, end in pair) for pair in pairs):  # The start and the end of a clip.
+        words = []
     if len(others) == 1 or (is_frames and not words and len(others) == 2):
         return others[-1]
     if len(words) == 1:

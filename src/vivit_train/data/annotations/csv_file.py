@@ -17,6 +17,7 @@ from vivit_train.data.annotations.build import (
 from vivit_train.data.annotations.columns import (
     Columns,
     Line,
+    check_other_columns,
     content_lines,
     header_columns,
     typed_columns,
@@ -35,11 +36,12 @@ from vivit_train.data.annotations.files import (
 from vivit_train.data.annotations.kinetics import is_kinetics, read_kinetics
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
 from vivit_train.data.video.urls import is_url, url_problem
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import nfc, plural, shorten_list
 
-# Several numbers are not a label, because they would be several columns. A comma at the end means an empty label,
-# like "".
-_LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+$)[^",\t]+'
+# Several numbers, before a word or not, are not a label, because they would be several columns. A comma at the end
+# means an empty label, like "".
+_LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+(?:\s|$))[^",\t]+'
 _PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/)\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
 _HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only, with no path separator and no id at the end
 _DRIVE = re.compile(r"[A-Za-z]:\\")
@@ -106,7 +108,7 @@ def read_csv(
             max_missing=max_missing,
             may_lack_clips=classes is not None,
             multi_label=multi_label,
-            notices=[*reader.notices(), *_unsplit_labels(labels)],
+            notices=[*reader.notices(), *_unsplit_labels(labels), *_odd_labels(labels)],
             hint=hint + reader.path_hint(),
             read_as=reader.decisions(first_id, has_ids=all(map(NUMERIC_ID.fullmatch, ids))),
             first_id=first_id,
@@ -140,6 +142,12 @@ def _unsplit_labels(labels: set[str]) -> Iterator[str]:
         count = plural(len(several), "label")
         advice = f"set data.reader.multi_label=true to split at {SEPARATOR!r}"
         yield f"kept {count} containing {SEPARATOR!r} unsplit: {shorten_list(several, 2)}; {advice}"
+
+
+def _odd_labels(labels: set[str]) -> Iterator[str]:
+    """Yields a notice if a label may stand for a missing one, as pandas writes it."""
+    if odd := sorted(label for label in labels if label.casefold() in ("nan", "<na>", "n/a")):
+        yield f"is {shorten_list(odd)} a class? It is what pandas writes for a missing label"
 
 
 def _with_whole_ids(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
@@ -218,6 +226,11 @@ class _Reader:
             UserError: If the columns cannot be told.
         """
         lines = content_lines(read_lines(file))
+        if lines and lines[0].text.startswith(("{", "[{")):
+            raise UserError(
+                f"{file} looks like JSON, but data=csv reads rows of `path label` or a table; exports of Label "
+                "Studio and CVAT are read with data=labelstudio and data=cvat"
+            )
         columns, body = self.columns_of(file, lines)
         form = columns.described() if columns else "rows of `path label`"
         self.read_as[file.name] = form + (", a header" if len(body) < len(lines) else "")
@@ -245,6 +258,8 @@ class _Reader:
         is_plain = all(path_and_label(line.text) for line in body)
         if columns and columns.separator == " " and is_plain:
             return None, body  # A path or the name of a column has blanks.
+        if columns:
+            check_other_columns(file, columns, body)
         if columns or not body:
             return columns, body
 

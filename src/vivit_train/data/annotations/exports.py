@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from vivit_train.data.annotations.hold_out import check_percent, held_out_count,
 from vivit_train.data.annotations.lookup import Videos
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.scan import probe
-from vivit_train.data.video.urls import is_url
+from vivit_train.data.video.urls import is_url, url_problem
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.text import nfc, plural, shorten_list
 
+SLACK = 2  # Tools may count a few frames more than a video shows, as headers do.
 MAX_FRAMES = 10**9  # A year of video at 30 frames per second has about as many.
 
 
@@ -103,6 +104,12 @@ def read_exports(
     top, expected_layout = open_root(root, options.expected_layout)
     train, val, test = files["train"], files["val"], files["test"]
     found = find_files(top, expected_layout, train, val or train or "", test, options.classes)
+    for file in found.values():
+        if file.suffix.lower() in (".zip", ".csv", ".tsv"):
+            raise UserError(
+                f"{file}: data={options.tool} reads no {file.suffix} files: unpack archives, and read tables with "
+                f"data=csv\n{expected_layout}"
+            )
     finder = VideoFinder(top)
     notices: list[str] = []
     tables = {
@@ -164,7 +171,11 @@ def _rows(
         notices.append(f"{file}: ignored {count} of whole videos, as there are labels of segments")
     rows, problems = [], []
     for annotation in kept:
-        path = finder.find(annotation.video)
+        try:
+            path = finder.find(annotation.video)
+        except UserError as error:
+            problems.append(f"{annotation.where}: {error}")
+            continue
         expected = path or os.path.join(finder.root, os.path.basename(annotation.video))
         if len(annotation.labels) != 1 and not options.multi_label:
             problems.append(
@@ -203,8 +214,11 @@ def _span(path: str, frames: tuple[int, int] | None, fps: float | None) -> tuple
     if fps:
         raise UserError(f"frames {start} to {stop - 1} end before they start")
     times_s = _times_s(path)
-    if not 0 <= start < min(stop, len(times_s)):
-        raise UserError(f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames")
+    if not 0 <= start < stop or start >= len(times_s) or stop > 1.05 * len(times_s) + SLACK:
+        raise UserError(
+            f"frames {start} to {stop - 1} are not within {path}, which has {len(times_s)} frames; if the frames "
+            "were counted at another rate, set data.reader.fps"
+        )
     step_s = float(times_s[-1]) / max(len(times_s) - 1, 1)
     end_s = float(times_s[stop]) if stop < len(times_s) else float(times_s[-1]) + step_s
     return float(times_s[start]), end_s
@@ -247,10 +261,12 @@ class VideoFinder:
         """Returns the path or the URL of a video, or None if it does not exist.
 
         Raises:
-            UserError: If several files have its name.
+            UserError: If it is a URL that is refused.
         """
-        local = parse_qs(urlsplit(video).query).get("d") if "?d=" in video else None
+        local = parse_qs(video.partition("?")[2]).get("d") if "?d=" in video else None
         if is_url(video) and not local:
+            if problem := url_problem(video):
+                raise UserError(problem)
             return video
         written = nfc(unquote(local[0] if local else video)).replace("\\", "/")
         folder, name = os.path.split(written)

@@ -16,6 +16,7 @@ from vivit_train.utils.errors import UserError, VideoError, reason
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import LONGEST, SHOWN, loose_name, nfc, printable, shorten, shorten_list
 
+MAX_BYTES = 1 << 30  # The largest published annotation files have a tenth of that.
 VIDEO_EXTENSIONS = (
     *("mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "3g2", "asf"),
     *("divx", "f4v", "gif", "m2ts", "mts", "mxf", "ogv", "rm", "rmvb", "vob"),
@@ -26,13 +27,17 @@ _NAME_ID = re.compile(r".+,\s*\d+")  # as in the class file of Moments in Time
 PLACES = ("{}", "annotations/{}")  # the places below root in which annotation files are searched
 
 
+class NoClassesError(UserError):
+    """Nothing defines the classes: there are neither training annotations nor a class file."""
+
+
 class Listings:
     """Finds files with one listing per folder, since a stat per file takes minutes on network disks.
 
     Attributes:
         names: The names in each listed folder, by their composed form; None if the folder cannot be listed.
         notices: A notice for each folder that cannot be listed. Its files are assumed to exist.
-        near_misses: For each missing path, a name in its folder that differs only in case or blanks.
+        near_misses: For each missing path, a name in its folder that differs only in case, blanks or extension.
     """
 
     def __init__(self) -> None:
@@ -59,7 +64,8 @@ class Listings:
         if not names and not is_url(path):
             return self._below_other_form(folder, name)
         if folder not in self._loose:
-            self._loose[folder] = {loose_name(known): known for known in names}
+            by_stem = {loose_name(os.path.splitext(known)[0]): known for known in names}
+            self._loose[folder] = by_stem | {loose_name(known): known for known in names}
         if near := self._loose[folder].get(loose_name(name)):
             self.near_misses[path] = near
         return None
@@ -93,7 +99,9 @@ class Listings:
         if not self.near_misses:
             return ""
         pairs = [f"{path} (there is {name!r})" for path, name in self.near_misses.items()]
-        return f"names that differ from a file's only in case or blanks: {shorten_list(pairs, 2)}"
+        return (
+            f"names that differ from a file's only in case or blanks, or by an extension: {shorten_list(pairs, 2)}"
+        )
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -150,11 +158,16 @@ def read_lines(file: Path) -> list[str]:
     """Reads a UTF-8 text file and returns its lines without surrounding blanks.
 
     Raises:
-        UserError: If the file is not UTF-8 or contains a zero byte.
+        UserError: If the file is not UTF-8, contains a zero byte, or is larger than `MAX_BYTES`.
     """
     try:
         with file.open("rb") as stream:  # A file of the kernel claims 0 bytes, but reading it may never end.
-            text = stream.read(os.fstat(stream.fileno()).st_size).decode("utf-8-sig")
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise UserError(
+                    f"{file} has {size:,} bytes, but an annotation file may have {MAX_BYTES:,}: split it"
+                )
+            text = stream.read(size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     lines = re.split(r"\r\n|\n|\r", text)
@@ -200,12 +213,13 @@ def find_files(
     """Returns the annotation file of each split.
 
     Raises:
-        UserError: If a file is missing, or if there is neither a training file nor a class file.
+        UserError: If a file is missing.
+        NoClassesError: If there is neither a training file nor a class file.
     """
     if not val:
         raise UserError(f"no validation annotations; set data.val=<file>.\n{expected_layout}")
     if not train and not classes:
-        raise UserError(
+        raise NoClassesError(
             "without training annotations (data.train=null), data.reader.classes=<file> must define the classes"
         )
     wanted = {"train": train, "val": val, "test": test}
@@ -248,7 +262,7 @@ def subfolders(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if _is_folder(entry) and not is_hidden(entry.name))
     except OSError as error:
         raise_unreadable(error)
 
@@ -266,6 +280,11 @@ def file_names(folder: Path) -> list[str]:
             )
     except OSError as error:
         raise_unreadable(error)
+
+
+def is_hidden(folder: str) -> bool:
+    """Returns whether a folder is hidden, or written by a system or an archiver beside the user's own."""
+    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -335,7 +354,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         UserError: If a folder cannot be read.
     """
     for parent, folders, files in os.walk(str(folder), onerror=raise_unreadable, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
+        folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(parent, name)]
         yield parent, folders, files
 
 

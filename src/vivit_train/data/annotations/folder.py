@@ -1,5 +1,6 @@
 """Reads data sets with one folder of videos per class."""
 
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,13 @@ from vivit_train.data.annotations.files import (
 from vivit_train.data.annotations.hold_out import ByClass, hold_out, hold_out_sources
 from vivit_train.data.annotations.layout import check_classes_plausible, recognized_splits
 from vivit_train.data.annotations.table import Splits, StrPath
+from vivit_train.data.look_alikes import look_alikes
 from vivit_train.data.video.storage import is_picture, members
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import nfc, plural, printable, shorten_list
 
 Level = Literal[1, 2]
+ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 FOLDER_TREE = """Expected in {root}, with a folder per class:
   train/<class>/<video>.mp4     or, to split it here:     <class>/<video>.mp4
   val/<class>/<video>.mp4       (optional with test/: else a part of train)
@@ -75,7 +78,7 @@ def read_folder(
     folders = split_folders(top, expected_layout, names, trains=not classes)
     notices = ignored_folders(top, folders)
     clips = clips_of_splits(folders, top, expected_layout, notices, classes or (), class_level)
-    how = add_validation(folders, clips, top, val_percent, seed)
+    how = add_validation(folders, clips, top, val_percent, seed, notices)
     source = (
         f"folder {top}" if top in folders.values() else f"folders {shorten_list(dict.fromkeys(folders.values()))}"
     )
@@ -187,12 +190,17 @@ def ignored_folders(root: Path, folders: Mapping[str, Path]) -> list[str]:
 
 
 def add_validation(
-    folders: dict[str, Path], clips: dict[str, ByClass], root: Path, val_percent: float, seed: int
+    folders: dict[str, Path],
+    clips: dict[str, ByClass],
+    root: Path,
+    val_percent: float,
+    seed: int,
+    notices: list[str],
 ) -> str:
     """Holds out a part of the training clips if there is no validation split, and returns how, or "".
 
-    Clips in the data set's own folder are split regardless of their sources, as they always were. The arguments
-    are those of `hold_out`.
+    Clips in the data set's own folder are split regardless of their sources, as they always were. A notice names
+    clips on both sides that look alike. The other arguments are those of `hold_out`.
     """
     if "val" in folders:
         return ""
@@ -200,10 +208,20 @@ def add_validation(
     if folders["train"] == root:
         clips |= hold_out(clips["train"], root, val_percent, seed)
         return f"split here by class: {val_percent:g}% to val, seed {seed}"
-    parts, told = hold_out_sources(clips["train"], folders["train"], root, val_percent, seed)
+    alike = look_alikes([path for paths in clips["train"].values() for path in paths])
+    parts, told = hold_out_sources(clips["train"], folders["train"], root, val_percent, seed, alike)
     clips |= parts
-    by = "class and, as file names tell it, by source" if told else "class"
-    return f"no validation folder: {val_percent:g}% of train held out by {by}, seed {seed}"
+    held = {path for paths in parts["val"].values() for path in paths}
+    for group in alike:
+        inside, outside = ([path for path in group if (path in held) == is_held] for is_held in (True, False))
+        if inside and outside:
+            notices.append(
+                f"{below(root, inside[0])} in val looks like {below(root, outside[0])} in train, in a group of "
+                f"{len(group)}: the validation score may be too good"
+            )
+    by = "class and, as file names and look-alikes tell it, by source" if told else "class"
+    found = f"{plural(len(alike), 'group')} of look-alikes found"
+    return f"no validation folder: {val_percent:g}% of train held out by {by} ({found}), seed {seed}"
 
 
 def rows_of(clips: ByClass, root: Path) -> list[Row]:
@@ -235,6 +253,10 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str], class
         classes.setdefault(nfc(class_folder.name), []).extend(videos)
         others += left_out
     loose = [name for name in file_names(folder) if IS_VIDEO.fullmatch(name)]
+    if nowhere := [str(folder / name) for name in file_names(folder) if is_lost_link(folder / name)]:
+        raise_listed("links that lead nowhere", nowhere, "Mount what they lead to, or delete them.")
+    if archives := [name for name in file_names(folder) if name.lower().endswith(ARCHIVES)]:
+        notices.append(f"not read, unpack them first: {shorten_list(archives)} in {folder}")
     for tar in [folder / name for name in file_names(folder) if name.endswith(".tar")]:
         for member in members(str(tar)):
             name, _, rest = member.partition("/")
@@ -252,6 +274,11 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str], class
     if others:
         notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
     return classes
+
+
+def is_lost_link(path: Path) -> bool:
+    """Returns whether a path without an extension, which may be a class, is a link to what does not exist."""
+    return path.suffix == "" and path.is_symlink() and not os.path.exists(path)
 
 
 def class_folders(folder: Path, class_level: Level) -> list[Path]:

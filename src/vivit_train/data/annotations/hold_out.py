@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vivit_train.data.annotations.files import below
@@ -41,13 +41,18 @@ def hold_out(clips: Mapping[str, Sequence[str]], root: Path, val_percent: float,
 
 
 def hold_out_sources(
-    clips: Mapping[str, Sequence[str]], folder: Path, root: Path, val_percent: float, seed: int
+    clips: Mapping[str, Sequence[str]],
+    folder: Path,
+    root: Path,
+    val_percent: float,
+    seed: int,
+    alike: Iterable[Sequence[str]] = (),
 ) -> tuple[dict[str, ByClass], int]:
     """Splits the clips like `hold_out`, but keeps the clips of a class that come from one source on one side.
 
-    Clips come from one source if they share a folder below that of their class, or if their names differ only in
-    the number of a part. In a class where this tells nothing, as all clips have one name with a number, each clip
-    is a source.
+    Clips come from one source if they share a folder below that of their class, if their names differ only in the
+    number of a part, or if they look alike. In a class where this tells nothing, as all clips have one name with a
+    number, each clip is a source.
 
     Args:
         clips: The paths of the clips of each class.
@@ -55,9 +60,10 @@ def hold_out_sources(
         root: The folder below which paths count for the order.
         val_percent: The percentage of each class to hold out.
         seed: The seed of the order.
+        alike: The groups of clips that look alike.
 
     Returns:
-        The clips of both splits, and the number of classes in which the names tell the sources.
+        The clips of both splits, and the number of classes in which the sources are known.
 
     Raises:
         UserError: If `val_percent` does not lie between 0 and 100.
@@ -66,6 +72,12 @@ def hold_out_sources(
     told = 0
     for name, paths in clips.items():
         sources = {path: source_of(below(os.path.join(folder, name), path)) for path in paths}
+        if len(set(sources.values())) < 2:  # All clips have one name with a number.
+            sources = {path: below(root, path) for path in paths}
+        for group in alike:
+            joined = {sources[path] for path in group if path in sources}
+            if len(joined) > 1:
+                sources = {path: min(joined) if source in joined else source for path, source in sources.items()}
         held = _held_sources(Counter(sources.values()), held_out_count(len(paths), val_percent), seed)
         if held:
             told += 1

@@ -1,7 +1,7 @@
 """Reads Kinetics-400, -600 and -700."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -60,18 +60,12 @@ def read_kinetics(
     tables = {split: list(_kinetics_rows(file, split, videos, problems)) for split, file in files.items()}
     problems.check()
 
-    source, notices = f"kinetics {shorten_list(files.values())}", []
+    source, notices = f"kinetics {shorten_list(files.values())}", list[str]()
     if classes:
         names, named_by = class_names(top, expected_layout, classes)
         source += named_by
     else:
-        listed = tables.get("train") or [*chain(*tables.values())]
-        names = tuple(sorted({row.labels[0] for row in listed}))
-        notices = unusual_number(names, num_classes, files.get("train", files["val"]))
-        if notices and not train:
-            raise UserError(
-                f"{notices[0]}: without data.train, data.reader.classes=<file> must define the classes"
-            )
+        names, notices = _listed_classes(tables, files, num_classes)
     return make_splits(
         Draft(
             tables=tables,
@@ -86,6 +80,22 @@ def read_kinetics(
             notices=notices,
         )
     )
+
+
+def _listed_classes(
+    tables: Mapping[str, list[Row]], files: Mapping[str, Path], num_classes: int | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the labels in alphabetical order and a notice if their number is not the published one.
+
+    Raises:
+        UserError: If there are no training annotations and the others do not have the published number of labels.
+    """
+    listed = tables.get("train", [*chain(*tables.values())])
+    names = tuple(sorted({row.labels[0] for row in listed}))
+    notices = unusual_number(names, num_classes, files.get("train", files["val"]))
+    if notices and "train" not in files:
+        raise UserError(f"{notices[0]}; without data.train, data.reader.classes=<file> must define them")
+    return names, notices
 
 
 def is_kinetics(file: Path) -> bool:

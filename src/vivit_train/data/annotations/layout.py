@@ -12,7 +12,7 @@ from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import nfc, printable, quoted, shorten_list
 
 SPLIT_WORDS = {
-    "train": {"train", "training", "trn"},
+    "train": {"train", "training", "trn", "trainval"},
     "val": {"val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"},
     "test": {"test", "testing", "tst"},
 }

@@ -20,23 +20,26 @@ from typing import Any, Literal
 import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
-from av.video.format import VideoFormat
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vivit_train.data.video import storage
-from vivit_train.data.video.color import to_bt709, wide_color
 from vivit_train.data.video.container import close_last_container, open_video
-from vivit_train.data.video.display import SQUARE, DisplayShape, pixel_aspect
+from vivit_train.data.video.display import DisplayShape
+from vivit_train.data.video.frame_buffer import CropFn, FrameBuffer
 from vivit_train.data.video.index import Scan, Timeline
-from vivit_train.data.video.scan import StrPath, VideoInfo, display_shape, probe, read_picture, scan_file
+from vivit_train.data.video.scan import (
+    StrPath,
+    VideoInfo,
+    display_shape,
+    probe,
+    read_picture,
+    scan_file,
+    shape_of_first,
+)
 from vivit_train.utils.errors import UserError, VideoError, reason
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
-RGB: Any = VideoFormat("rgb24")  # Looking it up by name for each frame would take a tenth of the conversion time.
-BBox = tuple[int, int, int, int]  # top, left, height, width
-CropFn = Callable[[int, int], BBox]  # (height, width) of the frames -> crop box
 _Reader = Callable[[str, Scan, NDArray[np.int64], int | None, CropFn | None], NDArray[np.uint8]]
 
 
@@ -116,7 +119,7 @@ def _read_pictures(
     paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, display_shape(folder)
     if len(paths) != num_frames:
         raise VideoError(folder, f"the folder has {len(paths)} pictures now and had {num_frames} a moment ago")
-    shown = _Shown(len(wanted), lambda _: first, short_side, cut)
+    shown = FrameBuffer(len(wanted), lambda _: first, short_side, cut)
     for place, number in enumerate(wanted.tolist()):
         picture, _ = read_picture(folder, paths[number])
         if (shape := DisplayShape.of(picture)) != first:
@@ -125,41 +128,6 @@ def _read_pictures(
             raise VideoError(folder, why)
         shown.put(place, picture)
     return shown.frames
-
-
-class _Shown:
-    """A buffer of decoded frames, uint8 [n, H, W, 3], that scales, turns and crops all like the video's first.
-
-    Args:
-        n: The number of frames.
-        shape_of: A function that returns the shape of the video's first frame, given the first frame that is put.
-        short_side: See `read_frames`.
-        cut: See `read_frames`.
-    """
-
-    def __init__(
-        self, n: int, shape_of: Callable[[VideoFrame], DisplayShape], short_side: int | None, cut: CropFn | None
-    ) -> None:
-        self.n, self.short_side, self.cut = n, short_side, cut or (lambda height, width: (0, 0, height, width))
-        self.shape_of, self.frames = shape_of, np.empty((0, 0, 0, 3), np.uint8)
-        self.reformat = VideoReformatter().reformat
-
-    def put(self, place: int, frame: VideoFrame) -> None:
-        """Converts a frame to RGB and stores it at position `place`."""
-        if not self.frames.size:
-            self.shape = self.shape_of(frame)
-            width, height = self.shape.scaled(self.short_side)
-            self.stored = self.shape.turned(width, height)
-            top, left, box_height, box_width = self.cut(height, width)
-            self.box = np.s_[top : top + box_height, left : left + box_width]
-            self.frames = np.empty((self.n, box_height, box_width, 3), np.uint8)
-        if wide_color(frame):
-            rows = to_bt709(frame, *self.stored)
-        else:  # decord scales bicubically too.
-            rgb = self.reformat(frame, *self.stored, RGB, interpolation=Interpolation.BICUBIC, threads=1)
-            (plane,), (width, height) = rgb.planes, self.stored
-            rows = np.ndarray((height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
-        self.frames[place] = self.shape.upright(rows)[self.box]
 
 
 def _read_pyav(
@@ -181,15 +149,9 @@ def _read_pyav(
         times = scan.start + scan.timeline.times[wanted]
         keys = scan.keys[np.searchsorted(scan.keys, times, side="right") - 1]
 
-    def shape_of(frame: VideoFrame) -> DisplayShape:
-        if (frame.width, frame.height) != (
-            scan.width,
-            scan.height,
-        ):  # the size changes midway, or the header has another one
-            return display_shape(path, square_pixels)
-        return DisplayShape.of(frame, pixel_aspect(path, stream) if square_pixels else SQUARE)
-
-    shown = _Shown(len(wanted), shape_of, short_side, cut)
+    shown = FrameBuffer(
+        len(wanted), lambda frame: shape_of_first(path, frame, stream, square_pixels), short_side, cut
+    )
 
     def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:
         last = max(missing)

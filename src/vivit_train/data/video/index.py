@@ -23,6 +23,7 @@ from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.files import replacing
 
 NAME = "timelines.sqlite"
+MIN_FPS = 1e-4  # A header with a frame every three hours, or fewer, is damaged.
 MAX_FPS = 1000.0  # Files of high-speed cameras play at 1,000 fps at most, so a header with more is damaged.
 MAX_BYTES = 1 << 26  # An unpacked scan has at most this size, which is enough for a video of a week.
 DAMAGE = (zlib.error, ValueError, TypeError, RecursionError)  # the errors that a damaged scan causes
@@ -202,7 +203,7 @@ def read(file: Path, path: str, version: int, size: int) -> Scan | None:
 def is_possible(scan: Scan) -> bool:
     """Returns whether a scan is consistent. An inconsistent scan from an untrusted database gives wrong frames."""
     pts_deltas, start, keys = scan.timeline.pts_deltas, scan.start, scan.keys
-    if not 0 < scan.timeline.fps <= MAX_FPS or not 1e-12 < scan.timeline.time_base < 1e6:
+    if not MIN_FPS <= scan.timeline.fps <= MAX_FPS or not 1e-12 < scan.timeline.time_base < 1e6:
         return False
     if len(pts_deltas) and (int(pts_deltas.min()) < 1 or float(pts_deltas.max()) * len(pts_deltas) >= 2**62):
         return False

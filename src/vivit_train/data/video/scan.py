@@ -9,12 +9,13 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av import Packet, VideoCodecContext, VideoFrame
+from av.video.stream import VideoStream
 
 from vivit_train.data.video import index, storage
 from vivit_train.data.video.color import wide_color
 from vivit_train.data.video.container import MAX_PIXELS, open_video, video_streams
 from vivit_train.data.video.display import SQUARE, DisplayShape, pixel_aspect
-from vivit_train.data.video.index import MAX_FPS, Scan, Timeline
+from vivit_train.data.video.index import MAX_FPS, MIN_FPS, Scan, Timeline
 from vivit_train.data.video.packets import check_complete, decord_fault, display_times, read_packets
 from vivit_train.utils.errors import VideoError, reason
 
@@ -196,7 +197,7 @@ def scan_packets(path: str) -> Scan:
     num_frames, rate = len(shown), packets.rate
     mean = (num_frames - 1) / (float(shown[-1] - shown[0]) * time_base) if num_frames > 1 else rate
     fps = rate if abs(rate / mean - 1) < 0.02 else mean
-    if not 0 < fps <= MAX_FPS:
+    if not MIN_FPS <= fps <= MAX_FPS:
         raise VideoError(path, f"claims {fps:,.6g} frames per second; the header is damaged", kind="damaged")
     compact = pts_deltas.astype(np.min_scalar_type(int(pts_deltas.max(initial=0))))
     return Scan(
@@ -217,6 +218,24 @@ def display_shape(path: str, square_pixels: bool = True) -> DisplayShape:
     """Returns the shape of a video's first frame, by default as shown with square pixels."""
     shape = _first_frame(path, storage.state(path)).shape
     return shape if square_pixels else shape._replace(pixel_aspect=SQUARE)
+
+
+def shape_of_first(path: str, frame: VideoFrame, stream: VideoStream, square_pixels: bool) -> DisplayShape:
+    """Returns the shape of a video's first frame, by default as shown with square pixels.
+
+    Args:
+        path: The path of the video.
+        frame: A decoded frame, which usually has the shape of the first one.
+        stream: The stream that it belongs to.
+        square_pixels: See `read_frames`.
+    """
+    scan = scan_file(path)
+    if (frame.width, frame.height) != (
+        scan.width,
+        scan.height,
+    ):  # The size changes, or the header has another one.
+        return display_shape(path, square_pixels)
+    return DisplayShape.of(frame, pixel_aspect(path, stream) if square_pixels else SQUARE)
 
 
 def other_size(path: str, tries: int = 8) -> str:

@@ -1,6 +1,5 @@
 """Checks files from untrusted sources, which may hold only plain data and tensors no larger than the file."""
 
-import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError
 
 MAX_DEPTH = 64  # Lists and dicts may be nested this deep; a checkpoint needs about 8 levels.
@@ -83,7 +83,7 @@ def check_statistics(mean: Any, std: Any, source: str | Path) -> None:
     """
     for name, values, low in (("mean", mean, -1e6), ("std", std, 1e-6)):
         numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else []
-        usable = [type(n) in (int, float) and math.isfinite(n) and low <= n <= 1e6 for n in numbers]
+        usable = [conforms(n, float) and low <= n <= 1e6 for n in numbers]
         if len(usable) != 3 or not all(usable):
             positive = " positive" if name == "std" else ""
             raise UserError(f"{source}: the {name} of its normalization must be three finite{positive} numbers")

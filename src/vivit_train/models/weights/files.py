@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         UserError: It is not a dict of tensors.
     """
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        keys = f" (it has {', '.join(map(str, list(content)[:5]))}, ...)" if isinstance(content, dict) else ""
+        keys = f" (it has {shorten_list(content)})" if isinstance(content, dict) else ""
         raise UserError(f"{path} holds no state dict of tensors{keys}")
     return content
 
@@ -232,6 +233,18 @@ def resizing(folder: Path) -> dict[str, Any]:
     return found
 
 
+def normalizes_twice(config: Mapping[str, Any]) -> bool:
+    """Returns whether a preprocessing has Hugging Face's default, which normalizes pixels twice, to [-3, 1].
+
+    The released weights and those of its guide were trained in [-1, 1], so the file does not describe training.
+    """
+    factor = config.get("rescale_factor", 1 / 127.5)
+    stated = [config.get(f"image_{key}", [0.5] * 3) for key in ("mean", "std")]
+    switches = ("do_rescale", "offset", "do_normalize")
+    is_default = all(config.get(key, True) for key in switches) and stated == [[0.5] * 3] * 2
+    return is_default and conforms(factor, float) and round(255 * factor, 6) == 2
+
+
 def video_statistics(folder: Path) -> Statistics:
     """Returns the normalization of the ViViT in a Hugging Face folder; without a file, that of the authors."""
     file, config = preprocessor(folder)
@@ -245,9 +258,7 @@ def video_statistics(folder: Path) -> Statistics:
     mean = config.get("image_mean", [0.5] * 3) if normalize else [0.0] * 3
     std = config.get("image_std", [0.5] * 3) if normalize else [1.0] * 3
     check_statistics(mean, std, file)
-    if offset and round(scale, 6) == 2 and mean == std == [0.5] * 3:
-        # Hugging Face's default normalizes twice, to [-3, 1]. The released weights and those of its guide were
-        # trained in [-1, 1], so this file does not describe the training.
+    if normalizes_twice(config):
         log.info(
             f"note     {file} normalizes pixels to [-3, 1], as Hugging Face's default does, but the released "
             "weights were trained in [-1, 1], which is used here; if these were fine-tuned in [-3, 1], set "
@@ -258,25 +269,3 @@ def video_statistics(folder: Path) -> Statistics:
         tuple(round((offset + value) / scale, 9) for value in mean),
         tuple(round(value / scale, 9) for value in std),
     )
-
-
-def short_side_of(folder: Path, crop: int) -> int:
-    """Returns the pixels to which the ViViT in a Hugging Face folder resizes the short side before it crops.
-
-    Args:
-        folder: The folder, whose preprocessor_config.json may be missing.
-        crop: The side of the crop in pixels.
-
-    Raises:
-        UserError: The file states another kind of preprocessing.
-    """
-    file = folder / "preprocessor_config.json"
-    config = read_json_object(file) if file.is_file() else {}
-    size = config.get("size", {"shortest_edge": round(crop * 256 / 224)})
-    edge: Any = size.get("shortest_edge") if isinstance(size, dict) else size
-    if not config.get("do_resize", True) or not conforms(edge, int) or not crop <= edge <= 1 << 14:
-        raise UserError(
-            f"{file}: size is {shown(size)}, but only a shortest_edge of at least the crop's {crop} pixels is "
-            "supported"
-        )
-    return int(edge)

@@ -10,6 +10,8 @@ import numpy as np
 
 from vivit_train.utils.errors import UserError, reason
 
+MAX_BYTES = 1 << 35  # The authors' largest checkpoint, with the state of its optimizer, has a quarter of that.
+
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # These are flax's msgpack extension types.
 CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays of more than 1 GiB.
 Tree = dict[str, np.ndarray[Any, Any]]
@@ -85,6 +87,8 @@ def read_flax(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file is damaged, is not a tree, or holds arrays of Python objects.
     """
+    if (size := Path(path).stat().st_size) > MAX_BYTES:
+        raise UserError(f"{path} is refused: {size:,} bytes is too large for a flax checkpoint")
     try:
         tree = unchunk(msgpack.unpackb(Path(path).read_bytes(), ext_hook=unpack, raw=False, strict_map_key=False))
     except (

@@ -29,7 +29,7 @@ from vivit_train.models.weights.settings import check_settings
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_vit import timm_key
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)  # The authors train in [-1, 1].
 SETTINGS = {"act": "gelu_tanh", "fc_norm": False}
@@ -116,7 +116,7 @@ def vit_parameters(file: Path) -> Tree:
     """
     params = read_parameters(file)
     if "embedding/kernel" not in params:
-        raise UserError(f"{file} is not a scenic ViT: it has {', '.join(list(params)[:5])}, ...")
+        raise UserError(f"{file} is not a scenic ViT: it has {shorten_list(params)}")
     return params
 
 

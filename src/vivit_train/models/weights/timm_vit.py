@@ -25,7 +25,7 @@ from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.source import ImageWeights, Source
 from vivit_train.utils.errors import UserError, reason
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, shorten_list
 
 # These are timm's ImageNet-21k ViTs for each model size, by init.name. The first are those of Steiner et al.
 # (arXiv 2106.10270), which exist for every size but H; the second are those of the ViT paper (arXiv 2010.11929).
@@ -257,9 +257,7 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
     is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
         if key not in image and not (is_vit and foreign):
-            raise UserError(
-                f"{source} is not a timm ViT: it has no '{key}' (it has {', '.join(list(image)[:5])}, ...)"
-            )
+            raise UserError(f"{source} is not a timm ViT: it has no '{key}' (it has {shorten_list(image)})")
     if foreign:
         raise UserError(f"{source} is not a plain ViT: ViViT has no place for '{foreign[0]}'")
     deep = [key for key in image if key.startswith(f"blocks.{len(model.encoder.blocks)}.")]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vivit_train.models.vivit import MODELS, ModelName, ViViT
+from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.adapt import guess_grid
 from vivit_train.models.weights.build import load_exactly
-from vivit_train.models.weights.files import Statistics, preprocessor, resizing, video_statistics
+from vivit_train.models.weights.files import Statistics, normalizes_twice, preprocessor, resizing, video_statistics
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file
 from vivit_train.models.weights.huggingface import load_huggingface, named_classes
 from vivit_train.models.weights.scenic import HALF, empty_net, layouts_of, scenic_state, vit_parameters
@@ -18,6 +18,7 @@ from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, reason
 
+AUTHORS = "the authors' [-1, 1]"  # where the normalization is from
 Order = Literal["space_time", "time_space"]
 
 
@@ -92,22 +93,25 @@ def from_scenic(source: Source, hints: Hints) -> WholeModel:
     except UserError as error:
         raise UserError(f"{file} cannot be evaluated: {error}") from error
     clip = {"frames": net.input_shape[1], "crop": net.input_shape[2]}
-    stated_in = {"model": file.name, "mean, std": "the authors' [-1, 1]", **dict.fromkeys(clip, file.name)}
+    stated_in = {"model": file.name, "mean, std": AUTHORS, **dict.fromkeys(clip, file.name)}
     return WholeModel(net, None, None, HALF, clip, stated_in)
 
 
 def scenic_net(params: Tree, model: ModelName, hints: Hints) -> ViViT:
     """Builds the model of a parameter tree, whose position embeddings give the frames and the pixels of a clip."""
     pool: Literal["cls", "mean"] = "cls" if any(path.startswith("cls") for path in params) else "mean"
-    expected = empty_net(params, model, hints.frames, (hints.crop, hints.crop), pool, hints.order)
-    t, h, w = expected.tubelet
+    *tubelet, h, w = params["embedding/kernel"].shape[:-2]
+    t = tubelet[0] if tubelet else 1
+    size = (hints.crop - hints.crop % h, hints.crop - hints.crop % w)
+    expected = empty_net(params, model, hints.frames - hints.frames % t, size, pool, hints.order)
     is_sampled = expected.embedding.frame_index is not None
     if model == "vivit_st" and is_sampled and expected.grid[0] < 2:
         raise UserError("it is an image ViT, which knows no classes of videos; init.path=FILE trains from it")
     state = scenic_state(params, expected)
-    found = VideoWeights(MODELS[model].layout.name, state)
-    steps, rows, columns = guess_grid(expected, found, hints.init_frames)
+    steps, rows, columns = guess_grid(expected, VideoWeights(model, state), hints.init_frames)
     frames = hints.frames if is_sampled else steps * t
+    if hints.init_frames not in (None, frames):
+        raise UserError(f"init.frames={hints.init_frames}: its position embeddings are those of {frames} frames")
     net = empty_net(params, model, frames, (rows * h, columns * w), pool, hints.order)
     load_exactly(net, state)
     return net
@@ -140,10 +144,9 @@ def from_huggingface(source: Source, hints: Hints) -> WholeModel:
         )
     statistics = video_statistics(source.path)
     stated_in = {"model": "config.json", "classes": "config.json", **dict.fromkeys(size, "config.json")}
-    stated_in |= {
-        "mean, std": file.name if config else "the authors' [-1, 1]",
-        **dict.fromkeys(resized, file.name),
-    }
+    normalized_in = f"{AUTHORS}, not the [-3, 1] of " if normalizes_twice(config) else ""
+    stated_in["mean, std"] = f"{normalized_in}{file.name}" if config else AUTHORS
+    stated_in |= dict.fromkeys(resized, file.name)
     multi_label = source.config.get("problem_type") == "multi_label_classification"
     return WholeModel(net, names, multi_label, statistics, size | resized, stated_in)
 

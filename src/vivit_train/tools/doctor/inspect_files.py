@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vivit_train.data.look_alikes import POSITIONS, fingerprint
 from vivit_train.data.sampling import center_clip, frame_step
 from vivit_train.data.video import storage, urls
 from vivit_train.data.video.decode import read_frames
@@ -26,17 +27,15 @@ from vivit_train.data.video.index import SCANNED_BY
 from vivit_train.data.video.scan import other_size, packed_scan, probe
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 
 
+MAX_BYTES = 1 << 32  # The results for a million files have about 2 GB.
 S_PER_BYTE = 1e-7  # Large files get this much extra time.
-# Fingerprints that differ in at most this many of their 448 bits count as similar. On 120 clips of two static
-# cameras, a clip differs from its re-encoding at CRF 28 and half the size in 4 to 26 bits, and from other clips in
-# 57 or more.
-SAME_BITS = 32
 # The report on a file takes these fields from `VideoInfo`.
 SAME_NAMES = (
     *("num_frames", "fps", "width", "height", "rotation", "mirrored", "interlaced", "wide_color", "num_streams"),
@@ -161,7 +160,7 @@ def _inspect(path: str, settings: Settings) -> FileReport:
     )
     try:
         entry = replace(entry, resized=other_size(path))
-        frames = read_frames(path, [*(n * np.arange(1, 8, 2) // 8), 0, n - 1], short_side=64)
+        frames = read_frames(path, [*(n * POSITIONS // 8), 0, n - 1], short_side=64)
         start = time.perf_counter()
         read_frames(path, center_clip(n, settings.frames, step), short_side=settings.short_side)
         entry = replace(entry, decode_ms=round(1000 * (time.perf_counter() - start), 1))
@@ -179,7 +178,7 @@ def strip(path: str) -> NDArray[np.uint8]:
         VideoError: The video cannot be read.
     """
     n = probe(path).num_frames
-    return np.concatenate(list(read_frames(path, n * np.arange(1, 8, 2) // 8, short_side=90)), axis=1)
+    return np.concatenate(list(read_frames(path, n * POSITIONS // 8, short_side=90)), axis=1)
 
 
 def _digest(path: str) -> str:
@@ -219,22 +218,6 @@ def _uneven(times_s: NDArray[np.float64]) -> str:
     if np.mean(off > 0.5) <= 0.05 and abs(steps.mean() / np.median(steps) - 1) < 0.1:
         return ""
     return f"from {1000 * steps.min():.0f} to {1000 * steps.max():.0f} ms between frames"
-
-
-def fingerprint(frames_THWC: NDArray[np.uint8]) -> str:
-    """Return a 448-bit fingerprint in hex that is robust to scaling and re-encoding, or "" for featureless frames.
-
-    Each frame is averaged over a grid of 8 x 9 cells. For each of the four frames, 64 bits tell in which cells the
-    brightness increases to the right. For each pair of consecutive frames, 64 bits tell in which cells it
-    increases over time. The latter separate different actions in front of a static camera.
-    """
-    grid = frames_THWC.mean(-1)
-    for axis, cells in ((1, 8), (2, 9)):
-        edges = np.arange(cells + 1) * grid.shape[axis] // cells
-        widths = np.maximum(np.diff(edges), 1).reshape([-1 if i == axis else 1 for i in range(3)])
-        grid = np.add.reduceat(grid, edges[:-1], axis=axis) / widths
-    bits = np.concatenate([np.diff(grid, axis=2) > 2, np.diff(grid, axis=0)[:, :, :8] > 2])
-    return np.packbits(bits).tobytes().hex() if bits.sum() >= 1.5 * SAME_BITS else ""
 
 
 def inspect_files(
@@ -311,9 +294,9 @@ def _read(file: Path) -> dict[str, FileReport]:
     An incomplete last line is removed from the file. Lines that do not hold a report are ignored.
     """
     entries = {}
-    text = file.read_text("ascii") if file.exists() else ""
+    text = read_text(file, MAX_BYTES, errors="replace") if file.exists() else ""
     if text and not text.endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1], "ascii")
+        file.write_text(text[: text.rfind("\n") + 1], "utf-8")
     for line in text.splitlines():
         try:
             stored = json.loads(line)

@@ -5,11 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from vivit_train.data.annotations.table import ClipTable
+from vivit_train.data.look_alikes import Look, similar
 from vivit_train.data.sampling import frame_step
-from vivit_train.tools.doctor.inspect_files import SAME_BITS, FileReport, Settings
+from vivit_train.tools.doctor.inspect_files import FileReport, Settings
 from vivit_train.utils.text import plural, printable
 
 # These dictionaries map each kind of problem to its meaning. Clips with a problem in BAD are left out of all clean
@@ -116,7 +115,9 @@ def _alike(manifests: Mapping[str, ClipTable], entries: Mapping[str, FileReport]
         for path in dict.fromkeys(manifest.paths.tolist()):
             splits_of.setdefault(path, []).append(split)
     named: set[tuple[str, str]] = set()
-    for one, other, bits in similar(entries):
+    one_each = {entry.sha256: entry for entry in entries.values()}.values()  # Equal files are reported as such.
+    looks = [Look(entry.path, entry.fingerprint, entry.seconds) for entry in one_each]
+    for one, other, bits in similar(looks):
         kind = "similar, shared" if set(splits_of[one]) != set(splits_of[other]) else "similar"
         pair = {(one, kind), (other, kind)}
         if not pair <= named:
@@ -158,29 +159,3 @@ def _remarks(entry: FileReport, span: tuple[float, float] | None, settings: Sett
         "size changes": entry.resized,
     }
     return remarks + [(kind, detail) for kind, detail in by_kind.items() if detail]
-
-
-def similar(entries: Mapping[str, FileReport]) -> Iterator[tuple[str, str, int]]:
-    """Yield pairs of different files that look alike, with the number of differing bits of their fingerprints.
-
-    Only files whose durations differ by at most 10% are compared.
-    """
-    from rich.progress import track
-
-    one_each = list({entry.sha256: entry for entry in entries.values() if entry.fingerprint}.values())
-    if not one_each:
-        return
-    bits = np.unpackbits([np.frombuffer(bytes.fromhex(entry.fingerprint), np.uint8) for entry in one_each], axis=1)
-    ones = bits.sum(1, dtype=np.int64)
-    order = np.argsort(ones, kind="stable")  # Similar fingerprints have similar numbers of ones.
-    signs, ends = (
-        bits[order] * np.float32(2) - 1,
-        np.searchsorted(ones[order], ones[order] + SAME_BITS, side="right"),
-    )
-    for start in track(range(0, len(order), 256), "comparing videos", disable=len(order) < 20_000):
-        stop = min(start + 256, len(order))
-        differing = (bits.shape[1] - signs[start:stop] @ signs[start : ends[stop - 1]].T) / 2
-        for i, j in np.argwhere(differing <= SAME_BITS).tolist():
-            one, other = one_each[order[start + i]], one_each[order[start + j]]
-            if i < j and abs(one.seconds - other.seconds) <= 0.1 * max(one.seconds, other.seconds):
-                yield *sorted((one.path, other.path)), int(differing[i, j])

@@ -1,24 +1,29 @@
-"""Write the report as one HTML page: notes, histograms, and a table with frames for each kind of problem."""
+"""Write the doctor's report as one HTML page: a summary, what to do, and examples of each kind of problem."""
 
 import base64
 import io
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from html import escape as escape_html
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from vivit_train.data.annotations.table import ClipTable, Splits
+from vivit_train.data.video.storage import is_plain
 from vivit_train.tools.doctor.inspect_files import FileReport, strip
-from vivit_train.tools.doctor.problems import BAD, KINDS, Problem
-from vivit_train.utils.plots import drawn, save
+from vivit_train.tools.doctor.problems import BAD, COPIES, KINDS, TO_ENCODE, Problem
+from vivit_train.utils.page import render
 from vivit_train.utils.process_pool import Failure, run_isolated
-from vivit_train.utils.text import plural, printable, printable_lines
+from vivit_train.utils.text import plural
 
 SHOWN = 8  # The report shows at most this many videos of each kind of problem.
+BARS = 30  # Bars of a histogram.
+Counts = Mapping[str, int]
 
 
 def strips_of(problems: Sequence[Problem], workers: int, timeout_s: float) -> dict[str, NDArray[np.uint8]]:
@@ -37,39 +42,131 @@ def report(
     problems: Sequence[Problem],
     strips: Mapping[str, NDArray[np.uint8]],
     notes: Sequence[str],
+    advice: str = "",
 ) -> str:
-    """Return the HTML page: notes, histograms, and a table with film strips for each kind of problem."""
-    parts = [f"<h1>{escape(title)}: {plural(len(entries), 'file')}</h1>", f"<p>{escape(splits.source)}</p>"]
-    parts += [f"<li>{escape(note)}</li>" for note in notes]
-    parts.append(f"<h2>Histograms</h2><img src='{_histograms(entries, splits, manifests)}'>")
-    for kind, meaning in KINDS.items():
-        rows = [problem for problem in problems if problem.kind == kind]
-        if rows:
-            parts.append(f"<h2>{kind}: {len(rows):,}</h2><p>{escape(meaning)}</p><table>")
-            for path, split, _, detail, other in rows[:SHOWN]:
-                images = "<br>".join(f"<img src='{_png(strips[p])}'>" for p in (path, other) if p in strips)
-                cells = [escape(split), escape(printable(path)), escape(printable(detail)), images]
-                parts.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-            more = f"<p>See problems.csv for {len(rows) - SHOWN:,} more.</p>" if len(rows) > SHOWN else ""
-            parts.append(f"</table>{more}")
-    style = (
-        "body{font:15px sans-serif;margin:2em}td{padding:.2em 1em .2em 0;vertical-align:top}img{max-width:100%}"
+    """Return the HTML page.
+
+    Args:
+        title: Name of the dataset.
+        splits: Splits of the dataset.
+        manifests: Clips of each split.
+        entries: Reports on the files by path.
+        problems: Problems, sorted by kind.
+        strips: Film strips by path, from `strips_of`.
+        notes: Remarks about the dataset as a whole.
+        advice: How to train on the clean lists: a sentence and, on further lines, a command.
+    """
+    counts = Counter(problem.kind for problem in problems)
+    labels, folder = labels_of(problems, splits, manifests), common_folder(entries)
+    kinds = [
+        {
+            "name": kind,
+            "count": counts[kind],
+            "meaning": meaning,
+            "effect": "left out" if kind in BAD else "left out of training" if kind in COPIES else "",
+            "problems": [
+                {
+                    "split": problem.split,
+                    "label": labels.get(problem.path, ""),
+                    "detail": problem.detail.replace(folder, "") if folder else problem.detail,
+                    "videos": [video(path, folder, strips) for path in (problem.path, problem.other) if path],
+                }
+                for problem in [p for p in problems if p.kind == kind][:SHOWN]
+            ],
+        }
+        for kind, meaning in KINDS.items()
+        if counts[kind]
+    ]
+    return render(
+        "doctor.html",
+        f"{title}: {plural(len(entries), 'file')}",
+        source=splits.source,
+        tiles=tiles(manifests, entries, problems),
+        actions=actions(counts, advice),
+        notes=notes,
+        kinds=kinds,
+        histograms=histograms(entries),
+        class_counts=class_counts(splits, manifests),
     )
-    return (
-        f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>"
-        + "\n".join(parts)
-    )
 
 
-def escape(text: str) -> str:
-    """Escape text for the page, so that it contains neither markup nor characters that change the text order."""
-    return escape_html(printable_lines(text))
+def tiles(
+    manifests: Mapping[str, ClipTable], entries: Mapping[str, FileReport], problems: Sequence[Problem]
+) -> list[dict[str, str]]:
+    """Return the main numbers: clips per split, unusable files, copies, and files to re-encode."""
+    splits = ", ".join(f"{split} {len(manifest):,}" for split, manifest in manifests.items())
+    found = [{"name": "clips", "value": f"{sum(map(len, manifests.values())):,}", "detail": splits}]
+    for name, kinds, detail in (
+        ("unusable files", tuple(BAD), f"of {len(entries):,}; left out of all clean lists"),
+        ("copies", tuple(COPIES), "same content twice; left out of the clean training list"),
+        ("to re-encode", TO_ENCODE, "slow or ambiguous files"),
+    ):
+        count = len({problem.path for problem in problems if problem.kind in kinds})
+        found.append({"name": name, "value": f"{count:,}", "detail": detail if count else "none"})
+    return found
 
 
-def _histograms(entries: Mapping[str, FileReport], splits: Splits, manifests: Mapping[str, ClipTable]) -> str:
+def actions(counts: Counts, advice: str) -> list[tuple[str, str]]:
+    """Return what to do, the most important first, as pairs of a text and a command or ""."""
+
+    def total(*kinds: str) -> int:
+        return sum(counts.get(kind, 0) for kind in kinds)
+
+    kinds = ", ".join(f"{kind} {counts[kind]:,}" for kind in BAD if counts.get(kind))
+    texts = [
+        (total(*BAD), "unusable: repair or download again, or do without: " + kinds),
+        (total("shared"), "in two splits: scores would be too good, so train on the clean lists"),
+        (total("duplicate"), "twice in one split: if the labels differ, one of them is wrong"),
+        (total("similar, shared"), "similar to one in another split: compare them by eye below"),
+        (total("short"), "with fewer frames than the model sees: lower data.frames or data.stride"),
+    ]
+    found = [(f"{plural(count, 'clip')} {text}.", "") for count, text in texts if count]
+    if total(*TO_ENCODE):
+        text = "Re-encode the files that are slow or ambiguous to read; re-encode.txt lists them."
+        found.append((text, "vivit prepare SRC DST --list re-encode.txt"))
+    text, _, command = advice.partition("\n")
+    if text:
+        found.append((text[0].upper() + text[1:], command.strip()))
+    return found
+
+
+def labels_of(problems: Sequence[Problem], splits: Splits, manifests: Mapping[str, ClipTable]) -> dict[str, str]:
+    """Return the classes of the videos with problems, by path."""
+    wanted, (names, *_) = {problem.path for problem in problems}, splits.classes.values()
+    return {
+        path: manifest.label_string(row, names)
+        for manifest in manifests.values()
+        for row, path in enumerate(manifest.paths.tolist())
+        if path in wanted
+    }
+
+
+def common_folder(entries: Mapping[str, FileReport]) -> str:
+    """Return the folder that contains all files, with a separator at its end; "" if there is none."""
+    paths = [path for path in entries if os.path.isabs(path)]
+    return os.path.join(os.path.commonpath(map(os.path.dirname, paths)), "") if paths else ""
+
+
+def video(path: str, folder: str, strips: Mapping[str, NDArray[np.uint8]]) -> dict[str, str]:
+    """Return what the page shows of a video: its path in `folder`, a link to the file, and its film strip."""
+    link = Path(path).as_uri() if is_plain(path) and Path(path).is_absolute() else ""
+    return {
+        "name": path.removeprefix(folder),
+        "link": link,
+        "strip": data_url(strips[path]) if path in strips else "",
+    }
+
+
+def data_url(pixels: NDArray[np.uint8]) -> str:
+    """Return a picture as the address of an image, which contains it."""
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def histograms(entries: Mapping[str, FileReport]) -> list[dict[str, Any]]:
+    """Return the histograms of the properties of the readable files."""
     good = [entry for entry in entries.values() if entry.kind not in BAD]
-    figure = Figure(figsize=(12, 9), dpi=80, layout="constrained")
-    panels = figure.subplots(3, 3).ravel()
     columns: dict[str, list[float]] = {
         "short side, pixels": [min(entry.width, entry.height) for entry in good],
         "width / height": [entry.width / entry.height for entry in good],
@@ -79,26 +176,35 @@ def _histograms(entries: Mapping[str, FileReport], splits: Splits, manifests: Ma
         "GOP size, frames": [entry.gop for entry in good],
         "decode time per clip, ms": [entry.decode_ms for entry in good],
     }
-    for axis, (name, values) in zip(panels, columns.items(), strict=False):
-        axis.hist(values, bins=40)
-        axis.set(title=f"{name}: median {np.median(values):g}" if values else name, ylabel="files")
-    for i, (axis, head) in enumerate(zip(panels[len(columns) :], splits.classes, strict=False)):
-        for split, manifest in manifests.items():
-            axis.plot(np.sort(manifest.class_counts(splits.classes)[i])[::-1], label=split)
-        axis.set(title=drawn(f"clips per {head or 'class'}"), xlabel="classes, largest first", ylim=(0, None))
-        axis.legend()
-    for axis in panels[len(columns) + len(splits.classes) :]:
-        axis.set_axis_off()
-    buffer = io.BytesIO()
-    save(figure, buffer)
-    return _data_url(buffer)
+    return [histogram(name, values) for name, values in columns.items() if values]
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    imsave(buffer, pixels, format="png")
-    return _data_url(buffer)
+def histogram(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return the bars of a histogram as shares of the tallest one, and the labels of its axis."""
+    counts, _ = np.histogram(values, bins=BARS)
+    low, median, high = (f"{value:.4g}" for value in np.quantile(values, (0, 0.5, 1)))
+    return {
+        "title": title,
+        "heights": (counts / counts.max()).tolist(),
+        "low": low,
+        "median": median,
+        "high": high,
+    }
 
 
-def _data_url(png: io.BytesIO) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+def class_counts(splits: Splits, manifests: Mapping[str, ClipTable]) -> list[dict[str, Any]]:
+    """Return a table for each head: the number of clips of each class in each split."""
+    by_split = [manifest.class_counts(splits.classes) for manifest in manifests.values()]
+    found = []
+    for i, (head, names) in enumerate(splits.classes.items()):
+        columns = [counts[i].tolist() for counts in by_split]
+        found.append(
+            {
+                "title": f"Clips per {head or 'class'}",
+                "heading": head or "class",
+                "splits": list(manifests),
+                "rows": list(zip(names, zip(*columns, strict=True), strict=True)),
+                "largest": [max(column, default=0) or 1 for column in columns],
+            }
+        )
+    return found

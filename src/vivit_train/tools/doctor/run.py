@@ -20,6 +20,7 @@ from vivit_train.data.video.urls import private_urls
 from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
+from vivit_train.utils.files import check_folder
 from vivit_train.utils.text import csv_cell, plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def examine(
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
     out.mkdir(parents=True, exist_ok=True)
+    check_folder(out, ("", "clean"), "choose another folder with --out DIR")
     log.info(splits.summary())
     paths = list(dict.fromkeys(str(path) for manifest in manifests.values() for path in manifest.paths))
     limit_s = float(data.timeout_s if timeout_s is None else timeout_s)
@@ -88,7 +90,7 @@ def examine(
     notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", to_do]
     advice = _advice(splits.classes, clean, overrides)
     strips = strips_of(problems, workers, limit_s)
-    page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes, advice])
+    page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes], advice)
     (out / "report.html").write_text(page, encoding="utf-8")
     _log_problems(problems)
     log.info("\n".join(f"note     {note}" for note in notes))
@@ -117,7 +119,7 @@ def _advice(classes: Classes, clean: str, overrides: Sequence[str]) -> str:
         return f"no clean lists are written, as they need one class name per line: rename {shorten_list(bad)}"
     if not clean:
         return "no clean lists are written, as they cannot hold segments or labels for several heads"
-    command = " ".join(["vivit train", clean, *map(shlex.quote, filter(_is_kept, overrides))])
+    command = " ".join(["vivit train", clean, *map(shlex.quote, filter(is_kept, overrides))])
     return f"train on the clean lists:\n  {command}"
 
 
@@ -128,7 +130,7 @@ def _log_problems(problems: Sequence[Problem]) -> None:
         log.info(f"{count[kind]:>7,}  {kind:<16} {KINDS[kind]}: {examples}")
 
 
-def _is_kept(override: str) -> bool:
+def is_kept(override: str) -> bool:
     """Return whether an override sets something other than the location of the data."""
     return not override.startswith(
         ("data=", *(f"data.{key}" for key in ("root=", "train=", "val=", "test=", "reader")))

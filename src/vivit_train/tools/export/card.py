@@ -1,6 +1,7 @@
 """What a folder with an exported model says about it: preprocessing, labels, model card and an example."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.training.module import VideoClassifier
+from vivit_train.utils.arguments import shown
+from vivit_train.utils.files import read_text
 from vivit_train.utils.json_file import parse_json
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import plural, printable, printable_lines
 
 RGB = tuple[float, float, float]
 
@@ -56,7 +59,8 @@ class Preprocessing:
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        (folder / "preprocessing.json").write_text(text + "\n", encoding="utf-8")
+        # Halves of characters become JSON's own escapes.
+        (folder / "preprocessing.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 EXAMPLE = '''"""Prints the most probable classes of a video: python example.py VIDEO. It needs {packages}."""
@@ -171,7 +175,7 @@ def write_card(
         "",
         f"A Video Vision Transformer (arXiv 2103.15691) with {parameters:.2f} M parameters. It takes clips of "
         f"{plural(frames, 'frame')} of {width}x{height} pixels. vivit-train exported it from "
-        f"`{Path(checkpoint).name}`.",
+        f"`{printable(Path(checkpoint).name)}`.",
         "",
         f"- Format: {format}. {parity}",
         "- Preprocessing and class names: `preprocessing.json`.",
@@ -179,7 +183,7 @@ def write_card(
         "",
         *(["```", "python example.py VIDEO", "```"] if format in PARTS else []),
     ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(map(printable_lines, lines)) + "\n", encoding="utf-8")
 
 
 def training_lines(run: Path | None) -> list[str]:
@@ -187,19 +191,29 @@ def training_lines(run: Path | None) -> list[str]:
     if run is None:
         return ["- Training: not known from these weights alone."]
     lines = []
-    metrics = run / "metrics.json"
-    result: Any = parse_json(metrics.read_text(encoding="utf-8"), metrics) if metrics.is_file() else None
+    metrics, receipt, recipe = (
+        text_of(run, name) for name in ("metrics.json", "weight_report.txt", "recipe_differences.txt")
+    )
+    result: Any = parse_json(metrics, run / "metrics.json") if metrics else None
     if isinstance(result, dict):
         numbers = {name: value for name, value in result.items() if "@" in name and isinstance(value, float)}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        lines += [f"- Accuracy: {scores}; {result.get('n')} videos of the {result.get('split')} split."] * bool(
-            scores
-        )
-    receipt, recipe = (run / name for name in ("weight_report.txt", "recipe_differences.txt"))
-    if receipt.is_file():
-        first, *rest = receipt.read_text(encoding="utf-8").splitlines()
+        of = f"{shown(result.get('n'))} videos of the {printable(result.get('split'))} split"
+        lines += [f"- Accuracy: {scores}; {of}."] * bool(scores)
+    if receipt:
+        first, *rest = receipt.splitlines()
         licenses = [line.strip() for line in rest if line.strip().startswith("license: ")]
         lines += [f"- Start: {'; '.join([first, *licenses])}"]
-    if recipe.is_file():
-        lines += ["", "## Training", "", "```", recipe.read_text(encoding="utf-8").strip(), "```"]
+    if recipe:
+        lines += ["", "## Training", "", "```", recipe.replace("```", "...").strip(), "```"]
     return lines or ["- Training: the run folder holds no results."]
+
+
+def text_of(run: Path, name: str) -> str:
+    """Returns the text of a file of a run, or "" if there is none or it is a link out of the folder.
+
+    Such a link, in the folder of a stranger, could lead to a secret, which the card would publish.
+    """
+    file = run / name
+    is_inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run))
+    return printable_lines(read_text(file, errors="replace")).strip() if is_inside and file.is_file() else ""

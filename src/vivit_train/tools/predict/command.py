@@ -1,8 +1,9 @@
 """The command `vivit predict`. Like cli.py, it imports its tools only when it is called."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ EXAMPLES = (
     "vivit predict runs/mine video.mp4",
     "vivit predict runs/mine videos --views 4x3 --csv predictions.csv --json predictions.json",
     "find videos -name '*.mp4' | vivit predict runs/mine - | cut -f 1,2",
+    "vivit predict runs/mine long.mp4 --timeline --out timelines",
+    "vivit predict runs/mine rtsp://camera.example.org/1 --live 60",
     "vivit predict hf://google/vivit-b-16x2-kinetics400 'clips/*.mp4' https://example.org/a.mp4",
 )
 Checkpoint = Annotated[
@@ -35,7 +38,7 @@ Videos = Annotated[
 Views = Annotated[
     str, typer.Option(help="Temporal clips x spatial crops (1 or 3) of each video; their logits are averaged.")
 ]
-Top = Annotated[int, typer.Option(min=1, help="Number of classes to show.")]
+Top = Annotated[int | None, typer.Option(min=1, help="Number of classes to show. Default: 5.")]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JSON file.")]
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a CSV file, a row per video.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
@@ -55,6 +58,29 @@ Trusted = Annotated[
 PrivateUrls = Annotated[
     bool, typer.Option("--allow-private-urls", help="Read URLs that lead to this machine or a local network.")
 ]
+Timeline = Annotated[
+    bool,
+    typer.Option(
+        "--timeline",
+        help="Segments of long videos: sliding windows, written as CSV, SRT, Label Studio JSON and a page.",
+    ),
+]
+Live = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        metavar="SECONDS",
+        help="A timeline of a camera (/dev/video0) or a stream (rtsp://...), read for so many seconds.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder of the timelines. Default: timelines.")]
+Window = Annotated[
+    float | None, typer.Option(min=0.01, metavar="SECONDS", help="Length of a window. Default: as in training.")
+]
+Move = Annotated[
+    float | None,
+    typer.Option(min=0.01, metavar="SECONDS", help="Distance between two windows. Default: half a window."),
+]
 
 
 @contextmanager
@@ -63,15 +89,27 @@ def wrong_words() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if type(error) is not UserError:  # A video, or a loader process that has died.
+            raise
         log.error(f"error: {error}")
         raise typer.Exit(2) from None
+
+
+def refuse_unused(options: Mapping[str, object], *, timeline: bool) -> None:
+    """Refuses options that the command would not use.
+
+    Raises:
+        UserError: One of them is given.
+    """
+    if odd := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise UserError(f"{', '.join(odd)} has no effect with{'' if timeline else 'out'} --timeline: leave it out")
 
 
 def predict(
     checkpoint: Checkpoint,
     videos: Videos,
     views: Views = "1x1",
-    top: Top = 5,
+    top: Top = None,
     json: Json = None,
     csv: Csv = None,
     overwrite: Overwrite = False,
@@ -81,25 +119,37 @@ def predict(
     batch_size: BatchSize = None,
     trusted: Trusted = None,
     allow_private_urls: PrivateUrls = False,
+    timeline: Timeline = False,
+    live: Live = None,
+    out: Out = None,
+    window: Window = None,
+    step: Move = None,
 ) -> None:
-    """Predict the classes of videos, most probable first.
+    """Predict the classes of videos, most probable first, or the timeline of long ones.
 
     On a terminal, the output is a table; in a pipe, a line per video, with tabs between names and probabilities.
 
     Unreadable videos are listed at the end, and the exit code is 1. It is 2 if the command itself is wrong.
     """
+    of_labels = {"top": top, "json": json, "csv": csv, "workers": workers, "batch_size": batch_size}
+    of_timeline = {"out": out, "window": window, "step": step}
     with wrong_words():
-        from vivit_train.tools.predict.run import Loading, Outputs
-        from vivit_train.tools.predict.run import predict as run
+        refuse_unused(of_labels if timeline or live else of_timeline, timeline=bool(timeline or live))
+        from vivit_train.tools.predict.run import Outputs, predict_labels
         from vivit_train.tools.predict.sources import find_clips
-        from vivit_train.training.evaluation import parse_views
+        from vivit_train.tools.predict.timeline import Timelines, predict_live, predict_timelines
         from vivit_train.video_model import load
 
-        parse_views(views)
-        outputs = Outputs(json, csv, overwrite)
-        outputs.check()
-        clips = find_clips(videos)
-        model = load(checkpoint, labels=labels, device=device, trusted=trusted or ())
-    loading = Loading(batch_size, "auto" if workers is None else workers, allow_private_urls)
-    if not run(model, checkpoint, clips, views=views, top=top, loading=loading, outputs=outputs):
+        source = partial(load, checkpoint, labels=labels, device=device, trusted=trusted or ())
+        wanted = Timelines(out or Path("timelines"), overwrite, views, window, step, allow_private_urls)
+        if live:
+            is_fine = predict_live(source, videos, live, wanted)
+        elif timeline:
+            is_fine = predict_timelines(source, find_clips(videos), wanted)
+        else:
+            outputs = Outputs(json, csv, overwrite)
+            loading = {"views": views, "batch_size": batch_size, "allow_private_urls": allow_private_urls}
+            loading |= {} if workers is None else {"num_workers": workers}
+            is_fine = predict_labels(source, checkpoint, find_clips(videos), top or 5, outputs, **loading)
+    if not is_fine:
         raise typer.Exit(1)

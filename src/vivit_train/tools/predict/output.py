@@ -80,11 +80,12 @@ def write_json(file: Path, predictions: Sequence[Prediction], about: Mapping[str
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_csv(file: Path, predictions: Sequence[Prediction], heads: Sequence[str], top: int) -> None:
+def write_csv(file: Path, predictions: Sequence[Prediction], heads: Sequence[str]) -> None:
     """Write one row per video: the most probable classes of each head, and why a video failed."""
     has_spans = any(prediction.span_s for prediction in predictions)
     header = ["video", *(["start_s", "end_s"] if has_spans else [])]
     names = [*heads, *([ACTION] if len(heads) > 1 else [])]
+    top = max((len(labels) for prediction in predictions for labels in prediction.heads.values()), default=1)
     for name in names:
         for rank in range(1, top + 1):
             column = f"{name or 'class'}{'' if rank == 1 else f'_{rank}'}"

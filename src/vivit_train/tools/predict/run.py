@@ -3,9 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -19,20 +20,12 @@ from vivit_train.tools.predict.output import (
     write_json,
 )
 from vivit_train.tools.predict.sources import Clip
+from vivit_train.training.evaluation import parse_views
 from vivit_train.utils.progress import progress
 from vivit_train.utils.text import plural
-from vivit_train.video_model import VideoModel, Workers, clip_table
+from vivit_train.video_model import VideoModel, clip_table
 
 WHOLE = (0.0, math.inf)  # the span of a whole video among clips of videos
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How videos are read; see `VideoModel.batches`."""
-
-    batch_size: int | None = None
-    num_workers: Workers = "auto"
-    allow_private_urls: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,27 +52,36 @@ class Outputs:
         check_free(self.files, self.overwrite)
 
 
-def predict(
-    model: VideoModel,
+def predict_labels(
+    source: Callable[[], VideoModel],
     checkpoint: str,
     clips: Sequence[Clip],
-    *,
-    views: str,
     top: int,
-    loading: Loading,
     outputs: Outputs,
+    **loading: Any,
 ) -> bool:
     """Predict the clips, show and write the predictions, and list the videos that failed.
 
     On a terminal, a table appears at the end. Otherwise, each prediction is a line of text as soon as it is known.
     If the work is interrupted, the predictions so far are kept.
 
+    Args:
+        source: A function that returns the model.
+        checkpoint: The name of the checkpoint.
+        clips: The clips.
+        top: The number of classes to show.
+        outputs: The files to write.
+        loading: Arguments of `VideoModel.batches`.
+
     Returns:
         Whether all videos could be read.
 
     Raises:
-        UserError: The views are invalid, or the loader processes cannot go on.
+        UserError: An output file exists, the views are invalid, or the loader processes cannot go on.
     """
+    outputs.check()
+    parse_views(loading["views"])
+    model = source()
     spans_s = [clip.span_s or WHOLE for clip in clips] if any(clip.span_s for clip in clips) else None
     table = clip_table([clip.path for clip in clips], spans_s)
     done: list[Prediction] = []
@@ -87,7 +89,7 @@ def predict(
     start_s, failed = time.monotonic(), 0
     try:
         with progress("predicting", len(clips), " videos") as step:
-            for prediction in model.stream(table, views=views, top=top, **vars(loading)):
+            for prediction in model.stream(table, top=top, **loading):
                 done.append(prediction)
                 if not on_terminal:
                     print_line(prediction)
@@ -95,9 +97,9 @@ def predict(
                 step(len(done), f"{failed} failed" if failed else "")
     finally:
         if outputs.json:
-            write_json(outputs.json, done, {"checkpoint": checkpoint, "views": views})
+            write_json(outputs.json, done, {"checkpoint": checkpoint, "views": loading["views"]})
         if outputs.csv:
-            write_csv(outputs.csv, done, list(model.classes), top)
+            write_csv(outputs.csv, done, list(model.classes))
     if on_terminal:
         print_table(done)
     seconds = time.monotonic() - start_s

@@ -1,0 +1,1 @@
+"""`vivit crossval`: a run per fold and seed."""

@@ -1,0 +1,48 @@
+"""The command `vivit crossval`. Like cli.py, it imports its tools only when it is called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = (
+    "vivit crossval videos --folds 5 --seeds 3 --out crossval",
+    "vivit crossval data=csv data.root=videos --group 'person(\\d+)' --out crossval   # leave one person out",
+)
+
+
+def crossval(
+    videos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")] = Path("crossval"),
+    folds: Annotated[int | None, typer.Option(min=2, help="Number of folds. Default: one per group.")] = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            help="Clips that stay in one fold: source (by the names of files and folders), none, a CSV file with "
+            "the header path,group, or a regular expression with a group that is searched in the path."
+        ),
+    ] = "source",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each fold, with seeds 0, 1, ...")] = 1,
+    val_percent: Annotated[
+        float, typer.Option(min=1, max=50, help="Percentage of the training clips that choose the checkpoint.")
+    ] = 10,
+    with_test: Annotated[
+        bool, typer.Option("--with-test", help="Also divide the clips of the data's own test split.")
+    ] = False,
+) -> None:
+    """Estimate the accuracy on unseen clips: train on all folds but one, test on it, and average.
+
+    The same command goes on where it was stopped. Other words are overrides of the training runs.
+    """
+    from vivit_train.tools.crossval.run import Choices
+    from vivit_train.tools.crossval.run import crossval as run
+    from vivit_train.tools.overrides import compose_data, to_overrides
+
+    cfg = compose_data(videos, Path("."), "vivit crossval")
+    choices = Choices(folds, group, seeds, val_percent, with_test)
+    run(cfg, out, to_overrides(videos), choices)

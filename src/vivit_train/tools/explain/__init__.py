@@ -1,0 +1,1 @@
+"""`vivit explain`: where and when a model looks."""

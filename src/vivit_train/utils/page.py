@@ -1,0 +1,79 @@
+"""HTML pages that are one file each and need no network: templates, styles, and charts by Plotly."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from vivit_train.utils.text import printable_lines
+from vivit_train.utils.version import package_version
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+
+def render(template: str, title: str, **values: Any) -> str:
+    """Returns a page. All text is escaped, and characters that change the order of text are made visible.
+
+    Args:
+        template: The name of a file in templates/ that extends page.html.
+        title: The title of the page.
+        values: Further variables of the template.
+    """
+    date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return environment().get_template(template).render(title=title, version=package_version(), date=date, **values)
+
+
+@cache
+def environment() -> Environment:
+    """Returns the environment of the templates."""
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,
+    )
+    found.filters["percent"] = lambda value: "-" if value is None else f"{100 * value:.0f} %"
+    found.filters["two"] = lambda value: "-" if value is None else f"{value:.2f}"
+    found.filters["json"] = embedded
+    found.filters["path"] = breakable
+    found.globals["include_text"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    found.globals["plotly"] = plotly
+    return found
+
+
+def shown(text: str) -> str:
+    """Returns text for the page, in which a percent sign stays with its number."""
+    return printable_lines(text).replace(" %", "\u00a0%")
+
+
+def breakable(text: str) -> Markup:
+    """Returns text with paths that break between folders rather than within names."""
+    return Markup("/<wbr>").join(escape(part) for part in shown(text).split("/"))
+
+
+def embedded(data: Any) -> Markup:
+    """Returns plain data as JSON for a script element, in which the browser would read "<" as markup."""
+    text = json.dumps(printable_data(data), allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def printable_data(data: Any) -> Any:
+    """Returns plain data whose texts have no control characters or characters that change the order of text."""
+    if isinstance(data, Mapping):
+        return {key: printable_data(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [printable_data(value) for value in data]
+    return printable_lines(data) if isinstance(data, str) else data
+
+
+def plotly() -> Markup:
+    """Returns the code of Plotly."""
+    return Markup(files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8"))

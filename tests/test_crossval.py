@@ -1,0 +1,116 @@
+"""Cross-validation: every clip is tested once a seed, by a run that has seen none of its group."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forked import run_python
+from helpers import TINY
+from omegaconf import DictConfig
+
+from vivit_train.data.annotations.table import ClipTable
+from vivit_train.tools.crossval.run import Choices, crossval, groups_of, joined
+from vivit_train.utils.errors import UserError
+
+Config = Callable[..., DictConfig]
+
+
+def table(*paths: str) -> ClipTable:
+    names = np.array(paths, np.dtypes.StringDType())
+    return ClipTable(names, np.zeros((len(paths), 1), np.int64), names)
+
+
+def test_groups(tmp_path: Path) -> None:
+    clips = table("/v/run/person1_a.mp4", "/v/run/person2_a.mp4", "/v/walk/person1_b.mp4")
+    assert groups_of(r"person(\d+)", clips, ["run"]) == ["1", "2", "1"]
+    assert groups_of("none", clips, ["run"]) == clips.paths.tolist()
+    file = tmp_path / "groups.csv"
+    file.write_text("path,group\n" + "".join(f"{path},{i % 2}\n" for i, path in enumerate(clips.paths)))
+    assert groups_of(str(file), clips, ["run"]) == ["0", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("actor(", "neither a file nor a regular expression"),
+        ("actor", "the expression needs a group"),
+        (r"(person1)", "gives 1 clip no group: /v/run/person2_a.mp4"),
+    ],
+)
+def test_groups_that_are_none(how: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        groups_of(how, table("/v/run/person1_a.mp4", "/v/run/person2_a.mp4"), ["run"])
+    assert message in str(error.value)
+
+
+def test_a_clip_of_two_splits_counts_once() -> None:
+    assert joined([table("/a.mp4", "/b.mp4"), table("/b.mp4", "/c.mp4")]).paths.tolist() == [
+        "/a.mp4",
+        "/b.mp4",
+        "/c.mp4",
+    ]
+
+
+def listed(file: Path) -> set[str]:
+    return {row[0] for row in csv.reader(file.open())}
+
+
+def test_what_cannot_be_divided_is_refused(config: Config, videos: Path, tmp_path: Path) -> None:
+    cfg = config("data=folder", f"data.root={videos}")
+    with pytest.raises(UserError, match="--folds 99: must be between 2 and the 32 groups"):
+        crossval(cfg, tmp_path / "out", [], Choices(99, "none"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    with pytest.raises(UserError, match="out exists and holds no cross-validation: choose another --out"):
+        crossval(cfg, tmp_path / "out", [], Choices(2, "none"))
+
+
+@pytest.mark.slow
+def test_folds_are_disjoint_and_the_command_goes_on(videos: Path, tmp_path: Path) -> None:
+    tiny = [word for word in TINY if not word.startswith("trainer.acc")]
+    words = [str(videos), "--folds", "2", "--seeds", "2", "--out", "out", *tiny, "trainer=cpu"]
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "top-1 0." in done.stdout.splitlines()[-1]
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["n"], summary["folds"], len(summary["top1_by_seed"])) == (32, 2, 2)
+    low, high = summary["interval_95"]
+    assert 0 <= low <= summary["top1"] <= high <= 1
+    tests = []
+    for fold in (1, 2):
+        train, val, test = (listed(tmp_path / f"out/fold_{fold}/lists/{s}.csv") for s in ("train", "val", "test"))
+        assert not train & val
+        assert not {Path(p).name for p in train | val} & {Path(p).name for p in test}, "a group is on both sides"
+        tests.append(test)
+    assert not tests[0] & tests[1]
+    assert len(tests[0] | tests[1]) == 32
+
+    kept = (tmp_path / "out/fold_1/seed_0/metrics.json").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out/fold_2/seed_1")
+    again = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    assert (tmp_path / "out/fold_1/seed_0/metrics.json").stat().st_mtime_ns == kept
+    other = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "optimizer.lr=1", folder=tmp_path)
+    assert other.returncode == 1
+    assert "out holds a cross-validation with other settings or clips" in other.stderr
+
+
+@pytest.mark.slow
+def test_runs_that_fail_are_named(videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(videos, tmp_path / "videos")
+    for file in tmp_path.glob("videos/*/*/0000.mp4"):
+        file.write_text("this is text")
+    words = ["videos", "--folds", "2", "--group", "none", "--out", "out", *TINY[:-1], "trainer=cpu"]
+    refused = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "data.flip=3", folder=tmp_path)
+    assert "data.flip=3: must be between 0 and 1" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    assert done.returncode == 1
+    assert "2 of 2 runs failed, the first is fold 1, seed 0: failed: " in done.stderr
+    assert len((tmp_path / "out/runs.csv").read_text().splitlines()) == 3
