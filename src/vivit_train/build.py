@@ -106,6 +106,7 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         loss=build_losses(cfg.loss, metadata),
         optimizer=build_part("optimizer", cfg.optimizer, {}, partial=True),
         schedule=build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
+        layer_decay=cfg.layer_decay,
         mixup=cfg.mixup,
         cutmix=cfg.cutmix,
         seed=cfg.seed,

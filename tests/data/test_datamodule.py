@@ -348,7 +348,7 @@ def test_a_clip_of_a_longer_video_stays_in_its_span(video: Path, side: str) -> N
         if side == "test":  # its views reach both ends
             assert (min(seen), max(seen)) == (frames[0], frames[-1])
     errors = (clips[0, 0, 3] if side == "train" else videos[3])["errors"]
-    assert "shows no frame from 7.00 to 8.00 s; its last one is at 1.30 s" in errors[0][2]
+    assert "shows no frame from 7.00 s to 8.00 s; its last one is at 1.30 s" in errors[0][2]
 
 
 # what a test sample is

@@ -141,9 +141,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None  # See models/tuning.py.
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """Returns all tokens, or the first `num_queries` along the second-to-last axis."""
+        if self.adapter is not None:
+            x = self.adapter(x)
         return self.maybe_checkpoint(self.compute, "block", x, num_queries)
 
     def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
@@ -227,9 +230,15 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Only these tokens are used after the last block: the class token alone saves a twelfth of ViViT-B's work.
-        used = None if self.reg_token is None else x.shape[-2]
+        used = 1 if self.cls_token is not None else None if self.reg_token is None else x.shape[-2]
+        x = self.tokens(x, used)
+        x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+        return self.norm(x) if self.fc_norm else x
+
+    def tokens(self, x: Tensor, used: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `used`: the class token, then the others, and the registers last."""
         if self.cls_token is not None:
-            x, used = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2), 1
+            x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
         if self.reg_token is not None:
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
@@ -238,10 +247,7 @@ class Encoder(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x)
         x = self.blocks[-1](x, num_queries=used)
-        if not self.fc_norm:
-            x = self.norm(x)
-        x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
-        return self.norm(x) if self.fc_norm else x
+        return x if self.fc_norm else self.norm(x)
 
     def add_rotary_positions(self, rows: int, columns: int) -> None:
         """Rotates queries and keys by the place of their tokens in the image, as in DINOv3 (arXiv 2508.10104).

@@ -264,12 +264,16 @@ class ViViT(nn.Module):
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         """Returns the representation of the video before the head, [B, D]."""
+        self.check_input(video_BCTHW)
+        return self.encode(self.embedding(video_BCTHW))
+
+    def check_input(self, video_BCTHW: Tensor) -> None:
+        """Raises a ValueError if videos do not have the shape that the model takes."""
         if video_BCTHW.shape[1:] != self.input_shape:
             raise ValueError(
                 f"this model takes videos [B, C, T, H, W] with [C, T, H, W] = {list(self.input_shape)}, "
                 f"got {list(video_BCTHW.shape)}"
             )
-        return self.encode(self.embedding(video_BCTHW))
 
     def forward(self, video_BCTHW: Tensor) -> Tensor | dict[str, Tensor]:
         logits = self.head(self.features(video_BCTHW))

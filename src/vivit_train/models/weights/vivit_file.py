@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vivit_train.models.tuning import merge_lora
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.checks import check_statistics
 from vivit_train.models.weights.source import Source, VideoWeights
@@ -24,7 +25,7 @@ def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
     if "net.embedding.projection.weight" not in source.tensors:
         return None
     state = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
-    return checkpoint_weights(source.name, state, source.content.get("vivit_train", {}))
+    return checkpoint_weights(source.name, merge_lora(state), source.content.get("vivit_train", {}))
 
 
 def checkpoint_weights(source: str, net: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> VideoWeights:
