@@ -21,7 +21,8 @@ from vivit_train.data.video.resize import Resize
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic, to_scenic
-from vivit_train.models.weights.timm_vit import init_from_vit, read_weights
+from vivit_train.models.weights.timm_models import read_weights
+from vivit_train.models.weights.timm_vit import init_from_vit
 from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.optim import warmup_cosine

@@ -70,8 +70,7 @@ class ClipBatch(TypedDict, total=False):
         index: The rows in the clip table, int64 [B].
         frame_numbers: Training only. The numbers of the clips' frames, int64 [B, T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clips' frames in seconds, float64 [B, T]; NaN for a black frame.
-        box: Training only. The crop boxes and flips, int64 [B, 5].
-        failed: Evaluation only. Whether each video cannot be read, bool [B].
+        box, failed: Training, int64 [B, 5], and evaluation, bool [B], only; see `Sample`.
         params: The shape of each clip's box, and the transform params that the device needs to finish it.
         errors: The unreadable videos that were met. If a sample has given up, the batch has no other key.
     """
@@ -355,21 +354,21 @@ def frames_of(manifest: ClipTable, row: int, times: Timeline) -> tuple[int, int]
     """Returns the number of a clip's first frame within its video, and the number of frames in the clip.
 
     Raises:
-        VideoError: If the video shows no frame between the start and the end of the clip.
+        VideoError: The video shows no frame in the clip.
     """
     if manifest.spans_s is None:
         return 0, times.num_frames
     start_s, end_s = manifest.spans_s[row]
     first, end = np.searchsorted(times.times_s, (start_s, end_s)).tolist()
     if first == end:
-        length_s = times.times_s[-1]
-        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {length_s:.2f} s"
+        last_s = times.times_s[-1]
+        reason = f"shows no frame from {start_s:.2f} s to {end_s:.2f} s; its last one is at {last_s:.2f} s"
         raise VideoError(str(manifest.paths[row]), reason)
     return first, end - first
 
 
 def in_video(first: int, clips: Indices) -> Indices:
-    """Converts frame numbers that are relative to frame `first` into frame numbers of the whole video."""
+    """Returns frame numbers of the whole video from those that count from frame `first`."""
     return np.where(clips == PAD_INDEX, PAD_INDEX, first + clips)
 
 
@@ -379,10 +378,9 @@ def to_torch(frames_THWC: NDArray[np.uint8]) -> Tensor:
 
 
 def collate(samples: list[Sample]) -> ClipBatch:
-    """Collates samples into a batch.
+    """Collates samples into a batch; if a sample gave up, only "errors", which the main process reports.
 
-    If a sample gave up, the batch contains only "errors", and the main process reports them. Crops for the device
-    differ in size, so they are flattened and concatenated, and one transfer moves all of them.
+    Crops for the device differ in size, so they are flattened and concatenated: one transfer moves them all.
     """
     batch: ClipBatch = {"errors": [error for sample in samples for error in sample.pop("errors")]}
     if not all(samples):
