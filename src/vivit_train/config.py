@@ -172,8 +172,10 @@ def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) ->
         return [unknown_model(name)]
     dim, heads = (model.get(key) or SIZES[model.get("size", "B")][key] for key in ("dim", "heads"))
     problems = MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
-    options = model.get("pool") or "cls", bool(model.get("fc_norm")), model.get("reg_tokens") or 0
-    return problems + MODELS[name].option_problems(*options)
+    pool, registers, rope_dim = model.get("pool") or "cls", model.get("reg_tokens") or 0, None
+    if model.get("rope") and heads > 0:
+        rope_dim = dim // heads
+    return problems + MODELS[name].option_problems(pool, bool(model.get("fc_norm")), registers, rope_dim)
 
 
 def combination_problems(cfg: DictConfig) -> list[str]:

@@ -401,13 +401,13 @@ def test_absurd_headers_end_in_frames_or_a_message(name: str, tmp_path: Path, ha
         at = data.index(key) + len(key)
     data[at : at + len(value)] = value
     file.write_bytes(data)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         count = probe(file).num_frames
         said: object = f"{count} frames, which can be read"
         assert len(read_frames(file, range(count))) == count <= 6
     except VideoError as error:
         said = error
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     happened(f"A {file.suffix} with {name} of {value.hex()}", said)

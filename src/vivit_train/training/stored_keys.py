@@ -34,6 +34,9 @@ def with_current_keys(config: Any) -> Any:
         task = config.pop("task")
         config |= {name: task.get(name, 0.0) for name in ("mixup", "cutmix")}
         config["loss"] = {"_target_": "cross_entropy", "label_smoothing": task.get("label_smoothing", 0.0)}
+        if isinstance(task.get("optimizer"), Mapping):
+            optimizer = {name: value for name, value in task["optimizer"].items() if name != "_partial_"}
+            config["optimizer"] = optimizer | {"weight_decay": task.get("weight_decay", 0.0)}
     return config
 
 

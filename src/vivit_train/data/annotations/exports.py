@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,12 +104,7 @@ def read_exports(
     top, expected_layout = open_root(root, options.expected_layout)
     train, val, test = files["train"], files["val"], files["test"]
     found = find_files(top, expected_layout, train, val or train or "", test, options.classes)
-    for file in found.values():
-        if file.suffix.lower() in (".zip", ".csv", ".tsv"):
-            raise UserError(
-                f"{file}: data={options.tool} reads no {file.suffix} files: unpack archives, and read tables with "
-                f"data=csv\n{expected_layout}"
-            )
+    _check_kinds(found.values(), options.tool, expected_layout)
     finder = VideoFinder(top)
     notices: list[str] = []
     tables = {
@@ -143,6 +138,15 @@ def read_exports(
             read_as=_read_as(tables, options),
         )
     )
+
+
+def _check_kinds(files: Iterable[Path], tool: str, expected_layout: str) -> None:
+    for file in files:
+        if file.suffix.lower() in (".zip", ".csv", ".tsv"):
+            raise UserError(
+                f"{file}: data={tool} reads no {file.suffix} files: unpack archives, and read tables with "
+                f"data=csv\n{expected_layout}"
+            )
 
 
 def _read_as(tables: Mapping[str, list[Row]], options: ExportOptions) -> str:

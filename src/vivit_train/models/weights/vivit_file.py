@@ -12,7 +12,8 @@ from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, limit_problems
 from vivit_train.utils.errors import UserError, reason
 
-SETTINGS = {"act": "gelu_tanh", "fc_norm": False}  # Checkpoints from before 2026-11-29 do not state these.
+# Checkpoints from before 2026-11-29 do not state these.
+SETTINGS = {"act": "gelu_tanh", "fc_norm": False, "rope": False}
 
 
 def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
@@ -56,7 +57,7 @@ def read_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in model.items():
         if isinstance(value, int | float | list) and (problems := limit_problems(f"model.{key}", key, value)):
             raise UserError(f"{source}: {problems[0]}")
-    named = ("model", "heads", "order", "norm_eps", "act", "fc_norm")
+    named = ("model", "heads", "order", "norm_eps", *SETTINGS)
     settings = SETTINGS | {key: model[key] for key in named if model.get(key) is not None}
     size = {key: value for key, value in SIZES.get(model.get("size"), {}).items() if key == "heads"}
     height, width = (model["image_size"],) * 2 if isinstance(model["image_size"], int) else model["image_size"]

@@ -168,5 +168,6 @@ def arguments_of(net: ViViT) -> dict[str, Any]:
         "sampled_frames": None if net.embedding.frame_index is None else net.grid[0],
         "pool": "mean" if net.encoder.cls_token is None else "cls",
         "order": net.order,
+        "act": net.act,
         "norm_eps": net.encoder.norm.eps,
     }
