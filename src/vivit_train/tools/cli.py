@@ -209,8 +209,8 @@ def probe(
 ) -> None:
     """Get a first honest number for a dataset in minutes: heads on the frozen features of pretrained weights.
 
-    A table compares them with chance, appearance alone and motion alone. Cross-validation within the training clips
-    chooses the head, OUT/checkpoints/best.ckpt. Features are stored in features/<data name> for the next probe.
+    A table compares them with chance, appearance alone and motion alone. Cross-validation within the training
+    clips chooses the head, OUT/checkpoints/best.ckpt. Features are stored in features/<data name>.
     """
     from vivit_train.tools.probe import probe as compare
 
