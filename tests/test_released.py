@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, run_script
+from helpers import ROOT
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -354,7 +354,10 @@ def test_trees_of_the_released_sizes_need_no_further_word(
 
 
 def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run_script("eval.py", *words, "trainer=cpu", "data.num_workers=0", "hydra.run.dir=run", folder=folder)
+    """Runs eval.py in a process of its own, whose hub has the cache that the environment names."""
+    command = [sys.executable, str(ROOT / "eval.py"), *words, "trainer=cpu", "data.num_workers=0"]
+    command += ["hydra.run.dir=run"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
 @pytest.mark.slow
