@@ -206,7 +206,8 @@ def test_a_hostile_configuration_is_text_where_a_run_resumes_or_starts(
         torch.save(stranger | {KEY: stranger[KEY] | {"config": stored}}, path)
         with pytest.raises(UserError, match=r"cannot change when a run resumes.*\n.*model\.pool") as error:
             train(harmless.config("data=folder", f"data.root={videos}", f"ckpt_path={path}"))
-        net = build_net(stranger[KEY]["config"]["model"], stranger[KEY]["classes"])
+        node = stranger[KEY]["config"]["model"] | {"_target_": "vivit_train.models.vivit.ViViT.from_size"}
+        net = build_net(node, stranger[KEY]["classes"])
         report = load_pretrained(net, str(path))
         message = str(error.value)
         assert SECRET not in f"{message} {report} {harmless.capfd.readouterr()}"
