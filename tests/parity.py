@@ -10,18 +10,19 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.data.colors import adjust_colors
 from vivit_train.data.randaugment import OPERATIONS
-from vivit_train.data.transforms import crop_views
+from vivit_train.data.transforms import crop_views, resize_clip
+from vivit_train.data.video.resize import Resize
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic, to_scenic
-from vivit_train.models.weights.timm_vit import init_from_vit, read_weights
+from vivit_train.models.weights.timm_models import read_weights
+from vivit_train.models.weights.timm_vit import init_from_vit
 from vivit_train.training.losses import CrossEntropy
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.optim import warmup_cosine
@@ -270,14 +271,14 @@ def color_errors() -> dict[str, tuple[float, float]]:
     return errors
 
 
-def resize_errors() -> dict[str, tuple[float, float]]:
+def resize_errors(resize: Resize) -> dict[str, tuple[float, float]]:
     """The largest and the mean difference of our resize from TensorFlow's bilinear one, of 255, by new size."""
     arrays = tensorflow()
     frame_1CHW = torch.from_numpy(arrays["clip"][:1]).permute(0, 3, 1, 2)
     errors = {}
     for name in (name for name in arrays if name.startswith("resized/")):
         size = [int(side) for side in name.partition("/")[2].split("x")]
-        ours = TF.resize(frame_1CHW, size, antialias=True).permute(0, 2, 3, 1)
+        ours = resize_clip(frame_1CHW, *size, resize).permute(0, 2, 3, 1)
         error = (ours.float() - torch.from_numpy(arrays[name]).float()).abs()
         errors[name.partition("/")[2]] = error.max().item(), error.mean().item()
     return errors

@@ -77,7 +77,8 @@ def test_data_that_changed_is_named_and_stops_a_resumed_run(
     happened(f"A data set in which a resumed run finds another video ({change.__name__})", error.value)
 
 
-def test_a_digest_of_a_stranger_is_bounded() -> None:
+@pytest.mark.fault("Strangers' files")
+def test_a_digest_of_a_stranger_is_bounded(happened: Happened) -> None:
     bomb = zlib.compress(b"[" + b" " * (1 << 29) + b"]", 9)
     for packed in (
         bomb,
@@ -91,8 +92,9 @@ def test_a_digest_of_a_stranger_is_bounded() -> None:
         with pytest.raises(UserError, match="the table of clips is damaged"):
             unpacked(tensor, "x.ckpt")
     for other in (None, 3, torch.zeros(3), torch.zeros(2, 2, dtype=torch.uint8)):
-        with pytest.raises(UserError, match="the table of clips is damaged"):
+        with pytest.raises(UserError, match="the table of clips is damaged") as error:
             unpacked(other, "x.ckpt")
+    happened("A checkpoint whose table of clips unpacks to 500 MB, or is none", error.value)
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def test_every_key_has_a_meaning(command: str) -> None:
         "short_side",
         "crop",
         "resize_mode",
+        "resize",
         "square_pixels",
     )
     inherited += ("num_workers", "decoder", "max_epochs", "gradient_clip_val")  # eval.yaml: as train.yaml's

@@ -198,7 +198,7 @@ def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: 
         (["data.frames=many"], "data.frames=many: must be a whole number"),
         (["+data.flip=0.5", "micro_batch_size=0"], "micro_batch_size=0: must be between 1 and 4,096"),
         (["~ckpt_path"], "ckpt_path: is missing"),
-        (["~eval.split"], "eval.split: is missing"),
+        (["~eval.order"], "eval.order: is missing"),
         (["data.padding=loop"], "data.padding=loop: must be one of wrap, repeat_last, black"),
         (["data.decoder=cv2"], "data.decoder=cv2: must be one of auto, decord, pyav, torchcodec"),
         (["model=vivit_fe", "model.frames=8"], "model.frames=8: set data.frames instead"),

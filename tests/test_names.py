@@ -75,17 +75,24 @@ def test_messages_keep_their_own_lines_and_escape_the_rest(capsys: pytest.Captur
     assert str(VideoError("a\n\x1b.mp4", "bad \x1b")) == r"cannot read video a\n\x1b.mp4: bad \x1b"
 
 
+@pytest.mark.fault("Strangers' files")
 @pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "CON", "nul.txt", "a\0b", "", "..", "ü" * 240, *HOSTILE])
-def test_a_name_in_a_file_s_name_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+def test_a_name_in_a_file_s_name_stays_in_its_folder(name: str, tmp_path: Path, happened: Happened) -> None:
     stem = file_stem(name)
     (tmp_path / f"confusion_{stem}.png").touch()
     assert [path.parent for path in tmp_path.rglob("*.png")] == [tmp_path]
     assert stem != name
     assert file_stem("verb") == "verb"
     assert file_stem("a/b") != file_stem("a_b")
+    happened(
+        f"A head or data set called {printable(name)[:40]!r}, and the name of its plot", f"confusion_{stem}.png"
+    )
 
 
-def test_pictures_draw_hostile_names_without_warnings(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.fault("Strangers' files")
+def test_pictures_draw_hostile_names_without_warnings(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, happened: Happened
+) -> None:
     import numpy as np
     import torch
 
@@ -97,6 +104,7 @@ def test_pictures_draw_hostile_names_without_warnings(tmp_path: Path, recwarn: p
     assert all(imread(file).std() > 0.01 for file in tmp_path.glob("*.png"))
     assert [str(warning.message) for warning in recwarn if "atplotlib" in str(warning.filename)] == []
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    happened("Classes called $x^{$, ESC[31m and a half of a character, in plots", "they are drawn as text")
 
 
 class Page(HTMLParser):
@@ -158,7 +166,8 @@ def some_name(draw: random.Random) -> str:
     return "".join(draw.choice([*special, "a", ".mp4", "id,name"]) for _ in range(draw.randint(1, 6)))
 
 
-def test_clean_lists_give_every_name_back_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.fault("Strangers' files")
+def test_clean_lists_give_every_name_back_as_it_was(tmp_path: Path, happened: Happened) -> None:
     draw = random.Random(0)
     for trial in range(60):
         root, out = tmp_path / str(trial), tmp_path / f"{trial}_clean"
@@ -178,6 +187,9 @@ def test_clean_lists_give_every_name_back_as_it_was(tmp_path: Path) -> None:
         for before, after in ((splits.train, again.train), (splits.val, again.val)):
             assert before.paths.tolist() == after.paths.tolist()
             assert before.labels.tolist() == after.labels.tolist()
+    happened(
+        "60 data sets with quotes, separators and blanks in names: the doctor's clean lists", "read as they were"
+    )
 
 
 @pytest.mark.slow

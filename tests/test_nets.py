@@ -125,6 +125,7 @@ CHANGES: dict[str, dict[str, tuple[Any, str]]] = {
 NEW = {
     "callbacks.advice._target_",
     "callbacks.advice.epochs",
+    "data.resize",  # its default is what every run did
     "data.square_pixels",
     "eval.hardest_first",
     "eval.report",
@@ -135,8 +136,10 @@ NEW = {
     "overwrite",
     "patience",
     "scheduler._target_",
+    "train",
+    "layer_decay",
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
-    *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "norm_eps")),
+    *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "rope", "norm_eps")),
 }
 
 

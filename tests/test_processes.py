@@ -199,7 +199,7 @@ def test_two_processes_evaluate_as_one(alone: Path, odd_videos: Path, config: Co
     data = ["data=folder", f"data.root={odd_videos}", f"data.val={odd_videos}/test"]
     both = config(ckpt, *data, "eval.views=2x1", *DDP, name="eval")
     assert codes(start(both, both, main=evaluate)) == [0, 0]
-    same_results(alone, tmp_path / "run")
+    same_results(alone, tmp_path / "results")
 
 
 @pytest.mark.fault("Several processes")

@@ -41,11 +41,22 @@ PAPER: dict[str, dict[str, Any]] = {  # Table 7
     },
 }
 AUTHORS: dict[str, dict[str, Any]] = {  # where their released configurations differ from the paper
-    "authors_kinetics400_fe_b": {"optimizer.lr": 0.05},
-    "authors_kinetics400_fe_l": {"model.size": "L", "model.temporal_depth": 24},
-    "authors_kinetics600_fe_l": {"optimizer.lr": 0.05, "model.size": "L", "model.temporal_depth": 24},
-    "authors_epic_kitchens100": {"data.stride": 1, "model.size": "L", "eval.views": "4x3"},
+    "authors_kinetics400_fe_b": {"data.resize": "authors", "optimizer.lr": 0.05},
+    "authors_kinetics400_fe_l": {"data.resize": "authors", "model.size": "L", "model.temporal_depth": 24},
+    "authors_kinetics600_fe_l": {
+        "data.resize": "authors",
+        "optimizer.lr": 0.05,
+        "model.size": "L",
+        "model.temporal_depth": 24,
+    },
+    "authors_epic_kitchens100": {
+        "data.resize": "authors",
+        "data.stride": 1,
+        "model.size": "L",
+        "eval.views": "4x3",
+    },
     "authors_something_something_v2": {
+        "data.resize": "authors",
         "optimizer.lr": 0.4,
         "data.mirror_labels": False,
         "data.short_side": 288,

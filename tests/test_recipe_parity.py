@@ -4,9 +4,15 @@ import parity_recipes
 
 
 def test_clips_and_crops_are_where_the_authors_have_them() -> None:
-    for wrong, total in (parity_recipes.training_starts(), parity_recipes.middle_crops()):
+    for count in (parity_recipes.training_starts, parity_recipes.test_frames, parity_recipes.middle_crops):
+        wrong, total = count()
         assert total > 30
         assert wrong == 0
+
+
+def test_the_recipes_have_the_values_of_table_7() -> None:
+    wrong, total = parity_recipes.table_7()
+    assert (wrong, total) == (0, 105)
 
 
 def test_the_half_step_of_warmup_is_all_that_differs() -> None:

@@ -125,7 +125,7 @@ def test_the_authors_checkpoint_is_scored_with_the_classes_and_the_clips_of_the_
     expected = fit_head(net, normalized(video, [0.5] * 3, [0.5] * 3), label[:, 0])
     (tmp_path / "released").mkdir()
     save_scenic(net, tmp_path / "released/checkpoint")  # the name that the authors' files have
-    words = [] if model == "vivit_fe" else ["model=vivit_st", "init.frames=4"]
+    words = [f"model={model}", *(["init.frames=4"] if model == "vivit_st" else [])]
     results = score(config, tmp_path / "released", kinetics, *words, "data.short_side=36")
     assert (results["test/top1@1x1"], results["n"]) == (1, 6)
     torch.testing.assert_close(logits(tmp_path / "results"), expected, atol=1e-5, rtol=0)
@@ -310,6 +310,12 @@ def test_a_name_on_the_hub_that_cannot_be_reached_is_one_message(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(UserError, match=r"no weights at google/vivit-b-16x2-kinetics400, .*no network.*folder"):
         score(config, "google/vivit-b-16x2-kinetics400", kinetics)
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"])
+def test_a_model_by_its_name_says_nothing_else_in_an_evaluation(model: str, config: Config) -> None:
+    node = config("ckpt_path=x", f"model={model}", name="eval").model
+    assert {key: value for key, value in node.items() if value is not None} == {"model": model}
 
 
 def test_the_commands_of_the_page_are_valid(config: Config) -> None:

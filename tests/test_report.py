@@ -150,22 +150,22 @@ def test_a_thumbnail_moves() -> None:
 def test_train_and_eval_write_the_page_unless_told_not_to(videos: Path, config: Config, tmp_path: Path) -> None:
     folder = ["data=folder", f"data.root={videos}"]
     train(config(*folder, "trainer.max_epochs=2", "eval.report=true"))
-    run = tmp_path / "run"
+    run, evaluated = tmp_path / "run", tmp_path / "results"
     assert chart_data((run / "report.html").read_text())["curves"]["epoch"] == [1, 2]
-    (run / "report.html").unlink()
     checkpoint = f"ckpt_path={run}/checkpoints/best.ckpt"
     settings = ["eval.views=2x3", "eval.hardest_first=true", "eval.report=true"]
     results = evaluate(config(checkpoint, *settings, name="eval"))
-    assert len(chart_data((run / "report.html").read_text())["views"]["accuracy"]) == 6
+    found = chart_data((evaluated / "report.html").read_text())
+    assert len(found["views"]["accuracy"]) == 6
+    assert found["curves"]["epoch"] == [1, 2]
     assert (results["views"], results["order"], results["version"]) == ("2x3", "forward", "0.1.0")
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", results.get("commit", "0" * 40))
     assert results["seconds"] > 0
-    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    rows = list(csv.DictReader((evaluated / "predictions.csv").open()))
     chances = [float(row["label_probability"]) for row in rows]
     assert chances == sorted(chances)
-    (run / "report.html").unlink()
     evaluate(config(checkpoint, name="eval"))
-    assert not (run / "report.html").exists()
+    assert not (evaluated / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, run_script
+from helpers import TINY, Happened, run_script
 
 from vivit_train.run import evaluate, train
 from vivit_train.utils.errors import UserError
@@ -39,7 +39,8 @@ def test_the_log_file_holds_the_story_of_the_run(trained: Path) -> None:
     assert "\x1b" not in printed, "colors are for terminals"
 
 
-def test_a_second_run_in_the_same_folder_is_refused(trained: Path, videos: Path) -> None:
+@pytest.mark.fault("Disks and checkpoints")
+def test_a_second_run_in_the_same_folder_is_refused(trained: Path, videos: Path, happened: Happened) -> None:
     before = files(trained / "run")
     done = run_script("train.py", *words(videos, "run", "seed=1"), folder=trained)
     assert done.returncode == 1
@@ -48,6 +49,7 @@ def test_a_second_run_in_the_same_folder_is_refused(trained: Path, videos: Path)
         assert way in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert files(trained / "run") == before
+    happened("`train.py` in the folder of an earlier run", done.stderr)
 
 
 def test_a_finished_run_is_not_trained_again(trained: Path, videos: Path) -> None:

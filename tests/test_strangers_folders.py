@@ -107,6 +107,23 @@ def test_a_table_of_another_kind_is_one_message(
     happened(f"{name} that is no such table ({content[:12]!r}...)", error.value)
 
 
+@pytest.mark.fault(SECTION)
+def test_lines_of_other_forms_are_no_results_of_the_doctor(tmp_path: Path, happened: Happened) -> None:
+    file = tmp_path / "files.jsonl"
+    lines = [
+        "[" * 100_000,
+        "[1]",
+        '{"path": 3}',
+        '{"path": "a", "scan": "\u00e9"}',
+        "9" * 5001,
+        '{"path": "a", "size": true}',
+    ]
+    file.write_text("\n".join([*lines, '{"path": "cut']), encoding="utf-8")
+    assert inspect_files([], file, DoctorSettings(4, 2, None, 36), 1, 5.0) == {}
+    assert file.read_text(encoding="utf-8").splitlines() == lines
+    happened("files.jsonl with lines of other forms", "they count as no results, and the files are inspected")
+
+
 def test_a_record_in_other_bytes_is_kept_and_a_table_s_odd_steps_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "recipe_differences.txt").write_bytes(b"\xff\nchanged at step 3: x\n")
     write_record(tmp_path, "differences", None)

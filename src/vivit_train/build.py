@@ -22,7 +22,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
-from vivit_train.models.weights.timm_vit import image_vit
+from vivit_train.models.weights.timm_models import image_vit
 from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
@@ -106,6 +106,7 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         loss=build_losses(cfg.loss, metadata),
         optimizer=build_part("optimizer", cfg.optimizer, {}, partial=True),
         schedule=build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
+        layer_decay=cfg.layer_decay,
         mixup=cfg.mixup,
         cutmix=cfg.cutmix,
         seed=cfg.seed,

@@ -38,7 +38,7 @@ OPEN = ("optimizer.", "scheduler.", "loss.", "trainer.", "callbacks.", "logger."
 # The weights, or the state of the optimizer, belong to these.
 FIXED = (
     *("model.", "data.name", "data._target_", "data.frames", "data.crop", "data.reader.multi_label"),
-    *("optimizer._target_", "optimizer.amsgrad", "init.", "ema_decay"),
+    *("optimizer._target_", "optimizer.amsgrad", "init.", "ema_decay", "layer_decay"),
 )
 CAN_CHANGE = ("model.drop_path",)
 
@@ -68,7 +68,7 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
 
     both = [key for key in {**before, **after} if (key in before and key in after) or key.startswith(OPEN)]
     changed = [key for key in both if moved(key) != after.get(key) and not key.startswith(LEFT_OUT)]
-    fixed = [key for key in changed if key.startswith(FIXED) and key not in CAN_CHANGE]
+    fixed = [key for key in changed if (key == "train" or key.startswith(FIXED)) and key not in CAN_CHANGE]
     if fixed:
         lines = "\n".join(
             f"  - {key}: {before.get(key)} in the checkpoint, {after.get(key)} here" for key in fixed

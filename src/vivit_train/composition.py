@@ -119,6 +119,8 @@ def unknown_key(error: HydraException, command: str) -> str:
         return f"{key} has a value already: write {key}=VALUE, without +"
     if key and text.startswith("Could not"):
         known = known_keys(command)
+        if text.startswith("Could not delete") and key in known:
+            return f"~{key}: {key} is null, so there is nothing to leave out"
         left_out = f"{key}: the group {key.partition('.')[0]} is left out by ~, or has another option"
         return left_out if key in known else unknown(key.partition("=")[0], known)
     return text

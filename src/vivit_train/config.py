@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vivit_train.data.randaugment import MAX_MAGNITUDE
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
+from vivit_train.models.tuning import problem_of
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
@@ -171,8 +172,10 @@ def model_problems(model: DictConfig, input_shape: tuple[int, int, int, int]) ->
         return [unknown_model(name)]
     dim, heads = (model.get(key) or SIZES[model.get("size", "B")][key] for key in ("dim", "heads"))
     problems = MODELS[name].shape_problems(input_shape, tuple(model.tubelet), model.sampled_frames, dim, heads)
-    options = model.get("pool") or "cls", bool(model.get("fc_norm")), model.get("reg_tokens") or 0
-    return problems + MODELS[name].option_problems(*options)
+    pool, registers, rope_dim = model.get("pool") or "cls", model.get("reg_tokens") or 0, None
+    if model.get("rope") and heads > 0:
+        rope_dim = dim // heads
+    return problems + MODELS[name].option_problems(pool, bool(model.get("fc_norm")), registers, rope_dim)
 
 
 def combination_problems(cfg: DictConfig) -> list[str]:
@@ -188,6 +191,13 @@ def combination_problems(cfg: DictConfig) -> list[str]:
             f"data.randaugment={list(ops)}: the authors' operations have magnitudes up to {MAX_MAGNITUDE}; choose "
             "a smaller one, or data.randaugment_kind=torchvision"
         )
+    problems += [problem] if (problem := problem_of(cfg.train, cfg.model.get("model"))) else []
+    if cfg.train != "all" and uses_fsdp(cfg):
+        problems.append(
+            f"train={cfg.train}: trainer=fsdp shards blocks that are trained as a whole: set trainer=ddp"
+        )
+    if cfg.train != "all" and cfg.layer_decay is not None:
+        problems.append(f"layer_decay={cfg.layer_decay}: only train=all has a learning rate for each layer")
     if cfg.ema_decay and uses_fsdp(cfg):
         problems.append(
             f"ema_decay={cfg.ema_decay}: weights that trainer=fsdp shards cannot be averaged; set ema_decay=null "

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
+from vivit_train.models.tuning import Train
 from vivit_train.utils.arguments import signature, wording
 
 RGB = tuple[float, float, float]
@@ -32,6 +33,8 @@ TYPES: dict[str, Any] = {
     "cutmix": float,
     "ema_decay": float | None,
     "patience": int | None,
+    "train": Train,
+    "layer_decay": float | None,
     "scale_lr": Literal["linear", "sqrt"] | None,
     "init.name": str | None,
     "init.path": str | None,

@@ -95,7 +95,8 @@ def live_views(
     """Yields the spatial views of each frame, uint8 [V, C, crop, crop], with its time."""
     for time_s, frame_HWC in frames:
         frame_TCHW = to_torch(frame_HWC[None])
-        crops = crop_views(frame_TCHW, data.crop, data.short_side, data.resize_mode, data.protocol.views[1])
+        how = data.resize_mode, data.protocol.views[1], data.video_reader.resize
+        crops = crop_views(frame_TCHW, data.crop, data.short_side, *how)
         yield time_s, torch.cat(crops)
 
 
@@ -132,7 +133,9 @@ def segment_live(
         window_s = window_length(sampling, float(stream.average_rate or USUAL_FPS), window_s)
         move_s, gap_s = step_s or window_s / 2, window_s / sampling.frames
         targets_s = gap_s * (np.arange(sampling.frames) + (0.5 if sampling.kind == "segments" else 0.0))
-        frames = live_views(data, live_frames(url, container, stream, seconds, short_side=data.short_side))
+        side, resize = data.short_side, data.video_reader.resize
+        live = live_frames(url, container, stream, seconds, short_side=side, resize=resize)
+        frames = live_views(data, live)
         thread = threading.Thread(target=reader.read, args=(frames, targets_s, move_s), daemon=True)
         thread.start()
         try:

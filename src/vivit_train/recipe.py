@@ -24,7 +24,7 @@ PARTS = ("optimizer", "scheduler", "loss")
 # A recipe is about these keys and sections.
 COMPARED = (
     *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss."),
-    *("global_batch_size", "mixup", "cutmix", "ema_decay"),
+    *("global_batch_size", "mixup", "cutmix", "ema_decay", "layer_decay"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.gradient_clip_val"),
     "trainer.limit_train_batches",
 )
@@ -162,7 +162,7 @@ def without_foreign_arguments(cfg: DictConfig, typed: Collection[str]) -> DictCo
 
 def compared(key: str) -> bool:
     """Returns whether a key is a part of every recipe."""
-    return key.startswith(COMPARED) and not key.startswith(NEUTRAL) and key not in IF_STATED
+    return key == "train" or (key.startswith(COMPARED) and not key.startswith(NEUTRAL) and key not in IF_STATED)
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

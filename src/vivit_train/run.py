@@ -18,6 +18,7 @@ from vivit_train.config import derive, validate, validate_evaluation
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.models.tuning import set_trained
 from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
 from vivit_train.released import read_evaluated
 from vivit_train.stored_data import check_splits, evaluation_data, for_clip
@@ -121,6 +122,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
         mean, std = resumed.metadata.mean, resumed.metadata.std
     else:
         mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
+    set_trained(net, cfg.train)
     trainer = build_trainer(cfg, resumed.step if resumed else None)
     config: Any = OmegaConf.to_container(cfg)
     metadata = Metadata(config, names, mean, std, multi_label, data.splits.class_counts)
@@ -249,9 +251,11 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
     net = task.net
     t, rows, columns = net.grid
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6
+    part = "" if cfg.train == "all" else f" ({trained:.4g} M of them are trained: train={cfg.train})"
     steps = planned_steps(data.steps_per_epoch * trainer.max_epochs, trainer)  # type: ignore[operator]
     lines = [
-        f"model: {net.model}, {parameters:.2f} M parameters, {data.sampling.frames} frames of "
+        f"model: {net.model}, {parameters:.2f} M parameters{part}, {data.sampling.frames} frames of "
         f"{data.crop}x{data.crop}, {t}x{rows}x{columns} tokens, "
         f"{task.forward_flops / 1e9:.4g} GFLOPs per clip (forward)",
         f"batch: {data.global_batch_size} = {plural(data.micro_batch_size, 'clip')} x "

@@ -73,8 +73,9 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     `data=NAME` selects another source of videos and labels. The clip settings (frames, stride, crop, and so on)
     stay the same as in training unless they are set too.
     """
-    clip = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop", "resize_mode", "square_pixels")
-    keys = (*SOURCE, *clip, "num_workers", "decoder")
+    clip = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop")
+    pixels = ("resize", "resize_mode", "square_pixels")
+    keys = (*SOURCE, *clip, *pixels, "num_workers", "decoder")
     typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
     given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
     if given.get("reader") is not None:

@@ -3,17 +3,21 @@
 import json
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nets import videos
+from nets import videos as clips
+from omegaconf import DictConfig
 from torch import Tensor
 
+from vivit_train.models.layers import sincos_positions
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import load_pretrained
+from vivit_train.run import evaluate, train
+from vivit_train.training.checkpoint import load_checkpoint
 from vivit_train.utils.errors import UserError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -22,7 +26,8 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 CLIP = {"num_frames": 4, "image_size": 32, "patch_size": 8}
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 CLASSES = ["hop", "skip", "jump", "run", "rest"]
-OPTIONS = {"pool": "mean", "act": "gelu", "pos_embed": "sincos", "fc_norm": True}
+SMALL: dict[str, Any] = {"num_classes": 8, "dim": 32, "depth": 1, "heads": 2, "frames": 4, "image_size": 32}
+OPTIONS: dict[str, Any] = {"pool": "mean", "act": "gelu", "pos_embed": "sincos", "fc_norm": True}
 
 
 def theirs(kind: str = "VideoMAEForVideoClassification", **changes: Any) -> Any:
@@ -111,7 +116,7 @@ def test_the_logits_are_theirs(form: str, tmp_path: Path) -> None:
         ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3)) if form == "folder" else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
     assert "license: CC BY-NC 4.0" in str(report)
-    video_BCTHW = videos(net)
+    video_BCTHW = clips(net)
     with torch.no_grad():
         logits = model(pixel_values=video_BCTHW.transpose(1, 2)).logits
         torch.testing.assert_close(net(video_BCTHW), logits, atol=1e-5, rtol=0)
@@ -130,7 +135,7 @@ def test_a_pretrained_encoder_gives_its_tokens_or_starts_with_a_new_norm(form: s
     assert {row for name, row in report.rows.items() if "head" not in name} == {"copied"}
     assert report.rows["head.weight"] == "zero (the source has no head)"
     assert "encoder_to_decoder.weight" in report.unused
-    video_BCTHW = videos(net)
+    video_BCTHW = clips(net)
     with torch.no_grad():
         tokens = model.videomae(pixel_values=video_BCTHW.transpose(1, 2)).last_hidden_state
         torch.testing.assert_close(net.features(video_BCTHW), tokens.mean(1), atol=1e-5, rtol=0)
@@ -175,6 +180,26 @@ def test_another_model_is_told_the_whole_command(tmp_path: Path) -> None:
     command = "set model=vivit_st model.size=Ti model.act=gelu model.pool=mean model.fc_norm=true,"
     with pytest.raises(UserError, match=command):
         load_pretrained(net, saved(theirs(**tiny), "folder", tmp_path))
+
+
+def test_a_run_starts_from_it_and_its_checkpoint_starts_another(
+    videos: Path, config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+    clip = {"num_frames": 4, "image_size": 32, "patch_size": 16}
+    path = saved(theirs("VideoMAEForPreTraining", **sizes, **clip), "folder", tmp_path)
+    words = ["model=videomae", "data=folder", f"data.root={videos}"]
+    train(config(*words, f"init.path={path}", "ema_decay=0.9"))
+    written = (tmp_path / "run/weight_report.txt").read_text()
+    assert "license: CC BY-NC 4.0" in written
+    ckpt = tmp_path / "run/checkpoints/best.ckpt"
+    positions = load_checkpoint(ckpt)[1]["encoder.pos_embed"]
+    torch.testing.assert_close(positions, sincos_positions(8, 32))  # They are stored, and stay fixed.
+    assert evaluate(config(f"ckpt_path={ckpt}", name="eval"))["n"] == 16
+    with pytest.raises(UserError, match=r"set model\.act=gelu model\.fc_norm=true,"):
+        load_pretrained(ViViT("vivit_st", **SMALL, pool="mean"), str(ckpt))
+    report = load_pretrained(ViViT("vivit_st", **SMALL, **OPTIONS), str(ckpt))
+    assert report.rows["encoder.norm.weight"] == "copied"
 
 
 def change(file: Path, **settings: Any) -> None:

@@ -26,6 +26,7 @@ from vivit_train.data.sampling import Sampling
 from vivit_train.data.transforms import RandAugmentKind, ResizeMode, TrainTransform, mirrored_classes
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
+from vivit_train.data.video.resize import Resize
 from vivit_train.data.watchdog import WorkerStatus, end_workers, explain, start_worker
 from vivit_train.data.windows import WindowDataset, Windows
 from vivit_train.utils.errors import UserError
@@ -50,6 +51,7 @@ class VideoDataModule(L.LightningDataModule):
         short_side, crop: The video's short side is resized to `short_side` pixels; the model sees `crop` x `crop`.
         resize_mode, scale_jitter, flip, color_jitter, strong_color, randaugment, randaugment_kind,
             random_erasing: See `TrainTransform`.
+        resize: How frames and crops are resized; see `read_frames` and `resize_clip`.
         mirror_labels: Whether flipping a clip exchanges "left" and "right" in its class.
         augment_on: Where clips are augmented, with the same random draws: in the loader's workers ("worker") or
             after the transfer ("device"). "auto" means the device if it is a GPU.
@@ -87,6 +89,7 @@ class VideoDataModule(L.LightningDataModule):
         short_side: int = 256,
         crop: int = 224,
         resize_mode: ResizeMode = "keep_ratio",
+        resize: Resize = "fast",
         scale_jitter: tuple[float, float] | None = (0.9, 1.33),
         flip: float = 0.5,
         color_jitter: float = 0.8,
@@ -116,13 +119,13 @@ class VideoDataModule(L.LightningDataModule):
         self.sampling = Sampling(frames, stride, fps, sampling, padding)
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
-        chances = (flip, color_jitter, randaugment, random_erasing, strong_color, randaugment_kind)
+        chances = (flip, color_jitter, randaugment, random_erasing, strong_color, randaugment_kind, resize)
         self.transform = TrainTransform(crop, short_side, resize_mode, scale_jitter, *chances)
-        self.mirror_labels, self.augment_on, self.changed = mirror_labels, augment_on, changed
+        self.mirror_labels, self.augment_on, self.changed, self.seed = mirror_labels, augment_on, changed, seed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.num_workers, self.timeout_s, self.seed = num_workers, timeout_s, seed
-        index_db = index.find(Path(root).expanduser())
-        self.video_reader = VideoReader(decoder, timeout_s, None, index_db, allow_private_urls, square_pixels)
+        self.num_workers, self.timeout_s = num_workers, timeout_s
+        index_db, shown = index.find(Path(root).expanduser()), (square_pixels, resize)
+        self.video_reader = VideoReader(decoder, timeout_s, None, index_db, allow_private_urls, *shown)
         self.bad_videos = BadVideoLog(Path(bad_videos_file), max_bad_fraction)
         self.statuses: list[WorkerStatus] = []
         self.first, self.schedule_offset = (0, 0), 0  # The position of a resumed run; see load_state_dict.
@@ -189,7 +192,7 @@ class VideoDataModule(L.LightningDataModule):
         asked = self.num_workers if num_workers is None else num_workers
         devices = self.trainer.num_devices if self.trainer else 1
         workers = asked if isinstance(asked, int) else max(1, usable_cores() // devices)
-        import_decoder(self.video_reader.decoder)
+        import_decoder(self.video_reader.decoder, self.video_reader.resize)
         statuses = RawArray(WorkerStatus, workers)
         self.statuses += statuses
         Finalize(None, end_workers, (statuses,), exitpriority=0)  # before Python waits for its children

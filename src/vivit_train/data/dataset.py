@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -20,6 +21,7 @@ from vivit_train.data.video import urls
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.frame_buffer import BBox, CropFn
 from vivit_train.data.video.index import Timeline
+from vivit_train.data.video.resize import Resize
 from vivit_train.data.video.scan import timeline
 from vivit_train.data.watchdog import WorkerStatus, deadline
 from vivit_train.utils.errors import VideoError
@@ -68,8 +70,7 @@ class ClipBatch(TypedDict, total=False):
         index: The rows in the clip table, int64 [B].
         frame_numbers: Training only. The numbers of the clips' frames, int64 [B, T]; `PAD_INDEX` is a black frame.
         times_s: Training only. The times of the clips' frames in seconds, float64 [B, T]; NaN for a black frame.
-        box: Training only. The crop boxes and flips, int64 [B, 5].
-        failed: Evaluation only. Whether each video cannot be read, bool [B].
+        box, failed: Training, int64 [B, 5], and evaluation, bool [B], only; see `Sample`.
         params: The shape of each clip's box, and the transform params that the device needs to finish it.
         errors: The unreadable videos that were met. If a sample has given up, the batch has no other key.
     """
@@ -117,7 +118,7 @@ class VideoReader:
             which has no time limit.
         index_db: The database of stored scans; see `timeline`.
         allow_private_urls: See `VideoDataModule`.
-        square_pixels: See `read_frames`.
+        square_pixels, resize: See `read_frames`.
         refused: Videos that are not read again, by path with the reason, because they have ended a loader process.
     """
 
@@ -127,6 +128,7 @@ class VideoReader:
     index_db: Path | None = None
     allow_private_urls: bool = False
     square_pixels: bool = True
+    resize: Resize = "fast"
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
@@ -152,19 +154,12 @@ class VideoReader:
             cut: A function that chooses the crop box of the frames; None keeps the whole frames.
 
         Returns:
-            The distinct frames, uint8 [T, C, H, W], and the positions of each clip's frames among them, int64
-            [clips, frames].
+            The distinct frames, uint8 [T, C, H, W], and the places of the clips' frames, int64 [clips, frames].
         """
         needed, places = np.unique(clips, return_inverse=True)
         shown = needed[needed != PAD_INDEX]
-        frames_THWC = read_frames(
-            path,
-            shown,
-            short_side=short_side,
-            decoder=self.decoder,
-            cut=cut,
-            square_pixels=self.square_pixels,
-        )
+        read = partial(read_frames, decoder=self.decoder, square_pixels=self.square_pixels, resize=self.resize)
+        frames_THWC = read(path, shown, short_side=short_side, cut=cut)
         if len(shown) < len(needed):  # PAD_INDEX is the smallest number, so the black frame is the first one
             frames_THWC = np.concatenate([np.zeros_like(frames_THWC[:1]), frames_THWC])
         return to_torch(frames_THWC), places.reshape(clips.shape)
@@ -342,7 +337,8 @@ class EvalDataset(Dataset[Sample]):
             clips = self.sampling.uniform(num_frames, times.fps, self.views[0])
             clips = self.reorder(in_video(first, clips), row)
             decoded_TCHW, places = self.video_reader.frames(path, clips, self.short_side)
-        crops = crop_views(decoded_TCHW, self.crop, self.short_side, self.resize_mode, self.views[1])
+        how = self.resize_mode, self.views[1], self.video_reader.resize
+        crops = crop_views(decoded_TCHW, self.crop, self.short_side, *how)
         return torch.stack([crop[place] for place in places for crop in crops])
 
     def reorder(self, clips: Indices, row: int) -> Indices:

@@ -117,6 +117,7 @@ class WindowDataset(IterableDataset[Sample]):
                     wanted,
                     short_side=self.short_side,
                     square_pixels=self.video_reader.square_pixels,
+                    resize=self.video_reader.resize,
                 )
                 yield from self.samples(zip(wanted.tolist(), frames, strict=False))
         except VideoError as error:
@@ -140,5 +141,6 @@ class WindowDataset(IterableDataset[Sample]):
     def views(self, frame_HWC: NDArray[np.uint8]) -> Tensor:
         """Returns the spatial views of a frame, uint8 [V, C, crop, crop]."""
         frame_TCHW = to_torch(frame_HWC[None])
-        crops = crop_views(frame_TCHW, self.crop, self.short_side, self.resize_mode, self.crops)
+        how = self.resize_mode, self.crops, self.video_reader.resize
+        crops = crop_views(frame_TCHW, self.crop, self.short_side, *how)
         return torch.cat(crops)

@@ -59,8 +59,11 @@ class Attention(nn.Module):
     """Multi-head self-attention over the second-to-last axis of [..., N, D].
 
     With `eager`, it computes the same values step by step, so that a forward hook on `probabilities` can see the
-    attention maps [B, h, N, N], which the fused kernel never materializes.
+    attention maps [B, h, N, N], which the fused kernel never materializes. `rope` has the sines and cosines
+    [2, N, d] of rotary positions, or is None.
     """
+
+    rope: Tensor | None
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -69,6 +72,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.probabilities = nn.Identity()
+        self.register_buffer("rope", None, persistent=False)
 
     def attend(self, q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, num_queries: int | None = None) -> Tensor:
         """Returns the attention output [B, h, N, d], or of the first `num_queries` tokens only."""
@@ -81,8 +85,16 @@ class Attention(nn.Module):
         """Returns all tokens, or the first `num_queries`; each attends to all tokens."""
         qkv = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.rope is not None:
+            q, k = rotated(q, self.rope), rotated(k, self.rope)
         x_BND = self.attend(q, k, v, num_queries).transpose(1, 2).flatten(2)
         return self.out(x_BND).unflatten(0, x.shape[:-2])
+
+
+def rotated(x_BhNd: Tensor, rope_2Nd: Tensor) -> Tensor:
+    """Rotates each pair of channels i and i + d/2 by the angle of the token."""
+    (sin_Nd, cos_Nd), (first, second) = rope_2Nd, x_BhNd.chunk(2, dim=-1)
+    return (x_BhNd * cos_Nd + torch.cat([-second, first], dim=-1) * sin_Nd).to(x_BhNd.dtype)
 
 
 class FactorizedDotProductAttention(Attention):
@@ -129,9 +141,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None  # See models/tuning.py.
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """Returns all tokens, or the first `num_queries` along the second-to-last axis."""
+        if self.adapter is not None:
+            x = self.adapter(x)
         return self.maybe_checkpoint(self.compute, "block", x, num_queries)
 
     def compute(self, x: Tensor, num_queries: int | None) -> Tensor:
@@ -215,9 +230,15 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Only these tokens are used after the last block: the class token alone saves a twelfth of ViViT-B's work.
-        used = None if self.reg_token is None else x.shape[-2]
+        used = 1 if self.cls_token is not None else None if self.reg_token is None else x.shape[-2]
+        x = self.tokens(x, used)
+        x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
+        return self.norm(x) if self.fc_norm else x
+
+    def tokens(self, x: Tensor, used: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `used`: the class token, then the others, and the registers last."""
         if self.cls_token is not None:
-            x, used = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2), 1
+            x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
         if self.reg_token is not None:
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
@@ -226,10 +247,23 @@ class Encoder(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x)
         x = self.blocks[-1](x, num_queries=used)
-        if not self.fc_norm:
-            x = self.norm(x)
-        x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
-        return self.norm(x) if self.fc_norm else x
+        return x if self.fc_norm else self.norm(x)
+
+    def add_rotary_positions(self, rows: int, columns: int) -> None:
+        """Rotates queries and keys by the place of their tokens in the image, as in DINOv3 (arXiv 2508.10104).
+
+        Places are relative to the image, from -1 to 1. Class and register tokens are not rotated.
+        """
+        num_cls, num_reg = (0 if x is None else x.shape[1] for x in (self.cls_token, self.reg_token))
+        y, x = (2 * (torch.arange(size) + 0.5) / size - 1 for size in (rows, columns))
+        place_n2 = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+        for attention in (module for module in self.blocks.modules() if isinstance(module, Attention)):
+            d = attention.out.in_features // attention.heads
+            periods = 100.0 ** (2 * torch.arange(d // 4) / (d // 2))
+            angles_nd = (2 * math.pi * place_n2[:, :, None] / periods).flatten(1).repeat(1, 2)
+            steps = (math.prod(self.grid) - num_cls) // len(angles_nd)
+            angles_Nd = F.pad(angles_nd.repeat(steps, 1), (0, 0, num_cls, num_reg))
+            attention.rope = torch.stack([angles_Nd.sin(), angles_Nd.cos()])
 
 
 def sincos_positions(num_tokens: int, dim: int) -> Tensor:

@@ -110,6 +110,7 @@ class ViViT(nn.Module):
         fc_norm: Whether to normalize the mean of the tokens instead of each token; only for mean pooling.
         pre_norm: Whether to normalize the tokens before the first layer of the (spatial) encoder (CLIP).
         reg_tokens: The number of register tokens of the (spatial) encoder (DINOv2); only for models 1 and 2.
+        rope: Whether the (spatial) encoder has rotary positions of rows and columns too (DINOv3); likewise.
         drop_path: The stochastic depth rate of the last layer; it increases linearly from 0 in each encoder.
         checkpoint_activations: What the backward pass recomputes to save memory: "none", each "mlp", or each
             "block".
@@ -151,6 +152,7 @@ class ViViT(nn.Module):
         fc_norm: bool = False,
         pre_norm: bool = False,
         reg_tokens: int = 0,
+        rope: bool = False,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         checkpoint_activations: ActivationCheckpointing = "none",
@@ -160,9 +162,9 @@ class ViViT(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.tubelet = (tubelet[0], tubelet[1], tubelet[2])
         self.input_shape = (3, frames, height, width)
-        self.heads, self.order, self.act, self.fc_norm = heads, order, act, fc_norm
+        self.heads, self.order, self.act, self.fc_norm, self.rope = heads, order, act, fc_norm, rope
         problems = self.shape_problems(self.input_shape, self.tubelet, sampled_frames, dim, heads)
-        problems += self.option_problems(pool, fc_norm, reg_tokens)
+        problems += self.option_problems(pool, fc_norm, reg_tokens, dim // max(heads, 1) if rope else None)
         if model not in (None, self.model):
             problems.append(f"{type(self).__name__} is a {self.model}, not a {model}")
         if problems:
@@ -190,6 +192,8 @@ class ViViT(nn.Module):
 
     def finish(self, checkpoint_activations: ActivationCheckpointing) -> None:
         """Draws the weights, those of the head as zero, and sets the options of the blocks."""
+        if self.rope:
+            self.encoder.add_rotary_positions(*self.grid[1:])
         self.apply(init_weights)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -233,15 +237,16 @@ class ViViT(nn.Module):
         return problems
 
     @classmethod
-    def option_problems(cls, pool: str, fc_norm: bool, reg_tokens: int) -> list[str]:
-        """Returns a message for each option that does not fit the others."""
+    def option_problems(cls, pool: str, fc_norm: bool, reg_tokens: int, rope_dim: int | None) -> list[str]:
+        """Returns a message for each option that does not fit the others; `rope_dim` is d with rope, else None."""
         problems = []
         if fc_norm and pool == "cls" and cls.layout.cls_token:
             problems.append("fc_norm normalizes the mean of the tokens: set pool to mean, not cls")
-        if reg_tokens and len(cls.layout.encoders["encoder"]) > 1:
-            problems.append(
-                f"{cls.layout.name} has no reg_tokens, only models 1 and 2: set it to 0, not {reg_tokens}"
-            )
+        for name, is_set in (("reg_tokens", reg_tokens), ("rope", rope_dim is not None)):
+            if is_set and len(cls.layout.encoders["encoder"]) > 1:
+                problems.append(f"{cls.layout.name} has no {name}, only models 1 and 2: leave it out")
+        if rope_dim is not None and rope_dim % 4:
+            problems.append(f"rope needs heads whose width is a multiple of 4, not {rope_dim}")
         return problems
 
     @property
@@ -259,12 +264,16 @@ class ViViT(nn.Module):
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         """Returns the representation of the video before the head, [B, D]."""
+        self.check_input(video_BCTHW)
+        return self.encode(self.embedding(video_BCTHW))
+
+    def check_input(self, video_BCTHW: Tensor) -> None:
+        """Raises a ValueError if videos do not have the shape that the model takes."""
         if video_BCTHW.shape[1:] != self.input_shape:
             raise ValueError(
                 f"this model takes videos [B, C, T, H, W] with [C, T, H, W] = {list(self.input_shape)}, "
                 f"got {list(video_BCTHW.shape)}"
             )
-        return self.encode(self.embedding(video_BCTHW))
 
     def forward(self, video_BCTHW: Tensor) -> Tensor | dict[str, Tensor]:
         logits = self.head(self.features(video_BCTHW))
@@ -274,7 +283,7 @@ class ViViT(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Returns the arguments that the names and shapes of the parameters do not show."""
-        named = {"heads": self.heads, "act": self.act, "fc_norm": self.fc_norm}
+        named = {"heads": self.heads, "act": self.act, "fc_norm": self.fc_norm, "rope": self.rope}
         return {"model": self.model, **named, "norm_eps": self.encoder.norm.eps}
 
     def use_eager_attention(self, eager: bool = True) -> "ViViT":

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor
 
+from vivit_train.models.tuning import add_adapters, has_adapters, merge_lora
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
 from vivit_train.models.weights.files import kind_of, refuse_bomb, tensors_of
@@ -154,6 +155,8 @@ def load_weights(net: ViViT, weights: Mapping[str, Tensor], path: str | Path) ->
     Raises:
         UserError: Names or shapes differ.
     """
+    if has_adapters(weights):
+        add_adapters(net)
     ours = {name: list(value.shape) for name, value in net.state_dict().items()}
     theirs = {name: list(value.shape) for name, value in weights.items()}
     if ours != theirs:
@@ -205,6 +208,8 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     """Reads the metadata and the weights of the net from a checkpoint. Nothing in the file is executed.
 
+    Low-rank updates (train=lora) are merged into the weights.
+
     Raises:
         UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
@@ -215,4 +220,8 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
         for name, value in checkpoint["state_dict"].items()
         if not name.startswith("criterion.")
     }
-    return Metadata.from_stored(checkpoint[KEY], path), tensors_of(net, Path(path))
+    metadata, weights = Metadata.from_stored(checkpoint[KEY], path), tensors_of(net, Path(path))
+    try:
+        return metadata, merge_lora(weights)
+    except (LookupError, RuntimeError) as error:
+        raise UserError(f"{path}: the low-rank updates do not fit the weights: {reason(error)}") from error

@@ -53,6 +53,7 @@ class VideoClassifier(L.LightningModule):
             `weight_decay` applies to weight matrices.
         schedule: A function from the optimizer step to a factor of the base learning rate, or one of torch's
             schedulers as a partial that takes the optimizer.
+        layer_decay: The factor of the learning rate from each layer to the one below; None is the same for all.
         mixup: The alpha of mixup; 0 disables it.
         cutmix: The alpha of CutMix; 0 disables it.
         seed: The seed of mixing and stochastic depth.
@@ -73,6 +74,7 @@ class VideoClassifier(L.LightningModule):
         loss: Loss | Sequence[Loss] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         schedule: Schedule | partial[LRScheduler] = lambda step: 1.0,
+        layer_decay: float | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
@@ -87,7 +89,7 @@ class VideoClassifier(L.LightningModule):
         if isinstance(loss, Sequence):
             self.criterion = nn.ModuleList(loss)  # type: ignore[arg-type]
         self.optimizer, self.schedule = optimizer, schedule
-        self.mixup, self.cutmix, self.seed = mixup, cutmix, seed
+        self.layer_decay, self.mixup, self.cutmix, self.seed = layer_decay, mixup, cutmix, seed
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
         self.metadata = metadata or {}
@@ -286,7 +288,10 @@ class VideoClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer(parameter_groups(self.net))
+            groups = parameter_groups(self.net, self.layer_decay)
+            for group in groups if self.layer_decay is not None else ():
+                group["lr"] = getattr(self.optimizer, "keywords", {})["lr"] * group["lr_scale"]
+            optimizer = self.optimizer(groups)
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer: {error}") from error
         schedule = self.build_schedule(optimizer)
@@ -332,11 +337,14 @@ class VideoClassifier(L.LightningModule):
         loaded = [optimizer.param_groups for optimizer in self.trainer.optimizers]
         for groups in (*loaded, *(state["param_groups"] for state in checkpoint["optimizer_states"])):
             for number, group in enumerate(groups):
-                use_settings(group, settings, decays=number == 0)
+                use_settings(group, settings, decays=number % 2 == 0)
         check_schedules(checkpoint["lr_schedulers"])
         if "lr" in settings:
             for state in checkpoint["lr_schedulers"]:
-                state["base_lrs"] = [settings["lr"]] * len(state["base_lrs"])
+                scales = [1.0] * len(state["base_lrs"])
+                if self.layer_decay is not None:
+                    scales = [group["lr_scale"] for group in parameter_groups(self.net, self.layer_decay)]
+                state["base_lrs"] = [settings["lr"] * scale for scale in scales]
         loops, now = checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
         align_loop_progress(loops["epoch_loop.state_dict"], progress, checkpoint.get(ACCUMULATION, now), now)

@@ -343,6 +343,6 @@ def use_settings(group: dict[str, Any], settings: Mapping[str, Any], decays: boo
         if name in group and (decays or name != "weight_decay"):
             group[name] = tuple(value) if isinstance(value, list) else value
     if "lr" in settings and "initial_lr" in group:
-        group["initial_lr"] = settings["lr"]
+        group["initial_lr"] = settings["lr"] * group.get("lr_scale", 1.0)
     if "fused" in group:
         group["fused"] = settings.get("fused")

@@ -17,6 +17,7 @@ from vivit_train.utils.errors import UserError, reason
 TARGETS = {
     "vivit": "vivit_train.models.vivit:ViViT",
     "vivit_of_size": "vivit_train.models.vivit:ViViT.from_size",
+    "frame_probe": "vivit_train.models.probe:FrameProbe.from_size",
     "videos": "vivit_train.data.datamodule:VideoDataModule",
     "cross_entropy": "vivit_train.training.losses:CrossEntropy",
     "focal": "vivit_train.training.losses:Focal",
@@ -46,7 +47,7 @@ READERS = {
     "hmdb51",
     "demo",
 }
-MODELS = {"vivit", "vivit_of_size"}
+MODELS = {"vivit", "vivit_of_size", "frame_probe"}
 DATA = {"videos"}
 LOSSES = {"cross_entropy", "focal", "logit_adjusted"}
 MOVED = {  # Checkpoints from before 2026-11-28 have these names.

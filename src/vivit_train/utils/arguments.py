@@ -156,12 +156,20 @@ def signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def own_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Returns the parameters of a function, or of the `__init__` of a class."""
+    """Returns the parameters of a function, or of the `__init__` of a class.
+
+    A class that forwards `**kwargs` to its parent has the parameters of the parent, too.
+    """
     if not isinstance(function, type):
         return dict(inspect.signature(function).parameters)
-    # `inspect.signature(function)` would show `__new__` instead if the class has one.
-    _, *parameters = inspect.signature(function.__init__).parameters.items()  # type: ignore[misc]
-    return dict(parameters)
+    parameters: dict[str, inspect.Parameter] = {}
+    for cls in (cls for cls in function.__mro__ if "__init__" in vars(cls)):
+        # `inspect.signature(function)` would show `__new__` instead if the class has one.
+        _, *own = inspect.signature(vars(cls)["__init__"]).parameters.items()
+        parameters = dict(own) | {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        if not any(p.kind is p.VAR_KEYWORD for _, p in own):
+            break
+    return parameters
 
 
 def conforms(value: Any, hint: Any) -> bool:

@@ -135,6 +135,7 @@ def learning_curves(path: Path, history: Sequence[Mapping[str, float]], chance: 
     accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
     loss_axis(loss, history)
     accuracy_axis(accuracy, history, chance)
+    accuracy.set_title(f"validation accuracy, {drawn(path.resolve().parent.name)}")
     for axis in (accuracy, loss):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="best", fontsize=8)

@@ -28,6 +28,7 @@ from vivit_train.data.video.container import close_last_container, open_video
 from vivit_train.data.video.display import DisplayShape
 from vivit_train.data.video.frame_buffer import CropFn, FrameBuffer
 from vivit_train.data.video.index import Scan, Timeline
+from vivit_train.data.video.resize import Resize
 from vivit_train.data.video.scan import (
     StrPath,
     VideoInfo,
@@ -51,6 +52,7 @@ def read_frames(
     decoder: str = "auto",
     cut: CropFn | None = None,
     square_pixels: bool = True,
+    resize: Resize = "fast",
 ) -> NDArray[np.uint8]:
     """Returns the requested frames in the given order, as a player shows them, as uint8 RGB [T, H, W, 3].
 
@@ -65,13 +67,15 @@ def read_frames(
             returns the whole frames.
         square_pixels: Whether frames whose pixels are not square are stretched. Decoders of your own decide this
             themselves.
+        resize: "fast" scales frames while their colors are converted. "authors" converts whole frames to RGB and
+            resizes them as the authors' code does, smaller ones too; only "pyav" can do this.
 
     Raises:
         VideoError: If the file is missing, is damaged before the last of these frames, is no video, or is refused.
-        UserError: If the decoder does not exist or is not installed.
+        UserError: If the decoder does not exist, is not installed, or cannot resize in this way.
         ValueError: If there are no indices, or if the video has no frame with one of these numbers.
     """
-    read, scan = _reader(decoder, square_pixels), scan_file(path)
+    read, scan = _reader(decoder, square_pixels, resize), scan_file(path)
     asked, num_frames = np.asarray(indices, dtype=np.int64), scan.timeline.num_frames
     if not (asked.size and asked.min() >= 0 and asked.max() < num_frames):
         raise ValueError(f"frames {asked.tolist()} requested from {path}, which has frames 0 to {num_frames - 1}")
@@ -80,19 +84,22 @@ def read_frames(
     return frames if np.array_equal(asked, wanted) else frames[places]
 
 
-def import_decoder(name: str) -> None:
+def import_decoder(name: str, resize: Resize = "fast") -> None:
     """Imports a decoder in the main process, so that workers need not import it and errors appear immediately.
 
     Raises:
-        UserError: If the decoder does not exist or is not installed.
+        UserError: If the decoder does not exist, is not installed, or cannot resize in this way.
     """
-    _reader(name, square_pixels=True)
+    _reader(name, square_pixels=True, resize=resize)
     if name in ("decord", "torchcodec"):
         _torchcodec() if name == "torchcodec" else _decord()
 
 
-def _reader(decoder: str, square_pixels: bool) -> _Reader:
-    readers = dict(zip(DECODERS, (_read_pyav, _read_decord, _read_pyav, _read_torchcodec), strict=True))
+def _reader(decoder: str, square_pixels: bool, resize: Resize) -> _Reader:
+    pyav: _Reader = partial(_read_pyav, resize=resize)
+    readers: dict[str, Any] = dict(zip(DECODERS, (pyav, _read_decord, pyav, _read_torchcodec), strict=True))
+    if resize != "fast" and readers.get(decoder) is not pyav:
+        raise UserError(f"data.resize={resize}: data.decoder={decoder} resizes itself; set data.decoder=auto")
     if decoder in readers:
         return partial(readers[decoder], square_pixels=square_pixels)
     if "." not in decoder:
@@ -114,12 +121,13 @@ def _read_pictures(
     wanted: NDArray[np.int64],
     short_side: int | None,
     cut: CropFn | None,
+    resize: Resize,
 ) -> NDArray[np.uint8]:
     """Reads the frames `wanted` from a folder of pictures; see `_read_pyav`."""
     paths, num_frames, first = storage.pictures(folder), scan.timeline.num_frames, display_shape(folder)
     if len(paths) != num_frames:
         raise VideoError(folder, f"the folder has {len(paths)} pictures now and had {num_frames} a moment ago")
-    shown = FrameBuffer(len(wanted), lambda _: first, short_side, cut)
+    shown = FrameBuffer(len(wanted), lambda _: first, short_side, cut, resize)
     for place, number in enumerate(wanted.tolist()):
         picture, _ = read_picture(folder, paths[number])
         if (shape := DisplayShape.of(picture)) != first:
@@ -137,20 +145,21 @@ def _read_pyav(
     short_side: int | None,
     cut: CropFn | None,
     square_pixels: bool = True,
+    resize: Resize = "fast",
 ) -> NDArray[np.uint8]:
     """Reads the frames `wanted` (ascending) as uint8 [T, height, width, 3].
 
     It seeks to the key frame before each group of frames and identifies the frames by their pts.
     """
     if scan.is_folder:
-        return _read_pictures(path, scan, wanted, short_side, cut)
+        return _read_pictures(path, scan, wanted, short_side, cut, resize)
     times, keys = wanted, np.zeros_like(wanted)  # if frames are counted, their numbers replace the pts
     if scan.start is not None:
         times = scan.start + scan.timeline.times[wanted]
         keys = scan.keys[np.searchsorted(scan.keys, times, side="right") - 1]
 
     shown = FrameBuffer(
-        len(wanted), lambda frame: shape_of_first(path, frame, stream, square_pixels), short_side, cut
+        len(wanted), lambda frame: shape_of_first(path, frame, stream, square_pixels), short_side, cut, resize
     )
 
     def take(decoded: Iterable[tuple[int | None, VideoFrame]], missing: dict[int, int]) -> None:

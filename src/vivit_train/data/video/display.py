@@ -51,6 +51,16 @@ class DisplayShape(NamedTuple):
         shrink = min(1.0, (short_side or np.inf) / min(width, height))
         return max(1, round(width * shrink)), max(1, round(height * shrink))
 
+    def resized(self, short_side: int | None) -> tuple[int, int]:
+        """Returns the shown width and height after resizing the short side, up or down, as in the authors' code.
+
+        They cut off the fraction of the long side.
+        """
+        width, height = self.size
+        shortest = min(width, height)
+        side = short_side or shortest
+        return width * side // shortest, height * side // shortest
+
     def turned(self, width: int, height: int) -> tuple[int, int]:
         """Returns the shown width and height of a stored frame, or the reverse, without any stretching."""
         return (height, width) if self.rotation % 180 else (width, height)

@@ -15,6 +15,7 @@ from vivit_train.data.video.container import FORMATS, best_video_stream, open_vi
 from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.display import SQUARE, DisplayShape, pixel_aspect
 from vivit_train.data.video.frame_buffer import FrameBuffer
+from vivit_train.data.video.resize import Resize
 from vivit_train.data.video.scan import StrPath, scan_file, shape_of_first
 from vivit_train.utils.errors import VideoError, reason
 
@@ -29,7 +30,12 @@ ANSWER_S = 15.0  # A stream that sends nothing for so long has ended.
 
 
 def stream_frames(
-    path: StrPath, wanted: NDArray[np.int64], *, short_side: int | None = None, square_pixels: bool = True
+    path: StrPath,
+    wanted: NDArray[np.int64],
+    *,
+    short_side: int | None = None,
+    square_pixels: bool = True,
+    resize: Resize = "fast",
 ) -> Iterator[NDArray[np.uint8]]:
     """Yields the frames with these ascending numbers as `read_frames` returns them, uint8 RGB [H, W, 3].
 
@@ -38,7 +44,7 @@ def stream_frames(
     Args:
         path: The path of the video.
         wanted: The numbers of the frames, ascending and in [0, num_frames).
-        short_side, square_pixels: See `read_frames`.
+        short_side, square_pixels, resize: See `read_frames`.
 
     Raises:
         VideoError: The file is missing, is damaged before the last of these frames, or is no video.
@@ -46,7 +52,7 @@ def stream_frames(
     path, scan = str(path), scan_file(path)
     if scan.is_folder:
         for number in wanted.tolist():
-            yield read_frames(path, [number], short_side=short_side)[0]
+            yield read_frames(path, [number], short_side=short_side, resize=resize)[0]
         return
     times = wanted if scan.start is None else scan.start + scan.timeline.times[wanted]
     targets = iter(zip(times.tolist(), wanted.tolist(), strict=True))
@@ -54,7 +60,9 @@ def stream_frames(
     with open_video(path, reuse=scan.start is not None) as (container, stream):
         if scan.start is not None:
             container.seek(int(scan.keys[0]), stream=stream)
-        shown = FrameBuffer(1, lambda frame: shape_of_first(path, frame, stream, square_pixels), short_side, None)
+        shown = FrameBuffer(
+            1, lambda frame: shape_of_first(path, frame, stream, square_pixels), short_side, None, resize
+        )
         for found, frame in timed(container.decode(stream), counted=scan.start is None):
             if target is None:
                 return
@@ -107,7 +115,7 @@ def translate_live_errors(url: str) -> Iterator[None]:
 
 
 def live_frames(
-    url: str, container: InputContainer, stream: VideoStream, seconds: float, *, short_side: int
+    url: str, container: InputContainer, stream: VideoStream, seconds: float, *, short_side: int, resize: Resize
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Yields the frames of a live stream as they arrive, each with its time in seconds since the first one.
 
@@ -116,11 +124,12 @@ def live_frames(
         container, stream: The open stream.
         seconds: The duration, after which nothing is yielded any more. The stream may end before.
         short_side: The largest length of the short side, in pixels.
+        resize: See `read_frames`.
 
     Raises:
         VideoError: The stream is damaged, or nothing comes for `ANSWER_S`.
     """
-    shown = FrameBuffer(1, lambda frame: live_shape(url, frame, stream), short_side, None)
+    shown = FrameBuffer(1, lambda frame: live_shape(url, frame, stream), short_side, None, resize)
     first_s, end_s = None, time.monotonic() + seconds
     with translate_live_errors(url):
         for frame in container.decode(stream):

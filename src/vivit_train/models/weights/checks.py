@@ -14,6 +14,7 @@ from vivit_train.utils.errors import UserError
 
 MAX_DEPTH = 64  # Lists and dicts may be nested this deep; a checkpoint needs about 8 levels.
 MAX_INTEGER = 2**63
+MAX_POSITIONS = 2**27  # The numbers in a table of positions; the largest released model has 3 million.
 
 
 def check_content(content: Any, path: str | Path) -> None:
@@ -73,6 +74,16 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UserError(f"{source}: the weights '{bad[0]}'{more} are not finite (NaN or inf): use another file")
+
+
+def check_positions(tokens: int, dim: int, source: str) -> None:
+    """Checks the size of a table of positions that is computed from a few numbers of a file.
+
+    Raises:
+        UserError: It is larger than that of any model.
+    """
+    if tokens * dim > MAX_POSITIONS:
+        raise UserError(f"{source} is refused: it claims {tokens:,} tokens of width {dim:,}")
 
 
 def check_statistics(mean: Any, std: Any, source: str | Path) -> None:

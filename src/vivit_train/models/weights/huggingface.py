@@ -23,6 +23,7 @@ from vivit_train.models.weights.files import (
 )
 from vivit_train.models.weights.keys import KeyMap, join, their_names, with_prefix
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
+from vivit_train.models.weights.timm_models import known
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural, shorten_list
@@ -116,12 +117,17 @@ def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights 
             statistics=video_statistics(source.path),
         )
     if config.get("model_type") == "vit":
-        return ImageWeights(name, source.tensors, image_statistics(source.path, name))
+        statistics = image_statistics(source.path, name)
+        return ImageWeights(name, source.tensors, statistics, activation(config, name))
     if "architecture" in config:  # This is a timm model on the Hub.
-        return ImageWeights(name, source.tensors, statistics_in(config.get("pretrained_cfg", {}), name))
+        preprocessing = config.get("pretrained_cfg", {})
+        statistics = statistics_in(preprocessing, name)
+        about = known(f"{config['architecture']}.{preprocessing.get('tag')}")
+        named = vars(about) if about else {}
+        return ImageWeights(name, source.tensors, **named | {"statistics": statistics})
     raise UserError(
         f"{name}/config.json describes {shown(config.get('model_type'))}, but the weights must be those of "
-        "a ViViT ('vivit'), a VideoMAE ('videomae') or an image ViT ('vit', or timm's)"
+        "a ViViT ('vivit'), 'videomae', 'timesformer' or an image ViT ('vit', or timm's)"
     )
 
 
@@ -292,6 +298,8 @@ def export_problems(net: ViViT) -> list[str]:
             problems.append("mean pooling (pool=mean)")
         added = [name for name, _ in net.named_parameters() if not their_names(VIVIT_HUB_KEYS, name)]
         problems += [f"the parameter {name}" for name in added[:1]]
+    if net.rope:
+        problems.append("rotary positions (rope)")
     if net.embedding.frame_index is not None:
         problems.append("uniform frame sampling (sampled_frames)")
     if len(net.head_sizes) > 1:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 KeyMap = Mapping[str, tuple[str, ...]]
-PARAMETERS = ("cls_token", "pos_embed")  # These are whole names in a key map; others are a module and a suffix.
+# These are whole names in a key map; others are a module and a suffix.
+PARAMETERS = ("cls_token", "reg_token", "pos_embed")
 
 
 def their_names(key_map: KeyMap, name: str) -> tuple[str, ...]:
@@ -30,6 +31,25 @@ def our_names(key_map: KeyMap, depth: int) -> Iterator[str]:
         for i in range(depth if "*" in pattern else 1):
             name = pattern.replace("*", str(i))
             yield from [name] if name.endswith(PARAMETERS) else [f"{name}.weight", f"{name}.bias"]
+
+
+def take(left: dict[str, Tensor], key_map: KeyMap, depth: int) -> dict[str, Tensor]:
+    """Moves the tensors that a key map covers out of a state dict, and returns them with our names.
+
+    A parameter whose tensors are not all there is left out.
+    """
+    state = {}
+    for name in our_names(key_map, depth):
+        theirs = their_names(key_map, name)
+        if all(key in left for key in theirs):
+            state[name] = join([left.pop(key).float() for key in theirs])
+    return state
+
+
+def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
+    """Returns the number of blocks in a state dict; in the pattern of their modules, `*` stands for the number."""
+    block = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)") + r"\.")
+    return len({match[1] for name in state if (match := block.match(name))})
 
 
 def with_prefix(key_map: KeyMap, prefix: str) -> dict[str, tuple[str, ...]]:

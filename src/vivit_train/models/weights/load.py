@@ -24,6 +24,8 @@ from vivit_train.models.weights.huggingface import detect_huggingface
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.scenic import detect_scenic
 from vivit_train.models.weights.source import Detector, ImageWeights, Source, VideoWeights
+from vivit_train.models.weights.tadaconv import detect_tadaconv
+from vivit_train.models.weights.timesformer import detect_timesformer
 from vivit_train.models.weights.timm_vit import detect_image_vit, init_from_vit
 from vivit_train.models.weights.videomae import detect_videomae
 from vivit_train.models.weights.vivit_file import detect_vivit_file
@@ -34,6 +36,8 @@ DETECTORS: tuple[Detector, ...] = (
     detect_vivit_file,
     detect_scenic,
     detect_videomae,
+    detect_timesformer,
+    detect_tadaconv,
     detect_huggingface,
     detect_image_vit,
 )
@@ -59,9 +63,10 @@ def load_pretrained(
 
     Args:
         model: The model to initialize.
-        source: A checkpoint of vivit-train, a weight file (from vivit-train, timm, or scenic), a folder (from
-            Hugging Face, or from scenic with checkpoint_<step> files), a name on the Hugging Face Hub, or a timm
-            model name; or weights that are already read.
+        source: A checkpoint of vivit-train, a weight file (from vivit-train, timm, scenic, or the authors of
+            VideoMAE, TimeSformer, or TAdaConv), a folder (from Hugging Face, or from scenic with
+            checkpoint_<step> files), a name on the Hugging Face Hub, or a timm model name; or weights that are
+            already read.
         tubelet: How an image ViT's patch embedding is expanded in time; see `init_from_vit`.
         min_coverage: The share of parameters that an image ViT must fill; see `init_from_vit`.
         classes: The class names of the model by head. A single head has the name "".
@@ -87,8 +92,16 @@ def load_pretrained(
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # A file can hold anything, including tensors and mappings that no ViT has.
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error
-    report.statistics = found.statistics
+    report.statistics, report.license = found.statistics, found.license
+    report.notes += differences(model, found)
     return report
+
+
+def differences(model: ViViT, found: ImageWeights) -> list[str]:
+    """Returns a line that names the settings without which the features differ a little from the source's."""
+    ours, theirs = model.settings(), {"act": found.act, "norm_eps": found.norm_eps}
+    keys = [f"model.{key}={value}" for key, value in theirs.items() if value is not None and value != ours[key]]
+    return [f"for the features of the source, set {' '.join(keys)}"] if keys else []
 
 
 def with_heads(found: ImageWeights | VideoWeights, heads: Sequence[str], model: ViViT) -> VideoWeights:

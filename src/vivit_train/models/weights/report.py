@@ -18,7 +18,7 @@ class LoadReport:
         source: The source of the weights: a file, a folder, or a model name.
         rows: The action for each parameter: "copied", "copied, scaled" (a layer scale was folded in), "inflated",
             "resized", "repeated", "resized, repeated", "interpolated", "zero" (with a reason in parentheses), or
-            "random" (newly initialized).
+            "random" (newly initialized, with a reason if it is not the model's alone).
         unused: The names of weights in the source that were not used.
         coverage: The share of parameters that were filled, among those that a source of this kind can fill.
         kind: The kind of the source, for example "an image ViT".

@@ -32,7 +32,7 @@ from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural, shorten_list
 
 HALF: Statistics = ((0.5,) * 3, (0.5,) * 3)  # The authors train in [-1, 1].
-SETTINGS = {"act": "gelu_tanh", "fc_norm": False}
+SETTINGS = {"act": "gelu_tanh", "fc_norm": False, "rope": False}
 # The modules of a block: those of models 1, 2, and 4, and those of model 3, factorized self-attention (FSA).
 BLOCK: KeyMap = {
     "norm1": ("LayerNorm_0",),

@@ -1,12 +1,12 @@
 """Compares the settings of a source with those of the model, and says which keys to set."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from vivit_train.models.vivit import SIZES, ViViT
+from vivit_train.models.weights.keys import count_blocks
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError
 
@@ -24,7 +24,8 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any], kind: s
         UserError: Settings differ. The message states every key to set.
     """
     ours = shown_settings(net.state_dict()) | net.settings()
-    differ = [key for key in settings if key in ours and settings[key] != ours[key]]
+    other = settings.get("model", net.model) != net.model  # Then it may have arguments that this model lacks.
+    differ = [key for key in settings if (key in ours or other) and settings[key] != ours.get(key)]
     if not differ:
         return
     keys, model = [], "ViViT"
@@ -37,7 +38,7 @@ def check_settings(net: ViViT, source: str, settings: Mapping[str, Any], kind: s
     keys += [f"model.size={size}"] * bool(by_size)
     keys += [f"model.{key}={in_words(settings[key])}" for key in differ if key not in by_size]
     their_values, our_values = (
-        f" with {', '.join(f'{key} {in_words(values[key])}' for key in differ)}" * bool(differ)
+        f" with {', '.join(f'{key} {in_words(values[key])}' for key in differ if key in ours)}" * bool(differ)
         for values in (settings, ours)
     )
     raise UserError(
@@ -65,17 +66,11 @@ def shown_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     hidden = state["encoder.blocks.0.mlp.fc1.weight"].shape[0]
     return {
         "dim": dim,
-        "depth": count_blocks(state, "encoder"),
-        "temporal_depth": count_blocks(state, "temporal_encoder"),
+        "depth": count_blocks(state, "encoder.blocks.*"),
+        "temporal_depth": count_blocks(state, "temporal_encoder.blocks.*"),
         "mlp_dim": None if hidden == 4 * dim else hidden,
         "tubelet": tubelet,
         "pool": "cls" if "encoder.cls_token" in state else "mean",
         "pre_norm": "encoder.norm_pre.weight" in state,
         "reg_tokens": state["encoder.reg_token"].shape[1] if "encoder.reg_token" in state else 0,
     }
-
-
-def count_blocks(state: Mapping[str, Tensor], encoder: str) -> int:
-    """Returns the number of blocks of an encoder."""
-    block = re.compile(rf"{encoder}\.blocks\.\d+\.")
-    return len({match[0] for name in state if (match := block.match(name))})

@@ -98,11 +98,17 @@ class ImageWeights:
         source: The file, folder, or model name, for messages.
         state: The weights by timm's parameter names, or by those of Hugging Face's ViT.
         statistics: The mean and std of the normalization, for pixels in [0, 1], or None if unknown.
+        act: The activation of the MLPs, as an argument of `ViViT`, or None if unknown.
+        norm_eps: The epsilon of the layer norms, or None if unknown.
+        license: The license of the weights, for the report.
     """
 
     source: str
     state: Mapping[str, Tensor]
     statistics: Statistics | None = None
+    act: str | None = None
+    norm_eps: float | None = None
+    license: str | None = None
 
 
 @dataclass

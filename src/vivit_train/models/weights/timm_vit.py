@@ -2,47 +2,24 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import timm
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import resample_patch_embed
 from torch import Tensor
 
-from vivit_train.models.vivit import ViViT
+from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.adapt import copy_params, resize_positions, square
-from vivit_train.models.weights.files import (
-    WEIGHT_FILES,
-    Statistics,
-    folder_weights,
-    read_file,
-    tensors_of,
-    unwrapped,
-)
+from vivit_train.models.weights.files import tensors_of, unwrapped
 from vivit_train.models.weights.huggingface import HUB_KEYS, MEMORY_KEYS
 from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
 from vivit_train.models.weights.report import LoadReport
+from vivit_train.models.weights.settings import check_settings, in_words
 from vivit_train.models.weights.source import ImageWeights, Source
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.models.weights.timm_models import known, read_weights
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural, shorten_list
 
-# These are timm's ImageNet-21k ViTs for each model size, by init.name. The first are those of Steiner et al.
-# (arXiv 2106.10270), which exist for every size but H; the second are those of the ViT paper (arXiv 2010.11929).
-IMAGENET = {
-    "imagenet": {
-        "Ti": "vit_tiny_patch16_224.augreg_in21k",
-        "S": "vit_small_patch16_224.augreg_in21k",
-        "B": "vit_base_patch16_224.augreg_in21k",
-        "L": "vit_large_patch16_224.augreg_in21k",
-        "H": "vit_huge_patch14_224.orig_in21k",
-    },
-    "imagenet_orig": {
-        "B": "vit_base_patch16_224.orig_in21k",
-        "L": "vit_large_patch16_224.orig_in21k",
-        "H": "vit_huge_patch14_224.orig_in21k",
-    },
-}
 # An image ViT fills the parameters in this table; all others are new.
 TIMM_KEYS: KeyMap = {
     "encoder.cls_token": ("cls_token",),
@@ -56,25 +33,19 @@ TIMM_KEYS: KeyMap = {
     "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
     "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
 }
+# Some image ViTs also have these, and then the model must have them too.
+OPTIONAL_KEYS: KeyMap = {"encoder.reg_token": ("reg_token",), "encoder.norm_pre": ("norm_pre",)}
 # These change the encoder's output and have no counterpart. Others (heads, pooling, decoders) come after it.
 FOREIGN = re.compile(r"(blocks|patch_embed)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos")
-
-
-def image_vit(name: str | None, size: str | None) -> str | None:
-    """Returns the timm model that init.name means for a model size; None if there is none.
-
-    Raises:
-        UserError: There are no such weights of this size.
-    """
-    if name not in IMAGENET:
-        return name
-    if size not in IMAGENET[name]:
-        sizes = ", ".join(IMAGENET[name])
-        raise UserError(
-            f"init.name={name} has no weights for model.size={size}, only for {sizes}: set one of these, or set "
-            "init.name to the name of a timm model"
-        )
-    return IMAGENET[name][size]
+# What some of them are.
+PARTS = {
+    r"(.*\.)?rope\.": "rotary positions",
+    r"blocks\.\d+\.mlp\.(fc1|fc1_[gx]|w12|w3|norm)\.": "gated MLPs (SwiGLU)",
+    r"blocks\.\d+\.attn\.[qk]_norm\.": "norms of q and k",
+    r".*rel_pos": "relative positions",
+    r"dist_token": "a distillation token",
+}
+NEAR = 1.5  # Patches of up to this ratio of sides are resized: 14 pixels to 16.
 
 
 def detect_image_vit(source: Source, _: ViViT) -> ImageWeights | None:
@@ -84,11 +55,13 @@ def detect_image_vit(source: Source, _: ViViT) -> ImageWeights | None:
         UserError: The file holds no state dict, or timm has no model of that name.
     """
     if source.path is None:
-        return ImageWeights(source.name, read_weights(source.name), normalization(source.name))
-    if not source.is_file:
+        state = read_weights(source.name)
+    elif source.is_file:
+        state = tensors_of(unwrapped(source.content), source.path)
+    else:
         return None
-    state = tensors_of(unwrapped(source.content), source.path)
-    return ImageWeights(source.name, state, normalization(source.name))
+    about = known(source.name)
+    return ImageWeights(source.name, state, **(vars(about) if about else {}))
 
 
 def init_from_vit(
@@ -102,7 +75,7 @@ def init_from_vit(
     """Initializes `model` in place from an image ViT and returns the weight-loading report.
 
     Tubelets: the 2-D kernel is placed at frame t // 2 with zeros elsewhere ("central_frame"), or repeated and
-    divided by t ("inflation").
+    divided by t ("inflation"). Patches of a near size (14 and 16 pixels) are resized as in FlexiViT.
 
     Position embeddings: the image's grid is resized (bilinear with aligned corners, as in the authors' code) and,
     in models 1, 3, and 4, repeated over time. Models without a class token drop the image's.
@@ -128,9 +101,12 @@ def init_from_vit(
     if isinstance(weights, str):
         source, weights = weights, read_weights(weights)
     image = {key: value.float() for key, value in from_huggingface_vit(weights).items()}
+    if model.fc_norm and "fc_norm.weight" in image:
+        image |= {f"norm.{kind}": image.pop(f"fc_norm.{kind}") for kind in ("weight", "bias")}
+    fold_register_positions(image)
     scaled = fold_layer_scale(image)
     check_plain_vit(image, model, source)
-    report, values = LoadReport(source), {}
+    report, values = LoadReport(source, notes=notes_on(image, model)), {}
     for name, _ in model.named_parameters():
         report.rows[name], value = converted(name, image, model, tubelet)
         report.rows[name] += ", scaled" * (timm_key(name) in scaled)
@@ -157,6 +133,8 @@ def converted(name: str, image: Mapping[str, Tensor], model: ViViT, tubelet: str
         return "zero", torch.zeros_like(parameter)
     if key is None:
         return "random", None
+    if key == "pos_embed" and model.rope:
+        return "zero (positions are rotary)", torch.zeros_like(parameter)
     if key in image:
         return fit(name, image[key], model, tubelet, has_cls="cls_token" in image)
     if key.removesuffix("bias") + "weight" in image:  # The layer has no bias.
@@ -199,15 +177,42 @@ def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def timm_key(name: str) -> str | None:
     """Returns timm's name of one of our parameters, or None if an image ViT has no counterpart."""
-    return next(iter(their_names(TIMM_KEYS, name)), None)
+    return next(iter(their_names({**TIMM_KEYS, **OPTIONAL_KEYS}, name)), None)
+
+
+def fold_register_positions(image: dict[str, Tensor]) -> None:
+    """Gives register tokens timm's name, and adds their positions to them if they have any."""
+    if "register_tokens" in image:  # This is the name in the files of DINOv2.
+        image["reg_token"] = image.pop("register_tokens")
+    positions, registers = image.get("pos_embed"), image.get("reg_token")
+    if positions is None or registers is None or positions.ndim != 3 or registers.ndim != 3:
+        return
+    first, count = int("cls_token" in image), registers.shape[1]
+    tokens = positions.shape[1]
+    if not square(tokens) and not square(tokens - first) and square(tokens - first - count):
+        image["reg_token"] = registers + positions[:, first : first + count]
+        image["pos_embed"] = torch.cat([positions[:, :first], positions[:, first + count :]], dim=1)
+
+
+def notes_on(image: Mapping[str, Tensor], model: ViViT) -> list[str]:
+    """Returns what a model cannot take over from an image ViT exactly, one line each."""
+    notes, patch = [], tuple(image["patch_embed.proj.weight"].shape[2:])
+    if patch != model.tubelet[1:]:
+        notes.append(
+            f"patches of {patch[0]}x{patch[1]} pixels are resized to {model.tubelet[1]}x{model.tubelet[2]}; "
+            f"model.tubelet={in_words([model.tubelet[0], *patch])} keeps them (data.crop must be a multiple)"
+        )
+    if "cls_token" not in image and model.encoder.cls_token is not None:
+        notes.append("the source has no class token, so that of the model is new; model.pool=mean needs none")
+    return notes
 
 
 def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
     """Multiplies each layer scale into the preceding linear layer and returns the keys that changed."""
     changed = set()
-    for key in [key for key in image if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]:
-        block, gamma = key.rpartition(".ls")[0], image.pop(key)
-        linear = f"{block}.attn.proj" if ".ls1." in key else f"{block}.mlp.fc2"
+    for key in [key for key in image if re.fullmatch(r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])", key)]:
+        block, gamma = ".".join(key.split(".")[:2]), image.pop(key)
+        linear = f"{block}.attn.proj" if "1" in key.removeprefix(block) else f"{block}.mlp.fc2"
         for name in (f"{linear}.weight", f"{linear}.bias"):
             if name in image:
                 image[name] = image[name] * gamma.view(-1, *[1] * (image[name].ndim - 1))
@@ -218,7 +223,10 @@ def fold_layer_scale(image: dict[str, Tensor]) -> set[str]:
 def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) -> tuple[str, Tensor]:
     """Returns the action and a weight of the image model, converted to the shape of our parameter `name`."""
     if name == "embedding.projection.weight":
-        t = model.tubelet[0]
+        t, *patch = model.tubelet
+        if list(value.shape[2:]) != patch:
+            action, resized = fit(name, resample_patch_embed(value, patch), model, tubelet, has_cls=has_cls)
+            return f"resized, {action}".removesuffix(", copied"), resized
         if t == 1:
             return "copied", value[:, :, None]
         if tubelet == "inflation":
@@ -250,84 +258,62 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
     Raises:
         UserError: It cannot. The message names the first parameter that does not fit.
     """
-    known = {timm_key(name) for name in our_names(TIMM_KEYS, depth=1)}
+    ours = {timm_key(name) for name in our_names({**TIMM_KEYS, **OPTIONAL_KEYS}, depth=1)}
     foreign = [
-        key for key in image if FOREIGN.match(key) and re.sub(r"^blocks\.\d+\.", "blocks.0.", key) not in known
+        key for key in image if FOREIGN.match(key) and re.sub(r"^blocks\.\d+\.", "blocks.0.", key) not in ours
     ]
+    foreign += gated_mlps(image)
     is_vit = "patch_embed.proj.weight" in image and "blocks.0.attn.qkv.weight" in image
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
-        if key not in image and not (is_vit and foreign):
+        if key not in image and not (is_vit and (foreign or has_rope(image))):
             raise UserError(f"{source} is not a timm ViT: it has no '{key}' (it has {shorten_list(image)})")
     if foreign:
-        raise UserError(f"{source} is not a plain ViT: ViViT has no place for '{foreign[0]}'")
+        known_parts = [(key, part) for key in foreign for name, part in PARTS.items() if re.match(name, key)]
+        key, part = next(iter(known_parts), (foreign[0], ""))
+        part = f" ({part})" if part else ""
+        raise UserError(f"{source} is not a plain ViT: ViViT has no place for '{key}'{part}")
+    positions = torch.zeros(1, 1, 1) if has_rope(image) else image["pos_embed"]
+    tokens = positions.shape[1] if positions.ndim == 3 else 0
+    if not square(tokens) and not ("cls_token" in image and square(tokens - 1)):
+        raise UserError(
+            f"{source} was trained on images that are not square: its 'pos_embed' "
+            f"{list(positions.shape)} does not say how many rows it has"
+        )
+    if image["patch_embed.proj.weight"].ndim != 4:
+        raise UserError(
+            f"{source} is not an image ViT: its patch embedding is {list(image['patch_embed.proj.weight'].shape)}"
+        )
+    check_settings(model, source, settings_of(image, model), "ViT")
     deep = [key for key in image if key.startswith(f"blocks.{len(model.encoder.blocks)}.")]
     if deep:
         raise UserError(
             f"{source} is deeper than the model: no place for '{deep[0]}' in "
             f"{plural(len(model.encoder.blocks), 'layer')}: choose model.size or model.depth to match the weights"
         )
-    tokens = image["pos_embed"].shape[1] if image["pos_embed"].ndim == 3 else 0
-    if not square(tokens) and not ("cls_token" in image and square(tokens - 1)):
-        raise UserError(
-            f"{source} was trained on images that are not square: its 'pos_embed' "
-            f"{list(image['pos_embed'].shape)} does not say how many rows it has"
-        )
-    if image["patch_embed.proj.weight"].ndim != 4:
-        raise UserError(
-            f"{source} is not an image ViT: its patch embedding is {list(image['patch_embed.proj.weight'].shape)}"
-        )
+
+
+def has_rope(image: Mapping[str, Tensor]) -> bool:
+    """Returns whether these are weights of DINOv3, whose positions are rotary and not stored."""
+    return "pos_embed" not in image and "reg_token" in image
+
+
+def gated_mlps(image: Mapping[str, Tensor]) -> list[str]:
+    """Returns the first layer of the first MLP if it computes values and gates at once, as in SwiGLU."""
+    first, second = (image.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    is_gated = first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]
+    return ["blocks.0.mlp.fc1.weight"] * is_gated
+
+
+def settings_of(image: Mapping[str, Tensor], model: ViViT) -> dict[str, Any]:
+    """Returns the settings that a model must have for the weights of an image ViT."""
     dim, _, *patch = image["patch_embed.proj.weight"].shape
-    if dim != model.head.in_features or tuple(patch) != model.tubelet[1:]:
-        raise UserError(
-            f"{source} is a ViT of width {dim} and patch {patch[0]}x{patch[1]}, but the model has width "
-            f"{model.head.in_features} and tubelets {'x'.join(map(str, model.tubelet))}: choose model.size and "
-            "model.tubelet to match the weights, or other weights (init.name, init.path)"
-        )
-
-
-def read_weights(source: str) -> Mapping[str, Tensor]:
-    """Reads a state dict from a safetensors or PyTorch file, a folder, or timm. Nothing in a file is executed.
-
-    Raises:
-        UserError: The file or model does not exist, or cannot be read or downloaded.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return folder_weights(path)
-    if not path.is_file():
-        if "/" in source or path.suffix in WEIGHT_FILES:
-            raise UserError(f"no weights at {source}")
-        return download(source)
-    return tensors_of(unwrapped(read_file(path)), path)
-
-
-def download(name: str) -> Mapping[str, Tensor]:
-    """Downloads the weights of a timm model."""
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:4])
-        raise UserError(f"'{name}' is neither a file nor a timm model{f'; similar: {near}' if near else ''}")
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
-        if type(model) is not VisionTransformer or any(type(block) is not Block for block in model.blocks):
-            # Some variants (post-norm, rotary position embeddings) have the same keys as a plain ViT.
-            raise UserError(f"timm's '{name}' is not a plain ViT: ViViT cannot represent its blocks")
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-    except UserError:
-        raise
-    except Exception as error:  # Downloads fail in many ways that this package cannot control.
-        raise UserError(
-            f"timm's '{name}' cannot be downloaded ({type(error).__name__}: {reason(error)}): "
-            "check the network, pass a file with init.path=FILE, or train from random weights with init=none"
-        ) from error
-
-
-def normalization(source: str) -> Statistics | None:
-    """Returns the mean and std of a timm model, by its name or by the name of a file that is named after it."""
-    path = Path(source)
-    name = path.stem if path.suffix in WEIGHT_FILES else path.name
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        return None
-    config = timm.models.get_pretrained_cfg(name if timm.models.is_model_pretrained(name) else architecture)
-    return (tuple(config.mean), tuple(config.std)) if config is not None else None
+    settings: dict[str, Any] = {"dim": dim, "pre_norm": "norm_pre.weight" in image, "reg_tokens": 0}
+    settings["rope"] = has_rope(image)
+    if "reg_token" in image:
+        settings["reg_tokens"] = image["reg_token"].shape[1]
+    if any(max(a, b) > NEAR * min(a, b) for a, b in zip(patch, model.tubelet[1:], strict=True)):
+        settings["tubelet"] = [model.tubelet[0], *patch]
+    if dim != model.head.in_features:  # Then the size is another one, if it has a name.
+        depth = len({key.split(".")[1] for key in image if key.startswith("blocks.")})
+        settings |= next((size for size in SIZES.values() if (size["dim"], size["depth"]) == (dim, depth)), {})
+    return settings

@@ -5,6 +5,7 @@ which is normalized after fine-tuning. Only q and v have a bias: a bias of k add
 a query, which softmax ignores, so zeros for k give the same outputs.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from vivit_train.models.layers import sincos_positions
 from vivit_train.models.vivit import Grid, ViViT
+from vivit_train.models.weights.checks import check_positions
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.huggingface import activation, image_statistics, named_classes
-from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
+from vivit_train.models.weights.keys import KeyMap, count_blocks, our_names, take, their_names
 from vivit_train.models.weights.settings import shown_settings
 from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
@@ -25,7 +27,6 @@ from vivit_train.utils.errors import UserError
 LICENSE = "CC BY-NC 4.0 (weights that the authors of VideoMAE and VideoMAEv2 released): no commercial use"
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = (16, 224)  # The authors train on 16 frames of 224 pixels, also where their files do not say so.
-MAX_POSITIONS = 2**26  # The numbers in a table of positions; the largest released model has 3 million.
 HUB_KEYS: KeyMap = {
     "embedding.projection": ("embeddings.patch_embeddings.projection",),
     "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
@@ -71,11 +72,10 @@ def detect_videomae(source: Source, net: ViViT) -> VideoWeights | None:
         return None
     tensors = {PREFIX.sub("", name): value for name, value in source.tensors.items()}
     is_hub = "embeddings.patch_embeddings.projection.weight" in tensors
-    if not config and not (
-        "blocks.0.attn.q_bias" in tensors
-        or (is_hub and any(name.startswith("videomae.") for name in source.tensors))
-    ):
-        return None
+    if not config and not (is_hub and any(name.startswith("videomae.") for name in source.tensors)):
+        kernel = tensors.get("patch_embed.proj.weight")
+        if kernel is None or kernel.ndim != 5 or "blocks.0.attn.q_bias" not in tensors:
+            return None
     if kind.startswith("videomaev2"):  # Its settings are one level deeper, and have other names.
         inner = config.get("model_config")
         config = dict(inner) if isinstance(inner, Mapping) else {}
@@ -87,7 +87,7 @@ def detect_videomae(source: Source, net: ViViT) -> VideoWeights | None:
     found.grid = grid_of(config, found.state, source.name)
     found.state.setdefault("encoder.pos_embed", positions(found.grid, found.state, source.name))
     shapes = shown_settings(found.state)
-    found.settings = {"model": "vivit_st", "act": activation(config, source.name)} | {
+    found.settings = {"model": "vivit_st", "act": activation(config, source.name), "rope": False} | {
         key: shapes[key] for key in ("dim", "depth", "mlp_dim", "tubelet", "pool", "pre_norm", "reg_tokens")
     }
     if conforms(config.get("num_attention_heads"), int):
@@ -111,18 +111,17 @@ def to_vivit(tensors: Mapping[str, Tensor], key_map: KeyMap, source: str) -> tup
         if f"fc_norm.{kind}" in left:
             norm = their_names(key_map, f"encoder.norm.{kind}")[0]
             left[norm] = left.pop(f"fc_norm.{kind}")
-    depth = len({match[1] for name in left if (match := re.match(r"(?:encoder\.layer|blocks)\.(\d+)\.", name))})
-    state = {}
+    depth = count_blocks(left, key_map["encoder.blocks.*.norm1"][0])
+    state = take(left, key_map, depth)
     for name in our_names(key_map, depth):
-        theirs = their_names(key_map, name)
-        if all(key in left for key in theirs):
-            state[name] = join([left.pop(key).float() for key in theirs])
-        elif name.startswith("head."):
-            dim = tensors[their_names(key_map, "embedding.projection.bias")[0]].shape[0]
-            state[name] = torch.zeros(0, dim) if name.endswith("weight") else torch.zeros(0)
-        elif name != "encoder.pos_embed":
-            missing = next(key for key in theirs if key not in left)
+        if name not in state and not name.startswith(("head.", "encoder.pos_embed")):
+            missing = next(key for key in their_names(key_map, name) if key not in left)
             raise UserError(f"{source} is not a whole VideoMAE: it has no '{missing}'")
+    if "head.weight" not in state:
+        state |= {
+            "head.weight": torch.zeros(0, len(state["embedding.projection.bias"])),
+            "head.bias": torch.zeros(0),
+        }
     if foreign := sorted(name for name in left if not DECODER.match(name)):
         raise UserError(f"{source} is not a plain VideoMAE: ViViT has no place for '{foreign[0]}'")
     return state, sorted(left)
@@ -168,9 +167,8 @@ def positions(grid: Grid, state: Mapping[str, Tensor], source: str) -> Tensor:
     Raises:
         UserError: There are too many for any model.
     """
-    tokens, dim = grid[0] * grid[1] * grid[2], state["embedding.projection.weight"].shape[0]
-    if tokens * dim > MAX_POSITIONS:
-        raise UserError(f"{source} is refused: it claims {tokens:,} tokens of width {dim:,}")
+    tokens, dim = math.prod(grid), state["embedding.projection.weight"].shape[0]
+    check_positions(tokens, dim, source)
     return sincos_positions(tokens, dim)
 
 

@@ -5,13 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
+from vivit_train.models.tuning import merge_lora
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.checks import check_statistics
 from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, limit_problems
 from vivit_train.utils.errors import UserError, reason
 
-SETTINGS = {"act": "gelu_tanh", "fc_norm": False}  # Checkpoints from before 2026-11-29 do not state these.
+# Checkpoints from before 2026-11-29 do not state these.
+SETTINGS = {"act": "gelu_tanh", "fc_norm": False, "rope": False}
 
 
 def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
@@ -23,7 +25,7 @@ def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
     if "net.embedding.projection.weight" not in source.tensors:
         return None
     state = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
-    return checkpoint_weights(source.name, state, source.content.get("vivit_train", {}))
+    return checkpoint_weights(source.name, merge_lora(state), source.content.get("vivit_train", {}))
 
 
 def checkpoint_weights(source: str, net: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> VideoWeights:
@@ -55,7 +57,7 @@ def read_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in model.items():
         if isinstance(value, int | float | list) and (problems := limit_problems(f"model.{key}", key, value)):
             raise UserError(f"{source}: {problems[0]}")
-    named = ("model", "heads", "order", "norm_eps", "act", "fc_norm")
+    named = ("model", "heads", "order", "norm_eps", *SETTINGS)
     settings = SETTINGS | {key: model[key] for key in named if model.get(key) is not None}
     size = {key: value for key, value in SIZES.get(model.get("size"), {}).items() if key == "heads"}
     height, width = (model["image_size"],) * 2 if isinstance(model["image_size"], int) else model["image_size"]

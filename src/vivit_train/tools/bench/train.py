@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vivit_train.build import build_module, build_trainer
 from vivit_train.config import derive, validate
 from vivit_train.data.dataset import ClipBatch
+from vivit_train.models.tuning import set_trained
 from vivit_train.run import quiet_lightning
 from vivit_train.tools.bench.model import device_name, finish
 from vivit_train.training.checkpoint import Metadata, build_net
@@ -71,7 +72,9 @@ def bench_train(cfg: DictConfig, *, steps: int = 10) -> Result:
     settings = {"callbacks": None, "logger": None, "global_batch_size": micro_batch_size}
     cfg = derive(cast(DictConfig, OmegaConf.merge(cfg, settings, {"trainer": one_process | quiet})))
     classes = {"": [str(number) for number in range(CLASSES)]}
-    task = build_module(cfg, build_net(cfg.model, classes), Metadata({}, classes, [0.5] * 3, [0.5] * 3), total)
+    net = build_net(cfg.model, classes)
+    set_trained(net, cfg.train)
+    task = build_module(cfg, net, Metadata({}, classes, [0.5] * 3, [0.5] * 3), total)
     trainer, clock = build_trainer(cfg), Clock(steps)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     batches = DataLoader(SameBatch(micro_batch_size, cfg.data.frames, cfg.data.crop), batch_size=None)

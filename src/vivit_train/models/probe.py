@@ -1,0 +1,137 @@
+"""A linear head on pooled features of frames: the model of `vivit probe`.
+
+Shape suffixes as in models/vivit.py, and s regions of a frame, E features of a frame or a clip, L the side of the
+small frames in which motion is measured.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivit_train.models.vivit import ViViTFactorizedEncoder
+
+Space = Literal["none", "cls", "mean", "grid"]
+Time = Literal["middle", "mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff"]
+Motion = Literal["none", "energy", "map"]
+SIDE = 3  # "grid" and "map" average a frame over 3 x 3 regions.
+# The places of each kind of features among those of `FrameProbe.regions`.
+REGIONS = {"cls": slice(0, 1), "mean": slice(1, 2), "grid": slice(2, 2 + SIDE**2)}
+LUMA = 32  # The side of the small frames in which motion is measured, in pixels.
+MOTION = 7  # See `motion_energy`.
+
+
+class FrameProbe(ViViTFactorizedEncoder):
+    """The spatial encoder of vivit_fe, whose features of the frames are pooled without weights, and a head.
+
+    Args:
+        space: The features of a frame: its class token, the mean of its patch tokens, their means in each of 3 x 3
+            regions ("grid"), or "none".
+        time: How the features of the frames become those of the clip: the middle frame's, their mean, their mean
+            and standard deviation, their mean and mean absolute difference from frame to frame, this difference
+            alone, all of them in order, or in order and the difference.
+        motion: What the head also gets of the absolute differences of successive frames: nothing, the seven
+            numbers of `motion_energy`, or the mean of each difference in each of 3 x 3 regions ("map").
+        kwargs: Other arguments of `ViViT`. There is no temporal encoder.
+
+    Raises:
+        ValueError: There are no features, or `ViViT` refuses the other arguments.
+    """
+
+    def __init__(
+        self,
+        model: Literal["vivit_fe"] | None = None,
+        *,
+        space: Space = "grid",
+        time: Time = "ordered",
+        motion: Motion = "none",
+        **kwargs: Any,
+    ) -> None:
+        if space == motion == "none":
+            raise ValueError("space and motion are none, so the head would have no features")
+        super().__init__(model, **kwargs | {"temporal_depth": 0})
+        if space == "cls" and self.encoder.cls_token is None:
+            raise ValueError("space is cls, but with pool=mean there is no class token")
+        self.space, self.time, self.motion = space, time, motion
+        t, width = self.grid[0], self.head.in_features
+        frames = torch.empty(1, t, REGIONS["grid"].stop, width, device="meta")
+        luma = torch.empty(1, max(2, self.input_shape[1]), LUMA, LUMA, device="meta")
+        size = pooled(frames, luma, space, time, motion).shape[1]
+        self.head = nn.Linear(size, self.head.out_features)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def regions(self, video_BCTHW: Tensor) -> Tensor:
+        """Returns what each kind of `space` takes from each frame, [B, t, s, D]; see `REGIONS`."""
+        tokens = self.encoder.tokens(self.embedding(video_BCTHW))
+        first, n = int(self.encoder.cls_token is not None), self.grid[1] * self.grid[2]
+        patches = tokens[..., first : first + n, :]
+        mean = patches.mean(-2, keepdim=True)
+        maps = patches.mT.unflatten(-1, self.grid[1:]).flatten(0, 1)
+        grid = F.adaptive_avg_pool2d(maps, SIDE).flatten(2).mT.unflatten(0, tokens.shape[:2])
+        return torch.cat([mean if self.encoder.cls_token is None else tokens[..., :1, :], mean, grid], dim=2)
+
+    def features(self, video_BCTHW: Tensor) -> Tensor:
+        self.check_input(video_BCTHW)
+        regions = video_BCTHW if self.space == "none" else self.regions(video_BCTHW)
+        return pooled(regions, luminance(video_BCTHW), self.space, self.time, self.motion)
+
+
+def pooled(regions: Tensor, luma_BTLL: Tensor, space: Space, time: Time, motion: Motion) -> Tensor:
+    """Returns the features of a clip, [B, E].
+
+    Args:
+        regions: The features of the regions of each frame, [B, t, s, D]. They are not used if `space` is "none".
+        luma_BTLL: The small frames of `luminance`, which are used only for motion.
+        space, time, motion: See `FrameProbe`.
+    """
+    parts = [] if space == "none" else [pool_time(regions[:, :, REGIONS[space]].flatten(2), time)]
+    parts += {"none": [], "energy": [motion_energy(luma_BTLL)], "map": [motion_map(luma_BTLL)]}[motion]
+    return torch.cat(parts, dim=1)
+
+
+def pool_time(x_BtE: Tensor, time: Time) -> Tensor:
+    """Returns the features of a clip from those of its frames; see `FrameProbe`."""
+    if time == "middle":
+        return x_BtE[:, x_BtE.shape[1] // 2]
+    difference = x_BtE.diff(dim=1).abs().sum(1) / max(1, x_BtE.shape[1] - 1)
+    mean = x_BtE.mean(1)
+    parts = {
+        "mean": [mean],
+        "mean_std": [mean, x_BtE.std(1, correction=0)],
+        "mean_diff": [mean, difference],
+        "diff": [difference],
+        "ordered": [x_BtE.flatten(1)],
+        "ordered_diff": [x_BtE.flatten(1), difference],
+    }
+    return torch.cat(parts[time], dim=1)
+
+
+def luminance(video_BCTHW: Tensor) -> Tensor:
+    """Returns small gray frames, [B, T, 32, 32]: the mean of the normalized channels."""
+    return F.adaptive_avg_pool2d(video_BCTHW.mean(1), LUMA)
+
+
+def motion_map(luma_BTLL: Tensor) -> Tensor:
+    """Returns the mean absolute difference of successive frames in each of 3 x 3 regions, [B, (T - 1) * 9]."""
+    return F.adaptive_avg_pool2d(luma_BTLL.diff(dim=1).abs(), SIDE).flatten(1)
+
+
+def motion_energy(luma_BTLL: Tensor) -> Tensor:
+    """Returns seven numbers about the absolute differences of successive frames, [B, 7].
+
+    These are, of the mean difference of each frame, its mean, standard deviation, minimum and maximum over time,
+    and how much larger it is in the second half; and of the map of the mean over time, its standard deviation and
+    its maximum. All are 0 if there is one frame.
+    """
+    if luma_BTLL.shape[1] < 2:
+        return luma_BTLL.new_zeros(len(luma_BTLL), MOTION)
+    maps = luma_BTLL.diff(dim=1).abs()
+    energy_BT = maps.mean((2, 3))
+    half = energy_BT.shape[1] // 2
+    later = energy_BT[:, half:].mean(1) - energy_BT[:, : max(half, 1)].mean(1)
+    map_BP = maps.mean(1).flatten(1)
+    extremes = energy_BT.amin(1), energy_BT.amax(1)
+    over_time = energy_BT.mean(1), energy_BT.std(1, correction=0), *extremes, later
+    return torch.stack([*over_time, map_BP.std(1, correction=0), map_BP.amax(1)], dim=1)

@@ -1,0 +1,214 @@
+"""Stores features of clips in safetensors files, so that a frozen model sees each clip once."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vivit_train.data.annotations.table import ClipTable
+from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.digest import state_of
+from vivit_train.utils.arguments import conforms
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import replacing
+from vivit_train.utils.text import file_stem, plural
+
+log = logging.getLogger(__name__)
+SHARD_S = 20.0  # A killed process loses the features of so many seconds.
+ABOUT, CLIPS = "about.json", "clips"
+
+
+class StoredClip(NamedTuple):
+    """What identifies the features of a clip.
+
+    Attributes:
+        name: The path of the video, the span of the clip and the view, as text.
+        state: The size and the time stamp of the file when its features were computed.
+    """
+
+    name: str
+    state: tuple[int, ...]
+
+
+class FeatureStore:
+    """A folder of safetensors files ("shards") with the features of clips.
+
+    Each file lists its clips in its header, appears only when it is complete, and never changes. If the file of
+    a video has changed since, its features are computed again. Features of other weights or of another
+    preprocessing are in another folder.
+
+    Args:
+        folder: The folder of all stores of a data set.
+        about: What the features depend on, apart from the clips. It is plain data.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        text = json.dumps(about, sort_keys=True, indent=1)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        others = [file.parent.name for file in sorted(folder.glob(f"*/{ABOUT}")) if file.parent != self.folder]
+        if others and not self.folder.is_dir():
+            log.info(
+                f"{plural(len(others), 'folder')} of features in {folder} belong to other weights or another "
+                "preprocessing and are not used"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"features cannot be stored in {folder}: {error.strerror}") from error
+        self.places: dict[str, tuple[Path, int, tuple[int, ...]]] = {}
+        for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file)):
+            self.read_header(file)
+
+    def read_header(self, file: Path) -> None:
+        """Adds the clips of a file to the index; a damaged file is ignored with a warning."""
+        try:
+            with safe_open(file, "pt") as shard:
+                clips = json.loads((shard.metadata() or {}).get(CLIPS, ""))
+            if not conforms(clips, list[tuple[str, list[int]]]):
+                raise ValueError("it does not list its clips")
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning(f"{file} is ignored, so its features are computed again: {error}")
+            return
+        self.places |= {name: (file, place, tuple(state)) for place, (name, state) in enumerate(clips)}
+
+    def missing(self, clips: Sequence[StoredClip]) -> list[int]:
+        """Returns the positions of the clips whose features are not stored, and says how many are out of date."""
+        absent = [i for i, clip in enumerate(clips) if clip.name not in self.places]
+        stale = [
+            i
+            for i, clip in enumerate(clips)
+            if clip.name in self.places and self.places[clip.name][2] != clip.state
+        ]
+        if stale:
+            verb = "has" if len(stale) == 1 else "have"
+            log.info(
+                f"{plural(len(stale), 'video')} {verb} changed since the features were computed (such as "
+                f"{json.loads(clips[stale[0]].name)[0]}): they are computed again"
+            )
+        return sorted(absent + stale)
+
+    def add(self, clips: Sequence[StoredClip], features: Mapping[str, Tensor]) -> None:
+        """Writes a new file with the features of clips, by name [clips, ...]."""
+        names = json.dumps([[clip.name, list(clip.state)] for clip in clips])
+        file = self.folder / f"{time.time_ns():020d}_{os.getpid()}.safetensors"
+        plain = {name: x.detach().cpu().contiguous() for name, x in features.items()}
+        try:
+            with replacing(file) as part:
+                save_file(plain, part, metadata={CLIPS: names})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"features cannot be stored in {self.folder}: {error}") from error
+        self.places |= {clip.name: (file, place, clip.state) for place, clip in enumerate(clips)}
+
+    def load(self, clips: Sequence[StoredClip]) -> dict[str, Tensor]:
+        """Returns the features of clips, all of which are stored, by name [clips, ...]."""
+        by_file: dict[Path, list[int]] = {}
+        for i, clip in enumerate(clips):
+            by_file.setdefault(self.places[clip.name][0], []).append(i)
+        loaded: dict[str, Tensor] = {}
+        for file, positions in by_file.items():
+            rows = torch.tensor([self.places[clips[i].name][1] for i in positions])
+            with safe_open(file, "pt") as shard:
+                for name in list(shard.keys()):
+                    found = shard.get_tensor(name)[rows]
+                    if name not in loaded:
+                        loaded[name] = found.new_empty(len(clips), *found.shape[1:])
+                    loaded[name][positions] = found
+        return loaded
+
+
+def stored_clips(clips: ClipTable, view: str) -> list[StoredClip]:
+    """Returns what identifies the features of each clip of a table in a view, such as "1x1"."""
+    states: dict[str, tuple[int, ...]] = {}
+    found = []
+    for row in range(len(clips)):
+        path = str(clips.paths[row])
+        if path not in states:
+            states[path] = tuple(state_of(path))
+        span = None if clips.spans_s is None else [float(s) for s in clips.spans_s[row]]
+        found.append(StoredClip(json.dumps([path, span, view]), states[path]))
+    return found
+
+
+def weights_digest(*modules: nn.Module | None) -> str:
+    """Returns a digest of all parameters of modules."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items() if module is not None else ():
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def preprocessing(data: VideoDataModule) -> dict[str, Any]:
+    """Returns the settings that decide which pixels an evaluation view has, as plain data."""
+    reader = data.video_reader
+    return {
+        "sampling": vars(data.sampling),
+        "short_side": data.short_side,
+        "crop": data.crop,
+        "resize_mode": data.resize_mode,
+        "square_pixels": reader.square_pixels,
+        "decoder": reader.decoder,
+    }
+
+
+def store_folder(data_name: str) -> Path:
+    """Returns the folder of the features of a data set: features/NAME in the current folder."""
+    return Path("features") / file_stem(data_name)
+
+
+def store_in_shards(
+    store: FeatureStore,
+    batches: Iterable[tuple[Sequence[StoredClip], Mapping[str, Tensor]]],
+    total: int,
+    what: str,
+) -> None:
+    """Stores the features of batches of clips as they are computed, with a progress bar.
+
+    Args:
+        store: The store.
+        batches: The clips of each batch, and their features by name [clips, ...].
+        total: The number of clips, for the progress bar.
+        what: What is computed, for the progress bar.
+
+    Raises:
+        UserError: Ctrl-C interrupts it; what is computed is stored.
+    """
+    from rich.progress import Progress, TextColumn
+
+    clips: list[StoredClip] = []
+    parts: list[Mapping[str, Tensor]] = []
+
+    def write() -> None:
+        if clips:
+            store.add(clips, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            clips.clear()
+            parts.clear()
+
+    columns = (*Progress.get_default_columns(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, disable=not total) as progress:
+        bar, written_s = progress.add_task(what, total=total), time.monotonic()
+        try:
+            for some, features in batches:
+                clips += some
+                parts.append(features)
+                progress.advance(bar, len(some))
+                if time.monotonic() - written_s > SHARD_S:
+                    write()
+                    written_s = time.monotonic()
+            write()
+        except KeyboardInterrupt:
+            write()
+            raise UserError(
+                f"interrupted; the features so far are in {store.folder}: run the same command to continue"
+            ) from None

@@ -1,0 +1,170 @@
+"""Heads on frozen features: a grid of poolings and weight decays, chosen by cross-validation, and baselines.
+
+Shape suffixes: N clips, s regions of a frame, L the side of small frames, K classes.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivit_train.models.probe import Motion, Space, Time, pooled
+from vivit_train.training.linear import Standardized, cross_validate, fit
+
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
+TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff")
+MOTIONS: tuple[Motion, ...] = ("none", "map")
+STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
+
+
+class Pooling(NamedTuple):
+    """A pooling of the features of the frames; see `FrameProbe`."""
+
+    space: Space
+    time: Time
+    motion: Motion = "none"
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of clips.
+
+    Attributes:
+        regions: Those of `FrameProbe.regions`, [N, t, s, D].
+        luma: The small frames of `luminance`, [N, T, L, L].
+        labels: The class ids, [N].
+    """
+
+    regions: Tensor
+    luma: Tensor
+    labels: Tensor
+
+    def pooled(self, pooling: Pooling) -> Tensor:
+        """Returns the features of the clips by a pooling, [N, E]."""
+        return pooled(self.regions, self.luma, *pooling)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The weight decay that cross-validation chooses for a pooling.
+
+    Attributes:
+        pooling: The pooling.
+        decay: The weight decay.
+        right: The number of training clips that are classified correctly when their fold is held out.
+        loss: The mean cross-entropy of the clips that are held out.
+    """
+
+    pooling: Pooling
+    decay: float
+    right: int
+    loss: float
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """The order of choices: more clips right, then a smaller loss."""
+        return self.right, -self.loss
+
+
+def poolings(spaces: Sequence[Space]) -> dict[str, list[Pooling]]:
+    """Returns the poolings of each row of the table by its name; the first four rows are baselines."""
+    grid = [(space, motion) for space in spaces for motion in MOTIONS]
+    return {
+        "motion": [Pooling("none", "mean", "energy")],
+        "motion in regions": [Pooling("none", "mean", "map")],
+        "appearance": [Pooling(space, "middle") for space in spaces],
+        "appearance and motion": [Pooling(space, "middle", "energy") for space in spaces],
+        **{time: [Pooling(space, time, motion) for space, motion in grid] for time in TIMES},
+    }
+
+
+def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:
+    """Returns the weight decay with which most held-out clips are classified correctly, ties by the loss."""
+    x_Nr = Standardized.of(train.pooled(pooling)).x
+    logits = cross_validate(x_Nr, train.labels, num_classes, DECAYS, fold_N)
+    choices = [
+        Choice(
+            pooling,
+            decay,
+            int((logits_NK.argmax(1) == train.labels).sum()),
+            F.cross_entropy(logits_NK, train.labels).item(),
+        )
+        for decay, logits_NK in zip(DECAYS, logits, strict=True)
+    ]
+    return max(choices, key=lambda choice: choice.rank)
+
+
+def head_of(train: Features, choice: Choice, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns the weight [K, E] and the bias [K] of the head that is fitted to all training clips."""
+    standardized = Standardized.of(train.pooled(choice.pooling))
+    everything = torch.ones(1, len(train.labels))
+    weight, bias = fit(standardized.x, train.labels, num_classes, [choice.decay], everything)
+    return standardized.head(weight[0], bias[0])
+
+
+def num_right(test: Features, pooling: Pooling, head: tuple[Tensor, Tensor]) -> int:
+    """Returns the number of clips that a head classifies correctly."""
+    return int((F.linear(test.pooled(pooling), *head).argmax(1) == test.labels).sum())
+
+
+class MotionNet(nn.Sequential):
+    """A tiny convolutional network on the differences of small frames, [B, T, L, L] -> [B, K]."""
+
+    def __init__(self, frames: int, num_classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(frames - 1, 16, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, num_classes),
+        )
+
+    def forward(self, luma_BTLL: Tensor) -> Tensor:
+        logits: Tensor = super().forward(luma_BTLL.diff(dim=1))
+        return logits
+
+
+def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed: int) -> MotionNet:
+    """Returns a `MotionNet` trained from random weights, with flips, for the same steps on any data."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = MotionNet(luma_NTLL.shape[1], num_classes)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
+        for batch in itertools.islice(random_batches(len(label_N)), STEPS):
+            luma = luma_NTLL[batch]
+            luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5, luma.flip(3), luma)
+            optimizer.zero_grad()
+            F.cross_entropy(net(luma), label_N[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    return net
+
+
+def random_batches(count: int) -> Iterator[Tensor]:
+    """Yields batches of row numbers without end, each row once in an epoch."""
+    while True:
+        yield from torch.randperm(count).split(BATCH)
+
+
+def motion_net_scores(
+    train: Features, test: Features, num_classes: int, fold_N: Tensor, seed: int
+) -> tuple[int, int]:
+    """Returns how many training clips, when held out, and how many test clips a `MotionNet` has right."""
+
+    def right(seen: Tensor, luma_NTLL: Tensor, label_N: Tensor) -> int:
+        net = train_motion_net(train.luma[seen], train.labels[seen], num_classes, seed)
+        with torch.inference_mode():
+            return int((net(luma_NTLL).argmax(1) == label_N).sum())
+
+    held_out = [fold_N == fold for fold in range(int(fold_N.max()) + 1)]
+    validated = sum(right(~rows, train.luma[rows], train.labels[rows]) for rows in held_out)
+    return validated, right(torch.ones_like(fold_N, dtype=torch.bool), test.luma, test.labels)

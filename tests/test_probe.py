@@ -1,0 +1,166 @@
+"""`vivit probe`: its features, its regression, its folds, and a checkpoint that eval.py scores alike."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TINY
+from omegaconf import DictConfig
+
+from vivit_train import create_model
+from vivit_train.models.probe import FrameProbe, luminance, motion_energy, pooled
+from vivit_train.run import evaluate
+from vivit_train.tools.probe import probe
+from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
+from vivit_train.training.folds import assign_folds, sources
+from vivit_train.training.linear import Standardized, cross_validate, fit
+from vivit_train.utils.errors import UserError
+
+TINY_NET = {"dim": 32, "depth": 1, "heads": 2, "frames": 4, "image_size": 32, "tubelet": (1, 16, 16)}
+BASELINES = {"chance", "majority class", "motion", "motion in regions", "motion, tiny model"}
+
+
+def words(videos: Path, init: Path) -> list[str]:
+    shape = [word for word in TINY if not word.startswith("model.tubelet")]
+    return ["data=folder", f"data.root={videos}", f"init.path={init}", *shape]
+
+
+def pretrained(folder: Path) -> Path:
+    """Random weights in a file, which stand for those of a pretrained model."""
+    net = create_model("vivit_fe", "Ti", num_classes=8, **TINY_NET)  # type: ignore[arg-type]
+    torch.save(net.state_dict(), folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def test_a_probe_ends_with_a_checkpoint_that_scores_the_same(
+    videos: Path,
+    config: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    init = pretrained(tmp_path)
+    probe(words(videos, init), None, 3, "source")
+    report = json.loads((tmp_path / "probe/folder/1/probe.json").read_text())
+    rows = {row["name"].removesuffix(" *"): row for row in report["rows"]}
+    (chosen,) = (row for row in report["rows"] if row["name"].endswith("*"))
+    assert rows.keys() > BASELINES | {"appearance", "appearance and motion", "mean", "ordered_diff"}
+    assert {name for name, row in rows.items() if row["tested"] is None}.isdisjoint(BASELINES)
+    ckpt = tmp_path / "probe/folder/1/checkpoints/best.ckpt"
+    found = evaluate(config(f"ckpt_path={ckpt}", name="eval"))
+    assert found["test/top1@1x1"] == pytest.approx(chosen["tested"] / report["n_test"])
+    assert report["n_test"] == found["n"] == 16
+
+
+@pytest.mark.slow
+def test_features_of_a_video_that_changed_are_computed_again(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    init = pretrained(tmp_path)
+    probe(words(videos, init), None, 3, "source")
+    report = json.loads((tmp_path / "probe/folder/1/probe.json").read_text())
+    changed = next((videos / "train").glob("*/*.mp4"))
+    before = changed.stat()
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    capsys.readouterr()
+    probe(words(videos, init), None, 3, "source")
+    out = capsys.readouterr().out
+    assert "1 video has changed since the features were computed" in out
+    assert "the features of 23 of 24 clips are in features" in out
+    assert json.loads((tmp_path / "probe/folder/2/probe.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["init.name=null"], "set init=imagenet"),
+        (["model=vivit_st"], "leave out model="),
+        (["data=demo"], "which videos"),
+    ],
+)
+def test_what_a_probe_needs(overrides: list[str], message: str, videos: Path, tmp_path: Path) -> None:
+    given = ["data=folder", f"data.root={videos}", *overrides]
+    given = given[1:] if "data=demo" in overrides else given
+    with pytest.raises(UserError, match=message):
+        probe([word for word in given if word != "data=demo"], tmp_path / "out", 3, "source")
+
+
+def test_features_that_were_computed_survive_an_interruption(tmp_path: Path) -> None:
+    clips = [StoredClip(json.dumps([f"{n}.mp4", None, "1x1"]), (n, 1)) for n in range(5)]
+    store = FeatureStore(tmp_path, {"weights": "a"})
+
+    def batches(last: int) -> Iterator[tuple[list[StoredClip], dict[str, torch.Tensor]]]:
+        for n in store.missing(clips):
+            if n == last:
+                raise KeyboardInterrupt
+            yield [clips[n]], {"x": torch.full((1, 2), float(n))}
+
+    with pytest.raises(UserError, match="run the same command"):
+        store_in_shards(store, batches(last=3), len(clips), "features")
+    store = FeatureStore(tmp_path, {"weights": "a"})  # as another process would open it
+    assert store.missing(clips) == [3, 4]
+    store_in_shards(store, batches(last=9), 2, "features")
+    assert store.load(clips[::-1])["x"][:, 0].tolist() == [4, 3, 2, 1, 0]
+    assert FeatureStore(tmp_path, {"weights": "b"}).missing(clips) == [0, 1, 2, 3, 4]
+    damaged = next(store.folder.glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    assert FeatureStore(tmp_path, {"weights": "a"}).missing(clips)
+
+
+def test_the_regression_is_at_its_minimum_on_the_features_themselves() -> None:
+    torch.manual_seed(0)
+    x_NE, label_N = torch.randn(20, 50) + 3, torch.arange(20) % 3
+    standardized = Standardized.of(x_NE)
+    weight, bias = fit(standardized.x, label_N, 3, [1e-2], torch.ones(1, 20))
+    logits = F.linear(x_NE, *standardized.head(weight[0], bias[0]))
+    assert torch.allclose(logits, (standardized.x @ weight[0] + bias[0]).float(), atol=1e-4)
+    z_NE = ((x_NE - x_NE.mean(0)) / x_NE.std(0, correction=0) / 50**0.5).double()
+    w = (standardized.x.pinverse() @ z_NE).T @ weight[0]  # the same weights for standardized features
+    w = w.requires_grad_()
+    (F.cross_entropy(z_NE @ w + bias[0], label_N) + 1e-2 * w.square().sum() / 2).backward()
+    assert w.grad is not None
+    assert w.grad.abs().max() < 1e-4
+
+
+def test_a_clip_is_held_out_with_its_fold() -> None:
+    torch.manual_seed(0)
+    x_Nr, label_N, fold_N = torch.randn(12, 4).double(), torch.arange(12) % 2, torch.arange(12) // 4
+    held_out = cross_validate(x_Nr, label_N, 2, [1e-3, 1e-1], fold_N)
+    kept = (fold_N != 1).double()[None]
+    weight, bias = fit(x_Nr, label_N, 2, [1e-1], kept)
+    assert torch.allclose(held_out[1, 4:8], x_Nr[4:8] @ weight[0] + bias[0], atol=1e-3)
+
+
+def test_clips_of_one_source_stay_in_one_fold() -> None:
+    ids = [f"train/{name}/v_g{group:02}_c{clip}.avi" for name in "ab" for group in range(4) for clip in range(3)]
+    label_N = np.repeat([0, 1], 12)
+    groups = sources(ids, label_N, ["a", "b"])
+    assert len(set(groups)) == 4
+    fold_N = assign_folds(groups, label_N, 2, 0)
+    for group in set(groups):
+        assert len({int(f) for f, name in zip(fold_N, groups, strict=True) if name == group}) == 1
+    assert np.bincount(fold_N).tolist() == [12, 12]
+    plain = [f"{name}/clip_{clip}.mp4" for name in "ab" for clip in range(3)]
+    assert sources(plain, np.repeat([0, 1], 3), ["a", "b"]) == plain  # names that tell nothing
+
+
+def test_poolings_of_the_frames() -> None:
+    video = torch.randn(2, 3, 4, 32, 32)
+    net = FrameProbe(num_classes=3, space="cls", time="mean_diff", motion="energy", **TINY_NET).eval()  # type: ignore[arg-type]
+    with torch.inference_mode():
+        regions = net.regions(video)
+        per_frame = torch.stack([net.encoder(net.embedding(video[:, :, i : i + 1]))[:, 0] for i in range(4)], 1)
+        assert torch.allclose(regions[:, :, 0], per_frame, atol=1e-5)
+        expected = [per_frame.mean(1), per_frame.diff(dim=1).abs().mean(1), motion_energy(luminance(video))]
+        assert torch.allclose(net.features(video), torch.cat(expected, 1), atol=1e-5)
+    still = video[:, :, :1].expand_as(video)
+    assert motion_energy(luminance(still)).abs().max() < 1e-6
+    assert pooled(regions, luminance(still), "none", "mean", "map").shape == (2, 27)
+    with pytest.raises(ValueError, match="no features"):
+        FrameProbe(num_classes=3, space="none", **TINY_NET)  # type: ignore[arg-type]
