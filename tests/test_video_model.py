@@ -43,9 +43,11 @@ def test_predictions_are_the_rows_of_an_evaluation(
     paths = [videos / row["id"] for row in result.rows]
     predictions = model.predict(paths, views="2x3", num_workers=1)
     assert len(predictions) == result["n"] == 16
+    assert set(result) == set(result.metrics) >= {"test/top1@2x3", "views", "per_class"}
     assert len({prediction.logits.tobytes() for prediction in predictions}) == 16
     for row, prediction in zip(result.rows, predictions, strict=True):
         assert prediction.labels[0].name == row["prediction"]
+        assert prediction.labels[0].probability == pytest.approx(row["probability"], abs=1e-3)
         logits = [row[f"logit:{name}"] for name in model.classes[""]]
         assert [float(f"{value:.6g}") for value in prediction.logits] == logits
     assert result.metrics == json.loads(result.paths["metrics.json"].read_text())
