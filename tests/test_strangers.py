@@ -204,10 +204,9 @@ def test_a_hostile_configuration_is_text_where_a_run_resumes_or_starts(
         bad = filled(value, harmless.trap, harmless.secret)
         stored = planted(stranger[KEY]["config"], ("model", "pool"), bad)
         torch.save(stranger | {KEY: stranger[KEY] | {"config": stored}}, path)
-        with pytest.raises(UserError, match=r"cannot change when a run resumes.*\n.*model\.pool") as error:
+        with pytest.raises(UserError, match=r"cannot (change when a run resumes|be resumed)") as error:
             train(harmless.config("data=folder", f"data.root={videos}", f"ckpt_path={path}"))
-        node = stranger[KEY]["config"]["model"] | {"_target_": "vivit_train.models.vivit.ViViT.from_size"}
-        net = build_net(node, stranger[KEY]["classes"])
+        net = build_net(harmless.config("data=folder").model, stranger[KEY]["classes"])
         report = load_pretrained(net, str(path))
         message = str(error.value)
         assert SECRET not in f"{message} {report} {harmless.capfd.readouterr()}"
