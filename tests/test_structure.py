@@ -89,8 +89,14 @@ def test_imports_only_go_down() -> None:
     ]
 
 
-def test_the_readme_shows_the_tree() -> None:
+def test_the_readme_shows_the_wings() -> None:
     (block,) = re.findall(r"```\ntrain\.py  eval\.py.*?```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = re.findall(r"^  (\w+)/", block, re.MULTILINE)
+    assert sorted(shown) == sorted(f.parent.name for f in SRC.glob("*/__init__.py"))
+
+
+def test_every_file_is_in_the_tree() -> None:
+    (block,) = re.findall(r"```\ntrain\.py  eval\.py.*?```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     ours = block[block.index("src/vivit_train/") : block.index("benchmarks/  ")]
     shown, folders = [], [""]
     for line in ours.splitlines()[1:]:

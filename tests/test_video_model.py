@@ -47,6 +47,7 @@ def test_predictions_are_the_rows_of_an_evaluation(
     assert len({prediction.logits.tobytes() for prediction in predictions}) == 16
     for row, prediction in zip(result.rows, predictions, strict=True):
         assert prediction.labels[0].name == row["prediction"]
+        assert prediction.labels[0].probability == pytest.approx(row["probability"], abs=1e-3)
         logits = [row[f"logit:{name}"] for name in model.classes[""]]
         assert [float(f"{value:.6g}") for value in prediction.logits] == logits
     assert result.metrics == json.loads(result.paths["metrics.json"].read_text())

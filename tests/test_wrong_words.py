@@ -4,13 +4,14 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from forked import run_python
 from helpers import ROOT, TINY
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,14 +56,18 @@ def wrong_word(key: str, value: Any, draw: random.Random) -> str:
 
 
 def outcomes(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Runs each command in an empty folder, two at a time. Its first word is a script, or `vivit`."""
+
+    def outcome(command: Sequence[str]) -> dict[str, Any]:
+        program, *words = command
+        start = ["-m", "vivit_train.tools.cli"] if program == "vivit" else [str(ROOT / program)]
+        with TemporaryDirectory() as folder:
+            done = run_python(*start, *words, folder=Path(folder), env=environment, timeout_s=120)
+        return {"words": command, "code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+
     environment = os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    text = "\n".join(map(json.dumps, commands))
-    script = str(ROOT / "tests/forks.py")
-    done = subprocess.run([sys.executable, script], input=text, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(commands)
-    return found
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(outcome, commands))
 
 
 def is_one_message(done: dict[str, Any], names: Sequence[str]) -> bool:

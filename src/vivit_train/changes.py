@@ -66,6 +66,9 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
             return value
         return str(after.get("run_dir")) + value.removeprefix(folder)
 
+    # A plain value on one side can be a group of keys on the other.
+    before |= {key: "a group of keys" for key in after if is_group(key, before)}
+    after |= {key: "a group of keys" for key in before if is_group(key, after)}
     both = [key for key in {**before, **after} if (key in before and key in after) or key.startswith(OPEN)]
     changed = [key for key in both if moved(key) != after.get(key) and not key.startswith(LEFT_OUT)]
     fixed = [key for key in changed if (key == "train" or key.startswith(FIXED)) and key not in CAN_CHANGE]
@@ -84,6 +87,11 @@ def changed_settings(stored: Mapping[str, Any], now: Mapping[str, Any], ckpt_pat
         + (" (changes nothing in what is learned)" if key.startswith(FREE) else "")
         for key in ordered
     ]
+
+
+def is_group(key: str, found: Mapping[str, Any]) -> bool:
+    """Returns whether there are leaves below a dotted key."""
+    return any(name.startswith(f"{key}.") for name in found)
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,7 @@ def test_older_and_strange_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv1.weight": torch.ones(1), "bn1.weight": torch.ones(1)}, "it has conv1.weight, bn1.weight, "),
+        ({"conv1.weight": torch.ones(1), "bn1.weight": torch.ones(1)}, "it has conv1.weight, bn1.weight"),
         ({"state": {}, "param_groups": [{"lr": 0.1}]}, "holds no state dict of tensors .*state, param_groups"),
         ([1, 2], "holds no state dict of tensors"),
         ({"vivit.layernorm.weight": torch.ones(1)}, "a Hugging Face ViViT: pass the folder"),

@@ -199,27 +199,18 @@ def doctor(
     epilog=examples(
         "vivit probe videos init=imagenet",
         "vivit probe data=csv data.root=videos data.train=train.csv data.val=test.csv init.path=FILE",
-        "vivit probe videos init=imagenet model.size=B data.frames=16",
     )
 )
 def probe(
     videos: Videos = None,
-    out: Annotated[
-        Path | None, typer.Option(help="New folder for the results. Default: probe/<data name>/1, 2, ...")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder. Default: probe/<data name>/1, 2, ...")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of cross-validation.")] = 10,
-    group: Annotated[
-        str,
-        typer.Option(help="Which clips stay in one fold: as for vivit crossval."),
-    ] = "source",
+    group: Annotated[str, typer.Option(help="Which clips stay in one fold, as in crossval.")] = "source",
 ) -> None:
     """Get a first honest number for a dataset in minutes: heads on the frozen features of pretrained weights.
 
-    A table compares poolings of the frames' features with chance, appearance alone and motion alone.
-
-    Cross-validation within the training clips chooses the head. OUT/checkpoints/best.ckpt is a normal checkpoint.
-
-    The features are stored in features/<data name>, so that another probe of the same clips takes seconds.
+    A table compares them with chance, appearance alone and motion alone. Cross-validation within the training
+    clips chooses the head, OUT/checkpoints/best.ckpt. Features are stored in features/<data name>.
     """
     from vivit_train.tools.probe import probe as compare
 

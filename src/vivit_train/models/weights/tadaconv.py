@@ -60,5 +60,6 @@ def detect_tadaconv(source: Source, net: ViViT) -> VideoWeights | None:
         state,
         settings | {key: shapes[key] for key in named},
         statistics=STATISTICS,
+        heads=("verb", "noun") if key_map["head"] == VERB_AND_NOUN["head"] else None,
         license=LICENSE,
     )

@@ -15,7 +15,7 @@ from vivit_train.models.weights.flax_file import Tree, checkpoint_file
 from vivit_train.models.weights.huggingface import load_huggingface, named_classes
 from vivit_train.models.weights.scenic import HALF, empty_net, layouts_of, scenic_state, vit_parameters
 from vivit_train.models.weights.source import Source, VideoWeights
-from vivit_train.utils.arguments import shown
+from vivit_train.utils.arguments import shown, signature
 from vivit_train.utils.errors import UserError, reason
 
 AUTHORS = "the authors' [-1, 1]"  # where the normalization is from
@@ -152,10 +152,15 @@ def from_huggingface(source: Source, hints: Hints) -> WholeModel:
 
 
 def arguments_of(net: ViViT) -> dict[str, Any]:
-    """Returns the arguments that build a model of this shape, as plain data, without its classes."""
+    """Returns the arguments that build a model of this shape, as plain data, without its classes.
+
+    Options of other architectures have their defaults, as the authors' and Hugging Face's ViViT have none of them.
+    """
     _, frames, height, width = net.input_shape
     temporal = net.temporal_encoder
-    return {
+    parameters = signature(ViViT).items()
+    defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+    return defaults | {
         "model": net.model,
         "frames": frames,
         "image_size": height if height == width else [height, width],
