@@ -14,7 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
-from vivit_train.models.tuning import Train
+from vivit_train.models.choices import Train
 from vivit_train.utils.arguments import signature, wording
 
 RGB = tuple[float, float, float]

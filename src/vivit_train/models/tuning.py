@@ -5,17 +5,16 @@ Shape suffixes as in models/vivit.py, and r the rank of an update, W the width o
 
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from vivit_train.models.choices import Train
 from vivit_train.models.layers import MLP, Attention, Block
 from vivit_train.models.vivit import ViViT
 
-Train = Literal["all", "head", "temporal", "norms", "lora", "adapter"]
 RANK = 8  # Of the low-rank updates.
 SHARE = 4  # An adapter is so many times narrower than the model.
 ADAPTER = re.compile(r"encoder\.blocks\.\d+\.adapter\.")
