@@ -90,7 +90,8 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
         small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu", "eval.report=false"]
         small = ["overwrite=true", *small] if name == "eval" else small  # a test may evaluate several times
         if name == "train" and not pictures:
-            small = [*small, "callbacks.contact_sheet=null"]  # drawing it takes as long as an epoch
+            small = [*small, "callbacks.contact_sheet=null"]  # drawing it takes as long as an epoch, as do curves
+            small += [] if "debug=overfit" in overrides else ["callbacks.report.curves=null"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose(name, [*small, f"run_dir={run_dir}", *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)  # as in a job: run.py asks it for the recipe's page

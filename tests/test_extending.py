@@ -38,11 +38,11 @@ def project(tmp_path: Path, videos: Path) -> Path:
 
 
 def vivit(project: Path, command: str, *words: str) -> str:
-    """Runs `vivit` in the user's folder, with the tiny model of the tests; returns its output."""
+    """Runs `vivit train` or `vivit eval` in the user's folder; returns its output."""
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])
     }
-    done = run_python("-m", "vivit_train.tools.cli", command, *words, folder=project, env=env)
+    done = run_python("-m", f"vivit_train.tools.{command}", *words, folder=project, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

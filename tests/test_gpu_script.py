@@ -66,7 +66,9 @@ MACHINE = {"device": "none", "toy": "yes", "python": "3", "torch": "2", "cuda": 
 MACHINE |= dict.fromkeys(("torchvision", "timm", "lightning", "transformers"), "1")
 
 
-@pytest.mark.parametrize(("limit_s", "budget_s", "status"), [(1, 30, "time-out"), (30, 5.5, "cut")])
+@pytest.mark.parametrize(
+    ("limit_s", "budget_s", "status"), [(1, 30, "time-out"), pytest.param(30, 5.5, "cut", marks=pytest.mark.slow)]
+)
 def test_a_row_that_hangs_costs_its_limit(limit_s: float, budget_s: float, status: str, tmp_path: Path) -> None:
     start_s = time.monotonic()
     measured = gpu.measure_all([sleeping(limit_s)], tmp_path, tmp_path, MACHINE, start_s + budget_s)

@@ -252,3 +252,9 @@ def test_a_configuration_that_hydra_did_not_compose_has_no_recipe(
     monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
     train(cfg)
     assert "no recipe to compare with" in (tmp_path / "run/recipe_differences.txt").read_text()
+
+
+def test_training_in_a_hydra_job_of_another_program_has_no_recipe(config: Callable[..., DictConfig]) -> None:
+    """An evaluation stands for it: its job has no model= and no recipe."""
+    config("ckpt_path=none.ckpt", name="eval")
+    assert read_recipe() is None

@@ -80,10 +80,13 @@ class Recipe:
 
 
 def read_recipe() -> Recipe | None:
-    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration."""
-    if not HydraConfig.initialized():
+    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration.
+
+    train() may also be called in a Hydra job of another program, which has no such groups.
+    """
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if not hydra or not hydra.runtime.choices.get("model") or not hydra.runtime.choices.get("data"):
         return None
-    hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     name = str(choices.get("recipe") or "")
     holder = next((folder for folder in config_folders() if (folder / f"recipe/{name}.yaml").is_file()), None)

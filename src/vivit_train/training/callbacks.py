@@ -49,11 +49,11 @@ class Report(Callback):
     device (`peak_memory_gb`).
 
     Args:
-        curves: The file of the learning curves, which is redrawn after each epoch.
+        curves: The file of the learning curves, which is redrawn after each epoch; None draws none.
     """
 
-    def __init__(self, curves: str | Path) -> None:
-        self.curves = Path(curves)
+    def __init__(self, curves: str | Path | None) -> None:
+        self.curves = None if curves is None else Path(curves)
         self.history: list[dict[str, float]] = []
         self.chance = math.nan
 
@@ -162,11 +162,11 @@ class Report(Callback):
                 f"the model waited for data {self.data_wait:.0%} of the time: use smaller videos with more key "
                 "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
             )
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.curves:
             learning_curves(self.curves, self.history, self.chance)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.curves.is_file():
+        if trainer.is_global_zero and self.curves and self.curves.is_file():
             for logger in trainer.loggers:
                 log_image(logger, "curves", self.curves, trainer.global_step)
 
