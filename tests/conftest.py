@@ -89,7 +89,9 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
         run_dir.mkdir(exist_ok=True)
         small = TINY if tiny and name == "train" else ["trainer.accelerator=cpu", "eval.report=false"]
         small = ["overwrite=true", *small] if name == "eval" else small  # a test may evaluate several times
-        if name == "train" and not pictures:
+        if pictures:
+            small = [*small, "eval.report=true"]
+        elif name == "train":
             small = [*small, "callbacks.contact_sheet=null"]  # drawing it takes as long as an epoch, as do curves
             small += [] if "debug=overfit" in overrides else ["callbacks.report.curves=null"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

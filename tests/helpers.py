@@ -27,7 +27,7 @@ TINY = [
     "global_batch_size=8",
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
-    "eval.report=false",  # it takes a second; tests/test_report.py looks at it
+    "eval.report=false",  # it takes a second; test_report.py looks at it
 ]
 
 

@@ -63,6 +63,7 @@ def test_a_child_does_many_jobs_and_is_renewed(monkeypatch: pytest.MonkeyPatch) 
     assert list(run_isolated(work, {}, workers=2)) == []
 
 
+@pytest.mark.slow
 def test_time_that_the_caller_takes_is_not_the_childs() -> None:
     for _, result in run_isolated(work, {f"fine:{i}": 0.5 for i in range(3)}, workers=2):
         time.sleep(0.7)

@@ -82,7 +82,11 @@ def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["loss.class_weights=balanced"], ["loss=focal", "loss.class_weights=balanced"], ["loss=logit_adjusted"]],
+    [
+        ["loss.class_weights=balanced"],
+        pytest.param(["loss=focal", "loss.class_weights=balanced"], marks=pytest.mark.slow),
+        pytest.param(["loss=logit_adjusted"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_counts_its_classes(
     words: list[str], config: Callable[..., DictConfig], videos: Path, tmp_path: Path

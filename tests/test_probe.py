@@ -37,6 +37,7 @@ def pretrained(folder: Path) -> Path:
     return folder / "weights.pt"
 
 
+@pytest.mark.slow
 def test_a_probe_ends_with_a_checkpoint_that_scores_the_same(
     videos: Path,
     config: Callable[..., DictConfig],

@@ -176,7 +176,9 @@ def same_results(one: Path, other: Path) -> None:
     assert json.loads((other / "metrics.json").read_text())["n"] == 15
 
 
-@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(DDP, id="ddp"), pytest.param(FSDP, id="fsdp", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_as_one(
     strategy: list[str], alone: Path, odd_videos: Path, config: Config, tmp_path: Path, hooked: Callable[..., None]
 ) -> None:

@@ -89,7 +89,8 @@ def logged(run: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("epochs", "num_workers", "least"),
     [
-        (3, 1, 4),
+        (2, 1, 2),
+        pytest.param(3, 1, 4, marks=pytest.mark.slow),
         pytest.param(5, 1, 10, marks=pytest.mark.slow),
         pytest.param(40, 0, 50, marks=pytest.mark.slow),
         pytest.param(20, 2, 20, marks=pytest.mark.slow),

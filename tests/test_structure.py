@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -63,6 +64,7 @@ def test_nothing_prints_by_itself() -> None:
     assert calls == PRINTS
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """By module the modules of this package that it imports."""
     modules = {

@@ -280,7 +280,8 @@ def test_a_checkpoint_can_name_the_readers(read: Callable[..., Splits]) -> None:
 # ---- a run, and an evaluation of it, in real processes
 
 
-@pytest.mark.parametrize("tool", ["labelstudio", pytest.param("cvat", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
 def test_an_export_is_trained_on_and_evaluated(tool: str, tmp_path: Path) -> None:
     names = [f"{label}{i}" for label in ("run", "walk") for i in range(4)]
     (tmp_path / "videos").mkdir()

@@ -64,7 +64,7 @@ def score_task(
         trainer: The trainer that runs the evaluation.
         out: The output folder for metrics.json, predictions.csv, and the plots.
         protocol: For the weights of others, each part of the protocol with where it is from.
-        report: Whether to write report.html.
+        report: Whether to write report.html, and the plots.
         hardest_first: Whether predictions.csv begins with the videos that are most wrong.
     """
     started_s = time.monotonic()
@@ -125,16 +125,17 @@ def write_files(
         result: The result.
         contents: The contents of metrics.json.
         data: The data module.
-        model: The model in a few words, for report.html; None leaves the page out.
+        model: The model in a few words, for report.html; None leaves the page and the plots out.
         hardest_first: Whether predictions.csv begins with the videos that are most wrong.
     """
     with replacing(out / "metrics.json") as part:
         part.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     ids = data.manifest_of(data.test_split).ids[result.rows["index"]].tolist()
     write_predictions(out / "predictions.csv", result.rows, ids, result.heads, hardest_first)
-    files = ["metrics.json", "predictions.csv", *draw_result(out, result, f"{data.test_split}, {data.protocol}")]
+    files = ["metrics.json", "predictions.csv"]
     if model is None:
         return files
+    files += draw_result(out, result, f"{data.test_split}, {data.protocol}")
     from vivit_train.training.report import write_report  # Templates and pictures take time to import.
 
     with replacing(out / "report.html") as part:
