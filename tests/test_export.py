@@ -58,6 +58,7 @@ def clips_of(run: Path, videos: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return clips, model.logits(clips)
 
 
+@pytest.mark.slow
 def test_torch_runs_it_without_this_package(runs: Callable[[str], Path], videos: Path, tmp_path: Path) -> None:
     run = runs("vivit_fe")
     out = export(run, "--format", "torch-export", "--out", tmp_path / "out")

@@ -132,7 +132,10 @@ def test_a_run_that_is_killed_goes_on_exactly(
 
 
 @pytest.mark.fault("Runs that end")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
 def test_a_signal_ends_a_run_with_its_state_saved(
     videos: Path,
     config: Config,

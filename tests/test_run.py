@@ -36,7 +36,9 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (ROOT / "conf" / group).glob("[!_]*.yaml"))
 
 
-@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[pytest.mark.slow] * (name == "videomae")) for name in choices("model")]
+)
 def test_every_model_trains_and_eval_repeats_its_number(
     model: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
@@ -119,7 +121,10 @@ def test_every_experiment_runs(experiment: str, videos: Path, config: Config, tm
     train(config(f"experiment={experiment}", *files, "trainer.check_val_every_n_epoch=1"))
 
 
-@pytest.mark.parametrize("debug", choices("debug"))
+@pytest.mark.parametrize(
+    "debug",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "profile")) for name in choices("debug")],
+)
 def test_every_debug_choice_runs(
     debug: str, videos: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,12 +142,18 @@ def test_every_debug_choice_runs(
     "overrides",
     [
         ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1", "data.randaugment=[2,15]", "data.fps=6"],
-        ["optimizer=sgd", "scheduler=constant", "loss._target_=torch.nn.CrossEntropyLoss"],
+        pytest.param(
+            ["optimizer=sgd", "scheduler=constant", "loss._target_=torch.nn.CrossEntropyLoss"],
+            marks=pytest.mark.slow,
+        ),
         ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.01"],
         ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2", "data.color_jitter=1"],
         ["model.temporal_depth=0", "model.pool=mean", "data.num_workers=2", "eval.views=2x3"],
-        ["model.sampled_frames=2", "model.tubelet=[1,16,16]"],
-        ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
+        pytest.param(["model.sampled_frames=2", "model.tubelet=[1,16,16]"], marks=pytest.mark.slow),
+        pytest.param(
+            ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
+            marks=pytest.mark.slow,
+        ),
         [
             "data.decoder=pyav",
             "data.padding=repeat_last",
@@ -150,7 +161,9 @@ def test_every_debug_choice_runs(
             "data.limit_per_class=2",
             "data.balance=class",
         ],
-        ["callbacks.checkpoint=null", "data.padding=black", "data.augment_on=device"],
+        pytest.param(
+            ["callbacks.checkpoint=null", "data.padding=black", "data.augment_on=device"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_options_run(overrides: list[str], videos: Path, config: Config) -> None:

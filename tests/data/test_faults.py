@@ -127,7 +127,10 @@ def state() -> tuple[float, int]:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 @pytest.mark.parametrize("times", [200, pytest.param(10_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", [*(engine for engine in engines() if engine != "auto"), "bad"])
+@pytest.mark.parametrize(
+    "case",
+    [*(pytest.param(e, marks=[pytest.mark.slow] * (e != "pyav")) for e in engines() if e != "auto"), "bad"],
+)
 def test_nothing_grows(case: str, times: int, tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", frames=12, size=(64, 48), g="6")
     (tmp_path / "text.mp4").write_text("This is not a video.\n" * 20)
