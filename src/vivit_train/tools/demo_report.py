@@ -60,7 +60,8 @@ def main(run: Path) -> None:
     log.info(f"frames shuffled:  {right['shuffled']:.1%} correct")
     draw(run / "demo.png", predictions, Path("data/demo"))
     log.info(
-        f"See {run}/demo.png (results), {run}/curves.png (training), {run}/contact_sheet.png (training clips).\n"
+        f"See {run}/report.html (what it does well), {run}/demo.png (results), {run}/curves.png (training) and\n"
+        f"{run}/contact_sheet.png (training clips).\n"
         "Try next:\n"
         f"  python eval.py ckpt_path={run}/checkpoints/best.ckpt eval.views=4x1   # more clips per video\n"
         "  python train.py model=vivit_st                                        # another of the four models\n"
