@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.config import derive, validate
-from vivit_train.recipe import flatten, read_recipe
+from vivit_train.recipe import data_defaults, flatten, read_recipe, typed_in_job
 from vivit_train.run import train
 from vivit_train.utils.errors import UserError
 
@@ -258,3 +258,13 @@ def test_training_in_a_hydra_job_of_another_program_has_no_recipe(config: Callab
     """An evaluation stands for it: its job has no model= and no recipe."""
     config("ckpt_path=none.ckpt", name="eval")
     assert read_recipe() is None
+
+
+def test_another_program_s_hydra_job_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of one's own that uses Hydra has other groups, and its folders are not ours."""
+    other = OmegaConf.create({"runtime": {"choices": {"db": "mysql"}, "config_sources": []}})
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: other))
+    assert read_recipe() is None
+    assert typed_in_job() == frozenset()
+    assert data_defaults("folder")[0] == "folder"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -80,12 +81,9 @@ class Recipe:
 
 
 def read_recipe() -> Recipe | None:
-    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration.
-
-    train() may also be called in a Hydra job of another program, which has no such groups.
-    """
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if not hydra or not hydra.runtime.choices.get("model") or not hydra.runtime.choices.get("data"):
+    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration."""
+    hydra = own_job()
+    if hydra is None or hydra.runtime.choices["model"] is None:  # An evaluation may choose no model.
         return None
     choices = hydra.runtime.choices
     name = str(choices.get("recipe") or "")
@@ -98,9 +96,19 @@ def read_recipe() -> Recipe | None:
     return Recipe(name, kept, typed_keys(hydra.overrides.task))
 
 
+def own_job() -> HydraConf | None:
+    """Returns Hydra's own configuration of this job, or None without Hydra or in a job of another program.
+
+    A program that calls train() or evaluate() may itself use Hydra, with other groups.
+    """
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    return hydra if hydra and {"model", "data"} <= hydra.runtime.choices.keys() else None
+
+
 def typed_in_job() -> frozenset[str]:
     """Returns the keys that the command line of this Hydra job sets; none without Hydra."""
-    return typed_keys(HydraConfig.get().overrides.task) if HydraConfig.initialized() else frozenset()
+    hydra = own_job()
+    return typed_keys(hydra.overrides.task) if hydra else frozenset()
 
 
 def data_defaults(name: str) -> tuple[str, DictConfig]:
@@ -109,7 +117,8 @@ def data_defaults(name: str) -> tuple[str, DictConfig]:
     Args:
         name: `data.name`, which is the option if Hydra did not compose the configuration.
     """
-    option = str(HydraConfig.get().runtime.choices["data"]) if HydraConfig.initialized() else name
+    hydra = own_job()
+    option = str(hydra.runtime.choices["data"]) if hydra else name
     return option, composed_again("train", [f"data={option}"]).data
 
 
@@ -124,9 +133,10 @@ def composed_again(config_name: str, groups: Iterable[str]) -> DictConfig:
 
 def config_folders() -> list[Path]:
     """Returns the folders of the configuration: the own one of this Hydra job, or that of the package, first."""
-    if not HydraConfig.initialized():
+    hydra = own_job()
+    if not hydra:
         return [CONF]
-    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
 
 
 def typed_keys(overrides: Iterable[str]) -> frozenset[str]:

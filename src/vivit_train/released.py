@@ -28,6 +28,7 @@ from vivit_train.training.checkpoint import Metadata, load_checkpoint
 from vivit_train.training.targets import with_short_names
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.run_folder import best_checkpoint
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -98,10 +99,9 @@ def best_in(path: str) -> str:
     """
     if not Path(path).is_dir():
         return path
-    for file in (Path(path) / "checkpoints/best.ckpt", Path(path) / "best.ckpt"):
-        if file.is_file():
-            log.info(f"ckpt_path={path} is a folder: evaluating {file}")
-            return str(file)
+    if file := best_checkpoint(Path(path)):
+        log.info(f"ckpt_path={path} is a folder: evaluating {file}")
+        return str(file)
     source = Source(path)
     if source.config is not None or source.is_flax:
         return path

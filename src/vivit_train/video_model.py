@@ -35,6 +35,7 @@ from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import usable_cores
+from vivit_train.utils.run_folder import best_checkpoint
 from vivit_train.utils.text import plural
 
 HUB = "hf://"
@@ -267,7 +268,7 @@ def load(
     others = Source(name.removeprefix(HUB))
     if name.startswith(HUB) or (os.path.exists(name) and (others.is_flax or others.config is not None)):
         return from_others(others, labels, device)
-    path = best_checkpoint(Path(name))
+    path = checkpoint_at(Path(name))
     metadata, weights = load_checkpoint(path)
     net = restore_net(metadata, weights, path, trusted)
     classes = renamed(metadata.classes, labels, name)
@@ -293,7 +294,7 @@ def from_others(source: Source, labels: StrPath | Sequence[str] | None, device: 
     return VideoModel(task, partial(VideoDataModule, **clip), device)
 
 
-def best_checkpoint(path: Path) -> Path:
+def checkpoint_at(path: Path) -> Path:
     """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
 
     Raises:
@@ -303,9 +304,8 @@ def best_checkpoint(path: Path) -> Path:
         raise UserError(f"{path}: no such file or folder; a model on the Hugging Face Hub is hf://user/name")
     if not path.is_dir():
         return path
-    for file in (path / "checkpoints/best.ckpt", path / "best.ckpt"):
-        if file.is_file():
-            return file
+    if file := best_checkpoint(path):
+        return file
     raise UserError(f"{path}: the folder has neither best.ckpt (a run) nor config.json (a model of Hugging Face)")
 
 

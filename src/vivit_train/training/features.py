@@ -20,6 +20,7 @@ from vivit_train.data.digest import state_of
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
+from vivit_train.utils.progress import progress
 from vivit_train.utils.text import file_stem, plural
 
 log = logging.getLogger(__name__)
@@ -184,8 +185,6 @@ def store_in_shards(
     Raises:
         UserError: Ctrl-C interrupts it; what is computed is stored.
     """
-    from rich.progress import Progress, TextColumn
-
     clips: list[StoredClip] = []
     parts: list[Mapping[str, Tensor]] = []
 
@@ -195,14 +194,14 @@ def store_in_shards(
             clips.clear()
             parts.clear()
 
-    columns = (*Progress.get_default_columns(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, disable=not total) as progress:
-        bar, written_s = progress.add_task(what, total=total), time.monotonic()
+    with progress(what, total, " clips") as step:
+        done, written_s = 0, time.monotonic()
         try:
             for some, features in batches:
                 clips += some
                 parts.append(features)
-                progress.advance(bar, len(some))
+                done += len(some)
+                step(done, "")
                 if time.monotonic() - written_s > SHARD_S:
                     write()
                     written_s = time.monotonic()

@@ -1,7 +1,5 @@
 """Short animated pictures of videos for a page."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.utils.errors import VideoError
+from vivit_train.utils.page import animation
 
 FRAMES, SIDE = 12, 160  # of a thumbnail; the side is in pixels
 FRAME_MS = 160
@@ -29,10 +28,7 @@ def thumbnail(video_TCHW: Tensor) -> str:
         video_TCHW[chosen].float(), scale_factor=scale, mode="area" if scale < 1 else "nearest"
     )
     images = [Image.fromarray(frame.permute(1, 2, 0).byte().numpy()) for frame in frames_TCHW]
-    buffer = io.BytesIO()
-    options = {"duration": FRAME_MS, "loop": 0, "quality": 60, "method": 2}
-    images[0].save(buffer, "WEBP", save_all=True, append_images=images[1:], **options)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return animation(images, FRAME_MS, quality=60, method=2)
 
 
 def thumbnails(data: VideoDataModule, rows: Sequence[int]) -> dict[int, str]:

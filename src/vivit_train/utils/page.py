@@ -1,7 +1,9 @@
 """HTML pages that are one file each and need no network: templates, styles, and charts by Plotly."""
 
+import base64
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -10,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 from vivit_train.utils.text import printable_lines
 from vivit_train.utils.version import package_version
@@ -72,6 +75,20 @@ def printable_data(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [printable_data(value) for value in data]
     return printable_lines(data) if isinstance(data, str) else data
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """Returns the address of an image that contains it; `kind` is "png" or "webp"."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def animation(images: Sequence[Image.Image], frame_ms: int, *, quality: int, method: int) -> str:
+    """Returns an animated WebP as a data URL."""
+    buffer = io.BytesIO()
+    first, *others = images
+    timing: dict[str, Any] = {"duration": frame_ms, "loop": 0}
+    first.save(buffer, "WEBP", save_all=True, append_images=others, quality=quality, method=method, **timing)
+    return data_url("webp", buffer.getvalue())
 
 
 def plotly() -> Markup:

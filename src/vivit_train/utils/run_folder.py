@@ -26,6 +26,12 @@ TRACES = (OUTCOME, "checkpoints", "metrics.csv", "metrics.json", "summary.csv", 
 WRITTEN = (".hydra/*.yaml", "*.log", "*.txt", OUTCOME)
 
 
+def best_checkpoint(folder: Path) -> Path | None:
+    """Returns the best checkpoint in the folder of a run or of its checkpoints, or None if there is none."""
+    files = (folder / "checkpoints/best.ckpt", folder / "best.ckpt")
+    return next((file for file in files if file.is_file()), None)
+
+
 class RunFolder:
     """Locks a folder and protects an earlier run in it, until this one begins or is refused.
 

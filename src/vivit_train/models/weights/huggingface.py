@@ -21,7 +21,7 @@ from vivit_train.models.weights.files import (
     read_json_object,
     video_statistics,
 )
-from vivit_train.models.weights.keys import KeyMap, join, their_names, with_prefix
+from vivit_train.models.weights.keys import HUB_BLOCK, KeyMap, join, their_names, with_prefix
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_models import known
 from vivit_train.utils.arguments import conforms, shown
@@ -37,16 +37,7 @@ EMBEDDING_AND_NORM: KeyMap = {
 # The keys of ViT and ViViT in files on the Hub, and those of models in memory since version 5 of transformers.
 HUB_KEYS: KeyMap = {
     **EMBEDDING_AND_NORM,
-    "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
-    "encoder.blocks.*.attention.qkv": (
-        "encoder.layer.*.attention.attention.query",
-        "encoder.layer.*.attention.attention.key",
-        "encoder.layer.*.attention.attention.value",
-    ),
-    "encoder.blocks.*.attention.out": ("encoder.layer.*.attention.output.dense",),
-    "encoder.blocks.*.norm2": ("encoder.layer.*.layernorm_after",),
-    "encoder.blocks.*.mlp.fc1": ("encoder.layer.*.intermediate.dense",),
-    "encoder.blocks.*.mlp.fc2": ("encoder.layer.*.output.dense",),
+    **HUB_BLOCK,
 }
 MEMORY_KEYS: KeyMap = {
     **EMBEDDING_AND_NORM,

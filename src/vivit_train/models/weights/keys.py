@@ -11,6 +11,27 @@ import torch
 from torch import Tensor
 
 KeyMap = Mapping[str, tuple[str, ...]]
+# The names of a block in timm, which VideoMAE's and TimeSformer's authors use too, and in files on the Hub.
+TIMM_BLOCK: KeyMap = {
+    "encoder.blocks.*.norm1": ("blocks.*.norm1",),
+    "encoder.blocks.*.attention.qkv": ("blocks.*.attn.qkv",),
+    "encoder.blocks.*.attention.out": ("blocks.*.attn.proj",),
+    "encoder.blocks.*.norm2": ("blocks.*.norm2",),
+    "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
+    "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
+}
+HUB_BLOCK: KeyMap = {
+    "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
+    "encoder.blocks.*.attention.qkv": (
+        "encoder.layer.*.attention.attention.query",
+        "encoder.layer.*.attention.attention.key",
+        "encoder.layer.*.attention.attention.value",
+    ),
+    "encoder.blocks.*.attention.out": ("encoder.layer.*.attention.output.dense",),
+    "encoder.blocks.*.norm2": ("encoder.layer.*.layernorm_after",),
+    "encoder.blocks.*.mlp.fc1": ("encoder.layer.*.intermediate.dense",),
+    "encoder.blocks.*.mlp.fc2": ("encoder.layer.*.output.dense",),
+}
 # These are whole names in a key map; others are a module and a suffix.
 PARAMETERS = ("cls_token", "reg_token", "pos_embed")
 

@@ -14,7 +14,7 @@ from vivit_train.models.weights.adapt import square
 from vivit_train.models.weights.checks import check_positions
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.huggingface import activation, image_statistics
-from vivit_train.models.weights.keys import KeyMap, count_blocks, take
+from vivit_train.models.weights.keys import HUB_BLOCK, TIMM_BLOCK, KeyMap, count_blocks, take
 from vivit_train.models.weights.settings import shown_settings
 from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
@@ -31,12 +31,8 @@ HUB_KEYS: KeyMap = {
     "encoder.blocks.*.norm_time": ("encoder.layer.*.temporal_layernorm",),
     "encoder.blocks.*.attention_time.qkv": ("encoder.layer.*.temporal_attention.attention.qkv",),
     "encoder.blocks.*.attention_time.out": ("encoder.layer.*.temporal_attention.output.dense",),
-    "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
+    **HUB_BLOCK,
     "encoder.blocks.*.attention.qkv": ("encoder.layer.*.attention.attention.qkv",),
-    "encoder.blocks.*.attention.out": ("encoder.layer.*.attention.output.dense",),
-    "encoder.blocks.*.norm2": ("encoder.layer.*.layernorm_after",),
-    "encoder.blocks.*.mlp.fc1": ("encoder.layer.*.intermediate.dense",),
-    "encoder.blocks.*.mlp.fc2": ("encoder.layer.*.output.dense",),
     "encoder.norm": ("layernorm",),
 }
 AUTHORS_KEYS: KeyMap = {
@@ -44,12 +40,7 @@ AUTHORS_KEYS: KeyMap = {
     "encoder.blocks.*.norm_time": ("blocks.*.temporal_norm1",),
     "encoder.blocks.*.attention_time.qkv": ("blocks.*.temporal_attn.qkv",),
     "encoder.blocks.*.attention_time.out": ("blocks.*.temporal_attn.proj",),
-    "encoder.blocks.*.norm1": ("blocks.*.norm1",),
-    "encoder.blocks.*.attention.qkv": ("blocks.*.attn.qkv",),
-    "encoder.blocks.*.attention.out": ("blocks.*.attn.proj",),
-    "encoder.blocks.*.norm2": ("blocks.*.norm2",),
-    "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
-    "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
+    **TIMM_BLOCK,
     "encoder.norm": ("norm",),
 }
 # Their names of the linear layer after the attention over time, the positions, the class token, and the head.

@@ -12,7 +12,7 @@ from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.adapt import copy_params, resize_positions, square
 from vivit_train.models.weights.files import tensors_of, unwrapped
 from vivit_train.models.weights.huggingface import HUB_KEYS, MEMORY_KEYS
-from vivit_train.models.weights.keys import KeyMap, join, our_names, their_names
+from vivit_train.models.weights.keys import TIMM_BLOCK, KeyMap, join, our_names, their_names
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.settings import check_settings, in_words
 from vivit_train.models.weights.source import ImageWeights, Source
@@ -26,12 +26,7 @@ TIMM_KEYS: KeyMap = {
     "encoder.pos_embed": ("pos_embed",),
     "embedding.projection": ("patch_embed.proj",),
     "encoder.norm": ("norm",),
-    "encoder.blocks.*.norm1": ("blocks.*.norm1",),
-    "encoder.blocks.*.attention.qkv": ("blocks.*.attn.qkv",),
-    "encoder.blocks.*.attention.out": ("blocks.*.attn.proj",),
-    "encoder.blocks.*.norm2": ("blocks.*.norm2",),
-    "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
-    "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
+    **TIMM_BLOCK,
 }
 # Some image ViTs also have these, and then the model must have them too.
 OPTIONAL_KEYS: KeyMap = {"encoder.reg_token": ("reg_token",), "encoder.norm_pre": ("norm_pre",)}

@@ -18,7 +18,15 @@ from vivit_train.models.vivit import Grid, ViViT
 from vivit_train.models.weights.checks import check_positions
 from vivit_train.models.weights.files import Statistics
 from vivit_train.models.weights.huggingface import activation, image_statistics, named_classes
-from vivit_train.models.weights.keys import KeyMap, count_blocks, our_names, take, their_names
+from vivit_train.models.weights.keys import (
+    HUB_BLOCK,
+    TIMM_BLOCK,
+    KeyMap,
+    count_blocks,
+    our_names,
+    take,
+    their_names,
+)
 from vivit_train.models.weights.settings import shown_settings
 from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, shown
@@ -29,28 +37,14 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = (16, 224)  # The authors train on 16 frames of 224 pixels, also where their files do not say so.
 HUB_KEYS: KeyMap = {
     "embedding.projection": ("embeddings.patch_embeddings.projection",),
-    "encoder.blocks.*.norm1": ("encoder.layer.*.layernorm_before",),
-    "encoder.blocks.*.attention.qkv": (
-        "encoder.layer.*.attention.attention.query",
-        "encoder.layer.*.attention.attention.key",
-        "encoder.layer.*.attention.attention.value",
-    ),
-    "encoder.blocks.*.attention.out": ("encoder.layer.*.attention.output.dense",),
-    "encoder.blocks.*.norm2": ("encoder.layer.*.layernorm_after",),
-    "encoder.blocks.*.mlp.fc1": ("encoder.layer.*.intermediate.dense",),
-    "encoder.blocks.*.mlp.fc2": ("encoder.layer.*.output.dense",),
+    **HUB_BLOCK,
     "encoder.norm": ("layernorm",),
     "head": ("classifier",),
 }
 AUTHORS_KEYS: KeyMap = {
     "encoder.pos_embed": ("pos_embed",),  # Their option of learned positions.
     "embedding.projection": ("patch_embed.proj",),
-    "encoder.blocks.*.norm1": ("blocks.*.norm1",),
-    "encoder.blocks.*.attention.qkv": ("blocks.*.attn.qkv",),
-    "encoder.blocks.*.attention.out": ("blocks.*.attn.proj",),
-    "encoder.blocks.*.norm2": ("blocks.*.norm2",),
-    "encoder.blocks.*.mlp.fc1": ("blocks.*.mlp.fc1",),
-    "encoder.blocks.*.mlp.fc2": ("blocks.*.mlp.fc2",),
+    **TIMM_BLOCK,
     "encoder.norm": ("norm",),
     "head": ("head",),
 }

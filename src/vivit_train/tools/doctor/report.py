@@ -1,6 +1,5 @@
 """Write the doctor's report as one HTML page: a summary, what to do, and examples of each kind of problem."""
 
-import base64
 import io
 import os
 from collections import Counter
@@ -17,7 +16,7 @@ from vivit_train.data.annotations.table import ClipTable, Splits
 from vivit_train.data.video.storage import is_plain
 from vivit_train.tools.doctor.inspect_files import FileReport, strip
 from vivit_train.tools.doctor.problems import BAD, COPIES, KINDS, TO_ENCODE, Problem
-from vivit_train.utils.page import render
+from vivit_train.utils.page import data_url, render
 from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.text import plural
 
@@ -153,15 +152,15 @@ def video(path: str, folder: str, strips: Mapping[str, NDArray[np.uint8]]) -> di
     return {
         "name": path.removeprefix(folder),
         "link": link,
-        "strip": data_url(strips[path]) if path in strips else "",
+        "strip": picture(strips[path]) if path in strips else "",
     }
 
 
-def data_url(pixels: NDArray[np.uint8]) -> str:
+def picture(pixels: NDArray[np.uint8]) -> str:
     """Return a picture as the address of an image, which contains it."""
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url("png", buffer.getvalue())
 
 
 def histograms(entries: Mapping[str, FileReport]) -> list[dict[str, Any]]:

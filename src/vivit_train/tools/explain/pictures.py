@@ -3,11 +3,9 @@
 Shape suffixes: T frames, H rows, W columns; t time indices, h and w tubelets in space.
 """
 
-import base64
 import io
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -16,6 +14,8 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from vivit_train.utils.page import animation, data_url
 
 Pixels = NDArray[np.uint8]
 SIDE = 320  # pixels of the long side of a shown frame
@@ -47,11 +47,7 @@ def overlaid(clip_TCHW: Tensor, heat_THW: Tensor) -> tuple[Pixels, Pixels]:
 
 def animated(frames: Pixels, frame_ms: float) -> str:
     """Returns an animated WebP as a data URL."""
-    images = [Image.fromarray(frame) for frame in frames]
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"duration": round(frame_ms), "loop": 0, "quality": 75, "method": 3}
-    images[0].save(buffer, "WEBP", save_all=True, append_images=images[1:], **options)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return animation([Image.fromarray(frame) for frame in frames], round(frame_ms), quality=75, method=3)
 
 
 def still(frame: Pixels) -> str:
@@ -60,7 +56,7 @@ def still(frame: Pixels) -> str:
     image.thumbnail((FILM_SIDE, FILM_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=70)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url("webp", buffer.getvalue())
 
 
 def frame_ms(frames: int) -> float:

@@ -14,7 +14,7 @@ from vivit_train.tools.export.card import Preprocessing, write_card, write_examp
 from vivit_train.tools.export.formats import Model, arguments_of, check_format
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
-from vivit_train.video_model import VideoModel, best_checkpoint, clip_table, no_annotations
+from vivit_train.video_model import VideoModel, checkpoint_at, clip_table, no_annotations
 
 log = logging.getLogger(__name__)
 
@@ -104,5 +104,5 @@ def run_of(checkpoint: str) -> Path | None:
     """Returns the folder of the run that wrote a checkpoint, or None for other weights."""
     if not Path(checkpoint).exists() or (Path(checkpoint) / "config.json").is_file():
         return None
-    file = best_checkpoint(Path(checkpoint))
+    file = checkpoint_at(Path(checkpoint))
     return file.parent.parent if file.parent.name == "checkpoints" else file.parent
