@@ -142,12 +142,12 @@ def make_videos(folder: Path) -> dict[str, list[str]]:
 
 # What is compared. Each is given a path, the numbers of a clip's frames and their size.
 
-_spellings = count(1)
+_aliases = count(1)
 
 
 def unseen(path: str) -> str:
     """The path, spelled as never before: the file is probed anew, as in a data set too large to remember."""
-    return "/" + f"{next(_spellings):b}".replace("0", ".//").replace("1", "./") + os.path.abspath(path)
+    return "/" + f"{next(_aliases):b}".replace("0", ".//").replace("1", "./") + os.path.abspath(path)
 
 
 def size_of(path: str) -> tuple[int, int]:

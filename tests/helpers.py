@@ -2,8 +2,9 @@
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from forked import run_python
 
@@ -34,3 +35,12 @@ TINY = [
 def run_script(script: str, *words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """Runs train.py or eval.py in a folder, on a terminal of 120 columns."""
     return run_python(str(ROOT / script), *words, folder=folder, env=os.environ | {"COLUMNS": "120"})
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each key that a user may set."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        elif not key.startswith("_"):
+            yield f"{prefix}{key}", value

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_script
+from helpers import leaves, run_script
 from omegaconf import DictConfig, OmegaConf
 
 import vivit_train
@@ -23,15 +23,6 @@ TEXTS = (
     *("filename", "monitor", "default_root_dir", "init.name", "init.source", "data.train", "data.val"),
     *("data.test", "trainer.profiler", "trainer.strategy", "data.reader.classes"),
 )
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted name and the value of each key that a user may set."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        elif not key.startswith("_"):
-            yield f"{prefix}{key}", value
 
 
 def wrong_values(key: str, value: Any) -> Iterator[Any]:

@@ -300,11 +300,11 @@ def test_a_process_that_dies_ends_the_others(
     happened(f"{what} process {victim} of 2 within a step", f"the other ends with code 1: {said}")
 
 
-def break_two(good: Path, root: Path, global_batch: int, micro_batch: int) -> list[Path]:
+def break_two(good: Path, root: Path, global_batch_size: int, micro_batch_size: int) -> list[Path]:
     """Copies the videos, and breaks one of the second micro-batch of each of two processes."""
     shutil.copytree(good, root)
     paths = sorted(root.glob("train/*/*.mp4"))
-    samplers = [GlobalBatchSampler(24, global_batch, micro_batch, rank, 2, seed=0) for rank in range(2)]
+    samplers = [GlobalBatchSampler(24, global_batch_size, micro_batch_size, rank, 2, seed=0) for rank in range(2)]
     bad = [paths[list(sampler)[1][0][2]] for sampler in samplers]
     for path in bad:
         path.write_text("this is text")
@@ -314,7 +314,7 @@ def break_two(good: Path, root: Path, global_batch: int, micro_batch: int) -> li
 def test_a_checkpoint_lists_the_bad_videos_of_all_processes(
     odd_videos: Path, config: Config, tmp_path: Path, hooked: Callable[..., None]
 ) -> None:
-    bad = break_two(odd_videos, tmp_path / "videos", global_batch=8, micro_batch=2)
+    bad = break_two(odd_videos, tmp_path / "videos", global_batch_size=8, micro_batch_size=2)
     both = config(*settings(tmp_path / "videos", 2, *DDP, "data.max_bad_fraction=1"))
     hooked(dies_at(1))  # after the checkpoint of the first step
     assert set(codes(start(both, both))) == {-signal.SIGKILL}

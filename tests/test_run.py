@@ -513,12 +513,12 @@ def test_a_machine_that_cannot_compile_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recomputed", ["mlp", "block"])
+@pytest.mark.parametrize("checkpointed", ["mlp", "block"])
 def test_activations_computed_again_train_to_the_same_weights(
-    recomputed: str, videos: Path, config: Config, tmp_path: Path
+    checkpointed: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
     weights = []
-    for which in ("none", recomputed):
+    for which in ("none", checkpointed):
         (tmp_path / which).mkdir()
         settings = [f"model.checkpoint_activations={which}", "model.drop_path=0.3", f"run_dir={tmp_path / which}"]
         train(config(*folder(videos), *settings))

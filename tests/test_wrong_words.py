@@ -4,7 +4,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from forked import run_python
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, leaves
 from omegaconf import DictConfig, OmegaConf
 
 pytestmark = pytest.mark.slow
@@ -26,14 +26,6 @@ TEXTS = (
     *("data.name", "save_dir", "dirpath", "path", "curves", "folder", "filename", "monitor", "run_dir"),
     *("default_root_dir", "init.name", "init.source", "ckpt_path", "reader.classes"),
 )
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        elif not key.startswith("_"):
-            yield f"{prefix}{key}", value
 
 
 def wrong_word(key: str, value: Any, draw: random.Random) -> str:

@@ -25,8 +25,8 @@ POSITIONS = np.arange(1, 8, 2)  # The four frames, in eighths of a video.
 TIMEOUT_S = 60.0
 
 
-class Look(NamedTuple):
-    """What a video looks like.
+class VideoFingerprint(NamedTuple):
+    """The fingerprint of a video.
 
     Attributes:
         path: Path of the video.
@@ -55,14 +55,14 @@ def fingerprint(frames_THWC: NDArray[np.uint8]) -> str:
     return np.packbits(bits).tobytes().hex() if bits.sum() >= 1.5 * SAME_BITS else ""
 
 
-def look_at(path: str) -> Look:
-    """Returns what a video looks like; without a fingerprint if it cannot be read."""
+def fingerprint_of(path: str) -> VideoFingerprint:
+    """Returns the fingerprint of a video, which is empty if the video cannot be read."""
     try:
         info = probe(path)
         frames = read_frames(path, info.num_frames * POSITIONS // 8, short_side=64)
     except VideoError:
-        return Look(path, "", 0.0)
-    return Look(path, fingerprint(frames), float(info.times_s[-1]) + 1 / info.fps)
+        return VideoFingerprint(path, "", 0.0)
+    return VideoFingerprint(path, fingerprint(frames), float(info.times_s[-1]) + 1 / info.fps)
 
 
 def look_alikes(paths: Sequence[str]) -> list[list[str]]:
@@ -70,7 +70,7 @@ def look_alikes(paths: Sequence[str]) -> list[list[str]]:
     from rich.progress import track
 
     paths = [path for path in paths if not is_plain(path) or (os.path.isfile(path) and os.path.getsize(path))]
-    with closing(run_isolated(look_at, dict.fromkeys(paths, TIMEOUT_S), usable_cores())) as results:
+    with closing(run_isolated(fingerprint_of, dict.fromkeys(paths, TIMEOUT_S), usable_cores())) as results:
         found = track(results, "looking for videos that look alike", len(paths), disable=len(paths) < 100)
         looks = {path: look for path, look in found if not isinstance(look, Failure)}
     ordered = [looks[path] for path in paths if path in looks]
@@ -84,7 +84,7 @@ def look_alikes(paths: Sequence[str]) -> list[list[str]]:
     return sorted(groups.values())
 
 
-def similar(looks: Iterable[Look]) -> Iterator[tuple[str, str, int]]:
+def similar(looks: Iterable[VideoFingerprint]) -> Iterator[tuple[str, str, int]]:
     """Yields pairs of videos that look alike, with the number of differing bits of their fingerprints.
 
     Only videos whose durations differ by at most 10% are compared.

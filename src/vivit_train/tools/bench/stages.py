@@ -26,7 +26,7 @@ from vivit_train.data.video.urls import is_url
 from vivit_train.utils.errors import VideoError
 
 STAGES = ("open/probe", "seek", "decode", "convert/scale", "augment", "other", "collate")
-_spellings = count(1)
+_aliases = count(1)
 
 
 def repeat_rows(data: VideoDataModule, manifest: ClipTable, times: int) -> ClipTable:
@@ -49,7 +49,7 @@ def uncached_paths(manifest: ClipTable, times: int) -> ClipTable:
     """
     spelled = [
         path if is_url(path) else f"{'/.' * number}{path}"
-        for number in islice(_spellings, times)
+        for number in islice(_aliases, times)
         for path in manifest.paths.tolist()
     ]
     return replace(repeat_table(manifest, times), paths=np.array(spelled, np.dtypes.StringDType()))

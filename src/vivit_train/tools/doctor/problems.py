@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vivit_train.data.annotations.table import ClipTable
-from vivit_train.data.look_alikes import Look, similar
+from vivit_train.data.look_alikes import VideoFingerprint, similar
 from vivit_train.data.sampling import frame_step
 from vivit_train.tools.doctor.inspect_files import FileReport, Settings
 from vivit_train.utils.text import plural, printable
@@ -116,7 +116,7 @@ def _alike(manifests: Mapping[str, ClipTable], entries: Mapping[str, FileReport]
             splits_of.setdefault(path, []).append(split)
     named: set[tuple[str, str]] = set()
     one_each = {entry.sha256: entry for entry in entries.values()}.values()  # Equal files are reported as such.
-    looks = [Look(entry.path, entry.fingerprint, entry.seconds) for entry in one_each]
+    looks = [VideoFingerprint(entry.path, entry.fingerprint, entry.seconds) for entry in one_each]
     for one, other, bits in similar(looks):
         kind = "similar, shared" if set(splits_of[one]) != set(splits_of[other]) else "similar"
         pair = {(one, kind), (other, kind)}
