@@ -101,12 +101,12 @@ def test_the_last_block_computes_the_cls_token_alone(model: ModelName) -> None:
 
 
 @every_model
-@pytest.mark.parametrize("recomputed", ["mlp", "block"])
+@pytest.mark.parametrize("checkpointed", ["mlp", "block"])
 def test_checkpointed_activations_change_nothing_but_memory(
-    model: ModelName, recomputed: ActivationCheckpointing
+    model: ModelName, checkpointed: ActivationCheckpointing
 ) -> None:
     results, kept = [], []
-    for which in ("none", recomputed):
+    for which in ("none", checkpointed):
         net = randomize(tiny(model, drop_path=0.5, checkpoint_activations=which)).train()
         torch.manual_seed(0)
         sizes: list[int] = []

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -83,8 +82,7 @@ class Report(Callback):
         self.total_steps = planned_steps(data.steps_per_epoch * epochs + data.schedule_offset, trainer)
         self.steps_done, self.timed_clips, self.timed_s = 0, 0, 0.0
         self.main_score = pl_module.main_score
-        val = data.splits.val
-        self.chance = chance(np.array([val.target(row) for row in range(len(val))]))
+        self.chance = chance(data.splits.val.targets)
         # Lightning skips this hook if a run resumes in the middle of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 

@@ -164,7 +164,7 @@ def learning_curves(ckpt_path: Path, data: VideoDataModule) -> dict[str, Any] | 
         "accuracy": series(ACCURACY),
         "loss": series({"train/loss_epoch": "training", "val/loss": "validation"}),
         "best": None if best is None else {"epoch": best + 1, "score": scored[best]},
-        "chance": chance(np.array([val.target(row) for row in range(len(val))])) if val else None,
+        "chance": chance(val.targets) if val else None,
     }
 
 

@@ -104,6 +104,13 @@ class ClipTable:
         has_K[self.labels[row]] = True
         return has_K
 
+    @property
+    def targets(self) -> Target:
+        """The targets of all clips: class ids, [n, heads], or for multi-label data, bool [n, classes]."""
+        if not isinstance(self.labels, LabelSets):
+            return self.labels
+        return np.array([self.target(row) for row in range(len(self))], np.bool)
+
     def class_counts(self, classes: Classes) -> list[NDArray[np.int64]]:
         """Returns the number of clips of each class, [classes] per head."""
         columns = [self.labels.class_ids] if isinstance(self.labels, LabelSets) else self.labels.T
