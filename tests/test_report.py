@@ -215,7 +215,11 @@ def browse(page: Path, script: str, *, width: int = 1280, dark: bool = False) ->
 
 
 WAIT = "const wait = (ms) => new Promise((done) => setTimeout(done, ms));"
-SHOW = "for (const e of document.querySelectorAll('.chart')) { e.scrollIntoView(); await wait(400); }"
+# Chromium's virtual time does not wait for the frames of smooth scrolling.
+SHOW = (
+    "for (const e of document.querySelectorAll('.chart')) "
+    "{ e.scrollIntoView({ behavior: 'instant' }); await wait(400); }"
+)
 
 
 @pytest.mark.slow
