@@ -114,6 +114,8 @@ def run_evaluation(cfg: DictConfig, program: Sequence[str]) -> float | None:
     if is_job():
         return run_job(cfg, program)
 
+    end_on_signals()
+
     def run(folder: RunFolder) -> None:
         from vivit_train.run import evaluate
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.composition import check_recipe
 from vivit_train.utils.arguments import conforms
-from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
+from vivit_train.utils.errors import CTRL_C, TRY_AGAIN, UserError, reason
 from vivit_train.utils.files import check_folder, read_text, replacing
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import OUTCOME, RunFolder
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
-STOPPED = (TRY_AGAIN, 130)  # A job that a signal stopped ends with one of these exit codes.
+STOPPED = (TRY_AGAIN, CTRL_C)  # A job that a signal stopped ends with one of these exit codes.
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def run_job(cfg: DictConfig, program: Sequence[str]) -> float:
             handler = found[signal.Signals(number)]
             if callable(handler) and number != signal.SIGINT:
                 handler(number, None)  # The handler of submitit makes SLURM requeue the job.
-        sys.exit(130 if code == 130 or signal.SIGINT in received else TRY_AGAIN)
+        sys.exit(CTRL_C if code == CTRL_C or signal.SIGINT in received else TRY_AGAIN)
     return float("nan") if code or outcome.score is None else outcome.score
 
 
