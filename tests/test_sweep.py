@@ -207,6 +207,23 @@ def test_a_search_that_was_killed_tries_what_it_would_have(
     )
 
 
+@pytest.mark.fault("Sweeps and clusters")
+def test_a_trial_without_parameters_is_dropped_and_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], happened: Happened
+) -> None:
+    """As a search leaves it that is killed between the number of a trial and its parameters."""
+    pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
+    search(tmp_path / "killed", 2, 1)
+    open_study(str(tmp_path / "killed")).ask({})
+    launched = search(tmp_path / "killed", None, 1)
+    assert [number for number, _ in launched] == [2, 4, 5, 6, 7]
+    assert all(rate.startswith("optimizer.lr=") for _, rate in launched)
+    said = capsys.readouterr().out
+    assert "trial 3 is dropped, as the search was killed before it had a value for optimizer.lr" in said
+    assert search(tmp_path / "killed", None, 1) == []
+    happened("A search by Optuna is killed before a trial has its parameters", said.splitlines()[-1])
+
+
 @pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
     choices = ["model=vivit_st,vivit_fe", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=sweep"]
