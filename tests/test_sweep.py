@@ -151,6 +151,8 @@ def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
         "   0     0.5000  optimizer.lr=0.001235",
         "   1          -  optimizer.lr=0.001235",
     ]
+    Outcome(0, ["eval.views=4x3"], 0.5, failed=False, note="", metric="test/top1@4x3").write(tmp_path / "0")
+    assert table(write_summary(tmp_path)).splitlines()[0].split()[:2] == ["job", "score"]
 
 
 class Jobs:
@@ -275,3 +277,16 @@ def test_optuna_searches_and_prunes(videos: Path, tmp_path: Path) -> None:
     trials = open_study(str(tmp_path / "sweep/optuna.journal")).trials
     assert [trial.state.name for trial in trials] == ["PRUNED"] * 3
     assert [list(trial.intermediate_values) for trial in trials] == [[0, 1]] * 3
+
+
+@pytest.mark.slow
+def test_evaluations_are_a_sweep_too(videos: Path, tmp_path: Path) -> None:
+    words = ["trainer=cpu", "eval.report=false", f"data.root={videos},nowhere", "hydra.sweep.dir=sweep"]
+    checkpoint = ROOT / "tests/nets/run/checkpoints/last.ckpt"
+    result = run([sys.executable, str(ROOT / "eval.py"), "-m", f"ckpt_path={checkpoint}", *words], tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
+    first, second = summary(tmp_path)
+    assert 0 <= float(first["test/top1@1x1"]) <= 1
+    assert (second["test/top1@1x1"], second["failed"]) == ("", "1")
+    assert "nowhere" in second["note"]
