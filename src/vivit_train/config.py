@@ -123,6 +123,7 @@ def derive(cfg: DictConfig, recipe: Recipe | None = None) -> DictConfig:
         ratio = cfg.global_batch_size / recipe.values["global_batch_size"]
         values["optimizer"]["lr"] *= SCALES[cfg.scale_lr](ratio)
     fused = "fused" in accepted_arguments(cfg.optimizer, "optimizer") and not needs_unfused_optimizer(cfg)
+    fused = fused and not any(cfg.optimizer.get(key) for key in ("foreach", "differentiable"))  # They exclude it.
     values["optimizer"] = {**({"fused": True} if fused else {}), **values["optimizer"]}
     values["micro_batch_size"], values["trainer"]["accumulate_grad_batches"] = split_batch(
         cfg.global_batch_size, cfg.micro_batch_size, world_size(cfg), cfg.data.get("clips_per_video", 1)

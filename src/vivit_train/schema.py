@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.keys import TYPES, hints_of
+from vivit_train.keys import TYPES, accepted_hints, hints_of
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.recipe import PARTS
-from vivit_train.utils.arguments import LIMITS, conforms, own_parameters, signature, wording
+from vivit_train.utils.arguments import LIMITS, conforms, signature, wording
 from vivit_train.utils.errors import reason
 from vivit_train.utils.moved_keys import unknown
 
@@ -55,11 +55,11 @@ GIVEN: dict[str, Mapping[str, str]] = {
         ),
     },
 }
-# What classes of Lightning pass their further arguments on to.
-RECEIVERS = {
-    "DDPStrategy": "torch.nn.parallel.DistributedDataParallel",
-    "TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
-    "WandbLogger": "wandb.init",
+# Callbacks of Lightning that change what this program states elsewhere.
+REPLACED = {
+    "GradientAccumulationScheduler": "set global_batch_size and micro_batch_size",
+    "BatchSizeFinder": "set auto_micro_batch_size=true",
+    "LearningRateFinder": "compare values with -m optimizer.lr=0.001,0.01",
 }
 VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 COUNT = (1, 2**40)
@@ -106,6 +106,7 @@ FORMS = {
     "trainer.gradient_clip_algorithm": ("norm|value", "norm or value"),
     "trainer.profiler": ("simple|advanced|pytorch", "simple, advanced or pytorch"),
     "eval.views": (r"[1-9]\d*x[13]", "temporal clips x spatial crops (1 or 3), such as 4x3"),
+    "callbacks.checkpoint.filename": (r"[^/\\\\]+", "the name of a file, without folders"),
     "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
 }
 EVALUATION: dict[str, Any] = {
@@ -203,6 +204,8 @@ def callback_problems(name: str, node: Any) -> list[str]:
     if problems:
         return problems
     target = resolve_name(node._target_)
+    if instead := REPLACED.get(node._target_.rpartition(".")[2]):
+        return [f"{name}._target_={node._target_}: {instead} instead"]
     if inspect.isclass(target) and not issubclass(target, Callback):
         return [f"{name}._target_={node._target_}: is no callback of Lightning"]
     needed = [n for n, p in signature(target).items() if p.default is p.empty and p.kind not in VARIABLE]
@@ -358,25 +361,6 @@ def written(value: Any) -> str:
         return str(value)
     looks_otherwise = value in ("", "true", "false", "null") or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value)
     return repr(value) if looks_otherwise else value
-
-
-def accepted_hints(function: Any) -> tuple[dict[str, Any], bool]:
-    """Returns the annotations of the arguments that a function or class accepts, and whether it accepts others."""
-    hints, is_open = hints_of(function), takes_any_argument(function)
-    for cls in getattr(function, "__mro__", ()):
-        try:
-            receiver = resolve_name(RECEIVERS[cls.__name__])
-        except (KeyError, ImportError, AttributeError):  # A package that is not installed is missed later.
-            continue
-        return {**hints_of(receiver), **hints}, False
-    return hints, is_open
-
-
-def takes_any_argument(function: Any) -> bool:
-    """Returns whether a function or class accepts arguments of any name."""
-    if getattr(function, "__name__", "") == "from_size":
-        return any(p.kind is p.VAR_KEYWORD for p in own_parameters(function.__self__).values())
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def is_checkable(hint: Any) -> bool:
