@@ -75,12 +75,19 @@ class Metadata:
                 f"unexpected, missing, or malformed entry: {ascii(odd[0])[:80]}"
             )
         check_statistics(stored["mean"], stored["std"], path)
-        if not all(stored["classes"].values()) or not stored["classes"]:
+        is_labeled = stored["classes"] or not is_pretraining(stored["config"])
+        if is_labeled and (not all(stored["classes"].values()) or not stored["classes"]):
             raise UserError(f"{path} contains no class names")
         for names in stored["classes"].values():
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise UserError(f"{path} has class names more than once: {shorten_list(twice)}")
         return cls(**stored | {"config": with_current_keys(stored["config"])})
+
+
+def is_pretraining(config: Mapping[str, Any]) -> bool:
+    """Returns whether a stored configuration is that of task=pretrain."""
+    task = config.get("task")
+    return isinstance(task, Mapping) and task.get("_target_") == "masked_pretraining"
 
 
 def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> ViViT:
@@ -214,13 +221,19 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
         UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
     checkpoint = read_checkpoint(Path(path))
+    metadata = Metadata.from_stored(checkpoint[KEY], path)
+    if not metadata.classes:
+        raise UserError(
+            f"{path} is of task=pretrain: it has no head, and knows no classes. Train them first, from its weights: "
+            f"python train.py init.path={path}"
+        )
     # A loss may have tensors, too.
     net = {
         name.removeprefix("net."): value
         for name, value in checkpoint["state_dict"].items()
         if not name.startswith("criterion.")
     }
-    metadata, weights = Metadata.from_stored(checkpoint[KEY], path), tensors_of(net, Path(path))
+    weights = tensors_of(net, Path(path))
     try:
         return metadata, merge_lora(weights)
     except (LookupError, RuntimeError) as error:
