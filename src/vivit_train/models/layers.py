@@ -249,7 +249,8 @@ class Encoder(nn.Module):
         x = x + self.pos_embed.unflatten(1, self.grid)
         if kept is not None:
             first = int(self.cls_token is not None)
-            x = torch.cat([x[..., :first, :], x[..., first:, :].take_along_dim(kept[..., None], -2)], dim=-2)
+            places = kept[..., None].expand(*x.shape[:-2], -1, x.shape[-1])
+            x = torch.cat([x[..., :first, :], x[..., first:, :].gather(-2, places)], dim=-2)
         if self.reg_token is not None:
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
         if self.norm_pre is not None:

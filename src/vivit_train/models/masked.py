@@ -113,9 +113,7 @@ class Decoder(nn.Module):
 
     def forward(self, x_BtkD: Tensor, kept_Bk: Tensor, masked_Bm: Tensor) -> Tensor:
         """Returns the predicted pixels of the masked tubelets, [B, t, m, P], from `visible_tokens`."""
-        visible, masked = (
-            self.positions.take_along_dim(places[:, None, :, None], 2) for places in (kept_Bk, masked_Bm)
-        )
+        visible, masked = (self.positions[0][:, places].transpose(0, 1) for places in (kept_Bk, masked_Bm))
         masked = masked + self.mask_token
         count = masked.shape[1] * masked.shape[2]
         # The masked tokens come first: only these are needed after the last block.
@@ -126,37 +124,44 @@ class Decoder(nn.Module):
         return pixels.unflatten(1, masked.shape[1:3])
 
 
-def tubelets(net: ViViT, pixels_BTCHW: Tensor) -> Tensor:
-    """Returns the pixels of each tubelet, [B, t, n, t x h x w, C], of the frames that the model sees."""
+def tubelets(net: ViViT, video_BTCHW: Tensor) -> Tensor:
+    """Returns the pixels of each tubelet, [B, t, n, C, t x h x w], of the frames that the model sees."""
     if net.embedding.frame_index is not None:
-        pixels_BTCHW = pixels_BTCHW.index_select(1, net.embedding.frame_index)
+        video_BTCHW = video_BTCHW.index_select(1, net.embedding.frame_index)
     t, h, w = net.tubelet
-    cut = pixels_BTCHW.unfold(1, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, t, C, rows, columns, *tubelet]
-    return cut.permute(0, 1, 3, 4, 5, 6, 7, 2).flatten(4, 6).flatten(2, 3)
+    cut = video_BTCHW.unfold(1, t, t).unfold(3, h, h).unfold(4, w, w)  # [B, t, C, rows, columns, *tubelet]
+    return cut.permute(0, 1, 3, 4, 2, 5, 6, 7).flatten(5).flatten(2, 3)
 
 
-def whole_clip(net: ViViT, tubelets_BtnpC: Tensor) -> Tensor:
-    """Returns the clip [B, T, C, H, W] of its tubelets: the inverse of `tubelets`, without frames not sampled."""
-    (_, rows, columns), (t, h, w) = net.grid, net.tubelet
-    parts = tubelets_BtnpC.unflatten(3, (t, h, w)).unflatten(2, (rows, columns))
-    return parts.permute(0, 1, 4, 7, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(1, 2)
+def whole_clip(net: ViViT, tubelets_BtnCp: Tensor) -> Tensor:
+    """Returns the clip [B, T, C, H, W] of its tubelets: the inverse of `tubelets`, of the frames that it keeps."""
+    (_, rows, columns), tubelet = net.grid, net.tubelet
+    parts = tubelets_BtnCp.unflatten(4, tubelet).unflatten(2, (rows, columns))
+    return parts.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)
 
 
-def scales(tubelets_BtnpC: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean and the standard deviation of each tubelet and channel, each [B, t, n, 1, C]."""
-    mean = tubelets_BtnpC.mean(-2, keepdim=True)
-    return mean, tubelets_BtnpC.var(-2, unbiased=True, keepdim=True).sqrt() + EPS
+def at_places(tubelets_BtnCp: Tensor, places_Bm: Tensor) -> Tensor:
+    """Returns the indices of the tubelets at some places of each clip for gather and scatter, [B, t, m, C, p]."""
+    B, t, _, C, p = tubelets_BtnCp.shape
+    return places_Bm[:, None, :, None, None].expand(B, t, -1, C, p)
 
 
-def targets(net: ViViT, pixels_BTCHW: Tensor, masked_Bm: Tensor) -> Tensor:
-    """Returns the targets [B, t, m, P] of masked tubelets: pixels with mean 0 and variance 1 in each channel.
+def scales(tubelets_BtmCp: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the standard deviation of each tubelet and channel, each [B, t, m, C, 1]."""
+    std, mean = torch.std_mean(tubelets_BtmCp, -1, unbiased=True, keepdim=True)
+    return mean, std + EPS
+
+
+def targets(net: ViViT, video_BTCHW: Tensor, masked_Bm: Tensor) -> Tensor:
+    """Returns the targets of masked tubelets, [B, t, m, P]: pixels with mean 0 and variance 1 in each channel.
 
     Args:
         net: The model.
-        pixels_BTCHW: The clips, in [0, 1].
+        video_BTCHW: The clips, uint8.
         masked_Bm: The masked places.
     """
-    hidden = tubelets(net, pixels_BTCHW).take_along_dim(masked_Bm[:, None, :, None, None], 2)
+    whole = tubelets(net, video_BTCHW)
+    hidden = whole.gather(2, at_places(whole, masked_Bm)) / 255
     mean, std = scales(hidden)
     return ((hidden - mean) / std).flatten(3)
 

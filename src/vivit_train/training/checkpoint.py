@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -36,7 +37,8 @@ class Metadata:
 
     Attributes:
         config: The complete, resolved configuration of the run.
-        classes: The class names of each head in the order of the logits. A single head has the name "".
+        classes: The class names of each head in the order of the logits. A single head has the name "". Without
+            labels (task=pretrain), there are none.
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
         multi_label: Whether a video may have any number of classes.
@@ -95,13 +97,15 @@ def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[st
 
     Args:
         model_config: The `model` node.
-        classes: The class names by head. The model gets a head for each item.
+        classes: The class names by head. The model gets a head for each item; without any, its head is empty.
 
     Raises:
         UserError: The model refuses the arguments.
     """
     try:
-        return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element")  # the head without classes
+            return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
     except InstantiationException as error:
         raise UserError(f"model: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 

@@ -108,7 +108,7 @@ class MaskedPretraining(VideoTask):
     def losses(self, video_BTCHW: Tensor, seeds: Sequence[int]) -> Tensor:
         """Returns the loss of each uint8 clip under the mask of its seed, [B]."""
         predicted_BtmP, _, masked_Bm = self.predict_masked(video_BTCHW, seeds)
-        return clip_losses(predicted_BtmP, targets(self.net, video_BTCHW / 255, masked_Bm))
+        return clip_losses(predicted_BtmP, targets(self.net, video_BTCHW, masked_Bm))
 
     def predict_masked(self, video_BTCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the predicted pixels of the masked tubelets, and the visible and the masked places of each clip."""

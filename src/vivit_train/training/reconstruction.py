@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
-from vivit_train.models.masked import scales, tubelets, whole_clip
+from vivit_train.models.masked import at_places, scales, tubelets, whole_clip
 from vivit_train.training.checkpoint import read_checkpoint
 from vivit_train.training.loggers import log_image
 from vivit_train.training.pretraining import VALIDATION, MaskedPretraining
@@ -91,7 +91,7 @@ def reconstructed(task: MaskedPretraining, clips_BTCHW: Tensor, rows: list[int])
     """
     predicted_BtmP, _, masked_Bm = task.predict_masked(clips_BTCHW, task.clip_seeds(rows, VALIDATION))
     true = tubelets(task.net, clips_BTCHW / 255)
-    places = masked_Bm[:, None, :, None, None].expand(-1, true.shape[1], -1, *true.shape[3:])
+    places = at_places(true, masked_Bm)
     mean, std = scales(true.gather(2, places))
     hidden = predicted_BtmP.float().unflatten(3, true.shape[3:]) * std + mean
     pictures = (true, true.scatter(2, places, GRAY), true.scatter(2, places, hidden.clamp(0, 1)))

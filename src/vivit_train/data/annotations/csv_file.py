@@ -27,12 +27,14 @@ from vivit_train.data.annotations.files import (
     VIDEO_PATTERN,
     Listings,
     below,
+    find_file,
     find_files,
     open_root,
     raise_listed,
     read_lines,
     unquote,
 )
+from vivit_train.data.annotations.hold_out import held_out_count, order_key
 from vivit_train.data.annotations.kinetics import is_kinetics, read_kinetics
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
 from vivit_train.data.video.urls import is_url, url_problem
@@ -43,8 +45,10 @@ from vivit_train.utils.text import nfc, plural, shorten_list
 # means an empty label, like "".
 _LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+(?:\s|$))[^",\t]+'
 _PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/)\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
+_PATH = re.compile(rf'"(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/', re.IGNORECASE)  # a row without a label
 _HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only, with no path separator and no id at the end
 _DRIVE = re.compile(r"[A-Za-z]:\\")
+VAL_PERCENT = 20  # of videos without labels and without a validation file
 CSV_TREE = """Expected in {root}:
   train.csv, val.csv     one `path label` per row, separated by a space, comma or tab; or a table whose first line
                          names the columns path and label;
@@ -58,12 +62,13 @@ def read_csv(
     root: StrPath,
     *,
     train: StrPath | None,
-    val: StrPath,
+    val: StrPath | None,
     test: StrPath | None = None,
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
     multi_label: bool = False,
     first_id: int = 0,
+    labeled: bool = True,
 ) -> Splits:
     """Reads files with one `path label` per row, separated by a space, comma or tab, with or without a header.
 
@@ -83,12 +88,17 @@ def read_csv(
         max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
         multi_label: Whether a video may have any number of labels: `path a;b`, or `path ""` for none.
         first_id: The id of the first class in the files, 0 or 1.
+        labeled: Whether rows have labels. Otherwise, labels are ignored, and a row may be a path alone; with
+            val=None, a fifth of the training videos is held out for validation.
 
     Raises:
         UserError: If a file is missing or malformed, a label is unknown or contradictory, a class has no training
             clips, or too many videos are missing.
     """
     top, expected_layout = open_root(root, CSV_TREE)
+    if not labeled:
+        files = {"train": train, **({"val": val} if val else {}), **({"test": test} if test else {})}
+        return _read_paths(top, expected_layout, files, max_missing)
     files = find_files(top, expected_layout, train, val, test, classes)
     if is_kinetics(files["val"]):
         return read_kinetics(top, train=train, val=val, test=test, classes=classes, max_missing=max_missing)
@@ -112,6 +122,44 @@ def read_csv(
             hint=hint + reader.path_hint(),
             read_as=reader.decisions(first_id, has_ids=all(map(NUMERIC_ID.fullmatch, ids))),
             first_id=first_id,
+        )
+    )
+
+
+def _read_paths(
+    root: Path, expected_layout: str, names: Mapping[str, StrPath | None], max_missing: float
+) -> Splits:
+    """Reads the paths of annotation files alone; see `read_csv`. Lists of Kinetics keep their labels.
+
+    Raises:
+        UserError: If a file is missing or malformed, or too many videos are missing.
+    """
+    if absent := [f"data.{split}" for split, name in names.items() if not name]:
+        raise UserError(f"no training videos; set {absent[0]}=<file>.\n{expected_layout}")
+    files = {split: find_file(root, expected_layout, split, str(name)) for split, name in names.items()}
+    if is_kinetics(files["train"]):
+        given = {split: str(files[split]) if split in files else None for split in ("train", "val", "test")}
+        return read_kinetics(root, max_missing=max_missing, **given)  # type: ignore[arg-type]
+    reader = _Reader(root, multi_label=False, labeled=False)
+    tables, how = reader.tables(files), ""
+    if "val" not in tables:
+        ordered = sorted(tables["train"], key=lambda row: order_key(0, row.id))
+        count = held_out_count(len(ordered), VAL_PERCENT)
+        tables |= {"val": ordered[:count], "train": ordered[count:]}
+        files = files | {"val": files["train"]}
+        how = f", {VAL_PERCENT}% held out for validation"
+    return make_splits(
+        Draft(
+            tables=tables,
+            files=files,
+            classes={},
+            ids={},
+            source=f"csv {shorten_list(dict.fromkeys(files.values()))}{how}",
+            expected_layout=expected_layout,
+            max_missing=max_missing,
+            notices=reader.notices(),
+            hint=reader.path_hint(),
+            read_as=reader.decisions(0, has_ids=False).removesuffix("; labels are names"),
         )
     )
 
@@ -203,8 +251,8 @@ class _Reader:
         read_as: The form of each file.
     """
 
-    def __init__(self, root: Path, multi_label: bool) -> None:
-        self.root, self.listings, self.multi_label = str(root), Listings(), multi_label
+    def __init__(self, root: Path, multi_label: bool, labeled: bool = True) -> None:
+        self.root, self.listings, self.multi_label, self.labeled = str(root), Listings(), multi_label, labeled
         self.problems: list[str] = []
         self.read_as: dict[str, str] = {}
         self.backslashes, self.drives = 0, 0
@@ -242,6 +290,8 @@ class _Reader:
                 pair = path_and_label(line)
             if pair is None and columns:
                 pair = columns.cells(line)
+            if pair is None and not self.labeled and _PATH.fullmatch(line):
+                pair = (unquote(line), "")
             if pair is None or not pair[0]:
                 self.problems.append(f"{where}: {line[:120]!r}")
             elif row := self.row(where, line, *pair):
@@ -255,6 +305,8 @@ class _Reader:
         columns = header_columns(lines[0].text)
         is_header = columns is not None or (lines[0].number == 1 and _HEADER.fullmatch(lines[0].text) is not None)
         body = lines[is_header:]
+        if not self.labeled and all(_PATH.fullmatch(line.text) for line in body):
+            return None, body
         is_plain = all(path_and_label(line.text) for line in body)
         if columns and columns.separator == " " and is_plain:
             return None, body  # A path or the name of a column has blanks.
@@ -281,7 +333,7 @@ class _Reader:
             self.drives += bool(_DRIVE.match(written))
             path = os.path.normpath(os.path.join(self.root, written.replace("\\", "/")))
             found = self.listings.find(path)
-        labels = split_labels(label) if self.multi_label else (label,)
+        labels = () if not self.labeled else split_labels(label) if self.multi_label else (label,)
         if "" in labels or len(set(labels)) < len(labels):
             what = "an empty label" if "" in labels else "a duplicate label"
             self.problems.append(f"{where}: {line[:120]!r} ({what})")

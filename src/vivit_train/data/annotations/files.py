@@ -205,7 +205,7 @@ def find_files(
     root: Path,
     expected_layout: str,
     train: StrPath | None,
-    val: StrPath,
+    val: StrPath | None,
     test: StrPath | None,
     classes: StrPath | Sequence[str] | None,
     places: Sequence[str] = PLACES,
