@@ -136,6 +136,7 @@ NEW = {
     "overwrite",
     "patience",
     "scheduler._target_",
+    "task._target_",
     "train",
     "layer_decay",
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations

@@ -17,12 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
 from vivit_train.data.annotations.table import Splits
+from vivit_train.data.annotations.unlabeled import without_labels
 from vivit_train.data.clip_size import LARGE, SMALL, median_frames, stride_for
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_models import image_vit
+from vivit_train.tasks import is_labeled
 from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
@@ -84,8 +86,10 @@ def build_data(cfg: DictConfig, **changed: Any) -> VideoDataModule:
     }
     build: Any = instantiate(cfg.data, **arguments, _partial_=True, _convert_="all")
     # Hydra would convert dataclasses into dictionaries.
-    protocol, labeled = EvalProtocol(views=parse_views(cfg.eval.views)), resolve_name(cfg.task._target_).labeled
-    data: VideoDataModule = build(protocol=protocol, labeled=labeled, **changed)
+    protocol = EvalProtocol(views=parse_views(cfg.eval.views))
+    if not is_labeled(cfg):
+        changed = {"reader": without_labels(build.keywords["reader"]), **changed}
+    data: VideoDataModule = build(protocol=protocol, **changed)
     return data
 
 

@@ -197,9 +197,8 @@ def conclude(
     best_task = VideoClassifier(
         net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
     )
-    score_task(
-        best_task, best, data, trainer, Path(cfg.run_dir), report=cfg.eval.report, hardest_first=cfg.eval.hardest_first
-    )
+    out, shown = Path(cfg.run_dir), {"report": cfg.eval.report, "hardest_first": cfg.eval.hardest_first}
+    score_task(best_task, best, data, trainer, out, **shown)
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:

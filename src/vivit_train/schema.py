@@ -35,9 +35,7 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "seed": "set seed",
         "protocol": "set eval.views",
         "splits": "set data.reader",
-        "labeled": "set task",
     },
-    "data.reader": {"labeled": "set task"},
     "task": {
         **{name: f"set {name}" for name in ("layer_decay", "mixup", "cutmix", "seed", "loss", "optimizer")},
         "schedule": "set scheduler",

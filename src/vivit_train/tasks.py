@@ -6,7 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.errors import UserError, reason
 
 # These keys are arguments of a task. One that it does not accept must have the value that turns it off.
 ARGUMENTS: Mapping[str, Any] = {"loss": None, "layer_decay": None, "mixup": 0.0, "cutmix": 0.0}
@@ -28,8 +30,19 @@ WITHOUT_EFFECT = (
 
 
 def is_labeled(cfg: DictConfig) -> bool:
-    """Returns whether the task of a configuration learns from labels."""
-    return bool(resolve_name(cfg.task._target_).labeled)
+    """Returns whether the task of a configuration learns from labels.
+
+    Raises:
+        UserError: It is no class of a task.
+    """
+    target = str(cfg.task.get("_target_"))
+    try:
+        task = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"task._target_={target}: cannot be imported ({reason(error)})") from error
+    if not isinstance(task, type) or not issubclass(task, VideoTask):
+        raise UserError(f"task._target_={target}: is no subclass of vivit_train.training.task.VideoTask")
+    return task.labeled
 
 
 def task_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
@@ -40,7 +53,8 @@ def task_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
         cfg: The configuration.
     """
     labeled, accepted = is_labeled(cfg), accepted_arguments(cfg.task, "task")
-    off = {key: value for key, value in ARGUMENTS.items() if key not in accepted} | ({} if labeled else OFF)
+    unused = {key: value for key, value in ARGUMENTS.items() if key not in accepted}
+    off = {**unused, **({} if labeled else OFF)}
     problems = []
     for key, value in off.items():
         found = OmegaConf.select(cfg, key)

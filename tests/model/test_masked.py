@@ -1,4 +1,4 @@
-"""Masks, visible tokens, targets and the decoder of self-pretraining; the loss is that of transformers' VideoMAE."""
+"""Masks, visible tokens, targets and decoder of self-pretraining; the loss is that of transformers' VideoMAE."""
 
 from typing import Any
 
@@ -182,7 +182,7 @@ def test_the_loss_is_that_of_transformers_video_mae(fc_norm: bool, tmp_path: Any
         **{"num_classes": {}, "pool": "mean", "act": "gelu", "pos_embed": "sincos"},  # type: ignore[arg-type]
     )
     load_pretrained(net, str(tmp_path))
-    net.encoder.fc_norm = fc_norm  # model=videomae normalizes the mean; pretraining normalizes each token all the same
+    net.encoder.fc_norm = fc_norm  # Pretraining normalizes each token in either case.
     decoder = Decoder(32, net.grid, 384, decoder_dim=16, depth=2, heads=2)
     as_ours(theirs, decoder)
     video = torch.randint(256, (3, 4, 3, 32, 32), dtype=torch.uint8)

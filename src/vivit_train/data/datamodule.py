@@ -1,6 +1,5 @@
 """Defines the Lightning data module, which turns the annotations of a data set into batches."""
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +67,6 @@ class VideoDataModule(L.LightningDataModule):
         seed: The seed of all random draws.
         protocol: The split, views and order of frames of `test_dataloader`.
         splits: The annotations, if they are already read; None reads them by `reader`.
-        labeled: Whether the labels are needed. Otherwise, the clips have none, and need none.
     """
 
     def __init__(
@@ -114,12 +112,10 @@ class VideoDataModule(L.LightningDataModule):
         seed: int = 0,
         protocol: EvalProtocol | None = None,
         splits: Splits | None = None,
-        labeled: bool = True,
     ) -> None:
         super().__init__()
         self.name, self.root, self.reader, self.protocol = name, root, reader, protocol or EvalProtocol()
         self.annotations, self.given_splits = {"train": train, "val": val, "test": test}, splits
-        self.labeled = labeled
         self.sampling = Sampling(frames, stride, fps, sampling, padding)
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
@@ -140,7 +136,7 @@ class VideoDataModule(L.LightningDataModule):
         if self.given_splits is not None:
             return self.given_splits
         with urls.private_urls(self.video_reader.allow_private_urls):
-            splits = self.read(**self.annotations)
+            splits = self.reader(self.root, **self.annotations)
         if (db := self.video_reader.index_db) and (why := index.why_unused(db)):
             notice = f"{db} is ignored ({why}), so videos are scanned; vivit doctor rebuilds it"
             splits = replace(splits, notices=(*splits.notices, notice))
@@ -157,13 +153,6 @@ class VideoDataModule(L.LightningDataModule):
         notice = f"train is limited to {self.limit_per_class} clips per class: {len(rows)} of {len(order)}"
         train = splits.train.select(np.array(sorted(rows)))
         return replace(splits, train=train, notices=(*splits.notices, notice))
-
-    def read(self, **annotations: str | None) -> Splits:
-        """Returns the splits that the reader finds, without labels if these are not needed."""
-        if self.labeled:
-            return self.reader(self.root, **annotations)
-        takes_any = "labeled" in inspect.signature(self.reader).parameters  # It then needs no labels either.
-        return self.reader(self.root, **annotations, **({"labeled": False} if takes_any else {})).without_labels()
 
     @cached_property
     def digest(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Masked autoencoding of videos (VideoMAE, arXiv 2203.12602): visible tokens, tube masks, decoder and targets.
 
-A tube mask hides the same places of the image at all time indices, so the spatial axis of every model is shorter by
-the masked share: attention of the encoder, over space and over time, sees visible tokens only.
+A tube mask hides the same places of the image at all time indices. The spatial axis of every model is therefore
+shorter by the masked share: attention of the encoders, over space and over time, sees visible tokens only.
 
 Shape suffixes as in models/vivit.py, and k visible and m masked of the n places, P numbers of a tubelet's pixels.
 """
@@ -39,8 +39,8 @@ def tube_masks(seeds: Sequence[int], places: int, ratio: float) -> tuple[Tensor,
 def visible_tokens(net: ViViT, video_BCTHW: Tensor, kept_Bk: Tensor) -> Tensor:
     """Returns what the encoders of a model make of the visible tokens alone, normalized, [B, t, k, D].
 
-    A token of vivit_fe is that of its spatial encoder plus that of its time index from its temporal encoder, so that
-    both encoders learn.
+    A token of vivit_fe is that of its spatial encoder plus that of its time index from its temporal encoder, so
+    that both encoders learn.
 
     Args:
         net: The model.
@@ -89,7 +89,15 @@ class Decoder(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, dim: int, grid: Grid, pixels: int, *, decoder_dim: int, depth: int, heads: int, norm_eps: float = 1e-6
+        self,
+        dim: int,
+        grid: Grid,
+        pixels: int,
+        *,
+        decoder_dim: int,
+        depth: int,
+        heads: int,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         if decoder_dim % heads:
@@ -178,9 +186,9 @@ def problems_of(net: ViViT) -> list[str]:
     if known is None or type(net).encode is not known.encode:
         problems.append(f"{type(net).__name__} encodes tokens in its own way, which a mask cannot shorten")
     if net.rope:
-        problems.append("rotary positions belong to whole frames, of which a mask leaves a part: set model.rope=false")
+        problems.append("rotary positions need all tokens of a frame: set model.rope=false")
     if net.grid[1] * net.grid[2] < 2:
-        problems.append("a frame has a single tubelet, of which nothing could be masked: set a smaller model.tubelet")
+        problems.append("a frame has a single tubelet, so none can be masked: set a smaller model.tubelet")
     if math.prod(net.tubelet) < 2:
         problems.append("a tubelet of a single pixel has no contrast to predict: set a larger model.tubelet")
     return problems

@@ -228,8 +228,8 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     metadata = Metadata.from_stored(checkpoint[KEY], path)
     if not metadata.classes:
         raise UserError(
-            f"{path} is of task=pretrain: it has no head, and knows no classes. Train them first, from its weights: "
-            f"python train.py init.path={path}"
+            f"{path} is of task=pretrain: it has no head, and knows no classes. Train a classifier from its "
+            f"weights first: python train.py init.path={path}"
         )
     # A loss may have tensors, too.
     net = {

@@ -1,4 +1,4 @@
-"""One step of self-pretraining, from uint8 clips without labels to the loss: mask tubes, encode, decode, compare."""
+"""The step of self-pretraining, from uint8 clips without labels to the loss: mask, encode, decode, compare."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ VALIDATION = 2**31 - 1  # Stands for the epoch in the seeds of masks that are th
 class MaskedPretraining(VideoTask):
     """A LightningModule that trains a ViViT to predict masked tubelets of clips (VideoMAE, arXiv 2203.12602).
 
-    The mask of a training clip is a function of (seed, epoch, row of the clip), for any number of devices, and that
-    of a validation clip is one of (seed, row).
+    The mask of a training clip is a function of (seed, epoch, row of the clip), for any number of devices, and
+    that of a validation clip is one of (seed, row).
 
     Args:
         net: The model. It has no head.
@@ -89,7 +89,8 @@ class MaskedPretraining(VideoTask):
     @cached_property
     def forward_flops(self) -> int:
         channels, frames, height, width = self.net.input_shape
-        return forward_flops(self, torch.empty(1, frames, channels, height, width, dtype=torch.uint8, device="meta"))
+        shape = (1, frames, channels, height, width)
+        return forward_flops(self, torch.empty(shape, dtype=torch.uint8, device="meta"))
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         loss = self.losses(batch["video"], self.clip_seeds(batch["index"].tolist(), self.current_epoch)).mean()
@@ -111,7 +112,7 @@ class MaskedPretraining(VideoTask):
         return clip_losses(predicted_BtmP, targets(self.net, video_BTCHW, masked_Bm))
 
     def predict_masked(self, video_BTCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the predicted pixels of the masked tubelets, and the visible and the masked places of each clip."""
+        """Returns the predicted pixels of the masked tubelets, and the visible and the masked places of clips."""
         _, rows, columns = self.net.grid
         masks = tube_masks(seeds, rows * columns, self.mask_ratio)
         kept_Bk, masked_Bm = (places.to(video_BTCHW.device) for places in masks)

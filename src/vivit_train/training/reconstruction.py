@@ -29,7 +29,13 @@ GRAY = 0.85  # Masked tubelets are drawn in this gray.
 
 
 def show_reconstructions(
-    task: MaskedPretraining, ckpt_path: str, data: VideoDataModule, trainer: L.Trainer, out: Path, *, pictures: bool
+    task: MaskedPretraining,
+    ckpt_path: str,
+    data: VideoDataModule,
+    trainer: L.Trainer,
+    out: Path,
+    *,
+    pictures: bool,
 ) -> None:
     """Measures the validation loss of a checkpoint and draws what it reconstructs.
 
@@ -53,7 +59,8 @@ def show_reconstructions(
     with replacing(out / "metrics.json") as part:
         part.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     if scores:
-        log.info(f"reconstruction loss {scores['val/loss']:.4f} on {plural(int(scores['val/n']), 'validation clip')}")
+        clips = plural(int(scores["val/n"]), "validation clip")
+        log.info(f"reconstruction loss {scores['val/loss']:.4f} on {clips}")
     written = ["metrics.json"]
     if pictures and draw(task, data, out / PICTURE):
         written.append(PICTURE)
@@ -85,9 +92,10 @@ def draw(task: MaskedPretraining, data: VideoDataModule, file: Path) -> bool:
 
 
 def reconstructed(task: MaskedPretraining, clips_BTCHW: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns clips as they are, masked as in the validation, and reconstructed, each float [B, T, C, H, W] in [0, 1].
+    """Returns clips as they are, masked as in the validation, and reconstructed.
 
-    The model predicts tubelets of mean 0 and variance 1; mean and variance of the pictures are those of the clip.
+    Each is float [B, T, C, H, W] in [0, 1]. The model predicts tubelets of mean 0 and variance 1, so mean and
+    variance of the pictures are those of the clip.
     """
     predicted_BtmP, _, masked_Bm = task.predict_masked(clips_BTCHW, task.clip_seeds(rows, VALIDATION))
     true = tubelets(task.net, clips_BTCHW / 255)

@@ -53,7 +53,7 @@ class VideoTask(L.LightningModule):
         metadata: Plain data that is saved in every checkpoint; see checkpoint.py.
 
     Attributes:
-        labeled: Whether the task learns from labels. Otherwise, labels are not read, and its checkpoint has no head.
+        labeled: Whether the task learns from labels. Otherwise, they are not read, and a checkpoint has no head.
     """
 
     labeled: ClassVar[bool] = True

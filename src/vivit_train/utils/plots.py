@@ -122,9 +122,7 @@ def contact_sheet(
 
 
 @styled
-def reconstructions(
-    path: Path, clips: "Sequence[Sequence[Tensor]]", captions: Sequence[str], title: str
-) -> None:
+def reconstructions(path: Path, clips: "Sequence[Sequence[Tensor]]", captions: Sequence[str], title: str) -> None:
     """Draws up to eight frames of each clip in three rows: as they are, masked, and reconstructed.
 
     Args:

@@ -27,14 +27,12 @@ from vivit_train.data.annotations.files import (
     VIDEO_PATTERN,
     Listings,
     below,
-    find_file,
     find_files,
     open_root,
     raise_listed,
     read_lines,
     unquote,
 )
-from vivit_train.data.annotations.hold_out import held_out_count, order_key
 from vivit_train.data.annotations.kinetics import is_kinetics, read_kinetics
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
 from vivit_train.data.video.urls import is_url, url_problem
@@ -48,7 +46,6 @@ _PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/)\s*[\s,]
 _PATH = re.compile(rf'"(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/', re.IGNORECASE)  # a row without a label
 _HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only, with no path separator and no id at the end
 _DRIVE = re.compile(r"[A-Za-z]:\\")
-VAL_PERCENT = 20  # of videos without labels and without a validation file
 CSV_TREE = """Expected in {root}:
   train.csv, val.csv     one `path label` per row, separated by a space, comma or tab; or a table whose first line
                          names the columns path and label;
@@ -62,13 +59,12 @@ def read_csv(
     root: StrPath,
     *,
     train: StrPath | None,
-    val: StrPath | None,
+    val: StrPath,
     test: StrPath | None = None,
     classes: StrPath | Sequence[str] | None = None,
     max_missing: float = 0.05,
     multi_label: bool = False,
     first_id: int = 0,
-    labeled: bool = True,
 ) -> Splits:
     """Reads files with one `path label` per row, separated by a space, comma or tab, with or without a header.
 
@@ -88,21 +84,16 @@ def read_csv(
         max_missing: The share of a split's videos that may be missing. Their rows are dropped with a notice.
         multi_label: Whether a video may have any number of labels: `path a;b`, or `path ""` for none.
         first_id: The id of the first class in the files, 0 or 1.
-        labeled: Whether rows have labels. Otherwise, labels are ignored, and a row may be a path alone; with
-            val=None, a fifth of the training videos is held out for validation.
 
     Raises:
         UserError: If a file is missing or malformed, a label is unknown or contradictory, a class has no training
             clips, or too many videos are missing.
     """
     top, expected_layout = open_root(root, CSV_TREE)
-    if not labeled:
-        files = {"train": train, **({"val": val} if val else {}), **({"test": test} if test else {})}
-        return _read_paths(top, expected_layout, files, max_missing)
     files = find_files(top, expected_layout, train, val, test, classes)
     if is_kinetics(files["val"]):
         return read_kinetics(top, train=train, val=val, test=test, classes=classes, max_missing=max_missing)
-    reader = _Reader(top, multi_label)
+    reader = RowReader(top, multi_label)
     tables = reader.tables(files)
     given, named_by = class_names(top, expected_layout, classes or _classes_beside(top, files["val"]))
     reference, labels = _labels_of(tables, files, expected_layout)
@@ -122,44 +113,6 @@ def read_csv(
             hint=hint + reader.path_hint(),
             read_as=reader.decisions(first_id, has_ids=all(map(NUMERIC_ID.fullmatch, ids))),
             first_id=first_id,
-        )
-    )
-
-
-def _read_paths(
-    root: Path, expected_layout: str, names: Mapping[str, StrPath | None], max_missing: float
-) -> Splits:
-    """Reads the paths of annotation files alone; see `read_csv`. Lists of Kinetics keep their labels.
-
-    Raises:
-        UserError: If a file is missing or malformed, or too many videos are missing.
-    """
-    if absent := [f"data.{split}" for split, name in names.items() if not name]:
-        raise UserError(f"no training videos; set {absent[0]}=<file>.\n{expected_layout}")
-    files = {split: find_file(root, expected_layout, split, str(name)) for split, name in names.items()}
-    if is_kinetics(files["train"]):
-        given = {split: str(files[split]) if split in files else None for split in ("train", "val", "test")}
-        return read_kinetics(root, max_missing=max_missing, **given)  # type: ignore[arg-type]
-    reader = _Reader(root, multi_label=False, labeled=False)
-    tables, how = reader.tables(files), ""
-    if "val" not in tables:
-        ordered = sorted(tables["train"], key=lambda row: order_key(0, row.id))
-        count = held_out_count(len(ordered), VAL_PERCENT)
-        tables |= {"val": ordered[:count], "train": ordered[count:]}
-        files = files | {"val": files["train"]}
-        how = f", {VAL_PERCENT}% held out for validation"
-    return make_splits(
-        Draft(
-            tables=tables,
-            files=files,
-            classes={},
-            ids={},
-            source=f"csv {shorten_list(dict.fromkeys(files.values()))}{how}",
-            expected_layout=expected_layout,
-            max_missing=max_missing,
-            notices=reader.notices(),
-            hint=reader.path_hint(),
-            read_as=reader.decisions(0, has_ids=False).removesuffix("; labels are names"),
         )
     )
 
@@ -243,7 +196,7 @@ def path_and_label(line: str) -> tuple[str, str] | None:
     return unquote(match[1]), unquote(match[2])
 
 
-class _Reader:
+class RowReader:
     """Reads the rows of annotation files, and collects what is wrong with them and what it decides.
 
     Attributes:

@@ -205,7 +205,7 @@ def find_files(
     root: Path,
     expected_layout: str,
     train: StrPath | None,
-    val: StrPath | None,
+    val: StrPath,
     test: StrPath | None,
     classes: StrPath | Sequence[str] | None,
     places: Sequence[str] = PLACES,

@@ -37,8 +37,6 @@ FOLDER_TREE = """Expected in {root}, with a folder per class:
   test/<class>/<video>.mp4      (optional)
 or in tars, as train/<any>.tar with members <class>/<video>.mp4; in a class without video files, each folder of
 pictures is a video"""
-VIDEO_TREE = """Expected in {root}: videos, in any folders and tars, or split folders with them:
-  train/  val/                  (optional: else a part of the videos is held out)"""
 
 
 def read_folder(
@@ -51,7 +49,6 @@ def read_folder(
     val_percent: float = 20,
     seed: int = 0,
     class_level: Level | None = None,
-    labeled: bool = True,
 ) -> Splits:
     """Reads root/{train,val[,test]}/<class>/**/<video>, or splits root/<class>/**/<video> by percentage.
 
@@ -71,38 +68,30 @@ def read_folder(
         seed: The seed of the split.
         class_level: 1: the folders of a split are the classes, whatever their names; 2: the folders within them
             are, and those of the same name are one class. None: 1, if that is plausible.
-        labeled: Whether folders are classes. Otherwise, videos may be anywhere, and the clips have no labels. The
-            same clips of class folders are held out in both cases.
 
     Raises:
         UserError: If a folder is missing or unreadable or has no videos, the folders are hardly classes, a class
             has no training clips, or there is only one class.
     """
-    top, expected_layout = open_root(root, FOLDER_TREE if labeled else VIDEO_TREE)
+    top, expected_layout = open_root(root, FOLDER_TREE)
     names = split_names(top, train=train, val=val, test=test, known=classes or ())
     folders = split_folders(top, expected_layout, names, trains=not classes)
     notices = ignored_folders(top, folders)
-    if labeled:
-        clips = clips_of_splits(folders, top, expected_layout, notices, classes or (), class_level)
-    else:
-        clips = {split: clips_by_folder(folder, expected_layout) for split, folder in folders.items()}
+    clips = clips_of_splits(folders, top, expected_layout, notices, classes or (), class_level)
     how = add_validation(folders, clips, top, val_percent, seed, notices)
     source = (
         f"folder {top}" if top in folders.values() else f"folders {shorten_list(dict.fromkeys(folders.values()))}"
     )
     if classes:
         clips.pop("train", None)
-    heads = {"": tuple(classes or clips["train"])} if labeled else {}
-    if labeled:
-        check_class_folders(folders, clips)
+    check_class_folders(folders, clips)
+    by_id = tuple(classes or clips["train"])
     return make_splits(
         Draft(
-            tables={
-                split: rows_of(clips[split], top, labeled) for split in ("train", "val", "test") if split in clips
-            },
+            tables={split: rows_of(clips[split], top) for split in ("train", "val", "test") if split in clips},
             files=folders,
-            classes=heads,
-            ids={head: {name: i for i, name in enumerate(by_id)} for head, by_id in heads.items()},
+            classes={"": by_id},
+            ids={"": {name: i for i, name in enumerate(by_id)}},
             source=f"{source}, {how}" if how else source,
             expected_layout=expected_layout,
             may_lack_clips=classes is not None,
@@ -235,10 +224,9 @@ def add_validation(
     return f"no validation folder: {val_percent:g}% of train held out by {by} ({found}), seed {seed}"
 
 
-def rows_of(clips: ByClass, root: Path, labeled: bool) -> list[Row]:
+def rows_of(clips: ByClass, root: Path) -> list[Row]:
     """Returns the rows of the clips, in order of their classes."""
-    pairs = ((path, (name,) if labeled else ()) for name, paths in clips.items() for path in paths)
-    return [Row(path, below(root, path), labels, path) for path, labels in pairs]
+    return [Row(path, below(root, path), (name,), path) for name, paths in clips.items() for path in paths]
 
 
 def check_class_folders(folders: Mapping[str, Path], clips: Mapping[str, ByClass]) -> None:
@@ -286,27 +274,6 @@ def clips_by_class(folder: Path, expected_layout: str, notices: list[str], class
     if others:
         notices.append(f"ignored files in {folder} without a video extension: {shown_endings(others)}")
     return classes
-
-
-def clips_by_folder(folder: Path, expected_layout: str) -> ByClass:
-    """Returns the paths of all videos below a folder by the folder in it that holds them, "" for its own.
-
-    Raises:
-        UserError: If there is no video, or if a folder cannot be read.
-    """
-    clips = {"": [str(folder / name) for name in file_names(folder) if IS_VIDEO.fullmatch(name)]}
-    for name in subfolders(folder):
-        videos, _ = list_videos(folder / name)
-        clips.setdefault(nfc(name), []).extend(videos or picture_folders(folder / name))
-    for tar in [folder / name for name in file_names(folder) if name.endswith(".tar")]:
-        for member in members(str(tar)):
-            if IS_VIDEO.fullmatch(posixpath.basename(member)):
-                name = member.partition("/")[0] if "/" in member else ""
-                clips.setdefault(nfc(name), []).append(f"{tar}/{member}")
-    found = {name: clips[name] for name in sorted(clips) if clips[name]}
-    if not found:
-        raise UserError(f"no videos in {printable(folder)}\n{expected_layout}")
-    return found
 
 
 def is_lost_link(path: Path) -> bool:

@@ -35,7 +35,7 @@ def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
 def without_token_norm(found: VideoWeights, net: ViViT) -> VideoWeights:
     """Returns the weights of self-pretraining (task=pretrain) for a model that classifies.
 
-    Pretraining normalizes each token. A model that normalizes the mean of the tokens instead starts with a new norm.
+    Pretraining normalizes each token. A model that normalizes the mean of the tokens starts with a new norm.
     """
     if not net.fc_norm:
         return found
