@@ -25,6 +25,7 @@ from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
 from vivit_train.schema import ONLY_TRAINING, evaluation_key_problems, key_problems
+from vivit_train.tasks import task_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
 from vivit_train.utils.arguments import accepted_arguments
 from vivit_train.utils.errors import UserError, reason
@@ -49,6 +50,7 @@ def validate(cfg: DictConfig, typed: Collection[str] = ()) -> None:
         shape_and_size_problems,
         machine_problems,
         combination_problems,
+        partial(task_problems, typed),
     ):
         try:
             problems += check(cfg)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -36,7 +37,8 @@ class Metadata:
 
     Attributes:
         config: The complete, resolved configuration of the run.
-        classes: The class names of each head in the order of the logits. A single head has the name "".
+        classes: The class names of each head in the order of the logits. A single head has the name "". Without
+            labels (task=pretrain), there are none.
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
         multi_label: Whether a video may have any number of classes.
@@ -75,7 +77,8 @@ class Metadata:
                 f"unexpected, missing, or malformed entry: {ascii(odd[0])[:80]}"
             )
         check_statistics(stored["mean"], stored["std"], path)
-        if not all(stored["classes"].values()) or not stored["classes"]:
+        is_labeled = stored["classes"] or not is_pretraining(stored["config"])
+        if is_labeled and (not all(stored["classes"].values()) or not stored["classes"]):
             raise UserError(f"{path} contains no class names")
         for names in stored["classes"].values():
             if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -83,18 +86,26 @@ class Metadata:
         return cls(**stored | {"config": with_current_keys(stored["config"])})
 
 
+def is_pretraining(config: Mapping[str, Any]) -> bool:
+    """Returns whether a stored configuration is that of task=pretrain."""
+    task = config.get("task")
+    return isinstance(task, Mapping) and task.get("_target_") == "masked_pretraining"
+
+
 def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> ViViT:
     """Builds a model from the `model` node of the user's own configuration.
 
     Args:
         model_config: The `model` node.
-        classes: The class names by head. The model gets a head for each item.
+        classes: The class names by head. The model gets a head for each item; without any, its head is empty.
 
     Raises:
         UserError: The model refuses the arguments.
     """
     try:
-        return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element")  # the head without classes
+            return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
     except InstantiationException as error:
         raise UserError(f"model: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
@@ -214,13 +225,19 @@ def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
         UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
     checkpoint = read_checkpoint(Path(path))
+    metadata = Metadata.from_stored(checkpoint[KEY], path)
+    if not metadata.classes:
+        raise UserError(
+            f"{path} is of task=pretrain: it has no head, and knows no classes. Train a classifier from its "
+            f"weights first: python train.py init.path={path}"
+        )
     # A loss may have tensors, too.
     net = {
         name.removeprefix("net."): value
         for name, value in checkpoint["state_dict"].items()
         if not name.startswith("criterion.")
     }
-    metadata, weights = Metadata.from_stored(checkpoint[KEY], path), tensors_of(net, Path(path))
+    weights = tensors_of(net, Path(path))
     try:
         return metadata, merge_lora(weights)
     except (LookupError, RuntimeError) as error:

@@ -7,14 +7,14 @@ import torch
 
 from vivit_train.data.clip_size import SMALL
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.training.module import VideoClassifier
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.process_pool import usable_cores
 
 SHORT_S = 0.5  # If one clip takes less, a whole micro-batch is measured, too: it takes less time per clip.
 SAMPLE = 4  # The loading of so many clips is timed.
 
 
-def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer, steps: int) -> float | None:
+def estimate_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer, steps: int) -> float | None:
     """Returns the estimated time of `steps` training steps in seconds, without validation.
 
     A forward and backward pass on noise is timed, and the loading of a few clips. On a CPU, the loader's processes
@@ -40,7 +40,7 @@ def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Tr
     return steps * data.global_batch_size * clip_s
 
 
-def clip_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> float:
+def clip_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer) -> float:
     """Returns the time of a forward and backward pass per clip, in seconds."""
     device = trainer.strategy.root_device
     task.to(device)

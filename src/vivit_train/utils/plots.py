@@ -122,21 +122,56 @@ def contact_sheet(
 
 
 @styled
+def reconstructions(path: Path, clips: "Sequence[Sequence[Tensor]]", captions: Sequence[str], title: str) -> None:
+    """Draws up to eight frames of each clip in three rows: as they are, masked, and reconstructed.
+
+    Args:
+        path: The output file.
+        clips: The three versions of each clip, float pixels in [0, 1], [T, C, H, W].
+        captions: The name of each clip.
+        title: The title.
+    """
+    kinds = ("clip", "masked", "reconstructed")
+    frames, _, height, width = clips[0][0].shape
+    columns = np.linspace(0, frames - 1, min(8, frames)).astype(int)
+    wide, beside, gap = 1.15, 1.0, 0.04  # inches of a frame, of the names of the rows, and between frames
+    high = wide * height / width
+    block = 0.3 + 3 * (high + gap) + 0.12
+    figure = Figure(figsize=(beside + (wide + gap) * len(columns) + 0.1, 0.45 + block * len(clips)), dpi=100)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    axis.text(0.1, 0.22, drawn(title, CAPTION), fontsize=10, weight="bold", va="center")
+    for number, (versions, caption) in enumerate(zip(clips, captions, strict=True)):
+        top = 0.45 + block * number
+        axis.text(beside, top + 0.15, drawn(caption, CAPTION), fontsize=8, color=GRAY, va="center")
+        for row, (kind, video_TCHW) in enumerate(zip(kinds, versions, strict=True)):
+            upper = top + 0.3 + row * (high + gap)
+            axis.text(beside - 0.08, upper + high / 2, kind, fontsize=8, ha="right", va="center")
+            for column, t in enumerate(columns):
+                left, pixels_HWC = beside + (wide + gap) * column, video_TCHW[t].permute(1, 2, 0).numpy()
+                axis.imshow(pixels_HWC, extent=(left, left + wide, upper + high, upper), aspect="auto")
+    axis.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))  # imshow changes them
+    save(figure, path)
+
+
+@styled
 def learning_curves(path: Path, history: Sequence[Mapping[str, float]], chance: float = math.nan) -> None:
-    """Draws validation accuracy, from 0 to 1, and losses by epoch, and marks the best epoch.
+    """Draws validation accuracy, from 0 to 1, if there is one, and losses by epoch, and marks the best epoch.
 
     Args:
         path: The output file.
         history: One row per epoch with "epoch" and the logged metrics by name.
         chance: The score of a model that knows only how frequent the classes are; NaN draws no line.
     """
-    figure = Figure(figsize=(10, 3.8), dpi=110)
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.13, top=0.91, wspace=0.13)
-    accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
-    loss_axis(loss, history)
-    accuracy_axis(accuracy, history, chance)
-    accuracy.set_title(f"validation accuracy, {drawn(path.resolve().parent.name)}")
-    for axis in (accuracy, loss):
+    has_accuracy = any(name in ACCURACY for row in history for name in row)
+    figure = Figure(figsize=(10 if has_accuracy else 6, 3.8), dpi=110)
+    figure.subplots_adjust(left=0.05 if has_accuracy else 0.08, right=0.98, bottom=0.13, top=0.91, wspace=0.13)
+    axes = figure.subplots(1, 2, width_ratios=(3, 2)) if has_accuracy else [figure.subplots()]
+    loss_axis(axes[-1], history)
+    if has_accuracy:
+        accuracy_axis(axes[0], history, chance)
+    axes[0].set_title(f"{axes[0].get_title('left')}, {drawn(path.resolve().parent.name)}")
+    for axis in axes:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="best", fontsize=8)
     save(figure, path)
