@@ -29,7 +29,7 @@ from vivit_train.training.resume import (
     to_fqn_order,
     use_settings,
 )
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, reason
 
 # These are keys of a checkpoint.
 EPOCH_LOSS, ACCUMULATION = "epoch_loss", "accumulation"
@@ -183,8 +183,8 @@ class VideoTask(L.LightningModule):
             for group in groups if self.layer_decay is not None else ():
                 group["lr"] = getattr(self.optimizer, "keywords", {})["lr"] * group["lr_scale"]
             optimizer = self.optimizer(groups)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"optimizer: {reason(error)}") from error
         schedule = self.build_schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -199,8 +199,8 @@ class VideoTask(L.LightningModule):
             return LambdaLR(optimizer, lambda step: factor(step - self.schedule_offset))
         try:
             return self.schedule(optimizer)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"scheduler: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"scheduler: {reason(error)}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata
