@@ -25,7 +25,7 @@ from vivit_train.utils.plots import BLUE, GRAY, save, styled
 
 log = logging.getLogger("vivit_train.benchmarks.few_labels")
 RANDOM, PRETRAINED = "random weights", "self-pretrained"
-VALIDATIONS = 4  # of a training
+VALIDATIONS, WARMUP = 4, 5  # of a training; the warmup is in steps
 
 
 def score(words: Sequence[str], folder: Path, steps: int) -> float:
@@ -33,9 +33,11 @@ def score(words: Sequence[str], folder: Path, steps: int) -> float:
     metrics = folder / "metrics.json"
     if not metrics.is_file():
         cfg = compose(*words, run_dir=folder)
-        epochs = max(1, round(steps / build_data(cfg).steps_per_epoch))
+        steps_per_epoch = build_data(cfg).steps_per_epoch
+        epochs = max(1, round(steps / steps_per_epoch))
         every = max(1, epochs // VALIDATIONS)
         length = [f"trainer.max_epochs={epochs // every * every}", f"trainer.check_val_every_n_epoch={every}"]
+        length += [f"scheduler.warmup_epochs={WARMUP / steps_per_epoch}"]
         folder.mkdir(parents=True, exist_ok=True)
         train(compose(*words, *length, run_dir=folder))
     return float(json.loads(metrics.read_text(encoding="utf-8"))["test/top1@1x1"])
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="checkpoint of task=pretrain")
     parser.add_argument("--labels", default="2,5,10,25,100", help="labels per class")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of a training, about")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of a training, about")
     parser.add_argument("--out", type=Path, default=Path("runs/few_labels"), help="folder of the runs")
     parser.add_argument("--picture", type=Path, default=Path("docs/pretraining.png"), help="output file")
     arguments, words = parser.parse_known_args()

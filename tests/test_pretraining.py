@@ -17,6 +17,7 @@ from vivit_train.data.annotations.unlabeled import read_paths, read_videos
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import load_pretrained
 from vivit_train.run import evaluate, train
+from vivit_train.tools.overrides import compose_words
 from vivit_train.training.pretraining import VALIDATION, MaskedPretraining
 from vivit_train.utils.errors import UserError
 
@@ -120,6 +121,11 @@ def test_what_cannot_be_pretrained_is_refused(
 def test_classification_refuses_what_only_pretraining_has(videos: Path, config: Config) -> None:
     with pytest.raises(UserError, match=r"task\.mask_ratio.*no such key"):
         train(config("data=folder", f"data.root={videos}", "+task.mask_ratio=0.5"))
+
+
+def test_commands_that_need_labels_refuse_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="task=pretrain has no effect here, only for vivit train"):
+        compose_words(["task=pretrain"], tmp_path)
 
 
 def same(one: Path, other: Path) -> None:

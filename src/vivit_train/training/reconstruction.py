@@ -86,7 +86,8 @@ def draw(task: MaskedPretraining, data: VideoDataModule, file: Path) -> bool:
     with torch.no_grad():
         shown = reconstructed(task.eval(), torch.stack(list(rows.values())), list(rows))
     names = [printable(str(videos.manifest.ids[row])) for row in rows]
-    title = f"validation clips, {task.mask_ratio:.0%} of the places masked"
+    masked = f"{task.mask_ratio:.0%} of the places masked"
+    title = f"validation clips, {masked}; reconstructed tubelets have the mean and contrast of the clip"
     reconstructions(file, list(zip(*shown, strict=True)), names, title)
     return True
 
