@@ -17,6 +17,7 @@ import typer
 from vivit_train.tools.crossval import command as crossval_command
 from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
+from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.utils.errors import UserError, exit_with_message
 from vivit_train.utils.logs import add_terminal_handler
@@ -121,6 +122,8 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
 app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*features_command.EXAMPLES))(features_command.features)
+app.command(epilog=examples(*features_command.SEARCH_EXAMPLES))(features_command.search)
 app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 

@@ -47,8 +47,8 @@ def export(
     example that runs (example.py).
     """
     with wrong_words():
+        from vivit_train.loading import load
         from vivit_train.tools.export.run import export as run
-        from vivit_train.video_model import load
 
         model = load(checkpoint, labels=labels, device="cpu", trusted=trusted or ())
         run(model, checkpoint, out, format, half=half, int8=int8)

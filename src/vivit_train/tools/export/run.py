@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from vivit_train.data.annotations.table import Splits
+from vivit_train.loading import checkpoint_at
 from vivit_train.tools.export.card import Preprocessing, write_card, write_example
 from vivit_train.tools.export.formats import Model, arguments_of, check_format
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
-from vivit_train.video_model import VideoModel, checkpoint_at, clip_table, no_annotations
+from vivit_train.video_model import VideoModel, clip_table, no_annotations
 
 log = logging.getLogger(__name__)
 

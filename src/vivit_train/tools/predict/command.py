@@ -135,10 +135,10 @@ def predict(
     of_timeline = {"out": out, "window": window, "step": step}
     with wrong_words():
         refuse_unused(of_labels if timeline or live else of_timeline, timeline=bool(timeline or live))
+        from vivit_train.loading import load
         from vivit_train.tools.predict.run import Outputs, predict_labels
         from vivit_train.tools.predict.sources import find_clips
         from vivit_train.tools.predict.timeline import Timelines, predict_live, predict_timelines
-        from vivit_train.video_model import load
 
         source = partial(load, checkpoint, labels=labels, device=device, trusted=trusted or ())
         wanted = Timelines(out or Path("timelines"), overwrite, views, window, step, allow_private_urls)
