@@ -11,6 +11,7 @@ from vivit_train.data.annotations.table import StrPath
 from vivit_train.data.clip_size import LARGE
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.weights.backbone import read_backbone
+from vivit_train.models.weights.files import CHECKPOINT_JSON, is_hub_name
 from vivit_train.models.weights.source import Source
 from vivit_train.models.weights.whole import Hints, read_whole
 from vivit_train.stored_data import stored_data
@@ -36,7 +37,8 @@ def load(
 
     Args:
         source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; a folder
-            with a ViViT of Hugging Face, or "hf://user/name" for one on the Hub; or a checkpoint of the authors.
+            with a ViViT of Hugging Face or from `vivit push`, or "user/name" or "hf://user/name" for one on the
+            Hub; or a checkpoint of the authors.
         labels: The class names in the order of the logits, or a file with one name per line, for weights that come
             without names.
         device: "cpu", "cuda", or "auto", which is a GPU if there is one.
@@ -53,9 +55,13 @@ def load(
         backbone = read_backbone(others)
         task = VideoClassifier(backbone.net, {}, *backbone.statistics)
         return VideoModel(task, partial(VideoDataModule, **with_short_side(backbone.clip)), device)
-    if name.startswith(HUB) or (os.path.exists(name) and (others.is_flax or others.config is not None)):
-        return from_others(others, labels, device, head)
-    path = checkpoint_at(Path(name))
+    is_on_hub = name.startswith(HUB) or is_hub_name(name)
+    folder = others.path if is_on_hub else Path(name)
+    if folder is None or not (folder / CHECKPOINT_JSON).is_file():
+        if is_on_hub or (os.path.exists(name) and (others.is_flax or others.config is not None)):
+            return from_others(others, labels, device, head)
+        folder = Path(name)
+    path = checkpoint_at(folder)
     metadata, weights = load_checkpoint(path)
     net = restore_net(metadata, weights, path, trusted)
     classes = renamed(metadata.classes, labels, name)
@@ -67,6 +73,8 @@ def is_backbone(source: Source, name: str) -> bool:
     """Returns whether a source is neither a checkpoint of vivit-train or of the authors, nor a run or a ViViT."""
     path = Path(name)
     if not name.startswith(HUB) and (path.is_dir() and best_checkpoint(path)):
+        return False
+    if source.path is not None and (source.path / CHECKPOINT_JSON).is_file():
         return False
     if source.is_flax or (source.config or {}).get("model_type") == "vivit":
         return False
@@ -98,7 +106,7 @@ def from_others(
 
 
 def checkpoint_at(path: Path) -> Path:
-    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
+    """Returns the checkpoint in a folder, the best one of a run, or `path` itself if it is not a folder.
 
     Raises:
         UserError: It does not exist, or the folder has neither a best.ckpt nor a model of Hugging Face.
@@ -107,6 +115,8 @@ def checkpoint_at(path: Path) -> Path:
         raise UserError(f"{path}: no such file or folder; a model on the Hugging Face Hub is hf://user/name")
     if not path.is_dir():
         return path
+    if (path / CHECKPOINT_JSON).is_file():
+        return path / CHECKPOINT_JSON
     if file := best_checkpoint(path):
         return file
     raise UserError(f"{path}: the folder has neither best.ckpt (a run) nor config.json (a model of Hugging Face)")

@@ -122,6 +122,7 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
 app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*export_command.PUSH_EXAMPLES))(export_command.push)
 app.command(epilog=examples(*features_command.EXAMPLES))(features_command.features)
 app.command(epilog=examples(*features_command.SEARCH_EXAMPLES))(features_command.search)
 app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)

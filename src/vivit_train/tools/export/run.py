@@ -26,8 +26,17 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.5}
 
 def export(
     model: VideoModel, checkpoint: str, out: Path, format: str, *, half: bool = False, int8: bool = False
-) -> float:
-    """Writes the folder, and returns the largest difference of a logit from the model's.
+) -> None:
+    """Writes the folder and says so; see `write_folder`."""
+    number, parity = write_folder(model, checkpoint, out, format, half=half, int8=int8)
+    size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    log.info(f"written: {printable(str(out))} ({size_mb:.1f} MB, {number}). {parity}")
+
+
+def write_folder(
+    model: VideoModel, checkpoint: str, out: Path, format: str, *, half: bool = False, int8: bool = False
+) -> tuple[str, str]:
+    """Writes the folder, and returns the type of its numbers and the result of the comparison in words.
 
     Args:
         model: The model, on the CPU.
@@ -68,9 +77,7 @@ def export(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    log.info(f"written: {printable(str(out))} ({size_mb:.1f} MB, {number}). {parity}")
-    return difference
+    return number, parity
 
 
 def compare(written: torch.Tensor, expected: torch.Tensor, number: str) -> float:
