@@ -19,7 +19,7 @@ from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import NOTE, Outcome, is_job, run_job, take_folder
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError, end_on_signals, end_with_message, exit_with_message, reason
-from vivit_train.utils.files import read_text
+from vivit_train.utils.files import read_table, read_text
 from vivit_train.utils.moved_keys import unknown
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import RunFolder
@@ -163,8 +163,20 @@ def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float |
         note = folder.path / NOTE
         text = read_text(note, errors="replace").strip() if note.is_file() else ""
         is_nan = score is not None and score != score  # JSON has no NaN.
-        replace(started, score=None if is_nan else score, failed=False, note=text).write(folder.path)
+        found = replace(started, score=None if is_nan else score, failed=False, note=text)
+        replace(found, n=videos_scored(folder.path)).write(folder.path)
         return score
+
+
+def videos_scored(folder: Path) -> int | None:
+    """Return the number of validation videos of a run whose score is a share of them, or None."""
+    file = folder / "metrics.csv"
+    names, *rows = read_table(file, errors="replace") if file.is_file() else [[]]
+    if "val/n" not in names or "val/map" in names:
+        return None
+    cells = [row[names.index("val/n")] for row in rows if len(row) == len(names)]
+    counts = [int(float(cell)) for cell in cells if cell]
+    return counts[-1] if counts else None
 
 
 def write_configuration(cfg: DictConfig, folder: Path) -> None:

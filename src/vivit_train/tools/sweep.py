@@ -49,6 +49,7 @@ class Outcome:
         score: Best val/score. It is None for a run that failed or had no validation.
         failed: Whether the run has no result.
         note: Reason for the failure or another remark, in one line.
+        n: Number of validation videos, if the score is the share of them that are right.
     """
 
     job: int | None
@@ -56,6 +57,7 @@ class Outcome:
     score: float | None = None
     failed: bool = True
     note: str = "not finished: still running or killed"
+    n: int | None = None
 
     def write(self, folder: str | Path) -> None:
         with replacing(Path(folder) / OUTCOME) as part:
@@ -81,6 +83,8 @@ def read_outcome(file: Path) -> Outcome:
         and abs(found.score or 0) < 1e300  # NaN is not less, either.
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
+        and conforms(found.n, int | None)
+        and 0 < (found.n or 1) < 2**53
     )
     if not is_whole:
         raise UserError(f"{file} is not the outcome of a run (a value has the wrong type): move or delete it")
@@ -122,7 +126,8 @@ class Summary(Callback):
         if not jobs:
             return
         log.info(f"\n{table(jobs)}")
-        log.info(f"written: {folder}/summary.csv")
+        drawn = draw_summary(folder, jobs)
+        log.info(f"written: {folder}/summary.csv{', summary.png' * drawn}")
         if failed := sum(job.failed for job in jobs):
             jobs_text = plural(len(jobs), "job")
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
@@ -213,6 +218,20 @@ def write_summary(folder: Path) -> list[Outcome]:
             chosen = (choice_cell(choices(job).get(name, "")) for name in names)
             writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
     return jobs
+
+
+def draw_summary(folder: Path, jobs: Sequence[Outcome]) -> bool:
+    """Draw summary.png: the score of each job by each choice; return whether there is anything to draw."""
+    from vivit_train.utils.plots import scores_by_choice
+
+    scored = [job for job in jobs if job.score is not None and not job.failed]
+    names = swept(scored)
+    if not names:
+        return False
+    columns = {name: [choices(job).get(name, "") for job in scored] for name in names}
+    with replacing(folder / "summary.png") as part:
+        scores_by_choice(part, columns, [job.score or 0.0 for job in scored], [job.n for job in scored])
+    return True
 
 
 def swept(jobs: Sequence[Outcome]) -> list[str]:
