@@ -8,7 +8,8 @@ The model, its class names and its preprocessing come from the checkpoint. Predi
 
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -106,10 +107,17 @@ class VideoModel:
         if not self.classes:
             raise UserError("these weights have no classes to predict; the model only embeds videos")
         best = partial(best_labels, classes=self.classes, multi_label=self.multi_label, top=top)
-        for batch in self.batches(clips, views=views, **loading):
+        mean = partial(self.task.mean_over_views, self.task.logits)
+        # A GPU computes the next batch while the labels of this one are made.
+        is_gpu = self.device.type == "cuda"
+        launched = ahead(
+            self.batches(clips, views=views, **loading),
+            lambda batch: self.launch(mean, batch["video"]),
+            by=int(is_gpu),
+        )
+        for batch, logits_BK in launched:
             errors = {row: why for row, _, why in batch["errors"]}
-            logits_BK = self.mean_over_views(self.task.logits, batch["video"])
-            for row, logits_K in zip(batch["index"].tolist(), logits_BK, strict=True):
+            for row, logits_K in zip(batch["index"].tolist(), logits_BK.cpu(), strict=True):
                 video = str(clips.paths[row])
                 start_s, end_s = (0.0, math.inf) if clips.spans_s is None else clips.spans_s[row].tolist()
                 span_s = None if end_s == math.inf else (start_s, end_s)
@@ -270,9 +278,32 @@ class VideoModel:
 
     def on_device(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns a function of uint8 views, computed on the device, on the CPU."""
+        return self.launch(function, views_BVTCHW).cpu()
+
+    def launch(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns a function of uint8 views on the device, without waiting for a GPU."""
         half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         with torch.no_grad(), half:
-            return function(views_BVTCHW.to(self.device, non_blocking=True)).cpu()
+            return function(views_BVTCHW.to(self.device, non_blocking=True))
+
+
+def ahead(
+    batches: Iterable[ClipBatch], launch: Callable[[ClipBatch], Tensor], by: int
+) -> Iterator[tuple[ClipBatch, Tensor]]:
+    """Yields each batch with what was launched for it, in order, while up to `by` later ones are under way.
+
+    After an error of the loader, the batches before it are still yielded.
+    """
+    waiting: deque[tuple[ClipBatch, Tensor]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, launch(batch)))
+            if len(waiting) > by:
+                yield waiting.popleft()
+    except UserError:
+        yield from waiting
+        raise
+    yield from waiting
 
 
 def usable_device(device: str) -> torch.device:

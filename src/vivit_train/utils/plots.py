@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # A sweep draws plots without importing torch.
 Ids = NDArray[np.integer]
 NAME, CAPTION = 40, 120  # Names and captions are shortened to this many characters.
 BLUE, ORANGE, GRAY = "#2563eb", "#d97706", "#6b7280"
-LOG_FROM, MOST_CHOICES = 20, 6  # of the chart of a sweep
+LOG_FROM, MOST_CHOICES, MOST_TICKS = 20, 6, 6  # of the chart of a sweep
 COLORS = (BLUE, ORANGE, "#059669", "#7c3aed", "#db2777", "#0891b2")
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#9ca3af",
@@ -307,6 +307,9 @@ def choice_axis(
         if values.min() > 0 and values.max() / values.min() >= LOG_FROM:
             axis.set_xscale("log")
         places = np.unique(values)
+        if len(places) <= MOST_TICKS:
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.minorticks_off()
         axis.plot(
             places, [scores[values == place].mean() for place in places], color=BLUE, alpha=0.35, linewidth=1.5
         )
