@@ -183,7 +183,7 @@ main()
 """
 
 
-@pytest.mark.fault("Features")
+@pytest.mark.fault("Runs that end")
 @pytest.mark.parametrize("ending", ["safetensors", pytest.param("npz", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_and_gives_the_same_file(
     ending: str, videos: Path, tmp_path: Path, happened: Callable[[str, object], None]

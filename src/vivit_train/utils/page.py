@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.text import printable_lines
 from vivit_train.utils.version import package_version
 
@@ -40,11 +41,7 @@ def check_replaceable(file: Path) -> None:
     Raises:
         UserError: The file is something else.
     """
-    try:
-        is_ours = not file.exists() or MARK in file.read_text(encoding="utf-8", errors="replace")[:2000]
-    except OSError as error:
-        raise UserError(f"--out {file}: {error.strerror}") from error
-    if not is_ours:
+    if file.exists() and MARK not in read_text(file, errors="replace")[:2000]:
         raise UserError(f"{file} exists and is no page of vivit-train: set --out")
 
 

@@ -14,6 +14,7 @@ from vivit_train.models.weights.source import Source
 from vivit_train.tools.export.run import write_folder
 from vivit_train.training.checkpoint import load_checkpoint, write_checkpoint_folder
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.files import read_text
 from vivit_train.utils.text import printable
 from vivit_train.utils.version import package_version
 
@@ -69,7 +70,7 @@ def push(checkpoint: str, repository: str, *, private: bool = False) -> str:
         write_folder(load(checkpoint, device="cpu"), checkpoint, folder, "safetensors")
         write_checkpoint_folder(folder, metadata, weights)
         card = folder / "README.md"
-        text = HEADER + card.read_text(encoding="utf-8") + USAGE.format(repository=repository)
+        text = HEADER + read_text(card) + USAGE.format(repository=repository)
         card.write_text(text, encoding="utf-8")
         with translated(repository):
             api = huggingface_hub.HfApi(library_name="vivit-train", library_version=package_version()["version"])
