@@ -252,6 +252,30 @@ def test_search_by_name_and_by_another_video(run: Run, ckpt: str, videos: Path) 
     assert "Nearest clips" in text_of(page)
 
 
+@pytest.mark.parametrize("kind", ["cut", "pickle", "bomb", "integers", "other", "empty", "text"])
+def test_a_file_of_a_stranger_is_refused(kind: str, run: Run) -> None:
+    file = Path("a.npz")
+    good = {"features": np.ones((2, 3), np.float32), "ids": np.array(["a", "b"]), "about": np.array("{}")}
+    if kind == "text":
+        file.write_text("this is text")
+    elif kind == "bomb":
+        np.savez_compressed(file, **good | {"features": np.zeros((2, 500_000), np.float32)})
+    else:
+        changed: dict[str, Any] = {
+            "pickle": {"ids": np.array([print, print], dtype=object)},
+            "integers": {"features": np.ones((2, 3), np.int64)},
+            "other": {"ids": np.array(["a"])},
+            "empty": {"features": np.ones((0, 3), np.float32), "ids": np.array([], dtype=str)},
+        }.get(kind, {})
+        np.savez(file, **good | changed)
+    if kind == "cut":
+        file.write_bytes(file.read_bytes()[:-30])
+    result = run("search", "a.npz", "a")
+    assert result.exit_code == 2
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "a.npz is " in result.stderr or "a.npz cannot be read" in result.stderr
+
+
 def test_search_refuses_another_model(run: Run, ckpt: str, tmp_path: Path) -> None:
     assert run("features", ckpt, "videos/recede").exit_code == 0
     other = checkpoint(tmp_path / "other.ckpt", {"": ["a", "b"]})

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from vivit_train.models.weights.files import refuse_bomb
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.files import replacing
@@ -149,7 +150,7 @@ def read_features(file: Path) -> StoredFeatures:
         raise UserError(f"{file} is not a file of features: {reason(error)}") from error
     parse = partial(parse_json, file=file)
     listed, stated = parse(ids) if isinstance(ids, str) else ids, parse(about)
-    is_whole = conforms(listed, list[str]) and isinstance(stated, dict) and len(shape) >= 2
+    is_whole = conforms(listed, list[str]) and isinstance(stated, dict) and len(shape) >= 2 and min(shape) > 0
     is_whole = is_whole and len(listed) == shape[0] and (spans_s is None or spans_s.shape == (shape[0], 2))
     if not is_whole:
         raise UserError(f"{file} is not a file of features: it does not have an id for each row")
@@ -160,15 +161,22 @@ def read_safetensors(file: Path) -> tuple[tuple[int, ...], NDArray[np.float64] |
     """Returns the shape of the features, the spans, the ids as JSON, and what the features are of as JSON."""
     with safe_open(file, "np") as opened:
         metadata = opened.metadata() or {}
-        shape = tuple(opened.get_slice("features").get_shape())
+        features = opened.get_slice("features")
+        shape, kind = tuple(features.get_shape()), features.get_dtype()
+        if kind not in TYPES.values():
+            raise ValueError(f"its features are {kind}")
         spans_s = opened.get_tensor("spans_s") if "spans_s" in opened.keys() else None  # noqa: SIM118
     return shape, spans_s, metadata["ids"], metadata["about"]
 
 
 def read_npz(file: Path) -> tuple[tuple[int, ...], NDArray[np.float64] | None, Any, str]:
     """Returns the shape of the features, the spans, the ids as a list, and what the features are of as JSON."""
+    refuse_bomb(file)
     with np.load(file, allow_pickle=False) as arrays:
         if not {"features", "ids", "about"} <= set(arrays.files):
             raise ValueError("it lacks features, ids or about")
         spans_s = arrays["spans_s"] if "spans_s" in arrays.files else None
-        return arrays["features"].shape, spans_s, arrays["ids"].tolist(), str(arrays["about"])
+        features = arrays["features"]
+        if features.dtype.name not in TYPES:
+            raise ValueError(f"its features are {features.dtype}")
+        return features.shape, spans_s, arrays["ids"].tolist(), str(arrays["about"])
