@@ -284,6 +284,7 @@ def test_search_refuses_another_model(run: Run, ckpt: str, tmp_path: Path) -> No
     assert "are not those of this model" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_image_vit_embeds_frames_like_timm(run: Run) -> None:
     """Any weights that training can start from; they need no classes."""
     import timm

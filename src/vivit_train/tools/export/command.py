@@ -67,8 +67,9 @@ def export(
 def push(checkpoint: Checkpoint, repository: Repository, private: Private = False) -> None:
     """Upload a model to the Hugging Face Hub, where vivit_train.load("user/name") finds it.
 
-    The repository gets the weights as safetensors, the class names and the preprocessing, a model card (README.md)
-    and an example. It is created if it does not exist; otherwise, this is a new commit.
+    The repository gets the weights, the class names and the preprocessing as plain data, a card and an example.
+
+    It is created if it does not exist; otherwise, this is a new commit.
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """

@@ -104,8 +104,9 @@ def search(
 ) -> None:
     """Find the clips that are nearest to a video, by the cosine similarity of their embeddings.
 
-    On a terminal, the output is a table; in a pipe, a line per clip, with a tab between similarity and name. The
-    page shows thumbnails of them.
+    On a terminal, the output is a table; in a pipe, a line per clip, with a tab between similarity and name.
+
+    The page shows them as thumbnails.
     """
     with wrong_words():
         from vivit_train.loading import load
