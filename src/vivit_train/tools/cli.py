@@ -19,7 +19,8 @@ from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
-from vivit_train.utils.errors import UserError, exit_with_message
+from vivit_train.tools.usage import HELP, run_app
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
 from vivit_train.utils.text import file_stem
@@ -32,7 +33,7 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *commands])
 
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides as for vivit train: data=csv data.root=DIR data.frames=16 ..."),
@@ -141,13 +142,17 @@ def prepare(
         Path, typer.Argument(metavar="DST", help="Output folder: same folder structure, every video as .mp4.")
     ],
     short_side: Annotated[
-        int, typer.Option(help="Short side in pixels, as data.short_side. Videos are never upscaled.")
+        int,
+        typer.Option(min=2, max=8192, help="Short side in pixels, as data.short_side. Videos are never upscaled."),
     ] = 256,
-    gop: Annotated[int, typer.Option(help="GOP size: frames from one key frame to the next.")] = 32,
+    gop: Annotated[int, typer.Option(min=1, help="GOP size: frames from one key frame to the next.")] = 32,
     crf: Annotated[
-        int, typer.Option(help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts.")
+        int,
+        typer.Option(min=0, max=51, help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts."),
     ] = 23,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=512, help="Number of processes. Default: one per core.")
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Process only part I of N, from 0/N to N-1/N, as in a job array."),
@@ -183,7 +188,7 @@ def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+        int, typer.Option(min=0, max=512, help="Number of processes that read files. 0 means one per core.")
     ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
@@ -337,10 +342,10 @@ def model(
 
     cells = model.cells(
         resolve_clip(compose_words(overrides, Path("runs/bench")))[0].model,
-        batches=numbers("--batch", batch),
-        modes=choices("--mode", mode, model.MODES),
-        dtypes=choices("--dtype", dtype, tuple(model.DTYPES)),
-        variants=choices("--variants", variants, model.VARIANTS),
+        batches=model.numbers("--batch", batch),
+        modes=model.choices("--mode", mode, model.MODES),
+        dtypes=model.choices("--dtype", dtype, tuple(model.DTYPES)),
+        variants=model.choices("--variants", variants, model.VARIANTS),
         device=model.usable(device),
         rounds=rounds,
     )
@@ -377,22 +382,9 @@ def train(
         save(result, json)
 
 
-def numbers(option: str, text: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise UserError(f"{option} {text}: expected comma-separated numbers, such as 1,2,4")
-    return [int(number) for number in text.split(",")]
-
-
-def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    if unknown := [name for name in chosen if name not in known]:
-        raise UserError(f"{option} {text}: '{unknown[0]}' is not one of {', '.join(known)}")
-    return chosen
-
-
 def main() -> None:
     prepare_process()
-    exit_with_message(app)
+    run_app(app)
 
 
 if __name__ == "__main__":

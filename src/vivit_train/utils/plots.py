@@ -260,7 +260,11 @@ def average_precision_bars(
 
 @styled
 def scores_by_choice(
-    path: Path, choices: Mapping[str, Sequence[str]], scores: Sequence[float], counts: Sequence[int | None]
+    path: Path,
+    choices: Mapping[str, Sequence[str]],
+    scores: Sequence[float],
+    counts: Sequence[int | None],
+    metric: str,
 ) -> None:
     """Draws the scores of jobs, from 0 to 1, against each of their choices.
 
@@ -272,6 +276,7 @@ def scores_by_choice(
         choices: The value of each job by the name of the choice, as text.
         scores: The score of each job.
         counts: The number of videos of which the score is a share, for its 95 % interval; None draws none.
+        metric: The name of the score.
     """
     shown = list(choices)[:MOST_CHOICES]
     columns = min(3, len(shown))
@@ -284,11 +289,11 @@ def scores_by_choice(
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     for axis in axes[::columns]:
-        axis.set_ylabel("val/score")
+        axis.set_ylabel(drawn(metric))
     best = int(np.argmax(scores))
     said = f"best: {scores[best]:.3f} of {len(scores)} jobs"
     more = f"; {len(choices) - len(shown)} more choices in summary.csv" if len(choices) > len(shown) else ""
-    bars = "; bars are 95 % intervals of the validation videos" if any(counts) else ""
+    bars = "; bars are 95 % intervals over the videos" if any(counts) else ""
     figure.suptitle(said + bars + more, x=0.02, ha="left", fontsize=10)
     save(figure, path)
 
