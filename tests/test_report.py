@@ -130,10 +130,12 @@ def test_two_heads_and_several_labels_have_their_own_sections(videos: Path, tmp_
     label = draw.random((len(table), 3)) < 0.5
     logits = (draw.normal(size=label.shape) + 2 * label - 1).astype(np.float32)
     rows = {"index": np.arange(16), "label": label, "logits": logits, "failed": np.zeros(16, np.bool)}
-    rows["right"] = np.zeros((16, 0), np.bool)
+    rows["right"] = np.arange(32).reshape(16, 2) % 3 == 0
     page = written(tmp_path / "labels.html", Result(rows, {"": ("red", "green", "blue")}, table.paths), data)
     assert "mAP" in text_of(page)
     assert 'data-chart="confusion"' not in page
+    assert "exactly its classes" in text_of(page)
+    assert chart_data(page)["views"]["accuracy"] == [6 / 16, 5 / 16]
     assert "confusion" not in chart_data(page)["heads"][0]
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vivit_train.models.weights.huggingface import save_huggingface
 from vivit_train.models.weights.scenic import save_scenic
 from vivit_train.tools.cli import app
 from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.video_model import ahead
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,36 @@ def test_the_pages_docs_python_and_docs_predict(
             assert result.exit_code == 0, result.output
     assert Path("a.csv").exists()
     assert Path("timelines/long.html").exists()
+
+
+@pytest.mark.parametrize("by", [0, 1])
+def test_a_batch_is_launched_before_the_one_before_it_is_read(by: int) -> None:
+    """On a GPU, by = 1: it is busy while labels are made and the next batch is copied."""
+    done: list[str] = []
+
+    def batches() -> Iterator[Any]:
+        for number in range(4):
+            done.append(f"load {number}")
+            yield number
+        raise UserError("a loader process died")
+
+    def launch(number: Any) -> torch.Tensor:
+        done.append(f"launch {number}")
+        return torch.tensor(number)
+
+    read: list[Any] = []
+
+    def labels() -> None:
+        for number, result in ahead(batches(), launch, by):
+            assert int(result) == number
+            read.append(number)
+            done.append(f"read {number}")
+
+    with pytest.raises(UserError, match="died"):
+        labels()
+    assert read == [0, 1, 2, 3]
+    first_read = done.index("read 0")
+    assert done[:first_read] == [f"{word} {k}" for k in range(by + 1) for word in ("load", "launch")]
 
 
 @pytest.mark.slow

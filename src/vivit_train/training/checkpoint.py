@@ -1,5 +1,6 @@
 """The metadata that makes a checkpoint self-contained, and functions that read checkpoints."""
 
+import json
 import pickle
 import re
 import warnings
@@ -13,12 +14,20 @@ from zipfile import is_zipfile
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vivit_train.models.tuning import add_adapters, has_adapters, merge_lora
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
-from vivit_train.models.weights.files import kind_of, refuse_bomb, tensors_of
+from vivit_train.models.weights.files import (
+    CHECKPOINT_JSON,
+    kind_of,
+    read_file,
+    read_json_object,
+    refuse_bomb,
+    tensors_of,
+)
 from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
@@ -216,14 +225,52 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+# The keys of `data` that `load` needs not: they name files of the machine that trained the model.
+LOCAL = ("name", "root", "reader", "train", "val", "test")
+
+
+def write_checkpoint_folder(folder: Path, metadata: Metadata, weights: Mapping[str, Tensor]) -> None:
+    """Writes a checkpoint as plain data for others: a JSON file, and the weights as safetensors.
+
+    It holds what predictions need, and nothing about the machine that trained the model.
+
+    Args:
+        folder: The folder.
+        metadata, weights: Those of `load_checkpoint`.
+    """
+    config, data = metadata.config, dict(metadata.config.get("data") or {})
+    kept: dict[str, Any] = {key: config[key] for key in ("model", "micro_batch_size", "seed") if key in config}
+    kept["data"] = {key: value for key, value in data.items() if key not in LOCAL}
+    content = Metadata(**vars(metadata) | {"config": kept}).to_dict()
+    text = json.dumps(content, indent=2)
+    (folder / CHECKPOINT_JSON).write_text(text + "\n", encoding="utf-8")
+    plain = {name: value.detach().float().contiguous() for name, value in weights.items()}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_checkpoint_folder(file: Path) -> tuple[Metadata, dict[str, Tensor]]:
+    """Reads what `write_checkpoint_folder` has written; `file` is the JSON file in it.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    content, weights = read_json_object(file), file.parent / "model.safetensors"
+    check_content(content, file)
+    if not weights.is_file():
+        raise UserError(f"{weights}: no such file, though there is {file}: is the download complete?")
+    return Metadata.from_stored(content, file), tensors_of(read_file(weights), weights)
+
+
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     """Reads the metadata and the weights of the net from a checkpoint. Nothing in the file is executed.
 
-    Low-rank updates (train=lora) are merged into the weights.
+    A file `CHECKPOINT_JSON` stands for its folder. Low-rank updates (train=lora) are merged into the weights.
 
     Raises:
         UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
+    if Path(path).name == CHECKPOINT_JSON:
+        return read_checkpoint_folder(Path(path))
     checkpoint = read_checkpoint(Path(path))
     metadata = Metadata.from_stored(checkpoint[KEY], path)
     if not metadata.classes:

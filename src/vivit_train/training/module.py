@@ -141,7 +141,7 @@ class VideoClassifier(VideoTask):
         """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
         logits_BVK, label = self.each_view(self.logits, batch["video"]), batch["label"]
         right_BV = None
-        if logits_BVK.shape[1] > 1 and not self.multi_label:
+        if logits_BVK.shape[1] > 1:
             right_BV = right_by_views(logits_BVK, label, batch["index"], self.heads) & ~batch["failed"][:, None]
         self.table.update(batch["index"], logits_BVK.mean(1), label, batch["failed"], right_BV)
 

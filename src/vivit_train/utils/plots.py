@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # A sweep draws plots without importing torch.
 Ids = NDArray[np.integer]
 NAME, CAPTION = 40, 120  # Names and captions are shortened to this many characters.
 BLUE, ORANGE, GRAY = "#2563eb", "#d97706", "#6b7280"
+LOG_FROM, MOST_CHOICES, MOST_TICKS = 20, 6, 6  # of the chart of a sweep
 COLORS = (BLUE, ORANGE, "#059669", "#7c3aed", "#db2777", "#0891b2")
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#9ca3af",
@@ -290,3 +291,81 @@ def average_precision_bars(
     figure.suptitle("\n".join(drawn(line, CAPTION) for line in title.split("; ")), x=0.02, ha="left", fontsize=10)
     figure.legend(loc="outside lower right", fontsize=8)
     save(figure, path)
+
+
+@styled
+def scores_by_choice(
+    path: Path,
+    choices: Mapping[str, Sequence[str]],
+    scores: Sequence[float],
+    counts: Sequence[int | None],
+    metric: str,
+) -> None:
+    """Draws the scores of jobs, from 0 to 1, against each of their choices.
+
+    Numbers are on a continuous axis, which is logarithmic from a ratio of `LOG_FROM` on; other choices are
+    categories. A line connects the means of equal numbers, and a star marks the best job.
+
+    Args:
+        path: The output file.
+        choices: The value of each job by the name of the choice, as text.
+        scores: The score of each job.
+        counts: The number of videos of which the score is a share, for its 95 % interval; None draws none.
+        metric: The name of the score.
+    """
+    shown = list(choices)[:MOST_CHOICES]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(0.6 + 4.2 * columns, 0.5 + 3.3 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axis, name in zip(axes, shown, strict=False):
+        choice_axis(axis, choices[name], np.array(scores), counts)
+        axis.set(xlabel=drawn(name), ylim=(0, 1))
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel(drawn(metric))
+    best = int(np.argmax(scores))
+    said = f"best: {scores[best]:.3f} of {len(scores)} jobs"
+    more = f"; {len(choices) - len(shown)} more choices in summary.csv" if len(choices) > len(shown) else ""
+    bars = "; bars are 95 % intervals over the videos" if any(counts) else ""
+    figure.suptitle(said + bars + more, x=0.02, ha="left", fontsize=10)
+    save(figure, path)
+
+
+def choice_axis(
+    axis: Axes, texts: Sequence[str], scores: NDArray[np.float64], counts: Sequence[int | None]
+) -> None:
+    """Draws the scores of jobs against one choice; see `scores_by_choice`."""
+    values = numbers(texts)
+    if values is None:
+        names = list(dict.fromkeys(texts))
+        values = np.array([names.index(text) for text in texts], float)
+        axis.set_xticks(range(len(names)), [drawn(name, 20) for name in names], rotation=30, ha="right")
+        axis.set_xlim(-0.5, len(names) - 0.5)
+    else:
+        if values.min() > 0 and values.max() / values.min() >= LOG_FROM:
+            axis.set_xscale("log")
+        places = np.unique(values)
+        if len(places) <= MOST_TICKS:
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.minorticks_off()
+        axis.plot(
+            places, [scores[values == place].mean() for place in places], color=BLUE, alpha=0.35, linewidth=1.5
+        )
+    for x, score, n in zip(values, scores, counts, strict=True):
+        if n:
+            low, high = map(float, wilson(score * n, n))
+            axis.errorbar(x, score, [[score - low], [high - score]], color=BLUE, capsize=3, linewidth=1, alpha=0.6)
+    axis.scatter(values, scores, s=18, color=BLUE, zorder=3, clip_on=False)
+    best = int(np.argmax(scores))
+    axis.scatter([values[best]], [scores[best]], s=110, marker="*", color=ORANGE, zorder=4, clip_on=False)
+
+
+def numbers(texts: Sequence[str]) -> NDArray[np.float64] | None:
+    """Returns texts as numbers, or None if one of them is no finite number."""
+    try:
+        values = np.array([float(text) for text in texts])
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None
