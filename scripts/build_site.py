@@ -28,6 +28,13 @@ API = {
     "Models and weights": ["create_model", "ViViT", "load_pretrained"],
     "Inside a run": ["load_model", "VideoClassifier", "VideoDataModule"],
 }
+# what a user calls of the classes that have more methods for other modules of the package
+MEMBERS = {
+    "VideoModel": ["predict", "embed", "preprocess", "logits"],
+    "ViViT": ["from_size", "features", "encode", "block"],
+    "VideoClassifier": ["forward"],
+    "VideoDataModule": ["train_dataloader", "val_dataloader", "test_dataloader"],
+}
 
 
 def site_link(page: str, text: str, target: str) -> str:
@@ -82,7 +89,9 @@ def api_page() -> str:
     for title, names in API.items():
         lines += [f"## {title}", ""]
         for name in names:
-            lines += [f"::: vivit_train.{vivit_train.HOMES[name]}.{name}", ""]
+            lines.append(f"::: vivit_train.{vivit_train.HOMES[name]}.{name}")
+            lines += [f"    options: {{members: [{', '.join(MEMBERS[name])}]}}"] if name in MEMBERS else []
+            lines.append("")
     return "\n".join(lines)
 
 

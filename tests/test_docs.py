@@ -1,0 +1,129 @@
+"""Every command that README.md and docs/ show is accepted, run by a test, or says above it why not."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+from doc_commands import Command, all_commands
+from helpers import ROOT
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from vivit_train.composition import compose
+from vivit_train.help import all_keys
+from vivit_train.keys import group_options, groups
+from vivit_train.schema import key_problems
+from vivit_train.tools.cli import app
+from vivit_train.tools.optuna_sweeper import register_search
+from vivit_train.tools.overrides import to_overrides
+from vivit_train.tools.scripts import checked_words
+from vivit_train.utils.conf import CONF
+
+Words = tuple[str, ...]
+FOLDERS = ("videos", "small", "my_videos", "SOURCE", "TARGET")
+SHELL_TOOLS = ("find", "cut", "mv")
+OWN_CODE = re.compile(r"--config-dir|mymodule|mypkg")  # test_extending.py runs these
+PLACEHOLDER = re.compile(r"\w+=NAME")
+
+
+def overrides_of(command: Command) -> tuple[str, list[list[str]]]:
+    """"train" or "eval", and the overrides that the command composes: one list per job of a sweep.
+
+    Raises:
+        Exception: The command does not exist, an option is wrong, or nothing checks it.
+    """
+    match command.words:
+        case ("vivit", ("train" | "eval") as script, *rest):
+            return script, jobs(script, tuple(rest))
+        case ("python", ("train.py" | "eval.py") as file, *rest):
+            return file[:-3], jobs(file[:-3], tuple(rest))
+        case ("torchrun" | "srun", *rest) if "train.py" in rest:
+            return "train", jobs("train", tuple(rest[rest.index("train.py") + 1 :]))
+        case ("vivit", *rest):
+            return "train", [given] if (given := of_tool(tuple(rest))) else []
+        case ("make", *targets):
+            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+            names = [target for target in targets if "=" not in target]
+            assert all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in names), targets
+        case (program, *_):
+            assert program in SHELL_TOOLS, (
+                "nothing checks it: write <!-- run by: tests/FILE.py --> or <!-- not run: REASON --> above its block"
+            )
+    return "train", []
+
+
+def jobs(script: str, words: Words) -> list[list[str]]:
+    """The overrides of train.py or eval.py, for each combination of a sweep."""
+    checked = checked_words(words, script)
+    overrides = [word for word in checked if "=" in word and not PLACEHOLDER.fullmatch(word)]
+    if not {"-m", "--multirun"} & {*checked}:
+        return [overrides]
+    values = [(key, value.split(",")) for key, _, value in (word.partition("=") for word in overrides)]
+    return [list(job) for job in product(*([f"{key}={one}" for one in options] for key, options in values))]
+
+
+def of_tool(words: Words) -> list[str]:
+    """The overrides among the words of another command of `vivit`, whose parser reads them."""
+    command, name = get_command(app), "vivit"
+    while isinstance(command, TyperGroup):
+        name, *rest = words
+        command, words = command.commands[name], tuple(rest)
+    given = command.make_context(name, list(words)).params
+    return to_overrides(given.get("overrides") or (name not in ("predict", "explain") and given.get("videos")) or [])
+
+
+def checked_commands() -> list[Command]:
+    found = {command.words: command for command in all_commands() if not (command.test or command.reason)}
+    return [command for words, command in found.items() if not OWN_CODE.search(" ".join(words))]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in FOLDERS:
+        Path(name).mkdir()
+
+
+@pytest.mark.usefixtures("folders")
+def test_every_command_of_the_pages_has_known_words() -> None:
+    """Options, groups and keys; the slow test below composes each command."""
+    keys = {key.name for script in ("train", "eval") for key in all_keys(script, CONF)}
+    options = {group: set(group_options(CONF, group)) for group in groups(CONF)}
+    wrong = []
+    commands = checked_commands()
+    assert len(commands) > 80
+    for command in commands:
+        try:
+            _, composed = overrides_of(command)
+        except Exception as error:
+            wrong.append(f"{command}: {type(error).__name__}: {error}")
+            continue
+        for word in {word for job in composed for word in job}:
+            key, _, value = word.lstrip("+~").partition("=")
+            is_known = value in options[key] if key in options else key in keys or key.startswith("hydra")
+            if not is_known and not any(name.startswith(f"{key}.") for name in keys):
+                wrong.append(f"{command}: {word}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_run_elsewhere_is_run_there() -> None:
+    elsewhere = [command for command in all_commands() if command.test]
+    assert elsewhere
+    assert [str(command) for command in elsewhere if not (ROOT / command.test).is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folders")
+def test_every_command_of_the_pages_composes() -> None:
+    register_search()
+    wrong = []
+    for script, job in {(script, tuple(job)) for c in checked_commands() for script, found in [overrides_of(c)] for job in found}:
+        try:
+            cfg = compose(*job, run_dir="runs/mine", command=script)
+            is_search = any(word.startswith("hparams_search") for word in job)  # its callbacks need a job of Hydra
+            problems = key_problems(cfg) if script == "train" and not is_search else []
+        except Exception as error:
+            problems = [str(error)]
+        wrong += [f"{' '.join(job)}: {problem}" for problem in problems]
+    assert not wrong, "\n".join(wrong)
