@@ -15,7 +15,7 @@ HEAD = """# What was tried, and what happened
 
 Made by `make reliability`: it runs the tests that are marked `fault`, and each says here what it did and what came
 of it. They cause the fault itself: signals to real processes, files cut short, full disks, decoders that crash.
-A test that fails is in bold here, one that cannot run on this machine says why.
+A failing test is in bold. A test that cannot run on this machine says why.
 """
 
 

@@ -85,7 +85,12 @@ def notebook_page(notebook: dict) -> str:
 
 def api_page() -> str:
     """Returns the page of the Python API, which mkdocstrings fills from the docstrings."""
-    lines = ["# Python API", "", "The names of `vivit_train`. [Use it from Python](python.md) shows them at work.", ""]
+    lines = [
+        "# Python API",
+        "",
+        "The names of `vivit_train`. [Use it from Python](python.md) shows them at work.",
+        "",
+    ]
     for title, names in API.items():
         lines += [f"## {title}", ""]
         for name in names:

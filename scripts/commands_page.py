@@ -12,8 +12,8 @@ from vivit_train.tools.cli import app
 
 HEAD = """# Commands
 
-Every command of `vivit`. `vivit COMMAND --help` shows the same on a terminal, and `vivit --install-completion` turns on
-completion in your shell. This page is generated: `make configuration`.
+Every command of `vivit`. `vivit COMMAND --help` shows the same on a terminal, and `vivit --install-completion`
+turns on completion in your shell. This page is generated: `make configuration`.
 
 """
 KINDS = {"str": "TEXT", "list[str]": "TEXT", "int": "N", "int range": "N", "float range": "X", "path": "PATH"}

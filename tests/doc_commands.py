@@ -8,7 +8,12 @@ from pathlib import Path
 
 from helpers import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "data/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FENCE = re.compile(r"(?:^<!-- (not run|run by): ([^>]*) -->\n+)?^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python (?:train|eval)\.py|vivit (?:train|eval|predict|probe|crossval|prepare)) [^`]*)`")
 SHELL = ("", "bash", "sh", "console")
@@ -30,7 +35,7 @@ class Command:
 
 
 def split_line(line: str) -> Iterator[tuple[str, ...]]:
-    """The commands of a line, without prompt, variables and comment. Optional words, as in [--gop 32], are kept."""
+    """The commands of a line, without prompt, variables and comment, but with optional words, as in [--gop 32]."""
     line = re.sub(r"^\$ |\s#\s.*$", "", line.strip())
     line = re.sub(r"(?<= )\[([^\]]*)\](?= |$)", r"\1", line)
     for part in re.split(r" \| |; |(?<= )&& ", line):

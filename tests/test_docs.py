@@ -1,15 +1,23 @@
 """Every command that README.md and docs/ show is accepted, run by a test, or says above it why not."""
 
 import re
+import tomllib
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import BROWSER, browse
+from build_site import API, write_pages
+from commands_page import commands_page
 from doc_commands import Command, all_commands
+from forked import run_python
 from helpers import ROOT
 from typer.core import TyperGroup
 from typer.main import get_command
 
+import vivit_train
 from vivit_train.composition import compose
 from vivit_train.help import all_keys
 from vivit_train.keys import group_options, groups
@@ -28,7 +36,7 @@ PLACEHOLDER = re.compile(r"\w+=NAME")
 
 
 def overrides_of(command: Command) -> tuple[str, list[list[str]]]:
-    """"train" or "eval", and the overrides that the command composes: one list per job of a sweep.
+    """ "train" or "eval", and the overrides that the command composes: one list per job of a sweep.
 
     Raises:
         Exception: The command does not exist, an option is wrong, or nothing checks it.
@@ -48,7 +56,7 @@ def overrides_of(command: Command) -> tuple[str, list[list[str]]]:
             assert all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in names), targets
         case (program, *_):
             assert program in SHELL_TOOLS, (
-                "nothing checks it: write <!-- run by: tests/FILE.py --> or <!-- not run: REASON --> above its block"
+                "nothing checks it: write <!-- run by: FILE --> or <!-- not run: REASON --> above its block"
             )
     return "train", []
 
@@ -70,7 +78,9 @@ def of_tool(words: Words) -> list[str]:
         name, *rest = words
         command, words = command.commands[name], tuple(rest)
     given = command.make_context(name, list(words)).params
-    return to_overrides(given.get("overrides") or (name not in ("predict", "explain") and given.get("videos")) or [])
+    return to_overrides(
+        given.get("overrides") or (name not in ("predict", "explain") and given.get("videos")) or []
+    )
 
 
 def checked_commands() -> list[Command]:
@@ -118,7 +128,9 @@ def test_what_is_run_elsewhere_is_run_there() -> None:
 def test_every_command_of_the_pages_composes() -> None:
     register_search()
     wrong = []
-    for script, job in {(script, tuple(job)) for c in checked_commands() for script, found in [overrides_of(c)] for job in found}:
+    for script, job in {
+        (script, tuple(job)) for c in checked_commands() for script, found in [overrides_of(c)] for job in found
+    }:
         try:
             cfg = compose(*job, run_dir="runs/mine", command=script)
             is_search = any(word.startswith("hparams_search") for word in job)  # its callbacks need a job of Hydra
@@ -127,3 +139,52 @@ def test_every_command_of_the_pages_composes() -> None:
             problems = [str(error)]
         wrong += [f"{' '.join(job)}: {problem}" for problem in problems]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_page_of_the_commands_is_what_make_configuration_writes() -> None:
+    assert (ROOT / "docs/commands.md").read_text(encoding="utf-8") == commands_page()
+
+
+def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+    write_pages(tmp_path / "docs")
+
+    def listed(entries: list[Any]) -> Iterator[str]:
+        for value in (value for entry in entries for value in entry.values()):
+            yield from [value] if isinstance(value, str) else listed(value)
+
+    shown = list(listed(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
+    assert sorted(shown) == sorted(file.name for file in (tmp_path / "docs").glob("*.md"))
+    assert sorted(name for names in API.values() for name in names) == sorted(vivit_train.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_the_site_works_in_a_browser(tmp_path: Path) -> None:
+    """Built without a warning; no error, no request to a server, nothing wider than a phone."""
+    pytest.importorskip("zensical")
+    site = tmp_path / "site"
+    done = run_python(str(ROOT / "scripts/build_site.py"), str(site), folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    policy = "default-src file: data: blob: 'unsafe-inline' 'unsafe-eval'"  # browse reports each violation of it
+    for page in ("index.html", "tutorial.html", "api.html", "commands.html"):
+        file = site / page
+        text = file.read_text(encoding="utf-8")
+        file.write_text(
+            text.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1),
+            encoding="utf-8",
+        )
+        for width, dark in ((1280, False), (500, False), (1280, True)):
+            seen = browse(file, LOOK, width=width, dark=dark)
+            assert seen["pictures"] == [], (page, seen)
+            assert seen["width"] <= width, (page, seen)
+            assert (seen["brightness"] < 100) == dark, (page, seen)
+
+
+LOOK = """
+for (const image of document.images) { image.loading = "eager"; await image.decode().catch(() => null); }
+return {
+  pictures: [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src),
+  width: document.documentElement.scrollWidth,
+  brightness: Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]),
+};
+"""
