@@ -22,12 +22,15 @@ def run(file: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     with TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": folder}}).execute()
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=3600, coalesce_streams=True, resources=resources).execute()
         home = os.path.realpath(folder)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of the cells
-        for output in cell.get("outputs", ()):
-            if output.output_type == "stream":
+        if cell.cell_type == "code":
+            # Bars need ipywidgets, and stderr has the warnings about it.
+            cell.outputs = [output for output in cell.outputs if output.get("name") == "stdout"]
+            for output in cell.outputs:
                 output.text = output.text.replace(home, SHOWN_HOME).replace(folder, SHOWN_HOME)
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     nbformat.write(notebook, file)
