@@ -4,10 +4,10 @@ The commands run on a trained model and its videos, by default those of the demo
 """
 
 import argparse
-import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,8 +47,8 @@ SHOWN = (
 )
 
 
-def run_commands(run: Path, videos: Path, folder: Path) -> None:
-    """Runs the commands whose pages are shown, in `folder`."""
+def run_commands(run: Path, videos: Path, folder: Path, wanted: Sequence[str]) -> None:
+    """Runs the commands whose pages the wanted pictures show, in `folder`."""
     shutil.copytree(run, folder / "run")
     clips = sorted(file for file in videos.rglob("*") if file.suffix in (".mp4", ".avi"))
     chosen = [str(clip.resolve()) for clip in clips if "test" in clip.parts] or [str(clips[0].resolve())]
@@ -56,7 +56,8 @@ def run_commands(run: Path, videos: Path, folder: Path) -> None:
         ("doctor", str(videos.resolve()), "--out", "doctor"),
         ("explain", "run", chosen[len(chosen) // 2], "--out", "explain"),
     ):
-        subprocess.run([*VIVIT, *words], cwd=folder, check=True)
+        if words[0] in wanted:
+            subprocess.run([*VIVIT, *words], cwd=folder, check=True)
 
 
 def take(picture: Picture, folder: Path) -> Image.Image:
@@ -94,13 +95,11 @@ def main() -> None:
     parser.add_argument("videos", type=Path, help="Folder of the videos that it was trained on.")
     parser.add_argument("--only", help="Names of pictures, such as report,confusion. Default: all.")
     arguments = parser.parse_args()
-    wanted = (
-        re.split(",", arguments.only) if arguments.only else ["contact_sheet", *(shown.name for shown in SHOWN)]
-    )
+    wanted = arguments.only.split(",") if arguments.only else ["contact_sheet", *(shown.name for shown in SHOWN)]
     PICTURES.mkdir(exist_ok=True)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run_commands(arguments.run, arguments.videos, folder)
+        run_commands(arguments.run, arguments.videos, folder, wanted)
         images = {shown.name: take(shown, folder) for shown in SHOWN if shown.name in wanted}
         if "contact_sheet" in wanted:
             images["contact_sheet"] = contact_sheet(arguments.run, rows=900)
