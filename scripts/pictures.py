@@ -4,6 +4,9 @@ The commands run on a trained model and its videos, by default those of the demo
 """
 
 import argparse
+import base64
+import io
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageChops
+
+from vivit_train.utils.page import data_url
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
@@ -50,14 +55,24 @@ SHOWN = (
 def run_commands(run: Path, videos: Path, folder: Path, wanted: Sequence[str]) -> None:
     """Runs the commands whose pages the wanted pictures show, in `folder`."""
     shutil.copytree(run, folder / "run")
+    (folder / "videos").symlink_to(videos.resolve())
     clips = sorted(file for file in videos.rglob("*") if file.suffix in (".mp4", ".avi"))
-    chosen = [str(clip.resolve()) for clip in clips if "test" in clip.parts] or [str(clips[0].resolve())]
+    chosen = [clip for clip in clips if "test" in clip.parts] or clips
+    clip = str("videos" / chosen[len(chosen) // 2].relative_to(videos))
     for words in (
-        ("doctor", str(videos.resolve()), "--out", "doctor"),
-        ("explain", "run", chosen[len(chosen) // 2], "--out", "explain"),
+        ("doctor", "videos", "--out", "doctor"),
+        ("explain", "run", clip, "--out", "explain"),
     ):
         if words[0] in wanted:
             subprocess.run([*VIVIT, *words], cwd=folder, check=True)
+
+
+def still(content: str) -> str:
+    """Returns the address of one frame of an animated WebP, given in base64: the motion is under way there."""
+    image, buffer = Image.open(io.BytesIO(base64.b64decode(content))), io.BytesIO()
+    image.seek(getattr(image, "n_frames", 1) * 5 // 8)
+    image.convert("RGB").save(buffer, "WEBP", quality=90)
+    return data_url("webp", buffer.getvalue())
 
 
 def take(picture: Picture, folder: Path) -> Image.Image:
@@ -67,7 +82,11 @@ def take(picture: Picture, folder: Path) -> Image.Image:
     rules = f"nav, footer, section{hidden}" + ("" if picture.header else ", header, .tiles")
     copy = page.with_name(f"{picture.name}_shown.html")
     style = f"<style>{rules} {{ display: none !important; }}</style>"
-    copy.write_text(page.read_text(encoding="utf-8").replace("</head>", f"{style}</head>", 1), encoding="utf-8")
+    text = re.sub(
+        r"/[^\s<]*/(?=runs/|videos\b|data/)", "", page.read_text(encoding="utf-8")
+    )  # paths of this machine
+    text = re.sub(r"data:image/webp;base64,([\w+/=]+)", lambda found: still(found[1]), text)
+    copy.write_text(text.replace("</head>", f"{style}</head>", 1), encoding="utf-8")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     shot = folder / "shot.png"
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

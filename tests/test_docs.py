@@ -178,6 +178,7 @@ def test_the_site_works_in_a_browser(tmp_path: Path) -> None:
             assert seen["pictures"] == [], (page, seen)
             assert seen["width"] <= width, (page, seen)
             assert (seen["brightness"] < 100) == dark, (page, seen)
+    assert "Export" in browse(site / "index.html", SEARCH)
 
 
 LOOK = """
@@ -187,4 +188,16 @@ return {
   width: document.documentElement.scrollWidth,
   brightness: Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]),
 };
+"""
+SEARCH = """
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+document.querySelector(".md-search__button").click();
+await wait(500);
+const hosts = [...document.querySelectorAll("*")].filter((element) => element.shadowRoot);
+const dialog = hosts.find((element) => element.shadowRoot.querySelector("dialog")).shadowRoot;
+const input = dialog.querySelector("input");
+input.value = "torch-export";
+input.dispatchEvent(new InputEvent("input", { bubbles: true, composed: true }));
+await wait(5000);
+return dialog.querySelector("[role=listbox]").textContent;
 """
