@@ -82,9 +82,8 @@ def take(picture: Picture, folder: Path) -> Image.Image:
     rules = f"nav, footer, section{hidden}" + ("" if picture.header else ", header, .tiles")
     copy = page.with_name(f"{picture.name}_shown.html")
     style = f"<style>{rules} {{ display: none !important; }}</style>"
-    text = re.sub(
-        r"/[^\s<]*/(?=runs/|videos\b|data/)", "", page.read_text(encoding="utf-8")
-    )  # paths of this machine
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"/[^\s<]*/(?=runs/|videos\b|small\b|data/)", "", text)  # paths of this machine
     text = re.sub(r"data:image/webp;base64,([\w+/=]+)", lambda found: still(found[1]), text)
     copy.write_text(text.replace("</head>", f"{style}</head>", 1), encoding="utf-8")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
