@@ -13,6 +13,7 @@ from vivit_train.data.annotations.table import StrPath
 from vivit_train.data.video.storage import folder_and_name, is_picture, join, listing
 from vivit_train.data.video.urls import is_url
 from vivit_train.utils.errors import UserError, VideoError, reason
+from vivit_train.utils.files import check_is_file
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import LONGEST, SHOWN, loose_name, nfc, printable, shorten, shorten_list
 
@@ -160,6 +161,8 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         UserError: If the file is not UTF-8, contains a zero byte, or is larger than `MAX_BYTES`.
     """
+    if file.exists():
+        check_is_file(file)
     try:
         with file.open("rb") as stream:  # A file of the kernel claims 0 bytes, but reading it may never end.
             size = os.fstat(stream.fileno()).st_size
