@@ -32,7 +32,7 @@ Words = tuple[str, ...]
 FOLDERS = ("videos", "small", "my_videos", "SOURCE", "TARGET")
 SHELL_TOOLS = ("find", "cut", "mv")
 OWN_CODE = re.compile(r"--config-dir|mymodule|mypkg")  # test_extending.py runs these
-PLACEHOLDER = re.compile(r"\w+=NAME")
+PLACEHOLDER = re.compile(r"\w+=(NAME|SEED)")
 
 
 def overrides_of(command: Command) -> tuple[str, list[list[str]]]:
