@@ -182,7 +182,9 @@ def test_the_site_works_in_a_browser(tmp_path: Path) -> None:
 
 
 LOOK = """
-for (const image of document.images) { image.loading = "eager"; await image.decode().catch(() => null); }
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+for (const image of document.images) { image.loading = "eager"; }
+for (let tries = 0; tries < 50 && [...document.images].some((image) => !image.complete); tries++) await wait(200);
 return {
   pictures: [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src),
   width: document.documentElement.scrollWidth,
