@@ -19,7 +19,7 @@ def test_the_commands_of_the_tutorial_run_in_their_order(videos: Path, tmp_path:
         "doctor": "doctor/folder/report.html",
         "prepare": "small/manifest.csv",
         "train": "runs/mine/report.html",
-        "eval": "metrics.json",
+        "eval": "evaluated/metrics.json",
         "predict": "",
         "explain": "explain/index.html",
         "export": "exported/example.py",
@@ -32,7 +32,7 @@ def test_the_commands_of_the_tutorial_run_in_their_order(videos: Path, tmp_path:
             continue
         words = [clip if re.search(r"\.(avi|mp4)$", word) else word for word in words if word != "init=imagenet"]
         words += [word for word in TINY if word != "eval.report=false"] if name == "train" else []
-        words += ["hydra.run.dir=."] if name == "eval" else []
+        words += ["hydra.run.dir=evaluated"] if name == "eval" else []
         done = run_python("-m", "vivit_train.tools.cli", name, *words, folder=tmp_path)
         assert done.returncode == 0, (name, words, done.stdout + done.stderr)
         assert (tmp_path / written[name]).exists(), name
