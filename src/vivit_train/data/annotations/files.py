@@ -319,7 +319,10 @@ def find_videos(folder: Path) -> list[str]:
 
 
 def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Returns all videos below `folder`, sorted, and the number of other files per file extension."""
+    """Returns all videos below `folder`, sorted, and the number of other files per file extension.
+
+    Hidden files count only if they seem to be videos.
+    """
     videos, others = [], Counter[str]()
     for parent, _, files in walk(folder):
         for name in files:
@@ -327,6 +330,8 @@ def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
                 videos.append(os.path.join(parent, name))
             elif not name.startswith("."):
                 others[ending_of(name)] += 1
+            elif IS_VIDEO.fullmatch(name.lstrip("._")):
+                others[f"hidden {ending_of(name)}"] += 1
     return sorted(videos), others
 
 
