@@ -219,13 +219,23 @@ def test_a_batch_is_launched_before_the_one_before_it_is_read(by: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_and_prints_what_it_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its code cells, one after the other in one namespace, as Jupyter runs them."""
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for number, source in enumerate(code):
-        exec(compile(source, f"cell {number}", "exec"), names)
+    for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+        stored = "".join("".join(output["text"]) for output in cell["outputs"])
+        assert form(capsys.readouterr().out) == form(stored), f"cell {number}: run make notebook"
     assert names["result"]["n"] == len(names["result"].rows)
+
+
+def form(output: str) -> list[str]:
+    """What does not depend on the machine in an output: no numbers, predictions, progress and advice."""
+    lines = [re.sub(r"[\d.:]+", "0", line) for line in output.splitlines()]
+    kept = ("source", "classes", "train ", "val ", "test ", "model:", "run folder:", "mean over", "top-0", "torch")
+    return [re.sub(r"/\S*/(?=runs|videos)", "/", line) for line in lines if line.startswith(kept)]
