@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -24,6 +25,7 @@ from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_models import image_vit
 from vivit_train.training.bad_video_budget import BadVideoBudget
+from vivit_train.training.cached import CachedClassifier
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
@@ -96,8 +98,10 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
     """
     steps = {"total_steps": steps_per_epoch * cfg.trainer.max_epochs, "steps_per_epoch": steps_per_epoch}
     target = resolve_name(cfg.scheduler._target_)
+    cached = {"train": cfg.train, "cache_views": cfg.cache_views}
+    classifier: Any = partial(CachedClassifier, **cached) if cfg.cache else VideoClassifier
     is_of_torch = isinstance(target, type) and issubclass(target, LRScheduler)
-    return VideoClassifier(
+    task: VideoClassifier = classifier(
         net,
         metadata.classes,
         metadata.mean,
@@ -112,6 +116,7 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         seed=cfg.seed,
         metadata=metadata.to_dict(),
     )
+    return task
 
 
 def build_losses(node: DictConfig, metadata: Metadata) -> Any:

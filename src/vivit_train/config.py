@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vivit_train.data.randaugment import MAX_MAGNITUDE
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
-from vivit_train.models.tuning import problem_of
+from vivit_train.models.tuning import cache_problem, problem_of
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
@@ -66,6 +66,7 @@ NEEDS = {
     "data.strong_color": ("data.color_jitter",),
     "data.randaugment_kind": ("data.randaugment",),
     "data.mirror_labels": ("data.flip",),
+    "cache_views": ("cache",),
 }
 
 
@@ -192,6 +193,7 @@ def combination_problems(cfg: DictConfig) -> list[str]:
             "a smaller one, or data.randaugment_kind=torchvision"
         )
     problems += [problem] if (problem := problem_of(cfg.train, cfg.model.get("model"))) else []
+    problems += cache_problems(cfg) if cfg.cache else []
     if cfg.train != "all" and uses_fsdp(cfg):
         problems.append(
             f"train={cfg.train}: trainer=fsdp shards blocks that are trained as a whole: set trainer=ddp"
@@ -210,6 +212,21 @@ def combination_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"init.path={cfg.init.path}: no such file")
     if not os.access(cfg.run_dir, os.W_OK):
         problems.append(f"run_dir={cfg.run_dir}: the folder is not writable")
+    return problems
+
+
+def cache_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message for each setting that does not fit stored features."""
+    problems = [problem] if (problem := cache_problem(cfg.train, cfg.model.get("model"))) else []
+    for key in ("mixup", "cutmix"):
+        if cfg[key]:
+            problems.append(f"cache=true: {key}={cfg[key]} mixes pixels, but features are stored: set {key}=0")
+    if (clips := cfg.data.get("clips_per_video", 1)) != 1:
+        problems.append(
+            f"cache=true: data.clips_per_video={clips}: cache_views takes its place: set data.clips_per_video=1"
+        )
+    if cfg.model.get("compile"):
+        problems.append("cache=true: model.compile=true would compile what is not computed: set it to false")
     return problems
 
 

@@ -25,7 +25,7 @@ PARTS = ("optimizer", "scheduler", "loss")
 # A recipe is about these keys and sections.
 COMPARED = (
     *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss."),
-    *("global_batch_size", "mixup", "cutmix", "ema_decay", "layer_decay"),
+    *("global_batch_size", "mixup", "cutmix", "ema_decay", "layer_decay", "cache"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.gradient_clip_val"),
     "trainer.limit_train_batches",
 )

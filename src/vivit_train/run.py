@@ -120,6 +120,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     net = build_net(cfg.model, names)
     if resumed:
         mean, std = resumed.metadata.mean, resumed.metadata.std
+        if cfg.cache:  # The stored features are those of these weights.
+            load_weights(net, load_checkpoint(resumed.ckpt_path)[1], resumed.ckpt_path)
     else:
         mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
     set_trained(net, cfg.train)
@@ -253,6 +255,7 @@ def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer:
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6
     part = "" if cfg.train == "all" else f" ({trained:.4g} M of them are trained: train={cfg.train})"
+    part += f", from stored features of {plural(cfg.cache_views, 'view')} of each clip" if cfg.cache else ""
     steps = planned_steps(data.steps_per_epoch * trainer.max_epochs, trainer)  # type: ignore[operator]
     lines = [
         f"model: {net.model}, {parameters:.2f} M parameters{part}, {data.sampling.frames} frames of "

@@ -214,7 +214,7 @@ def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, s
     with data.translate_worker_errors():
         store_in_shards(store, computed(cfg, task, data, split, todo, clips), len(todo), f"features of {split}")
     data.bad_videos.share()
-    kept = [row for row, clip in enumerate(clips) if store.places.get(clip.name, (None, 0, None))[2] == clip.state]
+    kept = [row for row, clip in enumerate(clips) if store.holds(clip)]
     if len(kept) < len(clips):
         log.info(f"{plural(len(clips) - len(kept), f'{split} video')} could not be read: {data.bad_videos.file}")
     if not kept:

@@ -67,6 +67,10 @@ class FeatureStore:
         except OSError as error:
             raise UserError(f"features cannot be stored in {folder}: {error.strerror}") from error
         self.places: dict[str, tuple[Path, int, tuple[int, ...]]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Reads what each file contains, such as those that other processes have written."""
         for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file)):
             self.read_header(file)
 
@@ -82,6 +86,10 @@ class FeatureStore:
             return
         self.places |= {name: (file, place, tuple(state)) for place, (name, state) in enumerate(clips)}
 
+    def holds(self, clip: StoredClip) -> bool:
+        """Returns whether the features of a clip, as its file is now, are stored."""
+        return clip.name in self.places and self.places[clip.name][2] == clip.state
+
     def missing(self, clips: Sequence[StoredClip]) -> list[int]:
         """Returns the positions of the clips whose features are not stored, and says how many are out of date."""
         absent = [i for i, clip in enumerate(clips) if clip.name not in self.places]
@@ -91,10 +99,11 @@ class FeatureStore:
             if clip.name in self.places and self.places[clip.name][2] != clip.state
         ]
         if stale:
-            verb = "has" if len(stale) == 1 else "have"
+            changed = list(dict.fromkeys(json.loads(clips[i].name)[0] for i in stale))
+            verb = "has" if len(changed) == 1 else "have"
             log.info(
-                f"{plural(len(stale), 'video')} {verb} changed since the features were computed (such as "
-                f"{json.loads(clips[stale[0]].name)[0]}): they are computed again"
+                f"{plural(len(changed), 'video')} {verb} changed since the features were computed (such as "
+                f"{changed[0]}): they are computed again"
             )
         return sorted(absent + stale)
 

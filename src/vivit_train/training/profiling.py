@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.models.layers import Block
+from vivit_train.models.tuning import TrainedPart
 from vivit_train.models.vivit import ViViT
 
 # Training takes three times the FLOPs of the forward pass: the backward pass has two products for each one.
@@ -22,7 +23,7 @@ FORWARD_AND_BACKWARD = 3
 MEASURE_S = 0.1
 
 
-def forward_flops(net: ViViT) -> int:
+def forward_flops(net: ViViT | TrainedPart) -> int:
     """Returns the floating-point operations of one clip's forward pass.
 
     Matrix products, convolutions, and attention count, with a multiply-add as two operations. The count runs on
