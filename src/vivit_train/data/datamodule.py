@@ -72,6 +72,8 @@ class VideoDataModule(L.LightningDataModule):
         splits: The annotations, if they are already read; None reads them by `reader`.
     """
 
+    stored: tuple[StoredTrainDataset, StoredEvalDataset] | None = None  # See `use_features`.
+
     def __init__(
         self,
         name: str,
@@ -123,8 +125,7 @@ class VideoDataModule(L.LightningDataModule):
         self.clips_per_video, self.balance, self.limit_per_class = clips_per_video, balance, limit_per_class
         self.short_side, self.crop, self.resize_mode = short_side, crop, resize_mode
         chances = (flip, color_jitter, randaugment, random_erasing, strong_color, randaugment_kind, resize)
-        self.augmentation = (scale_jitter, *chances)
-        self.transform = TrainTransform(crop, short_side, resize_mode, *self.augmentation)
+        self.transform = TrainTransform(crop, short_side, resize_mode, scale_jitter, *chances)
         self.mirror_labels, self.augment_on, self.changed, self.seed = mirror_labels, augment_on, changed, seed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.timeout_s = num_workers, timeout_s
@@ -132,7 +133,6 @@ class VideoDataModule(L.LightningDataModule):
         self.video_reader = VideoReader(decoder, timeout_s, None, index_db, allow_private_urls, *shown)
         self.bad_videos = BadVideoLog(Path(bad_videos_file), max_bad_fraction)
         self.statuses: list[WorkerStatus] = []
-        self.stored: tuple[StoredTrainDataset, StoredEvalDataset] | None = None
         self.first, self.schedule_offset = (0, 0), 0  # The position of a resumed run; see load_state_dict.
 
     @cached_property

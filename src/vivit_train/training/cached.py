@@ -164,7 +164,7 @@ class CachedClassifier(VideoClassifier):
 
 def augmentation(data: VideoDataModule) -> str:
     """Returns a digest of the settings that decide how the views of training clips differ."""
-    return hashlib.sha256(json.dumps(data.augmentation, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(data.transform.settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def view_dataset(data: VideoDataModule) -> ViewDataset:
