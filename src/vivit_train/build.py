@@ -40,10 +40,14 @@ from vivit_train.utils.text import plural
 log = logging.getLogger(__name__)
 
 
-def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
+def resolve_clip(cfg: DictConfig, splits: Splits | None = None) -> tuple[DictConfig, Splits | None]:
     """Returns a configuration in which `auto` frames, stride and pixels are numbers, and logs the choice.
 
     The clip fits the device: on a CPU it is small. With the stride, it covers a video of median length.
+
+    Args:
+        cfg: The configuration.
+        splits: The annotations, if they are already read.
 
     Returns:
         The configuration, and the annotations, if they had to be read.
@@ -51,7 +55,7 @@ def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
     keys = ("frames", "stride", "short_side", "crop")
     automatic = [key for key in keys if cfg.data[key] == "auto"]
     if not automatic:
-        return cfg, None
+        return cfg, splits
     on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
     size = SMALL if on_cpu else LARGE
     chosen = {"frames": size.frames, "short_side": size.short_side, "crop": size.crop, "stride": 1}
@@ -59,9 +63,9 @@ def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
     if "crop" in given:
         chosen["short_side"] = max(size.short_side, given["crop"])
     chosen |= given
-    splits, lengths = None, "the device"
+    lengths = "the device"
     if "stride" in automatic:
-        data = build_data(with_values(cfg, data=chosen))
+        data = build_data(with_values(cfg, data=chosen), splits=splits)
         splits = data.splits
         length, sample = median_frames(splits.train, data.video_reader.index_db, cfg.seed)
         chosen["stride"] = stride_for(length, chosen["frames"])

@@ -194,11 +194,11 @@ def combination_problems(cfg: DictConfig) -> list[str]:
         )
     problems += [problem] if (problem := problem_of(cfg.train, cfg.model.get("model"))) else []
     problems += cache_problems(cfg) if cfg.cache else []
-    if cfg.train != "all" and uses_fsdp(cfg):
+    if (part := cfg.train not in ("all", "auto")) and uses_fsdp(cfg):
         problems.append(
             f"train={cfg.train}: trainer=fsdp shards blocks that are trained as a whole: set trainer=ddp"
         )
-    if cfg.train != "all" and cfg.layer_decay is not None:
+    if part and cfg.layer_decay is not None:
         problems.append(f"layer_decay={cfg.layer_decay}: only train=all has a learning rate for each layer")
     if cfg.ema_decay and uses_fsdp(cfg):
         problems.append(

@@ -80,13 +80,17 @@ class Recipe:
         return "\n".join([f"{plural(len(rows), 'setting')} {verb} from {title}", *lines])
 
 
-def read_recipe() -> Recipe | None:
-    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration."""
+def read_recipe(name: str | None = None) -> Recipe | None:
+    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration.
+
+    Args:
+        name: The name of the recipe that takes the place of the chosen one; None is the chosen one.
+    """
     hydra = own_job()
     if hydra is None or hydra.runtime.choices["model"] is None:  # An evaluation may choose no model.
         return None
     choices = hydra.runtime.choices
-    name = str(choices.get("recipe") or "")
+    name = str(choices.get("recipe") or "") if name is None else name
     holder = next((folder for folder in config_folders() if (folder / f"recipe/{name}.yaml").is_file()), None)
     name = name if holder else ""
     groups = [f"model={choices['model']}", f"data={choices['data']}", f"recipe={name or 'none'}"]

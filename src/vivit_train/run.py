@@ -18,6 +18,7 @@ from vivit_train.config import derive, validate, validate_evaluation
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
 from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
 from vivit_train.released import read_evaluated
@@ -77,7 +78,9 @@ def train(cfg: DictConfig, folder: RunFolder | None = None) -> float:
     if recipe:
         cfg = without_foreign_arguments(cfg, recipe.typed)
     validate(cfg, recipe.typed if recipe else ())
-    cfg, splits = resolve_clip(cfg)
+    cfg, recipe, splits = resolve_training(cfg, recipe)
+    validate(cfg, recipe.typed if recipe else ())  # The recipe may be another one now.
+    cfg, splits = resolve_clip(cfg, splits)
     while True:
         try:
             return train_once(derive(cfg, recipe), recipe, splits, folder)

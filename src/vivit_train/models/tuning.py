@@ -153,7 +153,7 @@ def set_trained(net: ViViT, train: Train) -> None:
         net: The model, whose weights are loaded.
         train: What is trained.
     """
-    if train == "all":
+    if train in ("all", "auto"):
         return
     if train == "lora":
         add_lora(net)
