@@ -235,8 +235,12 @@ class Encoder(nn.Module):
         x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
         return self.norm(x) if self.fc_norm else x
 
-    def tokens(self, x: Tensor, used: int | None = None) -> Tensor:
-        """Returns all tokens, or the first `used`: the class token, then the others, and the registers last."""
+    def tokens(self, x: Tensor, used: int | None = None, layers: int | None = None) -> Tensor:
+        """Returns all tokens, or the first `used`: the class token, then the others, and the registers last.
+
+        With `layers`, they are those after so many layers, normalized without weights: those of the norm fit the
+        last layer alone.
+        """
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
@@ -244,9 +248,12 @@ class Encoder(nn.Module):
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        for block in self.blocks[:-1]:
+        blocks = self.blocks[:layers]
+        for block in blocks[:-1]:
             x = block(x)
-        x = self.blocks[-1](x, num_queries=used)
+        x = blocks[-1](x, num_queries=used)
+        if layers is not None:
+            return F.layer_norm(x, x.shape[-1:])
         return x if self.fc_norm else self.norm(x)
 
     def add_rotary_positions(self, rows: int, columns: int) -> None:
