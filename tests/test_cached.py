@@ -18,8 +18,10 @@ from omegaconf import DictConfig
 from vivit_train import create_model
 from vivit_train.build import build_data
 from vivit_train.config import derive
+from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
 from vivit_train.models.vivit import ModelName
+from vivit_train.recipe import read_recipe
 from vivit_train.run import evaluate, train
 from vivit_train.training.cached import CachedClassifier, view_dataset
 from vivit_train.training.module import VideoClassifier
@@ -151,3 +153,31 @@ def test_a_run_that_is_killed_keeps_the_features_it_has(videos: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "were stored" in line)
     assert " 0 of" not in line
+
+
+def image_weights(folder: Path) -> Path:
+    """A tiny image ViT with random weights."""
+    import timm
+
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+    torch.save(vit.state_dict(), folder / "vit.pth")
+    return folder / "vit.pth"
+
+
+@pytest.mark.parametrize(
+    ("more", "few"),
+    [([], True), (["data.flip=0"], True), (["train=all"], False), (["mixup=0.1"], False), (["init=none"], False)],
+    ids=str,
+)
+def test_with_few_clips_a_head_is_trained(
+    more: list[str], few: bool, videos: Path, config: Config, tmp_path: Path
+) -> None:
+    given = [f"data.root={videos}", f"init.path={image_weights(tmp_path)}", "run_dir=/tmp", *more]
+    given = given if "init=none" not in more else given[::2]
+    cfg, recipe, _ = resolve_training(config("data=folder", *given, tiny=False), read_recipe())
+    assert recipe is not None
+    assert (cfg.train, cfg.cache, recipe.name) == (
+        ("head", True, "few_clips") if few else ("all", False, "folder")
+    )
+    assert cfg.data.root == str(videos)
+    assert cfg.data.flip == (0 if "data.flip=0" in more else 0.5)  # what is typed stays

@@ -2,14 +2,13 @@
 
 import logging
 
-from hydra import compose
 from omegaconf import DictConfig
 
 from vivit_train.build import build_data
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import SMALL
 from vivit_train.models.weights.load import is_image_vit
-from vivit_train.recipe import Recipe, own_job, read_recipe
+from vivit_train.recipe import Recipe, composed_again, own_job, read_recipe
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.text import plural
 
@@ -45,7 +44,7 @@ def resolve_training(cfg: DictConfig, recipe: Recipe | None) -> tuple[DictConfig
         f"{plural(len(splits.train), 'training clip')} (at most {FEW:,}); train=all trains the whole model instead"
     )
     words = [word for word in job.overrides.task if not word.startswith("recipe=")]
-    return compose(str(job.job.config_name), [*words, f"recipe={PAGE}"]), read_recipe(PAGE), splits
+    return composed_again(str(job.job.config_name), [*words, f"recipe={PAGE}"]), read_recipe(PAGE), splits
 
 
 def why_other(cfg: DictConfig, recipe: Recipe) -> bool:

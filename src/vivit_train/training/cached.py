@@ -87,6 +87,7 @@ class CachedClassifier(VideoClassifier):
         temporal = self.net.temporal_encoder if self.train_choice == "head" else None
         about = {
             "features": f"of train={self.train_choice}",
+            "model": self.metadata.get("config", {}).get("model"),  # It has options that no weight shows.
             "weights": weights_digest(self.net.embedding, self.net.encoder, temporal),
             "settings": self.net.settings() | {"tubelet": list(self.net.tubelet), "grid": list(self.net.grid)},
             "normalization": [self.mean.flatten().tolist(), self.std.flatten().tolist()],

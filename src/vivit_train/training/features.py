@@ -161,9 +161,10 @@ def weights_digest(*modules: nn.Module | None) -> str:
 
 def preprocessing(data: VideoDataModule) -> dict[str, Any]:
     """Returns the settings that decide which pixels an evaluation view has, as plain data."""
-    reader = data.video_reader
+    reader, sampling = data.video_reader, data.sampling
+    of_segments = {"kind": sampling.kind, "frames": sampling.frames}  # The others have no effect then.
     return {
-        "sampling": vars(data.sampling),
+        "sampling": of_segments if sampling.kind == "segments" else vars(sampling),
         "short_side": data.short_side,
         "crop": data.crop,
         "resize_mode": data.resize_mode,
