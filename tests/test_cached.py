@@ -166,7 +166,11 @@ def image_weights(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("more", "few"),
-    [([], True), (["data.flip=0"], True), (["train=all"], False), (["mixup=0.1"], False), (["init=none"], False)],
+    [
+        (["data.flip=0"], True),
+        (["mixup=0.1"], False),
+        *(pytest.param([word], False, marks=pytest.mark.slow) for word in ("train=all", "init=none")),
+    ],
     ids=str,
 )
 def test_with_few_clips_a_head_is_trained(
