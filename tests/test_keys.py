@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import leaves, run_script
+from helpers import ROOT, leaves, run_script
 from omegaconf import DictConfig, OmegaConf
 
 import vivit_train
@@ -130,6 +130,41 @@ def test_what_has_no_effect_is_refused_if_it_is_typed(config: Config) -> None:
     assert "data.randaugment_kind=torchvision has no effect without data.randaugment" in str(error.value)
     with pytest.raises(UserError, match=r"data\.flip has no effect in an evaluation"):
         validate_evaluation(config("ckpt_path=x.ckpt", "+data.flip=0", name="eval"), typed={"data.flip"})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+trainer.min_epochs=2"], "trainer.min_epochs has no effect in an evaluation"),
+        (["+data.max_bad_fraction=0.5"], "data.max_bad_fraction has no effect in an evaluation"),
+        (["data=folder", "data.reader.val_percent=30"], "data.reader.val_percent has no effect in an evaluation"),
+        (["data.stride=2", "data.fps=5"], "data.stride=2 has no effect, because data.fps=5 is set"),
+        (["data.sampling=segments", "data.stride=3"], "because data.sampling=segments spreads the frames"),
+        (["seed=3"], "seed=3 has no effect without eval.order=shuffled"),
+        (["data=csv", "data.val=a", "data.test=b"], "data.val=a has no effect, because data.test=b is evaluated"),
+    ],
+)
+def test_what_an_evaluation_would_ignore_is_refused(words: list[str], message: str, config: Config) -> None:
+    cfg = config("ckpt_path=x.ckpt", *words, name="eval")
+    with pytest.raises(UserError) as error:
+        validate_evaluation(cfg, typed={word.lstrip("+").partition("=")[0] for word in words})
+    assert message in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.reader.classes=names.txt"], "data.reader.classes has no effect: "),
+        (["data.reader.multi_label=true"], "data.reader.multi_label has no effect: "),
+        (["data.train=more.csv"], "data.train=more.csv has no effect: "),
+    ],
+)
+def test_what_a_checkpoint_states_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    checkpoint = ROOT / "tests/nets/run/checkpoints/last.ckpt"
+    done = run_script("eval.py", f"ckpt_path={checkpoint}", "trainer=cpu", "data=csv", *words, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(

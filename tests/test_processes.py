@@ -165,15 +165,18 @@ def close(one: Path, other: Path) -> None:
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4), name
 
 
-def same_results(one: Path, other: Path) -> None:
-    """Every video once, with the same logits."""
+def same_results(one: Path, other: Path) -> float:
+    """Every video once, with the same logits up to rounding; returns the largest relative difference."""
     expected, found = (list(csv.DictReader((run / "predictions.csv").open())) for run in (one, other))
     assert len({row["id"] for row in expected}) == len(expected) == 15
     assert [row["id"] for row in found] == [row["id"] for row in expected]
+    largest = 0.0
     for a, b in zip(expected, found, strict=True):
         logits = [name for name in a if name.startswith("logit")]
         assert [float(b[k]) for k in logits] == pytest.approx([float(a[k]) for k in logits], abs=1e-4)
+        largest = max(largest, *(abs(float(a[k]) - float(b[k])) / max(abs(float(a[k])), 1e-3) for k in logits))
     assert json.loads((other / "metrics.json").read_text())["n"] == 15
+    return largest
 
 
 @pytest.mark.parametrize(
@@ -195,13 +198,22 @@ def test_two_processes_train_as_one(
     same_results(alone, tmp_path / "run")
 
 
-def test_two_processes_evaluate_as_one(alone: Path, odd_videos: Path, config: Config, tmp_path: Path) -> None:
+@pytest.mark.fault("Several processes")
+def test_two_processes_evaluate_as_one(
+    alone: Path, odd_videos: Path, config: Config, tmp_path: Path, happened: Happened
+) -> None:
     """An odd number of videos, of data that are named anew."""
     ckpt = f"ckpt_path={alone}/checkpoints/best.ckpt"
     data = ["data=folder", f"data.root={odd_videos}", f"data.val={odd_videos}/test"]
     both = config(ckpt, *data, "eval.views=2x1", *DDP, name="eval")
     assert codes(start(both, both, main=evaluate)) == [0, 0]
-    same_results(alone, tmp_path / "results")
+    digit = (
+        "in the fourth digit at most" if same_results(alone, tmp_path / "results") > 1e-5 else "in the sixth digit"
+    )
+    happened(
+        "An evaluation by two processes instead of one",
+        f"top-1, n and the order of videos are the same; logits differ {digit}, as batches have other sizes",
+    )
 
 
 @pytest.mark.fault("Several processes")

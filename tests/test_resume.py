@@ -201,7 +201,7 @@ def test_a_step_may_take_long_after_a_signal(
 
 
 @pytest.mark.fault("Runs that end")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_before_training_a_signal_asks_to_be_requeued(number: int, happened: Happened) -> None:
     def run() -> None:
         end_on_signals()
@@ -214,8 +214,11 @@ def test_before_training_a_signal_asks_to_be_requeued(number: int, happened: Hap
     process = fork.Process(target=run)
     process.start()
     process.join()
-    assert process.exitcode == 75
-    happened(f"{signal.Signals(number).name} before the first step, or while the result is scored", "exit code 75")
+    code = 130 if number == signal.SIGINT else 75
+    assert process.exitcode == code
+    happened(
+        f"{signal.Signals(number).name} before the first step, or while a result is scored", f"exit code {code}"
+    )
 
 
 @pytest.mark.fault("Disks and checkpoints")

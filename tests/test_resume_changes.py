@@ -103,6 +103,13 @@ def test_what_cannot_change_is_refused_before_anything_starts(
     assert (tmp_path / "run/recipe_differences.txt").read_text() == record
 
 
+def test_what_the_state_of_an_optimizer_needs_cannot_change() -> None:
+    """amsgrad has a state of its own, which an optimizer without it has not saved."""
+    for before, after in (({"lr": 1}, {"lr": 1, "amsgrad": True}), ({"amsgrad": True}, {"amsgrad": False})):
+        with pytest.raises(UserError, match=r"1 setting cannot change .*\n  - optimizer\.amsgrad: "):
+            changed_settings({"optimizer": before}, {"optimizer": after}, "last.ckpt")
+
+
 def test_settings_of_another_version_are_left_out() -> None:
     assert changed_settings({"old": 1, "mixup": 0.0, "model": {"dim": 8}}, {"new": 2, "mixup": 0.1}, "x") == [
         "mixup: 0.0 -> 0.1"

@@ -16,9 +16,13 @@ from vivit_train.changes import write_record
 from vivit_train.data.annotations.files import read_classes
 from vivit_train.data.bad_videos import BadVideoLog
 from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.files import read_json_object
 from vivit_train.models.weights.flax_file import read_flax
+from vivit_train.results import Rows
 from vivit_train.run import best_score
 from vivit_train.tools.cli import app
+from vivit_train.tools.compare import read_result
+from vivit_train.tools.crossval.run import Plan, take_folder
 from vivit_train.tools.doctor.inspect_files import Settings as DoctorSettings
 from vivit_train.tools.doctor.inspect_files import inspect_files
 from vivit_train.tools.doctor.run import examine
@@ -82,6 +86,18 @@ READERS: dict[str, Callable[[Path], object]] = {
     "classes.txt": read_classes,
     "x.flax": read_flax,
     "optuna.journal": lambda file: open_study(str(file)),
+    "metrics.json": lambda file: read_result(file.parent),
+    "predictions.csv": Rows.read,
+    "plan.json": lambda file: take_folder(file.parent, Plan([], "source", [0], {}, 10.0)),
+    "config.json": read_json_object,
+}
+OTHERWISE = {
+    "recipe_differences.txt",
+    "metrics.csv",
+    "bad_videos.csv",
+    "files.jsonl",
+    "optuna.journal",
+    "plan.json",
 }
 
 
@@ -93,6 +109,15 @@ def test_a_file_of_200_gb_is_refused_unread(name: str, tmp_path: Path, happened:
     with pytest.raises(UserError, match=rf"{name}.* (bytes|larger)") as error:
         READERS[name](sparse(tmp_path / name))
     happened(f"{name} of 200 GB", error.value)
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize("name", sorted(READERS.keys() - OTHERWISE))
+def test_a_pipe_is_refused_unopened(name: str, tmp_path: Path, happened: Happened) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}") as error:
+        READERS[name](tmp_path / name)
+    happened(f"{name} is a named pipe", error.value)
 
 
 @pytest.mark.fault(SECTION)

@@ -151,6 +151,8 @@ def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
         "   0     0.5000  optimizer.lr=0.001235",
         "   1          -  optimizer.lr=0.001235",
     ]
+    Outcome(0, ["eval.views=4x3"], 0.5, failed=False, note="", metric="test/top1@4x3").write(tmp_path / "0")
+    assert table(write_summary(tmp_path)).splitlines()[0].split()[:2] == ["job", "score"]
 
 
 class Jobs:
@@ -207,6 +209,23 @@ def test_a_search_that_was_killed_tries_what_it_would_have(
     )
 
 
+@pytest.mark.fault("Sweeps and clusters")
+def test_a_trial_without_parameters_is_dropped_and_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], happened: Happened
+) -> None:
+    """As a search leaves it that is killed between the number of a trial and its parameters."""
+    pytest.importorskip("optuna", minversion="4.2", reason="needs the extra `optuna`")
+    search(tmp_path / "killed", 2, 1)
+    open_study(str(tmp_path / "killed")).ask({})
+    launched = search(tmp_path / "killed", None, 1)
+    assert [number for number, _ in launched] == [2, 4, 5, 6, 7]
+    assert all(rate.startswith("optimizer.lr=") for _, rate in launched)
+    said = capsys.readouterr().out
+    assert "trial 3 is dropped, as the search was killed before it had a value for optimizer.lr" in said
+    assert search(tmp_path / "killed", None, 1) == []
+    happened("A search by Optuna is killed before a trial has its parameters", said.splitlines()[-1])
+
+
 @pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_path: Path) -> None:
     choices = ["model=vivit_st,vivit_fe", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=sweep"]
@@ -258,3 +277,16 @@ def test_optuna_searches_and_prunes(videos: Path, tmp_path: Path) -> None:
     trials = open_study(str(tmp_path / "sweep/optuna.journal")).trials
     assert [trial.state.name for trial in trials] == ["PRUNED"] * 3
     assert [list(trial.intermediate_values) for trial in trials] == [[0, 1]] * 3
+
+
+@pytest.mark.slow
+def test_evaluations_are_a_sweep_too(videos: Path, tmp_path: Path) -> None:
+    words = ["trainer=cpu", "eval.report=false", f"data.root={videos},nowhere", "hydra.sweep.dir=sweep"]
+    checkpoint = ROOT / "tests/nets/run/checkpoints/last.ckpt"
+    result = run([sys.executable, str(ROOT / "eval.py"), "-m", f"ckpt_path={checkpoint}", *words], tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
+    first, second = summary(tmp_path)
+    assert 0 <= float(first["test/top1@1x1"]) <= 1
+    assert (second["test/top1@1x1"], second["failed"]) == ("", "1")
+    assert "nowhere" in second["note"]

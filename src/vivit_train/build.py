@@ -98,8 +98,9 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
     """Builds the LightningModule with its loss, optimizer and learning-rate schedule.
 
     Raises:
-        UserError: The loss or the scheduler cannot be built from its arguments.
+        UserError: The loss or the scheduler cannot be built from its arguments, or the optimizer makes no step.
     """
+    try_optimizer(cfg.optimizer)
     steps = {"total_steps": steps_per_epoch * cfg.trainer.max_epochs, "steps_per_epoch": steps_per_epoch}
     target = resolve_name(cfg.scheduler._target_)
     cached = {"train": cfg.train, "cache_views": cfg.cache_views}
@@ -121,6 +122,26 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         metadata=metadata.to_dict(),
     )
     return task
+
+
+def try_optimizer(node: DictConfig) -> None:
+    """Makes a step of an optimizer on one number, as it may refuse its arguments only then.
+
+    Raises:
+        UserError: It is no optimizer of torch, or it refuses.
+    """
+    unfused = OmegaConf.create({key: value for key, value in node.items() if key != "fused"})
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.ones(1)
+    try:
+        optimizer = build_part("optimizer", unfused, {}, partial=True)([{"params": [parameter]}])
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError("it is no optimizer of torch")
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"optimizer: {node._target_} cannot make a step with these arguments ({reason(error)})"
+        ) from error
 
 
 def build_losses(node: DictConfig, metadata: Metadata) -> Any:

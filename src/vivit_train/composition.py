@@ -115,6 +115,9 @@ def unknown_key(error: HydraException, command: str) -> str:
         return f"{group} is a group, which has an option already: write {group}=OPTION, without +"
     if "interpolation" in text and "${" in text:
         return f"the group {text.partition('${')[2].partition('}')[0]} cannot be left out: others refer to it"
+    if text.startswith("Error merging override +"):
+        word = text.removeprefix("Error merging override ")
+        return f"{word.lstrip('+').partition('=')[0]} has a value already: write {word.lstrip('+')}, without +"
     if text.startswith("Could not append"):
         return f"{key} has a value already: write {key}=VALUE, without +"
     if key and text.startswith("Could not"):

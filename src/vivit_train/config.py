@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,7 @@ NEEDS = {
     "init.tubelet": ("init.path", "init.name"),
     "init.min_coverage": ("init.path", "init.name"),
     "init.frames": ("init.path", "init.name"),
+    "init.heads": ("init.path", "init.name"),
     "data.strong_color": ("data.color_jitter",),
     "data.randaugment_kind": ("data.randaugment",),
     "data.mirror_labels": ("data.flip",),
@@ -72,18 +74,30 @@ NEEDS = {
 
 def unused_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
     """Returns a message for each key that the user sets although another one makes it meaningless."""
-    problems = []
-    fps = cfg.data.get("fps")
-    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
-        problems.append(
-            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
-            "set data.fps=null to use the stride, or set only data.fps"
-        )
+    problems = stride_problems(typed, cfg)
     for key, others in NEEDS.items():
         value = OmegaConf.select(cfg, key)
         if key in typed and value and not any(OmegaConf.select(cfg, other) for other in others):
             problems.append(f"{key}={value} has no effect without {' or '.join(others)}")
     return problems
+
+
+def stride_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
+    """Returns a message if the user sets a distance between frames that something else determines."""
+    fps = cfg.data.get("fps")
+    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
+        return [
+            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
+            "set data.fps=null to use the stride, or set only data.fps"
+        ]
+    both = [key for key in ("data.stride", "data.fps") if key in typed and OmegaConf.select(cfg, key) is not None]
+    if len(both) == 2:
+        return [
+            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} is set: set only one of them"
+        ]
+    if both and cfg.data.get("sampling") == "segments":
+        return [f"{both[0]} has no effect, because data.sampling=segments spreads the frames over the whole video"]
+    return []
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -110,6 +124,7 @@ def derive(cfg: DictConfig, recipe: Recipe | None = None) -> DictConfig:
         ratio = cfg.global_batch_size / recipe.values["global_batch_size"]
         values["optimizer"]["lr"] *= SCALES[cfg.scale_lr](ratio)
     fused = "fused" in accepted_arguments(cfg.optimizer, "optimizer") and not needs_unfused_optimizer(cfg)
+    fused = fused and not any(cfg.optimizer.get(key) for key in ("foreach", "differentiable"))  # They exclude it.
     values["optimizer"] = {**({"fused": True} if fused else {}), **values["optimizer"]}
     values["micro_batch_size"], values["trainer"]["accumulate_grad_batches"] = split_batch(
         cfg.global_batch_size, cfg.micro_batch_size, world_size(cfg), cfg.data.get("clips_per_video", 1)
@@ -243,6 +258,19 @@ def validate_evaluation(cfg: DictConfig, typed: Collection[str] = ()) -> None:
     """
     problems = evaluation_key_problems(cfg)
     problems += [f"{key} has no effect in an evaluation" for key in typed if key in ONLY_TRAINING]
+    if not problems:
+        problems += stride_problems(typed, cfg)
+        if "seed" in typed and cfg.eval.order != "shuffled":
+            problems.append(f"seed={cfg.seed} has no effect without eval.order=shuffled")
+        if (
+            {"data.val", "data.test"} <= set(typed)
+            and cfg.data.name is not None
+            and cfg.data.test
+            and cfg.data.val
+        ):
+            problems.append(
+                f"data.val={cfg.data.val} has no effect, because data.test={cfg.data.test} is evaluated"
+            )
     refuse(problems or machine_problems(cfg))
 
 
@@ -256,6 +284,10 @@ def machine_problems(cfg: DictConfig) -> list[str]:
             f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is found (torch {torch.__version__}, {build}; "
             f"CUDA_VISIBLE_DEVICES is {visible}): set trainer=cpu or trainer=default"
         )
+    if cfg.trainer.accelerator == "mps" and not torch.backends.mps.is_available():
+        problems.append(
+            "trainer.accelerator=mps: there is none on this machine: set trainer=cpu or trainer=default"
+        )
     problems += process_problems(cfg)
     decoder = cfg.data.get("decoder")
     if decoder not in (None, *DECODERS) and "." not in decoder:  # A dotted path is a function of the user's.
@@ -263,6 +295,8 @@ def machine_problems(cfg: DictConfig) -> list[str]:
     return problems
 
 
+# Strategies whose processes are started as scripts, so that this one has their results.
+SCRIPTED = re.compile(r"ddp(_find_unused_parameters_(true|false))?")
 # A scheduler, torchrun or the user sets one of these in each process of a job on several nodes.
 STARTED = ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
 
@@ -282,9 +316,14 @@ def process_problems(cfg: DictConfig) -> list[str]:
             f"trainer.num_nodes={nodes}: this process would wait for others forever; start one on each node with "
             "srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
-    known = ("auto", *StrategyRegistry.available_strategies())
+    known = ("auto", "single_device", *filter(SCRIPTED.fullmatch, StrategyRegistry.available_strategies()))
     if isinstance(strategy, str) and strategy not in known:
-        problems.append(f"trainer.strategy={strategy}: must be one of {', '.join(known)}")
+        advice = "; trainer=fsdp shards a model among GPUs" if strategy.startswith(("fsdp", "deepspeed")) else ""
+        problems.append(f"trainer.strategy={strategy}: must be one of {', '.join(known)}{advice}")
+    elif OmegaConf.is_config(strategy) and strategy.get("start_method", "popen") != "popen":
+        problems.append(
+            f"trainer.strategy.start_method={strategy.start_method}: processes start as scripts; leave it out"
+        )
     return problems
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_type_hints
 from omegaconf import OmegaConf
 
 from vivit_train.models.choices import Train
-from vivit_train.utils.arguments import signature, wording
+from vivit_train.utils.arguments import own_parameters, signature, wording
 
 RGB = tuple[float, float, float]
 PRECISION = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", 32]
@@ -63,6 +63,12 @@ SPEED = (
     *("data.augment_on", "data.num_workers", "data.decoder", "data.timeout_s", "data.allow_private_urls"),
     *("data.changed", "data.max_bad_fraction", "model.checkpoint_activations", "model.compile", "optimizer.fused"),
 )
+# What classes of Lightning pass their further arguments on to.
+RECEIVERS = {
+    "DDPStrategy": "torch.nn.parallel.DistributedDataParallel",
+    "TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
+    "WandbLogger": "wandb.init",
+}
 KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):(?: (?P<value>.*?))?(?: *# (?P<meaning>.*))?$")
 
 
@@ -189,3 +195,22 @@ def hints_of(function: Any) -> dict[str, Any]:
         resolved = {}
     named = {n: p for n, p in signature(function).items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     return {name: resolved.get(name, p.annotation) for name, p in named.items()}
+
+
+def accepted_hints(function: Any) -> tuple[dict[str, Any], bool]:
+    """Returns the annotations of the arguments that a function or class accepts, and whether it accepts others."""
+    hints, is_open = hints_of(function), takes_any_argument(function)
+    for cls in getattr(function, "__mro__", ()):
+        try:
+            receiver = resolve_name(RECEIVERS[cls.__name__])
+        except (KeyError, ImportError, AttributeError):  # A package that is not installed is missed later.
+            continue
+        return {**hints_of(receiver), **hints}, False
+    return hints, is_open
+
+
+def takes_any_argument(function: Any) -> bool:
+    """Returns whether a function or class accepts arguments of any name."""
+    if getattr(function, "__name__", "") == "from_size":
+        return any(p.kind is p.VAR_KEYWORD for p in own_parameters(function.__self__).values())
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())

@@ -22,7 +22,7 @@ from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.heads import authors_order, check_order, from_single_output
 from vivit_train.models.weights.source import Source
 from vivit_train.models.weights.whole import Hints, WholeModel, arguments_of, read_whole
-from vivit_train.recipe import data_defaults
+from vivit_train.recipe import data_defaults, typed_in_job
 from vivit_train.stored_data import evaluated_lists
 from vivit_train.training.checkpoint import Metadata, load_checkpoint
 from vivit_train.training.targets import with_short_names
@@ -85,10 +85,23 @@ def read_evaluated(cfg: DictConfig) -> Evaluated:
     if not source.is_file or source.is_flax:
         return read_released(source, cfg)
     metadata, weights = load_checkpoint(path)
-    if typed := [f"init.{key}" for key, value in cfg.init.items() if value is not None]:
-        raise UserError(f"{typed[0]}: {path} is a checkpoint of vivit-train, which states this itself")
+    if typed := stated_by_checkpoint(cfg, metadata.multi_label):
+        raise UserError(
+            f"{typed[0]} has no effect: {path} is a checkpoint of vivit-train, which states this itself"
+        )
     check_model_words(cfg.model, metadata.config.get("model"), path)
     return Evaluated(path, metadata, weights)
+
+
+def stated_by_checkpoint(cfg: DictConfig, multi_label: bool) -> list[str]:
+    """Returns the keys that the user sets although an evaluation reads them from the checkpoint."""
+    typed = [f"init.{key}" for key, value in cfg.init.items() if value is not None]
+    reader = cfg.data.reader or {}
+    typed += ["data.reader.classes"] if reader.get("classes") is not None else []
+    words = typed_in_job()
+    if "data.reader.multi_label" in words and reader.get("multi_label") != multi_label:
+        typed.append("data.reader.multi_label")
+    return typed
 
 
 def best_in(path: str) -> str:

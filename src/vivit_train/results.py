@@ -1,6 +1,5 @@
 """`train` and `evaluate` of the package, which return results with metrics, rows and paths."""
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from vivit_train import run
 from vivit_train.composition import compose
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_records, read_text
 
 NUMBERS = re.compile(r"logit:.*|([^:]*_)?(probability|margin)", re.DOTALL)  # the names of columns with numbers
 
@@ -23,10 +23,8 @@ class Rows(list[dict[str, Any]]):
     @classmethod
     def read(cls, file: Path) -> "Rows":
         """Reads the rows of a predictions.csv. Names are escaped as in the file."""
-        with file.open(newline="", encoding="utf-8") as stream:
-            return cls(
-                {name: value_of(name, text) for name, text in row.items()} for row in csv.DictReader(stream)
-            )
+        rows = read_records(file, max_bytes=1 << 30)  # a column per class
+        return cls({name: value_of(name, text) for name, text in row.items()} for row in rows)
 
     def to_pandas(self) -> Any:
         """Returns the rows as a pandas DataFrame.
@@ -148,5 +146,5 @@ def configuration(command: str, config: tuple[DictConfig | str, ...], run_dir: s
 
 def read_metrics(cfg: DictConfig) -> dict[str, Any]:
     """Returns the content of the metrics.json of a run."""
-    metrics: dict[str, Any] = json.loads(Path(cfg.run_dir, "metrics.json").read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads(read_text(Path(cfg.run_dir, "metrics.json")))
     return metrics

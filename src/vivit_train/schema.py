@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.keys import TYPES, hints_of
+from vivit_train.keys import TYPES, accepted_hints, hints_of
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.recipe import PARTS
-from vivit_train.utils.arguments import LIMITS, conforms, own_parameters, signature, wording
+from vivit_train.utils.arguments import LIMITS, conforms, signature, wording
 from vivit_train.utils.errors import reason
 from vivit_train.utils.moved_keys import unknown
 
@@ -41,8 +41,25 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "accumulate_grad_batches": "set global_batch_size and micro_batch_size",
         "callbacks": "add a node to callbacks: +callbacks.NAME._target_=...",
         "logger": "set logger=csv, tensorboard or wandb",
-        "plugins": "this is not supported",
+        "enable_checkpointing": "set callbacks.checkpoint=null callbacks.last=null",
+        "fast_dev_run": "set debug=default",
+        **dict.fromkeys(
+            (
+                "plugins",
+                "barebones",
+                "model_registry",
+                "limit_predict_batches",
+                "reload_dataloaders_every_n_epochs",
+            ),
+            "this is not supported; leave it out",
+        ),
     },
+}
+# Callbacks of Lightning that change what this program states elsewhere.
+REPLACED = {
+    "GradientAccumulationScheduler": "set global_batch_size and micro_batch_size",
+    "BatchSizeFinder": "set auto_micro_batch_size=true",
+    "LearningRateFinder": "compare values with -m optimizer.lr=0.001,0.01",
 }
 VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 COUNT = (1, 2**40)
@@ -64,20 +81,24 @@ RANGES: dict[str, tuple[float, float]] = {
     "init.min_coverage": (0, 1),
     "init.mean": (0, 1),
     "init.std": (1e-4, 1),
+    "trainer.min_epochs": (0, 2**40),
+    "trainer.min_steps": (0, 2**40),
     "trainer.num_nodes": COUNT,
     "trainer.devices": (-1, 2**20),
-    "trainer.val_check_interval": (0, 2**40),
     "trainer.max_epochs": COUNT,
     "trainer.max_steps": (-1, 2**40),
     "trainer.gradient_clip_val": (0, 1e12),
     "trainer.check_val_every_n_epoch": COUNT,
-    "trainer.limit_train_batches": (0, 2**40),
-    "trainer.limit_val_batches": (0, 2**40),
-    "trainer.limit_test_batches": (0, 2**40),
     "trainer.num_sanity_val_steps": (-1, 2**40),
     "trainer.log_every_n_steps": COUNT,
     "callbacks.last.minutes": (0, 1e6),
 }
+# Batches: a fraction up to 1.0 or a whole number.
+PARTS_OF_EPOCH = tuple(
+    f"trainer.{name}"
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
+)
+MAY_BE_NONE = ("trainer.limit_val_batches", "trainer.overfit_batches")  # 0 means none of them.
 DURATION = r"\d+:\d\d:\d\d:\d\d"
 # Texts of a fixed form: a regular expression and the form in words.
 FORMS = {
@@ -86,6 +107,7 @@ FORMS = {
     "trainer.gradient_clip_algorithm": ("norm|value", "norm or value"),
     "trainer.profiler": ("simple|advanced|pytorch", "simple, advanced or pytorch"),
     "eval.views": (r"[1-9]\d*x[13]", "temporal clips x spatial crops (1 or 3), such as 4x3"),
+    "callbacks.checkpoint.filename": (r"[^/\\\\]+", "the name of a file, without folders"),
     "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
 }
 EVALUATION: dict[str, Any] = {
@@ -125,12 +147,16 @@ NEEDED_IN_EVALUATION = (
 )
 # An evaluation does not train.
 ONLY_TRAINING = (
-    *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "gradient_clip_val")),
-    *(f"trainer.{name}" for name in ("check_val_every_n_epoch", "limit_train_batches", "limit_val_batches")),
-    *(f"trainer.{name}" for name in ("num_sanity_val_steps", "log_every_n_steps")),
+    *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps")),
+    *(f"trainer.{name}" for name in ("gradient_clip_val", "gradient_clip_algorithm", "overfit_batches")),
+    *(f"trainer.{name}" for name in ("check_val_every_n_epoch", "val_check_interval", "detect_anomaly")),
+    *(f"trainer.{name}" for name in ("limit_train_batches", "limit_val_batches", "num_sanity_val_steps")),
+    *(f"trainer.{name}" for name in ("log_every_n_steps", "reload_dataloaders_every_n_epochs")),
+    *(f"trainer.{name}" for name in ("enable_checkpointing", "enable_autolog_hparams", "model_registry")),
     *(f"data.{name}" for name in ("flip", "scale_jitter", "color_jitter", "strong_color", "randaugment")),
     *(f"data.{name}" for name in ("randaugment_kind", "random_erasing", "mirror_labels", "balance")),
     *(f"data.{name}" for name in ("limit_per_class", "clips_per_video", "augment_on", "changed")),
+    *("data.max_bad_fraction", "data.reader.val_percent", "data.reader.seed"),
 )
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 
@@ -179,6 +205,8 @@ def callback_problems(name: str, node: Any) -> list[str]:
     if problems:
         return problems
     target = resolve_name(node._target_)
+    if instead := REPLACED.get(node._target_.rpartition(".")[2]):
+        return [f"{name}._target_={node._target_}: {instead} instead"]
     if inspect.isclass(target) and not issubclass(target, Callback):
         return [f"{name}._target_={node._target_}: is no callback of Lightning"]
     needed = [n for n, p in signature(target).items() if p.default is p.empty and p.kind not in VARIABLE]
@@ -244,7 +272,7 @@ def node_problems(name: str, node: Any) -> list[str]:
         return [f"{name}._target_: is missing; it names a function or class"]
     try:
         function = resolve_name(node._target_)
-        hints, is_open = hints_of(function), takes_any_argument(function)
+        hints, is_open = accepted_hints(function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         return [f"{name}._target_={node._target_}: cannot be imported ({reason(error)})"]
     return [
@@ -260,13 +288,14 @@ def argument_problems(
     """Returns the problems of one argument of a node; see `node_problems`."""
     path = f"{name}.{key}"
     if key in GIVEN.get(name, {}):
-        return [f"{path}: {GIVEN[name][key]} instead"]
+        return [f"{path}: {GIVEN[name][key]}{'' if 'leave it out' in GIVEN[name][key] else ' instead'}"]
     if isinstance(value, OmegaConfBaseException):
         return [f"{path}: {reason(value)}"]
     if key not in hints and not is_open:
         if name in PARTS:
             return [f"{path}={value}: {target} has no such argument"]
-        return [unknown(path, [f"{name}.{other}" for other in hints], target)]
+        known = [f"{name}.{other}" for other in hints if other not in GIVEN.get(name, {})]
+        return [unknown(path, known, target)]
     if isinstance(value, DictConfig) and "_target_" in value:
         return node_problems(path, value)
     hint = TYPES.get(path, hints.get(key, inspect.Parameter.empty))
@@ -300,6 +329,10 @@ def value_problems(path: str, value: Any, hint: Any) -> list[str]:
         return [f"{path}={written(plain)}: must be {words}"]
     if plain == "" and (path in TYPES or path.startswith("data.")):
         return [f"{path}={written(plain)}: must not be empty"]
+    if path in (*PARTS_OF_EPOCH, "trainer.val_check_interval") and isinstance(plain, int | float):
+        return part_problems(path, plain)
+    if path == "trainer.max_steps" and plain == 0:
+        return [f"{path}=0: must be -1 (no limit) or at least 1"]
     by_name = {} if path.startswith("callbacks.") else LIMITS
     low, high = RANGES.get(path) or by_name.get(path.rpartition(".")[2], (-math.inf, math.inf))
     numbers = plain if isinstance(plain, list) else [plain]
@@ -307,6 +340,14 @@ def value_problems(path: str, value: Any, hint: Any) -> list[str]:
         return []
     low, high = (int(limit) if limit == int(limit) else limit for limit in (low, high))
     return [f"{path}={written(plain)}: must be between {low:,} and {high:,}"]
+
+
+def part_problems(path: str, value: float) -> list[str]:
+    """Returns a message if a value is neither a fraction up to 1.0 nor a whole number of batches."""
+    is_whole = isinstance(value, int) and 1 <= value <= 2**40
+    if is_whole or 0 < value <= 1 or (value == 0 and path in MAY_BE_NONE):
+        return []
+    return [f"{path}={written(value)}: must be a fraction up to 1.0 or a whole number of batches from 1"]
 
 
 def written(value: Any) -> str:
@@ -321,13 +362,6 @@ def written(value: Any) -> str:
         return str(value)
     looks_otherwise = value in ("", "true", "false", "null") or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value)
     return repr(value) if looks_otherwise else value
-
-
-def takes_any_argument(function: Any) -> bool:
-    """Returns whether a function or class accepts arguments of any name."""
-    if getattr(function, "__name__", "") == "from_size":
-        return any(p.kind is p.VAR_KEYWORD for p in own_parameters(function.__self__).values())
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def is_checkable(hint: Any) -> bool:

@@ -18,6 +18,7 @@ from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import load_pretrained
 from vivit_train.models.weights.vivit_file import checkpoint_weights
+from vivit_train.recipe import typed_in_job
 from vivit_train.training.checkpoint import Metadata, num_classes, uncompiled
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.targets import DATA, MODELS, build, resolve_target
@@ -75,7 +76,7 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
     """
     clip = ("frames", "stride", "fps", "sampling", "padding", "short_side", "crop")
     pixels = ("resize", "resize_mode", "square_pixels")
-    keys = (*SOURCE, *clip, *pixels, "num_workers", "decoder")
+    keys = (*SOURCE, *clip, *pixels, "num_workers", "decoder", "timeout_s")
     typed: dict[str, Any] = {key: cfg.data[key] for key in keys}
     given = {key: value for key, value in typed.items() if value is not None or (cfg.data.name and key in SOURCE)}
     if given.get("reader") is not None:
@@ -83,6 +84,10 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
         if metadata.multi_label and "multi_label" in given["reader"]:
             given["reader"]["multi_label"] = True  # Multi-label follows the model.
         given["reader"] = instantiate(given["reader"], _convert_="all")
+    if cfg.data.name is not None and "data.train" in typed_in_job():
+        raise UserError(
+            f"data.train={cfg.data.train} has no effect: an evaluation of a checkpoint reads no training clips"
+        )
     if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
         given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
         given |= {"train": None, **evaluated_lists(cfg)}

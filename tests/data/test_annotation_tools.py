@@ -125,6 +125,23 @@ def test_timelines_of_label_studio_are_segments(two_videos: Path) -> None:
     assert has(text, "task 7: frames 59 to 89 are not within", "which has 48 frames")
 
 
+def test_what_label_studio_leaves_out_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    note = {"value": {"text": ["blurred"]}, "from_name": "n", "to_name": "video", "type": "textarea"}
+    tasks = [task(1, "a.mp4", choice("run"), note), task(2, "b.mp4", choice("walk"))]
+    tasks += [task(3, "c.mp4"), task(4, "c.mp4", choice("run"), was_cancelled=True), task(5, "c.mp4", choice())]
+    tasks += [{"id": 6, "data": {"video": "c.mp4"}, "annotations": []}]
+    splits = studio(tmp_path, tasks, val="export.json")
+    assert rows(splits.train) == [("a.mp4", 0), ("b.mp4", 1)]
+    skipped = "skipped 1 result of the type 'textarea', 4 tasks without a label, 1 annotation that was cancelled"
+    assert has(splits.summary(), f"export.json: {skipped}")
+    minimal = [{"id": i, "video": f"{name}.mp4", "choice": label} for i, (name, label) in enumerate(("ax", "by"))]
+    splits = studio(tmp_path, [*minimal, {"id": 3, "video": "c.mp4"}], val="export.json")
+    assert has(splits.summary(), "export.json: skipped 1 task without a label")
+    text = error(lambda: studio(tmp_path, [*minimal, task(7, "c.mp4", choice(""))], val="export.json"))
+    assert has(text, "task 7: c.mp4 has an empty label")
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -218,10 +235,11 @@ def test_the_backup_of_a_task_of_cvat(two_videos: Path) -> None:
         {"frame": 0, "outside": False, "type": "rectangle"},
         {"frame": 12, "outside": True, "type": "rectangle"},
     ]
+    unseen = {"frame": 0, "label": "run", "shapes": shapes[1:]}
     job = {
         "version": 0,
-        "shapes": [],
-        "tracks": [{"frame": 0, "label": "run", "shapes": shapes}],
+        "shapes": [{"frame": 3, "label": "run", "type": "polygon"}],
+        "tracks": [{"frame": 0, "label": "run", "shapes": shapes}, unseen],
         "tags": [{"frame": i, "label": "walk"} for i in range(24, 48)],
     }
     write(folder / "annotations.json", json.dumps([job]))
@@ -233,6 +251,43 @@ def test_the_backup_of_a_task_of_cvat(two_videos: Path) -> None:
         ("a.mp4", 0, pytest.approx(12 / FPS)),
         ("a.mp4", pytest.approx(24 / FPS), pytest.approx(48 / FPS)),
     ]
+    skipped = "skipped 1 track that is never in the picture, 1 shape of a single frame, which is no tag"
+    assert has(splits.summary(), f"annotations.json: {skipped}")
+
+
+def test_what_cvat_leaves_out_is_counted(two_videos: Path) -> None:
+    text = VIDEO.format(video="a.mp4").replace(
+        "</annotations>",
+        '<track id="2" label="run"><box frame="3" outside="1"></box></track>'
+        '<image id="5" name="frame_000005"><box label="run"></box><tag label="walk"></tag></image></annotations>',
+    )
+    write(two_videos / "more.xml", text)
+    splits = read_cvat(two_videos, train="more.xml", val="more.xml")
+    assert len(splits.train) == 4
+    skipped = "skipped 1 track that is never in the picture, 1 shape of a single frame, which is no tag"
+    assert has(splits.summary(), f"more.xml: {skipped}")
+    box = '<box frame="{}" outside="{}"></box>'
+    tasks = "".join(f"<task><id>{i}</id><name>{v}.mp4</name></task>" for i, v in enumerate("abc"))
+    tracks = "".join(
+        f'<track id="{i}" label="{label}" task_id="{i}">{box.format(0, 0)}{box.format(24, 1)}</track>'
+        for i, label in enumerate(("run", "walk"))
+    )
+    write(two_videos / "project.xml", f"<annotations><meta>{tasks}</meta>{tracks}</annotations>")
+    splits = read_cvat(two_videos, train="project.xml", val="project.xml")
+    assert has(splits.summary(), "project.xml: skipped 1 video without a label")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("Datumaro", {"info": {}, "categories": {"label": {"labels": [{"name": "run"}]}}, "items": []}),
+        ("COCO", {"images": [], "annotations": [], "categories": []}),
+    ],
+)
+def test_exports_of_frames_do_not_name_their_video(name: str, content: Any, tmp_path: Path) -> None:
+    write(tmp_path / "default.json", json.dumps(content))
+    text = error(lambda: read_cvat(tmp_path, train="default.json"))
+    assert has(text, f"default.json is an export as {name}", "CVAT for video 1.1", "data.train=annotations.xml")
 
 
 @pytest.mark.parametrize(

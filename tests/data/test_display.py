@@ -1,5 +1,7 @@
 """Frames look as FFmpeg itself shows them: upright, with square pixels, in BT.709."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -138,6 +140,31 @@ def test_frames_are_those_that_ffmpeg_shows(color: str, tmp_path: Path) -> None:
         assert info.mirrored == (name in ("hflip", "vflip", "transpose", "anti-transpose"))
         plain = read_frames(path, range(3), square_pixels=False)
         assert difference(plain, by_ffmpeg(path, *mapping, *turns)) < 2, (name, aspect)
+        path.unlink()
+
+
+def by_command(path: Path, color: str) -> NDArray[np.uint8]:
+    """The frames that the command `ffmpeg` shows, uint8 RGB, one after another: it turns and mirrors by itself."""
+    filters = [*([TO_BT709] if color in WIDE else []), SQUARED, ("setsar", "1")]
+    graph = ",".join("=".join(one) for one in filters)
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-vf", graph, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    return np.frombuffer(subprocess.check_output(command), np.uint8)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the command ffmpeg is not installed")
+@pytest.mark.parametrize(
+    ("color", "aspect"),
+    [
+        pytest.param(color, aspect, marks=() if (color, aspect) == ("BT.601", ASPECTS[1]) else pytest.mark.slow)
+        for color, aspect in product([color for color in COLORS if color not in ("PQ", "HLG")], ASPECTS)
+    ],
+)
+def test_frames_are_those_of_the_command_ffmpeg(color: str, aspect: Fraction, tmp_path: Path) -> None:
+    """For all eight display matrices: three turns, two flips, two transposes, and none."""
+    for name, (matrix, _) in MATRICES.items():
+        path = make(tmp_path / "a.mp4", matrix, aspect, color)
+        got = read_frames(path, range(3))
+        assert difference(got, by_command(path, color).reshape(got.shape)) < 2, name
         path.unlink()
 
 

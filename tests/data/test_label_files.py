@@ -140,6 +140,7 @@ def test_comments(tmp_path: Path) -> None:
         tmp_path, "# made by hand", lines[0] + " # ok", "#", *lines[1:3], "", lines[3] + "\t# check again"
     )
     assert (rows(splits.train), splits.classes[""]) == (EXPECTED, ("run", "walk"))
+    assert ", 2 comments; labels are names" in splits.read_as
     touch(tmp_path, "#1 # take.mp4")
     assert rows(read(tmp_path, "#1 # take.mp4 run", *lines[1:]).train)[0] == ("#1 # take.mp4", 0)
 

@@ -18,7 +18,8 @@ from vivit_train.tools.crossval import command as crossval_command
 from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.predict import command as predict_command
-from vivit_train.utils.errors import UserError, exit_with_message
+from vivit_train.tools.usage import HELP, run_app
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
 from vivit_train.utils.text import file_stem
@@ -31,7 +32,7 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *commands])
 
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides as for vivit train: data=csv data.root=DIR data.frames=16 ..."),
@@ -137,13 +138,17 @@ def prepare(
         Path, typer.Argument(metavar="DST", help="Output folder: same folder structure, every video as .mp4.")
     ],
     short_side: Annotated[
-        int, typer.Option(help="Short side in pixels, as data.short_side. Videos are never upscaled.")
+        int,
+        typer.Option(min=2, max=8192, help="Short side in pixels, as data.short_side. Videos are never upscaled."),
     ] = 256,
-    gop: Annotated[int, typer.Option(help="GOP size: frames from one key frame to the next.")] = 32,
+    gop: Annotated[int, typer.Option(min=1, help="GOP size: frames from one key frame to the next.")] = 32,
     crf: Annotated[
-        int, typer.Option(help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts.")
+        int,
+        typer.Option(min=0, max=51, help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts."),
     ] = 23,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=512, help="Number of processes. Default: one per core.")
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Process only part I of N, from 0/N to N-1/N, as in a job array."),
@@ -179,7 +184,7 @@ def doctor(
     videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: doctor/<data name>.")] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Number of processes that read files. 0 means one per core.")
+        int, typer.Option(min=0, max=512, help="Number of processes that read files. 0 means one per core.")
     ] = 0,
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Decode every frame of every file: slower but thorough.")
@@ -388,7 +393,7 @@ def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 def main() -> None:
     prepare_process()
-    exit_with_message(app)
+    run_app(app)
 
 
 if __name__ == "__main__":

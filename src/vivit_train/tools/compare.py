@@ -1,6 +1,5 @@
 """`vivit compare A B ...`: whether one result is better than another on the same videos, and where."""
 
-import csv
 import logging
 import math
 import re
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, reason
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap, wilson
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.page import render
@@ -24,6 +23,7 @@ from vivit_train.utils.text import plural, printable, shorten_list
 log = logging.getLogger(__name__)
 
 PROTOCOL = {"split": str, "views": str, "order": str, "n": int}  # what results must share, and its types
+MAX_BYTES = 1 << 30  # predictions.csv has a column per class.
 SIGNIFICANT = 0.05
 LISTED = 5  # classes and flipped videos in the terminal
 SHOWN = 300  # flipped videos on the page
@@ -58,7 +58,11 @@ def read_result(folder: Path) -> Scored:
     Raises:
         UserError: A file is missing or damaged, or is from an earlier version.
     """
-    found = parse_json(read_text(folder / "metrics.json"), folder / "metrics.json")
+    try:
+        found = parse_json(read_text(folder / "metrics.json"), folder / "metrics.json")
+        table = read_records(folder / "predictions.csv", MAX_BYTES)
+    except UserError as error:
+        raise UserError(f"{error}; name the folder of a run or an evaluation") from error
     stated = found if isinstance(found, dict) else {}
     if lacking := [key for key, hint in PROTOCOL.items() if not conforms(stated.get(key), hint)]:
         raise UserError(
@@ -67,14 +71,14 @@ def read_result(folder: Path) -> Scored:
         )
     file = folder / "predictions.csv"
     try:
-        rows = sorted(csv.DictReader(read_text(file).splitlines()), key=lambda row: row["id"])
+        rows = sorted(table, key=lambda row: row["id"])
         heads = [name.removesuffix("prediction") for name in rows[0] if re.fullmatch(r"([^:]*_)?prediction", name)]
         labels, predictions = (
             [" + ".join(row[f"{head}{kind}"] for head in heads) for row in rows]
             for kind in ("label", "prediction")
         )
         failed, ids = np.array([row["failed"] != "0" for row in rows]), [row["id"] for row in rows]
-    except (csv.Error, IndexError, KeyError, TypeError) as error:
+    except LookupError as error:
         raise UserError(f"{file} is not a complete table of predictions ({reason(error)})") from error
     if len(rows) != found["n"]:
         raise UserError(f"{file} has {plural(len(rows), 'video')}, but metrics.json is about {found['n']}")
@@ -83,19 +87,6 @@ def read_result(folder: Path) -> Scored:
     right = np.array([label == said for label, said in zip(labels, predictions, strict=True)]) & ~failed
     said = ["" if bad else prediction for bad, prediction in zip(failed, predictions, strict=True)]
     return Scored(str(folder), {key: found[key] for key in PROTOCOL}, ids, labels, said, right)
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a file of a result.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        advice = "name the folder of a run or an evaluation"
-        raise UserError(f"{file} cannot be read ({reason(error)}): {advice}") from error
 
 
 def check_comparable(results: Sequence[Scored]) -> None:
@@ -200,7 +191,7 @@ def compare(folders: Sequence[Path], out: Path) -> list[Comparison]:
     """
     if len(folders) < 2:
         raise UserError("vivit compare needs the folders of at least two results")
-    if out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if out.exists() and MARK not in read_text(out, errors="replace")[:2000]:
         raise UserError(f"{out} exists and is no page of vivit-train: set --out")
     results = [read_result(folder) for folder in folders]
     check_comparable(results)

@@ -7,7 +7,6 @@ reversed (RUN/reversed) and shuffled (RUN/shuffled). A reversed clip of one clas
 class. A shuffled clip looks like neither.
 """
 
-import csv
 import logging
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 
 from vivit_train.data.synthetic import CLASSES, PARTNER
 from vivit_train.data.video.decode import read_frames
+from vivit_train.utils.files import read_records
 from vivit_train.utils.plots import CAPTION, confusion_axis, drawn, save
 from vivit_train.utils.startup import prepare_process
 
@@ -28,8 +28,8 @@ ORDERS = {"forward": ".", "reversed": "reversed", "shuffled": "shuffled"}
 
 def read_predictions(run: Path) -> list[tuple[str, str, str]]:
     """Return (id, label, prediction) for every test video."""
-    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["id"], row["label"], row["prediction"]) for row in csv.DictReader(file)]
+    rows = read_records(run / "predictions.csv")
+    return [(row["id"], row["label"], row["prediction"]) for row in rows]
 
 
 def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: Path) -> None:

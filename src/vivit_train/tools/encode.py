@@ -42,7 +42,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.short_side < 2 or self.short_side % 2 or self.gop < 1 or not 0 <= self.crf <= 51:
-            raise UserError(f"{self}: short_side must be even, gop at least 1 and crf between 0 and 51")
+            raise UserError(f"{self}: the short side must be even, gop at least 1 and crf between 0 and 51")
 
     def __str__(self) -> str:
         return f"short_side={self.short_side} gop={self.gop} crf={self.crf}"

@@ -3,6 +3,7 @@
 train.py imports this module at every start, so heavy imports are local.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from omegaconf import DictConfig
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
 
+log = logging.getLogger(__name__)
+
 MAX_BYTES = 1 << 30  # A trial takes about a kilobyte.
 STUDY = "vivit-train"
 PRUNED = "pruned after epoch"  # This is the user attribute of a pruned trial.
@@ -31,7 +34,7 @@ class Search(Sweeper):
 
     The trials are stored in a file, and the values of a trial depend only on the seed and the number of the trial.
     After a search is killed, the same command therefore resumes it with the same trials. Unfinished trials are
-    launched first.
+    launched first; one that has not all of its parameters is dropped, and another takes its place.
 
     Args:
         storage: File that stores the trials.
@@ -69,7 +72,9 @@ class Search(Sweeper):
         overrides = {override.get_key_element(): override for override in parsed}  # The last override wins.
         fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
         space = {name: distribution(o) for name, o in overrides.items() if o.is_sweep_override()}
+        drop_incomplete(study, space)
         waiting = [trial.number for trial in study.trials if not trial.state.is_finished()]
+        n_trials = self.n_trials + sum(is_incomplete(trial, space) for trial in study.trials)
         if not all(conforms(trial.values, list[float] | None) for trial in study.trials):
             raise UserError(f"{self.storage} holds a score that is no finite number: move or delete it")
         for number in waiting:
@@ -79,7 +84,7 @@ class Search(Sweeper):
             while batch and batch[-1] + 1 in waiting and len(batch) < self.n_jobs:
                 batch.append(batch[-1] + 1)
             waiting = [number for number in waiting if number not in batch]
-            while not waiting and len(batch) < self.n_jobs and len(study.trials) < self.n_trials:
+            while not waiting and len(batch) < self.n_jobs and len(study.trials) < n_trials:
                 study.sampler = instantiate(self.sampler, seed=self.seed + len(study.trials))
                 batch.append(study.ask(space).number)
             if not batch:
@@ -113,6 +118,28 @@ def distribution(override: Override) -> Any:
         return FloatDistribution(float(str(low)), float(str(high)), log=log)
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
+
+
+def is_incomplete(trial: Any, space: Mapping[str, Any]) -> bool:
+    """Return whether a trial has no result and lacks a parameter of the search space."""
+    return trial.state.name in ("RUNNING", "WAITING", "FAIL") and not space.keys() <= trial.params.keys()
+
+
+def drop_incomplete(study: Any, space: Mapping[str, Any]) -> None:
+    """Mark unfinished trials without all parameters as failed; the search asks for others in their place.
+
+    They are what a search leaves that is killed while it draws the parameters of a trial.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.trials:
+        if not trial.state.is_finished() and is_incomplete(trial, space):
+            study.tell(trial.number, state=TrialState.FAIL)
+            missing = ", ".join(sorted(space.keys() - trial.params.keys()))
+            log.info(
+                f"trial {trial.number} is dropped, as the search was killed before it had a value for {missing}: "
+                "another one takes its place"
+            )
 
 
 def check_choices(storage: str, params: Mapping[str, Any], space: Mapping[str, Any]) -> None:

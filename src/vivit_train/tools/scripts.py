@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from vivit_train.composition import known_keys, refuse_shadowed_files, translate_hydra_errors
 from vivit_train.help import answer_help
 from vivit_train.tools.optuna_sweeper import register_search
-from vivit_train.tools.sweep import NOTE, Outcome, is_job, run_job, take_folder
+from vivit_train.tools.sweep import NOTE, VAL_SCORE, Outcome, is_job, run_job, take_folder
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError, end_on_signals, end_with_message, exit_with_message, reason
 from vivit_train.utils.files import read_text
@@ -100,10 +100,10 @@ def run_training(cfg: DictConfig, program: Sequence[str]) -> float | None:
         return run_job(cfg, program)
     end_on_signals()
 
-    def run(folder: RunFolder) -> float:
+    def run(folder: RunFolder) -> tuple[str, float]:
         from vivit_train.run import train
 
-        return train(cfg, folder)
+        return VAL_SCORE, train(cfg, folder)
 
     return record(cfg, run)
 
@@ -114,10 +114,12 @@ def run_evaluation(cfg: DictConfig, program: Sequence[str]) -> float | None:
     if is_job():
         return run_job(cfg, program)
 
-    def run(folder: RunFolder) -> None:
+    end_on_signals()
+
+    def run(folder: RunFolder) -> tuple[str, float]:
         from vivit_train.run import evaluate
 
-        evaluate(cfg, folder)
+        return next(iter(evaluate(cfg, folder).items()))  # metrics.json begins with the main score.
 
     return record(cfg, run)
 
@@ -130,12 +132,12 @@ def check_own_files() -> None:
         end_with_message(error)
 
 
-def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float | None:
+def record(cfg: DictConfig, run: Callable[[RunFolder], tuple[str, float]]) -> float | None:
     """Run in the folder of a Hydra job, and write its configuration, its outcome and the message of its error.
 
     Args:
         cfg: Configuration of the job.
-        run: Function that trains or evaluates, and returns a score if there is one.
+        run: Function that trains or evaluates, and returns the name and the value of a score.
 
     Returns:
         The score.
@@ -151,7 +153,7 @@ def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float |
             started.write(folder.path)
             write_configuration(cfg, folder.path / ".hydra")
         try:
-            score = run(folder)
+            metric, score = run(folder)
         except Exception as error:
             why = " ".join(str(error).split()) if isinstance(error, UserError) else reason(error)
             if is_first_rank():
@@ -162,8 +164,8 @@ def record(cfg: DictConfig, run: Callable[[RunFolder], float | None]) -> float |
             return score
         note = folder.path / NOTE
         text = read_text(note, errors="replace").strip() if note.is_file() else ""
-        is_nan = score is not None and score != score  # JSON has no NaN.
-        replace(started, score=None if is_nan else score, failed=False, note=text).write(folder.path)
+        known = None if score is None or score != score else score  # JSON has no NaN.
+        replace(started, score=known, metric=metric, failed=False, note=text).write(folder.path)
         return score
 
 

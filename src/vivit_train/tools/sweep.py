@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.composition import check_recipe
 from vivit_train.utils.arguments import conforms
-from vivit_train.utils.errors import TRY_AGAIN, UserError, reason
+from vivit_train.utils.errors import CTRL_C, TRY_AGAIN, UserError, reason
 from vivit_train.utils.files import check_folder, read_text, replacing
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import OUTCOME, RunFolder
@@ -34,9 +34,10 @@ from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 
 log = logging.getLogger(__name__)
 
+VAL_SCORE = "val/score"
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
-STOPPED = (TRY_AGAIN, 130)  # A job that a signal stopped ends with one of these exit codes.
+STOPPED = (TRY_AGAIN, CTRL_C)  # A job that a signal stopped ends with one of these exit codes.
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ class Outcome:
     Attributes:
         job: Number of the job in the sweep. It is None for a single run.
         overrides: Overrides of the command line or the sweep, without `hydra.*`.
-        score: Best val/score. It is None for a run that failed or had no validation.
+        score: Best val/score, or the main score of an evaluation. It is None for a run that failed or had no
+            validation.
         failed: Whether the run has no result.
         note: Reason for the failure or another remark, in one line.
+        metric: Name of the score.
     """
 
     job: int | None
@@ -56,6 +59,7 @@ class Outcome:
     score: float | None = None
     failed: bool = True
     note: str = "not finished: still running or killed"
+    metric: str = VAL_SCORE
 
     def write(self, folder: str | Path) -> None:
         with replacing(Path(folder) / OUTCOME) as part:
@@ -81,6 +85,7 @@ def read_outcome(file: Path) -> Outcome:
         and abs(found.score or 0) < 1e300  # NaN is not less, either.
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
+        and isinstance(found.metric, str)
     )
     if not is_whole:
         raise UserError(f"{file} is not the outcome of a run (a value has the wrong type): move or delete it")
@@ -208,11 +213,17 @@ def write_summary(folder: Path) -> list[Outcome]:
     names = swept(jobs)
     with replacing(folder / "summary.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", "val/score", *map(csv_cell, names), "failed", "note"])
+        writer.writerow(["job", csv_cell(score_name(jobs)), *map(csv_cell, names), "failed", "note"])
         for job in jobs:
             chosen = (choice_cell(choices(job).get(name, "")) for name in names)
             writer.writerow([job.job, job.score, *chosen, int(job.failed), csv_cell(job.note)])
     return jobs
+
+
+def score_name(jobs: Sequence[Outcome]) -> str:
+    """Return the name of the score if all finished jobs have the same one."""
+    names = {job.metric for job in jobs if not job.failed} or {VAL_SCORE}
+    return names.pop() if len(names) == 1 else "score"
 
 
 def swept(jobs: Sequence[Outcome]) -> list[str]:
@@ -227,12 +238,13 @@ def table(jobs: Sequence[Outcome]) -> str:
         " ".join(printable(f"{n}={short(choices(job)[n])}") for n in names if n in choices(job)) for job in jobs
     ]
     width = max(map(len, ["choices", *texts]))
-    lines = [f"{'job':>4}  val/score  {'choices':<{width}}  note"]
-    for job, text in zip(jobs, texts, strict=True):
-        score = "failed" if job.failed else "-" if job.score is None else f"{job.score:.4f}"
-        lines.append(
-            f"{'' if job.job is None else job.job:>4}  {score:>9}  {text:<{width}}  {printable(job.note)}"
-        )
+    metric = printable(score_name(jobs))
+    numbers = ["failed" if job.failed else "-" if job.score is None else f"{job.score:.4f}" for job in jobs]
+    wide = max(9, len(metric))
+    lines = [f"{'job':>4}  {metric:>{wide}}  {'choices':<{width}}  note"]
+    for job, score, text in zip(jobs, numbers, texts, strict=True):
+        number = "" if job.job is None else job.job
+        lines.append(f"{number:>4}  {score:>{wide}}  {text:<{width}}  {printable(job.note)}")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -308,7 +320,7 @@ def run_job(cfg: DictConfig, program: Sequence[str]) -> float:
             handler = found[signal.Signals(number)]
             if callable(handler) and number != signal.SIGINT:
                 handler(number, None)  # The handler of submitit makes SLURM requeue the job.
-        sys.exit(130 if code == 130 or signal.SIGINT in received else TRY_AGAIN)
+        sys.exit(CTRL_C if code == CTRL_C or signal.SIGINT in received else TRY_AGAIN)
     return float("nan") if code or outcome.score is None else outcome.score
 
 

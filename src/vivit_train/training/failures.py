@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,31 @@ def translate_out_of_memory(data: VideoDataModule, trainer: L.Trainer) -> Iterat
         raise OutOfMemoryError(text, half if early else None) from error
 
 
+# What Lightning says of settings that only a run can check, and what is said instead.
+SAID_INSTEAD = (
+    (
+        r"You requested to check (\S+) of the `(train|val|test)_dataloader` but \S+ \* (\d+) < 1.*",
+        r"trainer.limit_\2_batches=\1: this is less than one of the \3 batches: raise it, or set a whole number",
+    ),
+    (
+        r"Cannot use `(\w+)` callback with `Trainer` that has no logger.*",
+        r"callbacks: \1 needs a logger: set logger=csv, or leave it out",
+    ),
+    (
+        r"Early stopping conditioned on metric `(.+?)` which is not available.*?following: (.*)",
+        r"callbacks: EarlyStopping monitors \1, which this run does not log; it logs \2",
+    ),
+)
+
+
+def said_instead(text: str) -> str:
+    """Returns a message of Lightning in the words of this package, if it is a known one."""
+    for pattern, message in SAID_INSTEAD:
+        if match := re.fullmatch(pattern, text):
+            return match.expand(message).replace("`", "")
+    return f"the settings of trainer or callbacks do not fit: {text}"
+
+
 @contextmanager
 def translate_lightning_errors() -> Iterator[None]:
     """A context manager that turns errors of Lightning about its own arguments into a `UserError`."""
@@ -70,9 +96,7 @@ def translate_lightning_errors() -> Iterator[None]:
         in_lightning = f"{os.sep}lightning{os.sep}" in steps[-1].filename if steps else False
         if isinstance(error, UserError) or not (in_lightning or isinstance(error, MisconfigurationException)):
             raise
-        raise UserError(
-            f"the settings of trainer or callbacks do not fit: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(said_instead(" ".join(str(error).split()))) from error
 
 
 @contextmanager

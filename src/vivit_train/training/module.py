@@ -31,7 +31,7 @@ from vivit_train.training.resume import (
     to_fqn_order,
     use_settings,
 )
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, reason
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # These are keys of a checkpoint.
@@ -301,8 +301,8 @@ class VideoClassifier(L.LightningModule):
             for group in groups if self.layer_decay is not None else ():
                 group["lr"] = getattr(self.optimizer, "keywords", {})["lr"] * group["lr_scale"]
             optimizer = self.optimizer(groups)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"optimizer: {reason(error)}") from error
         schedule = self.build_schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -317,8 +317,8 @@ class VideoClassifier(L.LightningModule):
             return LambdaLR(optimizer, lambda step: factor(step - self.schedule_offset))
         try:
             return self.schedule(optimizer)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"scheduler: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"scheduler: {reason(error)}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata

@@ -1,8 +1,8 @@
 """report.html: one page that shows what a model does well and where it fails."""
 
-import csv
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from vivit_train.training.findings import confidently_wrong, findings, tiles
 from vivit_train.training.result import Result, defined
 from vivit_train.training.statistics import calibration, confused, views_accuracy
 from vivit_train.training.thumbnails import thumbnails
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_records
 from vivit_train.utils.page import render
 from vivit_train.utils.plots import ACCURACY
 from vivit_train.utils.text import plural
 
+log = logging.getLogger(__name__)
 SHOWN = 12  # videos in each group
 PAIRS = 15  # pairs of classes that are confused
 FAILURES = 100  # unreadable videos that are listed
@@ -145,7 +148,12 @@ def learning_curves(ckpt_path: Path, data: VideoDataModule) -> dict[str, Any] | 
     folders = (ckpt_path.parent.parent, ckpt_path.parent)
     file = next((folder / "metrics.csv" for folder in folders if (folder / "metrics.csv").is_file()), None)
     by_epoch: dict[int, dict[str, float]] = {}
-    for epoch, name, value in logged(file) if file else ():
+    try:
+        rows = read_records(file, errors="replace") if file else []
+    except UserError as error:
+        log.warning(f"the report is without learning curves: {error}")
+        return None
+    for epoch, name, value in logged(rows):
         by_epoch.setdefault(epoch, {})[name] = value
     if len(by_epoch) < 2:
         return None
@@ -168,17 +176,16 @@ def learning_curves(ckpt_path: Path, data: VideoDataModule) -> dict[str, Any] | 
     }
 
 
-def logged(file: Path) -> Iterator[tuple[int, str, float]]:
-    """Yields (epoch, name, value) for each number in a metrics.csv, whatever else is in it."""
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        for row in csv.DictReader(lines):
-            for name, text in row.items():
-                try:
-                    epoch, value = int(row["epoch"]), float(text)
-                except (KeyError, TypeError, ValueError):
-                    continue
-                if math.isfinite(value):
-                    yield epoch, name, value
+def logged(rows: Iterable[Mapping[str, str]]) -> Iterator[tuple[int, str, float]]:
+    """Yields (epoch, name, value) for each number in the rows of a metrics.csv, whatever else is in it."""
+    for row in rows:
+        for name, text in row.items():
+            try:
+                epoch, value = int(row["epoch"]), float(text)
+            except (KeyError, ValueError):
+                continue
+            if math.isfinite(value):
+                yield epoch, name, value
 
 
 def video_groups(result: Result, data: VideoDataModule) -> Iterator[dict[str, Any]]:

@@ -130,9 +130,9 @@ def accepted_arguments(node: Mapping[Any, Any], where: str) -> Collection[str]:
     name = node.get("_target_")
     try:
         target = resolve_name(str(name))
-    except (ImportError, AttributeError, ValueError) as error:
+        parameters = inspect.signature(target).parameters
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"{where}._target_={name}: cannot be imported ({reason(error)})") from error
-    parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return {*parameters, *node}
     return parameters.keys()

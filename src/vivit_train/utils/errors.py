@@ -44,32 +44,34 @@ class VideoError(UserError):
 
 
 TRY_AGAIN = 75  # This is EX_TEMPFAIL of sysexits.h; schedulers requeue a job that exits with it.
+CTRL_C = 130  # The exit code of a program that SIGINT ends.
+NOTHING_DONE = 2  # Exit code for wrong words of a command whose exit code 1 stands for unreadable videos.
 
 
 class StoppedError(UserError):
     """A run that was stopped by a signal after its state was saved.
 
     Attributes:
-        code: The exit code: 130 after Ctrl-C, `TRY_AGAIN` after any other signal.
+        code: The exit code: `CTRL_C` after Ctrl-C, `TRY_AGAIN` after any other signal.
     """
 
     def __init__(self, received: signal.Signals, text: str) -> None:
         super().__init__(text)
-        self.code = 130 if received == signal.SIGINT else TRY_AGAIN
+        self.code = CTRL_C if received == signal.SIGINT else TRY_AGAIN
 
 
 def end_on_signals() -> None:
-    """Makes a scheduler's signals end this process with the exit code `TRY_AGAIN`.
+    """Makes a scheduler's signals end this process with the exit code `TRY_AGAIN`, and Ctrl-C with `CTRL_C`.
 
-    This applies during startup and final evaluation, when there is no state to save. `LastCheckpoint` replaces
-    these handlers during training.
+    This applies during startup and evaluation, when there is no state to save. `LastCheckpoint` replaces these
+    handlers during training.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         os.write(2, f"\n{signal.Signals(number).name}: stopping now\n".encode())
-        sys.exit(TRY_AGAIN)
+        sys.exit(CTRL_C if number == signal.SIGINT else TRY_AGAIN)
 
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, end)
 
 
@@ -97,6 +99,8 @@ def exit_with_message(main: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then re-raises errors instead of printing a traceback.
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(CTRL_C)
     except Exception as error:
         end_with_message(error)
         raise

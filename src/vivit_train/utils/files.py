@@ -29,6 +29,17 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
+def check_is_file(file: Path) -> None:
+    """Checks that opening a file does not block, as it does for a pipe.
+
+    Raises:
+        UserError: The file is missing, a folder, a pipe or a device.
+    """
+    if not file.is_file():
+        kind = "it is not a file" if file.exists() else "there is no such file"
+        raise UserError(f"{file} cannot be read: {kind}")
+
+
 def read_text(file: Path, max_bytes: int = MAX_BYTES, errors: str = "strict") -> str:
     """Returns the UTF-8 text of a file, with its line breaks as they are.
 
@@ -41,8 +52,7 @@ def read_text(file: Path, max_bytes: int = MAX_BYTES, errors: str = "strict") ->
         UserError: The file is missing, a pipe or a device, too large, or not UTF-8.
     """
     try:
-        if not file.is_file():  # Opening a pipe would block.
-            raise UserError(f"{file} cannot be read: it is not a file")
+        check_is_file(file)
         if (size := file.stat().st_size) > max_bytes:
             raise UserError(f"{file} cannot be read: it has {size:,} bytes, more than the {max_bytes:,} allowed")
         return file.read_bytes().decode(errors=errors)
@@ -61,6 +71,18 @@ def read_table(file: Path, max_bytes: int = MAX_BYTES, errors: str = "strict") -
         return list(csv.reader(text))
     except csv.Error as error:
         raise UserError(f"{file} cannot be read as a table: {reason(error)}") from error
+
+
+def read_records(file: Path, max_bytes: int = MAX_BYTES, errors: str = "strict") -> list[dict[str, str]]:
+    """Returns the rows of a CSV file with a header, by column; see `read_text`.
+
+    Raises:
+        UserError: The file cannot be read, is not CSV, or has a row that is longer or shorter than the header.
+    """
+    header, *rows = read_table(file, max_bytes, errors) or [[]]
+    if odd := next((i for i, row in enumerate(rows) if len(row) != len(header)), None):
+        raise UserError(f"{file}: row {odd + 1} has {len(rows[odd])} cells, but the header has {len(header)}")
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def check_folder(folder: str | Path, places: Iterable[str], advice: str) -> None:

@@ -225,7 +225,8 @@ class _Reader:
         Raises:
             UserError: If the columns cannot be told.
         """
-        lines = content_lines(read_lines(file))
+        written = read_lines(file)
+        lines = content_lines(written)
         if lines and lines[0].text.startswith(("{", "[{")):
             raise UserError(
                 f"{file} looks like JSON, but data=csv reads rows of `path label` or a table; exports of Label "
@@ -233,7 +234,9 @@ class _Reader:
             )
         columns, body = self.columns_of(file, lines)
         form = columns.described() if columns else "rows of `path label`"
-        self.read_as[file.name] = form + (", a header" if len(body) < len(lines) else "")
+        comments = sum(map(bool, written)) - len(lines)
+        ignored = f", {plural(comments, 'comment')}" if comments else ""
+        self.read_as[file.name] = form + (", a header" if len(body) < len(lines) else "") + ignored
         found = []
         for number, line in body:
             where = f"{file}:{number}"

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vivit_train.data.annotations.exports import Annotation, ExportOptions, frame_number, read_exports
+from vivit_train.data.annotations.exports import (
+    Annotation,
+    ExportOptions,
+    Skipped,
+    frame_number,
+    read_exports,
+)
 from vivit_train.data.annotations.files import read_lines
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.utils.arguments import shown
@@ -22,6 +28,10 @@ CVAT_TREE = """Expected in {root}:
   annotations.xml        an export as "CVAT for video 1.1" or "CVAT for images 1.1", or the backup of a task:
                          annotations.json and task.json; data.train=FILE, and data.val=FILE if there is another
   **/<video>             the videos, anywhere below this folder, with the names that they were uploaded with"""
+NEVER_SHOWN = Skipped("track", "that is never in the picture")
+SHAPE = Skipped("shape", "of a single frame, which is no tag")
+# Exports of frames, by the keys of their JSON.
+OF_FRAMES = {"Datumaro": {"items", "categories"}, "COCO": {"images", "annotations", "categories"}}
 _FRAME = re.compile(r"(?:.*\D)?(\d+)(?:\.\w+)?")
 
 
@@ -41,7 +51,8 @@ def read_cvat(
     """Reads exports of CVAT.
 
     A track is a segment from its first frame to the one before it leaves the picture. Frames in a row with the
-    same tag are a segment, too.
+    same tag are a segment, too. Shapes of single frames, tracks that are never in the picture and videos without
+    an annotation are skipped, and a notice counts them.
 
     Args:
         root: The folder of the videos.
@@ -71,8 +82,8 @@ def read_cvat(
     return read_exports(root, {"train": train, "val": val, "test": test}, _annotations, options)
 
 
-def _annotations(file: Path) -> Iterator[Annotation]:
-    """Yields the annotations of an export.
+def _annotations(file: Path) -> Iterator[Annotation | Skipped]:
+    """Yields the annotations of an export, and what is skipped.
 
     Raises:
         UserError: If the file is no export of CVAT.
@@ -87,7 +98,7 @@ def _annotations(file: Path) -> Iterator[Annotation]:
         raise UserError(f"{file} is not XML: {reason(error)}. Export the task as CVAT for video 1.1") from None
     if top.tag != "annotations":
         raise UserError(f"{file}: <{top.tag}> instead of <annotations>. Export the task as CVAT for video 1.1")
-    videos = _videos(file, top)
+    videos, annotated = _videos(file, top), set[str]()
     for track in top.iter("track"):
         shapes = [
             (_whole(file, shape, "frame", number), shape.get("outside") == "1")
@@ -95,9 +106,16 @@ def _annotations(file: Path) -> Iterator[Annotation]:
             if (number := shape.get("frame"))
         ]
         where = f"{file}: track {track.get('id')}"
-        for frames in _shown(shapes):
-            yield Annotation(where, _of_task(videos, track, where), (track.get("label", ""),), frames)
-    yield from _tag_annotations(file, top, videos)
+        annotated.add(video := _of_task(videos, track, where))
+        ranges = list(_shown(shapes))
+        yield from (Annotation(where, video, (track.get("label", ""),), frames) for frames in ranges)
+        if not ranges:
+            yield NEVER_SHOWN
+    for part in _tag_annotations(file, top, videos):
+        annotated.add(part.video)
+        yield part
+    yield from (SHAPE for image in top.iter("image") for part in image if part.tag != "tag")
+    yield from (Skipped("video", "without a label") for video in videos.values() if video not in annotated)
 
 
 def _videos(file: Path, top: ElementTree.Element) -> dict[str | None, str]:
@@ -144,12 +162,19 @@ def _tag_annotations(
             yield Annotation(f"{file}: tag {label} at frame {run[0]}", video, (label,), run)
 
 
-def _json_annotations(file: Path, content: Any) -> Iterator[Annotation]:
+def _json_annotations(file: Path, content: Any) -> Iterator[Annotation | Skipped]:
     """Yields the annotations of annotations.json in the backup of a task, whose video task.json names.
 
     Raises:
         UserError: If the file has another structure.
     """
+    for name, keys in OF_FRAMES.items():
+        if isinstance(content, Mapping) and keys <= content.keys():
+            raise UserError(
+                f"{file} is an export as {name}, which names pictures and not the video that they are from. In "
+                "CVAT, choose Export task dataset, the format CVAT for video 1.1, and set "
+                "data.train=annotations.xml from its archive"
+            )
     jobs = content if isinstance(content, list) else [content]
     beside = file.with_name("task.json")
     task = parse_json("\n".join(read_lines(beside)), beside) if beside.is_file() else {}
@@ -163,12 +188,15 @@ def _json_annotations(file: Path, content: Any) -> Iterator[Annotation]:
             )
         for number, track in enumerate(tracks):
             shapes = [(frame_number(shape["frame"]), bool(shape["outside"])) for shape in track["shapes"]]
-            for frames in _shown(shapes):
-                yield Annotation(f"{file}: track {number}", video, (str(track["label"]),), frames)
+            ranges, label = list(_shown(shapes)), str(track["label"])
+            yield from (Annotation(f"{file}: track {number}", video, (label,), frames) for frames in ranges)
+            if not ranges:
+                yield NEVER_SHOWN
         by_label: dict[str, list[int]] = {}
         for tag in tags:
             by_label.setdefault(str(tag["label"]), []).append(frame_number(tag["frame"]))
-    except (KeyError, TypeError, ValueError) as error:
+        yield from (SHAPE for job in jobs for _ in job.get("shapes") or ())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         text = f"{file}: expected the tags and tracks of the backup of a task ({reason(error)})"
         raise UserError(f"{text}. Or export the task as CVAT for video 1.1") from None
     for label, numbers in by_label.items():

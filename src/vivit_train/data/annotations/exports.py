@@ -45,6 +45,18 @@ class Annotation(NamedTuple):
     span_s: tuple[float, float] | None = None
 
 
+class Skipped(NamedTuple):
+    """A part of an export that becomes no clip.
+
+    Attributes:
+        noun: What it is, such as "task"; see `plural`.
+        why: The reason, in words that follow the noun.
+    """
+
+    noun: str
+    why: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """How the exports of a tool become splits; the readers describe the attributes.
@@ -85,7 +97,7 @@ def frame_number(value: Any) -> int:
 def read_exports(
     root: StrPath,
     files: Mapping[str, StrPath | None],
-    read: Callable[[Path], Iterator[Annotation]],
+    read: Callable[[Path], Iterator[Annotation | Skipped]],
     options: ExportOptions,
 ) -> Splits:
     """Returns the splits of a data set; without a validation file, a part of the training videos is held out.
@@ -95,7 +107,7 @@ def read_exports(
     Args:
         root: The folder of the videos.
         files: The export of each split: "train", "val" and "test".
-        read: A function that yields the annotations in a file.
+        read: A function that yields the annotations in a file, and what it skips.
         options: See `ExportOptions`.
 
     Raises:
@@ -107,11 +119,14 @@ def read_exports(
     _check_kinds(found.values(), options.tool, expected_layout)
     finder = VideoFinder(top)
     notices: list[str] = []
-    tables = {
-        split: _rows(list(read(file)), file, finder, options, notices)
-        for split, file in found.items()
-        if split != "val" or val
-    }
+    tables = {}
+    for split, file in found.items():
+        if split == "val" and not val:
+            continue
+        parts = list(read(file))
+        annotations = [part for part in parts if isinstance(part, Annotation)]
+        notices += _skipped_notice(file, Counter(part for part in parts if isinstance(part, Skipped)))
+        tables[split] = _rows(annotations, file, finder, options, notices)
     if not val:
         tables |= _hold_out(tables["train"], options)
         if tables["train"] and not tables["val"]:
@@ -138,6 +153,12 @@ def read_exports(
             read_as=_read_as(tables, options),
         )
     )
+
+
+def _skipped_notice(file: Path, skipped: Counter[Skipped]) -> list[str]:
+    """Returns the notice about what a reader has skipped in a file, if it has skipped anything."""
+    texts = [f"{plural(count, part.noun)} {part.why}" for part, count in skipped.items()]
+    return [f"{file}: skipped {shorten_list(texts)}"] if texts else []
 
 
 def _check_kinds(files: Iterable[Path], tool: str, expected_layout: str) -> None:
@@ -181,6 +202,9 @@ def _rows(
             problems.append(f"{annotation.where}: {error}")
             continue
         expected = path or os.path.join(finder.root, os.path.basename(annotation.video))
+        if "" in annotation.labels:
+            problems.append(f"{annotation.where}: {annotation.video} has an empty label")
+            continue
         if len(annotation.labels) != 1 and not options.multi_label:
             problems.append(
                 f"{annotation.where}: {annotation.video} has the labels {shorten_list(annotation.labels)}"

@@ -13,6 +13,7 @@ from vivit_train.data.annotations.table import StrPath
 from vivit_train.data.video.storage import folder_and_name, is_picture, join, listing
 from vivit_train.data.video.urls import is_url
 from vivit_train.utils.errors import UserError, VideoError, reason
+from vivit_train.utils.files import check_is_file
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import LONGEST, SHOWN, loose_name, nfc, printable, shorten, shorten_list
 
@@ -160,6 +161,8 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         UserError: If the file is not UTF-8, contains a zero byte, or is larger than `MAX_BYTES`.
     """
+    if file.exists():
+        check_is_file(file)
     try:
         with file.open("rb") as stream:  # A file of the kernel claims 0 bytes, but reading it may never end.
             size = os.fstat(stream.fileno()).st_size
@@ -316,7 +319,10 @@ def find_videos(folder: Path) -> list[str]:
 
 
 def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Returns all videos below `folder`, sorted, and the number of other files per file extension."""
+    """Returns all videos below `folder`, sorted, and the number of other files per file extension.
+
+    Hidden files count only if they seem to be videos.
+    """
     videos, others = [], Counter[str]()
     for parent, _, files in walk(folder):
         for name in files:
@@ -324,6 +330,8 @@ def list_videos(folder: Path) -> tuple[list[str], Counter[str]]:
                 videos.append(os.path.join(parent, name))
             elif not name.startswith("."):
                 others[ending_of(name)] += 1
+            elif IS_VIDEO.fullmatch(name.lstrip("._")):
+                others[f"hidden {ending_of(name)}"] += 1
     return sorted(videos), others
 
 

@@ -7,11 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vivit_train.data.annotations.exports import Annotation, ExportOptions, frame_number, read_exports
+from vivit_train.data.annotations.exports import (
+    Annotation,
+    ExportOptions,
+    Skipped,
+    frame_number,
+    read_exports,
+)
 from vivit_train.data.annotations.files import read_lines
 from vivit_train.data.annotations.lookup import Problems
 from vivit_train.data.annotations.table import Splits, StrPath
 from vivit_train.data.video.urls import is_url
+from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.json_file import parse_json
 
@@ -35,7 +42,9 @@ def read_labelstudio(
     multi_label: bool = False,
     fps: float | None = None,
 ) -> Splits:
-    """Reads exports of Label Studio. Tasks without a label and cancelled annotations are skipped.
+    """Reads exports of Label Studio.
+
+    Tasks without a label, cancelled annotations and results of other tags are skipped, and a notice counts them.
 
     Args:
         root: The folder of the videos.
@@ -64,8 +73,8 @@ def read_labelstudio(
     return read_exports(root, {"train": train, "val": val, "test": test}, _annotations, options)
 
 
-def _annotations(file: Path) -> Iterator[Annotation]:
-    """Yields the annotations of an export.
+def _annotations(file: Path) -> Iterator[Annotation | Skipped]:
+    """Yields the annotations of an export, and what is skipped.
 
     Raises:
         UserError: If the file has another structure.
@@ -81,13 +90,17 @@ def _annotations(file: Path) -> Iterator[Annotation]:
     for number, task in enumerate(tasks, 1):
         where = f"{file}: task {task.get('id', number) if isinstance(task, Mapping) else number}"
         try:
-            yield from _task_annotations(where, task)
+            found = list(_task_annotations(where, task))
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             problems.add(where, str(task))
+            continue
+        yield from found
+        if not any(isinstance(part, Annotation) for part in found):
+            yield Skipped("task", "without a label")
     problems.check()
 
 
-def _task_annotations(where: str, task: Mapping[str, Any]) -> Iterator[Annotation]:
+def _task_annotations(where: str, task: Mapping[str, Any]) -> Iterator[Annotation | Skipped]:
     """Yields the annotations of a task of an export as JSON or, with the labels beside the data, as JSON-MIN."""
     if "annotations" not in task and "completions" not in task:
         yield from _minimal_annotations(where, task)
@@ -95,12 +108,15 @@ def _task_annotations(where: str, task: Mapping[str, Any]) -> Iterator[Annotatio
     video = _video(task["data"])
     for annotation in task.get("annotations") or task.get("completions") or []:
         if annotation.get("was_cancelled"):
+            yield Skipped("annotation", "that was cancelled")
             continue
         for result in annotation["result"]:
             value = result.get("value", {})
-            for key in _KEYS:
-                if key in value and result.get("type", key) in _KEYS:
-                    yield from _value_annotations(where, video, value, _names(value[key]))
+            keys = [key for key in _KEYS if key in value and result.get("type", key) in _KEYS]
+            for key in keys:
+                yield from _value_annotations(where, video, value, _names(value[key]))
+            if not keys:
+                yield Skipped("result", f"of the type {shown(result.get('type'))}")
 
 
 def _minimal_annotations(where: str, task: Mapping[str, Any]) -> Iterator[Annotation]:
@@ -114,14 +130,19 @@ def _minimal_annotations(where: str, task: Mapping[str, Any]) -> Iterator[Annota
         elif isinstance(value, Mapping) and "choices" in value:
             yield Annotation(where, video, _names(value["choices"]))
     for key in ("choice", "choices", "label"):
-        if isinstance(task.get(key), str):
+        if isinstance(task.get(key), str) and task[key]:
             yield Annotation(where, video, (task[key],))
 
 
 def _value_annotations(
     where: str, video: str, value: Mapping[str, Any], labels: tuple[str, ...]
 ) -> Iterator[Annotation]:
-    """Yields the annotations of one region, whose ranges count frames from 1, or which is stated in seconds."""
+    """Yields the annotations of one region, whose ranges count frames from 1, or which is stated in seconds.
+
+    A region without a label yields nothing.
+    """
+    if not labels:
+        return
     if "ranges" in value:
         for span in value["ranges"]:
             start, end = map(frame_number, (span["start"], span["end"]))

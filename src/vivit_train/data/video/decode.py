@@ -9,6 +9,7 @@ SkipFramesImpl). With open GOPs, after edit lists and with B-frames in AVI files
 without an error, or it never returns. PyAV and torchcodec seek by time stamp.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -106,8 +107,13 @@ def _reader(decoder: str, square_pixels: bool, resize: Resize) -> _Reader:
         raise UserError(f"data.decoder={decoder} is none of {', '.join(DECODERS)}")
     try:
         theirs: _Reader = resolve_name(decoder)
+        inspect.signature(theirs).bind("path", None, None, None, None)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"data.decoder={decoder}: no such function ({reason(error)})") from error
+    except TypeError as error:
+        raise UserError(
+            f"data.decoder={decoder}: a decoder takes path, scan, wanted, short_side and cut ({reason(error)})"
+        ) from error
     return theirs
 
 

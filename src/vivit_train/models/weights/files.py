@@ -17,12 +17,12 @@ from torch import Tensor
 from vivit_train.models.weights.checks import check_content, check_statistics
 from vivit_train.utils.arguments import conforms, limit_problems, shown
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.files import read_text
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.text import plural, shorten_list
 
 log = logging.getLogger(__name__)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-MAX_JSON_BYTES = 64 << 20
 SHARD_INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)  # A name in the same folder, never a path.
 MAX_SHARDS = 1024
@@ -110,16 +110,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file, such as a configuration or the index of a sharded model.
 
     Raises:
-        UserError: The file is not a JSON object or is larger than `MAX_JSON_BYTES`.
+        UserError: The file is not a JSON object or is too large.
     """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(
-                f"{path} cannot be read: {path.stat().st_size:,} bytes is too large for a configuration"
-            )
-        content = parse_json(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    content = parse_json(read_text(path), path)
     if not isinstance(content, dict):
         raise UserError(f"{path} cannot be read: expected a JSON object, found a {type(content).__name__}")
     return content

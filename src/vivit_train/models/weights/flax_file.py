@@ -9,6 +9,7 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.files import check_is_file
 
 MAX_BYTES = 1 << 35  # The authors' largest checkpoint, with the state of its optimizer, has a quarter of that.
 
@@ -87,6 +88,7 @@ def read_flax(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file is damaged, is not a tree, or holds arrays of Python objects.
     """
+    check_is_file(Path(path))
     if (size := Path(path).stat().st_size) > MAX_BYTES:
         raise UserError(f"{path} is refused: {size:,} bytes is too large for a flax checkpoint")
     try:

@@ -28,7 +28,7 @@ from vivit_train.data.annotations.table import ClipTable, LabelSets, Splits
 from vivit_train.tools.doctor.run import PUBLISHED, is_kept, read_splits, write_clean
 from vivit_train.training.folds import assign_folds, sources
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.progress import progress
@@ -220,7 +220,7 @@ def take_folder(out: Path, plan: Plan) -> None:
     file = out / "plan.json"
     text = json.dumps(asdict(plan), indent=1, ensure_ascii=False)
     if file.is_file():
-        if parse_json(file.read_text(encoding="utf-8"), file) != json.loads(text):
+        if parse_json(read_text(file), file) != json.loads(text):
             raise UserError(f"{out} holds a cross-validation with other settings or clips: choose another --out")
         return
     if out.exists() and any(out.iterdir()):
@@ -274,8 +274,8 @@ def run(job: Job, folder: Path, words: Sequence[str]) -> None:
             _, _, message = done.stderr.partition("error: ")
             job.failure = printable(f"failed: {message.partition(chr(10))[0] or f'exit code {done.returncode}'}")
             return
-    with results.open(newline="", encoding="utf-8") as file:
-        job.right = {row["id"]: row["label"] == row["prediction"] for row in csv.DictReader(file)}
+    rows = read_records(results, max_bytes=1 << 30)  # a column per class
+    job.right = {row["id"]: row["label"] == row["prediction"] for row in rows}
 
 
 def summarize(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import NOTHING_DONE, UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ Labels = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda if available, otherwise cpu.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Number of processes that read videos. Default: one per core.")
+    int | None, typer.Option(min=0, max=512, help="Number of processes that read videos. Default: one per core.")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Clips times crops per forward pass. Default: as in training.")
+    int | None, typer.Option(min=1, max=4096, help="Clips times crops per forward pass. Default: as in training.")
 ]
 Trusted = Annotated[
     list[str] | None, typer.Option(help="Your own package that defines the model. May be repeated.")
@@ -92,7 +92,7 @@ def wrong_words() -> Iterator[None]:
         if type(error) is not UserError:  # A video, or a loader process that has died.
             raise
         log.error(f"error: {error}")
-        raise typer.Exit(2) from None
+        raise typer.Exit(NOTHING_DONE) from None
 
 
 def refuse_unused(options: Mapping[str, object], *, timeline: bool) -> None:

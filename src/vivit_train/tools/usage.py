@@ -1,0 +1,121 @@
+"""Wrong words of the command `vivit` end in one message of this package, not in the usage text of Typer."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from vivit_train.utils.arguments import wording
+from vivit_train.utils.errors import CTRL_C, NOTHING_DONE, exit_with_message, log
+from vivit_train.utils.moved_keys import COMMON_WORDS
+from vivit_train.utils.text import printable
+
+# Later versions of Typer have their own copy of Click, so the class is found by what Typer exports.
+UsageError: type[Any] = typer.BadParameter.__bases__[0]
+HELP = {"help_option_names": ["--help", "-h"]}
+BY_VIDEO = ("predict", "explain")  # The exit code 1 of these commands says that a video is unreadable.
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command that sys.argv names, and end the process with its exit code."""
+
+    def run() -> None:
+        root = typer.main.get_command(app)
+        try:
+            sys.exit(root.main(prog_name="vivit", standalone_mode=False))
+        except typer.Abort:  # Ctrl-C, with earlier versions of Typer
+            sys.exit(CTRL_C)
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+                sys.exit(1)
+            log.error(f"error: {printable(describe(error, root, sys.argv[1:]))}")
+            sys.exit(NOTHING_DONE if sys.argv[1] in BY_VIDEO else 1)
+
+    exit_with_message(run)
+
+
+def describe(error: Any, root: Any, words: Sequence[str]) -> str:
+    """Return what is wrong with the words of a command, what was probably meant, and how to get help.
+
+    Args:
+        error: A UsageError.
+        root: The command `vivit`.
+        words: The words after it.
+    """
+    command, name = root, "vivit"
+    for word in words:  # Not all errors know their command.
+        if word not in getattr(command, "commands", ()):
+            break
+        command, name = command.commands[word], f"{name} {word}"
+    option: Any = getattr(error, "option_name", None)
+    parameter = getattr(error, "param", None)
+    if type(error).__name__ == "NoSuchOption":
+        known = [text.strip("-") for other in command.params for text in other.opts if text.startswith("-")]
+        key = option.strip("-").replace("-", "_")
+        key = COMMON_WORDS.get(key, key if "." in key else "")
+        takes_keys = any("OVERRIDES" in label(other).upper() for other in command.params)
+        if takes_keys and key:
+            text = f"there is no option {option} (did you mean {key if '=' in key else f'{key}=VALUE'}?)"
+        else:
+            text = f"there is no option {option}{meant(option, known, '--')}"
+        text += "; keys of the configuration have no hyphens: KEY=VALUE" if takes_keys else ""
+    elif option is not None:
+        with_value = next((word for word in words if word.startswith(f"{option}=")), "")
+        text = f"{with_value}: {option} takes no value" if with_value else f"{option} needs a value"
+    elif type(error).__name__ == "MissingParameter":
+        text = f"{label(parameter)} is missing: expected {usage(command)}"
+    elif parameter is not None:
+        value = given(parameter.opts, words)
+        text = f"{parameter.opts[0]} {value}: must be {expected(command.callback, parameter.name)}"
+    elif hasattr(command, "commands"):
+        word = next((word for word in words if repr(word) in error.message), "this")
+        text = f"{word} is no command{meant(word, command.commands)}"
+    else:
+        text = f"{error.message.rpartition('(')[2].rstrip(').')} is too much: expected {usage(command)}"
+    return f"{name}: {text}; {name} --help explains more"
+
+
+def meant(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the question whether the most similar known word was meant, or "" if none is similar."""
+    similar = get_close_matches(word.strip("-"), known, 1)
+    return f" (did you mean {prefix}{similar[0]}?)" if similar else ""
+
+
+def label(parameter: Any) -> str:
+    """Return an option, or the name of an argument as the help shows it."""
+    if parameter.param_type_name == "option":
+        return str(parameter.opts[0])
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def usage(command: Any) -> str:
+    """Return the names of the arguments of a command."""
+    return " ".join(label(other) for other in command.params if other.param_type_name == "argument")
+
+
+def given(options: Sequence[str], words: Sequence[str]) -> str:
+    """Return the last value of an option in the words of a command."""
+    value = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, own = word.partition("=")
+        if name in options:
+            value = own if equals else following
+    return value
+
+
+def expected(function: Callable[..., Any], name: str) -> str:
+    """Return the type and range of an option in words, by the annotation of its argument."""
+    hint = get_type_hints(function, include_extras=True)[name]
+    described: Any = None
+    if get_origin(hint) is Annotated:
+        hint, described, *_ = get_args(hint)
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else []
+    text = wording(kinds[0] if kinds else hint)
+    low, high = (getattr(described, bound, None) for bound in ("min", "max"))
+    if low is not None and high is not None:
+        return f"{text} between {low:g} and {high:g}"
+    return text if low is None else f"{text} of at least {low:g}"
