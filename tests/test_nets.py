@@ -35,7 +35,7 @@ RUN = [
     "data.flip=0.5",
 ]
 GROUPS = ("recipe", "model")
-LATER = ("none", "labelstudio", "cvat", "videomae")  # recipes and models that did not exist
+LATER = ("none", "labelstudio", "cvat", "videomae", "few_clips")  # recipes and models that did not exist
 LOGGED = ["trainer.log_every_n_steps=1", "callbacks.contact_sheet=null"]
 
 
