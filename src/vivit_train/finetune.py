@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 FEW = 1000  # At most so many training clips are few. The measurements are in docs/small-data.md.
 PAGE = "few_clips"
 # Who sets one of these has another model or training in mind.
-OTHER = ("model.", "mixup", "cutmix", "layer_decay", "cache", "data.clips_per_video", "trainer.strategy")
+OTHER = (
+    *("model.", "mixup", "cutmix", "layer_decay", "cache", "trainer.strategy"),
+    *("data.clips_per_video", "data.stride", "data.fps"),
+)
 
 
 def resolve_training(cfg: DictConfig, recipe: Recipe | None) -> tuple[DictConfig, Recipe | None, Splits | None]:
