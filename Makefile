@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test tests test-fast test-all gate lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit configuration reliability lock clean
+.PHONY: install demo test tests test-fast test-all gate lint fidelity bench bench-guard bench-model gpu-wheels fuzz audit
+.PHONY: configuration docs pictures notebook reliability lock clean
 
 demo: install
 	@echo "Makes 1,400 small videos of eight motions (data/demo, 1 minute, once), trains a small ViViT on them and scores it"
@@ -27,7 +28,7 @@ gate: install # same losses before and after: 20 steps of the demo beside those 
 	$(BIN)/python benchmarks/gate.py $(or $(REF),HEAD)
 
 test-all: lint
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --group slow
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group slow --group docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 fidelity: install # writes docs/fidelity.md: our numbers compared with the paper's and the reference code's
@@ -57,8 +58,22 @@ fuzz: install # 20,000 mutated files for each of our parsers; one parser: benchm
 audit: install # checks the locked packages against published advisories, or, if these are unavailable, the age of the lock
 	$(BIN)/python benchmarks/audit.py
 
-configuration: install # writes docs/configuration.md: every key with its default, type and meaning
+configuration: install # writes docs/configuration.md and docs/commands.md: every key, and every command of vivit
 	$(BIN)/python -m vivit_train.help conf > docs/configuration.md
+	$(BIN)/python scripts/commands_page.py > docs/commands.md
+
+docs: install # builds the documentation into site/, which needs no network: open site/index.html
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	$(BIN)/python scripts/build_site.py
+
+RUN ?= runs/demo
+VIDEOS ?= data/demo
+pictures: install # takes the pictures of the tutorial, by default of the demo (make demo); needs Chromium
+	$(BIN)/python scripts/pictures.py $(RUN) $(VIDEOS) $(if $(ONLY),--only $(ONLY))
+
+notebook: install # runs examples/quickstart.ipynb and stores its outputs
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	$(BIN)/python scripts/run_notebook.py
 
 reliability: install # writes docs/reliability.md: every fault that the tests cause, and its outcome
 	$(BIN)/python benchmarks/reliability.py
@@ -83,4 +98,4 @@ lock: # run after changing dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra optuna --extra submitit --extra tensorboard --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .gpu .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .gpu site .pytest_cache .ruff_cache .mypy_cache

@@ -11,6 +11,7 @@ HEAD = """# On a GPU
 `scripts/gpu.sh` (benchmarks/gpu.py) generates this page from docs/gpu.jsonl. It runs on a bare machine that has
 torch, timm, lightning, torchmetrics, transformers and pytest but no network:
 
+<!-- run by: tests/test_gpu_script.py -->
 ```
 make gpu-wheels                     # on a machine with a network: fills wheels/ (36 MB), to copy with the clone
 scripts/gpu.sh check                # at most 4 minutes

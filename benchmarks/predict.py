@@ -13,8 +13,9 @@ import statistics
 import time
 from collections.abc import Callable
 
+from vivit_train.loading import load
 from vivit_train.tools.predict.sources import find_clips
-from vivit_train.video_model import clip_table, load
+from vivit_train.video_model import clip_table
 
 
 def measure(work: Callable[[], int]) -> tuple[float, float]:

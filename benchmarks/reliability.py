@@ -1,6 +1,7 @@
 """Writes docs/reliability.md: every fault that the tests cause, and what came of it. make reliability"""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,13 @@ HEAD = """# What was tried, and what happened
 
 Made by `make reliability`: it runs the tests that are marked `fault`, and each says here what it did and what came
 of it. They cause the fault itself: signals to real processes, files cut short, full disks, decoders that crash.
-A test that fails is in bold here, one that cannot run on this machine says why.
+A failing test is in bold. A test that cannot run on this machine says why.
 """
+
+
+def plain(text: str) -> str:
+    """Text of which Markdown makes neither links nor tags nor emphasis."""
+    return re.sub(r"[\[\]<*|]", r"\\\g<0>", text)
 
 
 def rows(report: Path) -> dict[str, set[tuple[str, str, str]]]:
@@ -25,12 +31,12 @@ def rows(report: Path) -> dict[str, set[tuple[str, str, str]]]:
         said = [(node.get("name", ""), node.get("value", "")) for node in case.iter("property")]
         section = next((value for name, value in said if name == "section"), "Others")
         test = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}"
-        outcomes = [tuple(value.split("\n")) for name, value in said if name == "happened"]
+        outcomes = [tuple(plain(value).split("\n")) for name, value in said if name == "happened"]
         for kind in ("failure", "error"):
             if case.find(kind) is not None:
                 outcomes = [(test, "**The test fails.**")]
         if (skipped := case.find("skipped")) is not None:
-            outcomes = [(test, f"Not tried: {skipped.get('message')}")]
+            outcomes = [(test, f"Not tried: {plain(str(skipped.get('message')))}")]
         found[section] |= {(fault, outcome, test.partition("[")[0]) for fault, outcome in outcomes}
     return found
 
@@ -45,7 +51,7 @@ def main() -> None:
     lines = [HEAD]
     for section, faults in sorted(found.items()):
         lines += [f"## {section}", "", "| fault | what happened | test |", "|---|---|---|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in sorted(faults)]
+        lines += ["| " + " | ".join(row) + " |" for row in sorted(faults)]
         lines.append("")
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(f"written: {PAGE.relative_to(ROOT)}, {sum(map(len, found.values()))} faults")

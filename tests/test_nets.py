@@ -27,7 +27,7 @@ Config = Callable[..., DictConfig]
 NETS = ROOT / "tests/nets"
 RUN = [
     "trainer.max_epochs=7",
-    "optimizer.lr=0.1",
+    "optimizer.lr=0.01",
     "scheduler.warmup_epochs=1",
     "mixup=0.3",
     "model.drop_path=0.2",
@@ -136,6 +136,7 @@ NEW = {
     "overwrite",
     "patience",
     "scheduler._target_",
+    "task._target_",
     "train",
     "cache",
     "cache_views",

@@ -169,6 +169,97 @@ def test_several_heads(predict: Predict, tmp_path: Path) -> None:
     assert row["action"] == f"{row['verb']} {row['noun']}"
 
 
+def labels_for_fiftyone(file: str) -> dict[str, Any]:
+    """The labels by video of a file in the layout that FiftyOne documents.
+
+    {"labels": {uuid: target}}; the uuid may be an absolute path; without "classes", a label is a name. A target is
+    None, {"label", "confidence", "attributes"}, or a list of these, with "timestamps" or "support" in a timeline.
+    """
+    content = json.loads(Path(file).read_text())
+    assert set(content) == {"labels"}
+    for video, targets in content["labels"].items():
+        assert os.path.isabs(video)
+        for one in targets if isinstance(targets, list) else [targets] * (targets is not None):
+            assert (
+                {"label", "confidence"}
+                <= set(one)
+                <= {"label", "confidence", "attributes", "timestamps", "support"}
+            )
+            assert isinstance(one["label"], str)
+            assert 0 <= one["confidence"] <= 1
+            for place in ("timestamps", "support"):
+                start, end = one.get(place, (0, 1))
+                assert start <= end
+            assert all(type(frame) is int and frame >= 1 for frame in one.get("support", ()))
+    return content["labels"]
+
+
+def test_fiftyone_reads_classifications_and_clips(predict: Predict, tmp_path: Path) -> None:
+    Path(HOSTILE).write_text("this is text")
+    result = predict(HOSTILE, "videos/recede", "--fiftyone", "labels.json")
+    assert result.exit_code == 1
+    labels = labels_for_fiftyone("labels.json")
+    best = {os.path.abspath(video): (name, float(share)) for video, name, share, *_ in rows(result)}
+    assert labels.pop(os.path.abspath(HOSTILE)) is None
+    assert {video: one["label"] for video, one in labels.items()} == {
+        video: name for video, (name, _) in best.items()
+    }
+    for video, one in labels.items():
+        assert one["confidence"] == pytest.approx(best[video][1], abs=1e-4)
+
+    Path("clips.csv").write_text("path,start,end\nvideos/recede/0000.mp4,0,0.5\nvideos/recede/0000.mp4,0.5,0.9\n")
+    assert predict("clips.csv", "--fiftyone", "clips.json").exit_code == 0
+    ((video, found),) = labels_for_fiftyone("clips.json").items()
+    assert (video, [one["timestamps"] for one in found]) == (
+        os.path.abspath("videos/recede/0000.mp4"),
+        [[0, 0.5], [0.5, 0.9]],
+    )
+    refused = predict("clips.csv", "videos/recede/0001.mp4", "--fiftyone", "both.json")
+    assert refused.exit_code == 2
+    assert "whole videos or about clips of videos" in refused.stderr
+
+    epic = checkpoint(tmp_path / "epic.ckpt", {"verb": ["take", "put"], "noun": ["cup", "door"]})
+    words = ["predict", str(epic), "videos/recede/0000.mp4", "--workers", "0", "--fiftyone", "heads.json"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    ((_, found),) = labels_for_fiftyone("heads.json").items()
+    assert [one["attributes"] for one in found] == [{"head": "verb"}, {"head": "noun"}]
+
+
+def test_fiftyone_gets_all_labels_of_a_multi_label_model(predict: Predict, tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(40)]
+    many = checkpoint(tmp_path / "many.ckpt", {"": names}, multi_label=True)
+    words = ["predict", str(many), "videos/recede/0000.mp4", "--workers", "0", "--fiftyone", "many.json"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    ((_, found),) = labels_for_fiftyone("many.json").items()
+    logits = vivit_train.load(many, device="cpu").predict("videos/recede/0000.mp4", num_workers=0).logits
+    assert {one["label"] for one in found} == {
+        name for name, logit in zip(names, logits, strict=True) if logit > 0
+    }
+    assert len(found) > 5
+
+
+def test_fiftyone_reads_a_timeline(ckpt: str, predict: Predict) -> None:
+    words = [
+        "predict",
+        ckpt,
+        "videos/recede/0000.mp4",
+        "--timeline",
+        "--window",
+        "0.3",
+        "--fiftyone",
+        "lines.json",
+    ]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    ((video, found),) = labels_for_fiftyone("lines.json").items()
+    assert video == os.path.abspath("videos/recede/0000.mp4")
+    assert [one["label"] for one in found] == [line[3] for line in rows(result)]
+    task = json.loads(Path("timelines/0000.json").read_text())[0]
+    ranges = [region["value"]["ranges"][0] for region in task["annotations"][0]["result"]]
+    assert [one["support"] for one in found] == [[one["start"], one["end"]] for one in ranges]
+    assert CliRunner().invoke(app, words).exit_code == 2
+
+
 @pytest.fixture
 def server(videos: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):

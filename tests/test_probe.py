@@ -96,11 +96,11 @@ def test_features_that_were_computed_survive_an_interruption(tmp_path: Path) -> 
     clips = [StoredClip(json.dumps([f"{n}.mp4", None, "1x1"]), (n, 1)) for n in range(5)]
     store = FeatureStore(tmp_path, {"weights": "a"})
 
-    def batches(last: int) -> Iterator[tuple[list[StoredClip], dict[str, torch.Tensor]]]:
+    def batches(last: int) -> Iterator[tuple[list[StoredClip], dict[str, torch.Tensor], int]]:
         for n in store.missing(clips):
             if n == last:
                 raise KeyboardInterrupt
-            yield [clips[n]], {"x": torch.full((1, 2), float(n))}
+            yield [clips[n]], {"x": torch.full((1, 2), float(n))}, 0
 
     with pytest.raises(UserError, match="run the same command"):
         store_in_shards(store, batches(last=3), len(clips), "features")

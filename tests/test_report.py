@@ -5,8 +5,6 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import BROWSER, browse
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -29,7 +28,6 @@ from vivit_train.training.thumbnails import thumbnail
 
 Config = Callable[..., DictConfig]
 pytest.importorskip("plotly")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = (
     "<img src=x onerror=document.title='x'>",
     "</script><script>document.title='x'</script>",
@@ -130,10 +128,12 @@ def test_two_heads_and_several_labels_have_their_own_sections(videos: Path, tmp_
     label = draw.random((len(table), 3)) < 0.5
     logits = (draw.normal(size=label.shape) + 2 * label - 1).astype(np.float32)
     rows = {"index": np.arange(16), "label": label, "logits": logits, "failed": np.zeros(16, np.bool)}
-    rows["right"] = np.zeros((16, 0), np.bool)
+    rows["right"] = np.arange(32).reshape(16, 2) % 3 == 0
     page = written(tmp_path / "labels.html", Result(rows, {"": ("red", "green", "blue")}, table.paths), data)
     assert "mAP" in text_of(page)
     assert 'data-chart="confusion"' not in page
+    assert "exactly its classes" in text_of(page)
+    assert chart_data(page)["views"]["accuracy"] == [6 / 16, 5 / 16]
     assert "confusion" not in chart_data(page)["heads"][0]
 
 
@@ -184,34 +184,6 @@ def test_pictures_go_to_the_loggers(
     else:
         pictures = (tmp_path / "run/wandb").glob("offline-run-*/files/media/images/**/*.png")
         assert len(list(pictures)) == 3
-
-
-def browse(page: Path, script: str, *, width: int = 1280, dark: bool = False) -> Any:
-    """Opens a page in Chromium, runs a script in it and returns what the script leaves in the title."""
-    probe = page.with_name(f"probe_{page.name}")
-    # The policy of the page allows scripts in it and nothing from elsewhere.
-    errors = "<script>const errors = []; addEventListener('error', (e) => errors.push(e.message));"
-    errors += "addEventListener('securitypolicyviolation', (e) => errors.push(e.blockedURI));</script>"
-    end = "<script>addEventListener('load', async () => { let found = null;"
-    end += f"try {{ found = await (async () => {{ {script} }})(); }} catch (error) {{ errors.push(error.stack); }}"
-    end += "const element = document.createElement('output'); element.id = 'found';"
-    end += "element.textContent = JSON.stringify({ found, errors }); document.body.append(element); });</script>"
-    text = page.read_text(encoding="utf-8").replace("</title>", f"</title>{errors}", 1)
-    probe.write_text(text.replace("</body>", f"{end}</body>"), encoding="utf-8")
-    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
-    command += ["--blink-settings=preferredColorScheme=0"] * dark
-    command += [
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={page.parent / 'profile'}",
-        "--virtual-time-budget=60000",
-    ]
-    done = subprocess.run(
-        [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=240, check=True
-    )
-    (answer,) = re.findall(r'<output id="found">(.*?)</output>', done.stdout, flags=re.DOTALL)
-    answer = json.loads(unescape(answer))
-    assert answer["errors"] == []
-    return answer["found"]
 
 
 WAIT = "const wait = (ms) => new Promise((done) => setTimeout(done, ms));"

@@ -192,6 +192,16 @@ def test_the_accuracy_by_views_ends_with_that_of_all_views_and_does_not_depend_o
     assert torch.equal(torch.cat(parts), right)
 
 
+def test_the_accuracy_by_views_of_several_labels_is_that_of_the_exact_set() -> None:
+    torch.manual_seed(0)
+    logits, index = torch.randn(30, 4, 3), torch.arange(30)
+    label = torch.rand(30, 3) < 0.5
+    right = right_by_views(logits, label, index, {"": 3})
+    assert right.shape == (30, 4)
+    assert torch.equal(right[:, -1], ((logits.mean(1) > 0) == label).all(1))
+    assert 0 < right[:, -1].sum() < 30
+
+
 def test_chance_knows_the_frequencies_only() -> None:
     assert chance(np.array([[0], [0], [0], [1]])) == 0.75
     assert chance(np.array([[0, 1], [0, 2], [0, 1], [1, 1]])) == 0.5

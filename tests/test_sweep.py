@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import ROOT, TINY, Happened
 from hydra.core.utils import JobReturn, JobStatus
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from PIL import Image
 
 from vivit_train.tools.optuna_sweeper import open_study
-from vivit_train.tools.sweep import Outcome, table, write_summary
+from vivit_train.tools.sweep import Outcome, draw_summary, table, write_summary
+from vivit_train.utils.intervals import wilson
+from vivit_train.utils.plots import choice_axis
 
 # In train.py's place, so that a job takes a second: what it does is the number of its seed.
 QUICK = f"""
@@ -155,6 +160,29 @@ def test_the_table_shows_what_differs_best_first(tmp_path: Path) -> None:
     assert table(write_summary(tmp_path)).splitlines()[0].split()[:2] == ["job", "score"]
 
 
+def test_the_chart_has_numbers_on_a_continuous_axis_with_intervals(tmp_path: Path) -> None:
+    axis = Figure().subplots()
+    choice_axis(axis, ["0.001", "0.01", "0.1", "0.1"], np.array([0.5, 0.75, 0.25, 0.35]), [20, 20, 20, None])
+    assert axis.get_xscale() == "log"
+    (line,) = (line for line in axis.lines if len(line.get_xdata()) == 3)
+    assert list(line.get_ydata()) == [0.5, 0.75, 0.3]  # the mean of the two jobs at 0.1
+    bars = [bar.lines[2][0].get_segments()[0][:, 1] for bar in axis.containers]
+    assert np.allclose(bars, [wilson(10, 20), wilson(15, 20), wilson(5, 20)])
+    near, names = Figure().subplots(1, 2)
+    choice_axis(near, ["1", "2.5", "4"], np.array([0.5, 0.75, 0.25]), [None] * 3)
+    assert (near.get_xscale(), len(near.containers)) == ("linear", 0)
+    choice_axis(names, ["sgd", "adamw", "sgd"], np.array([0.5, 0.75, 0.25]), [20] * 3)
+    assert [tick.get_text() for tick in names.get_xticklabels()] == ["sgd", "adamw"]
+
+    for job, n in enumerate((40, 40, None)):
+        (tmp_path / str(job)).mkdir()
+        overrides = [f"optimizer.lr=0.{job + 1}", "optimizer=$\\x1b[31m" if job else "optimizer=sgd"]
+        Outcome(job, overrides, 0.5 + 0.1 * job, failed=False, note="", n=n).write(tmp_path / str(job))
+    assert draw_summary(tmp_path, write_summary(tmp_path))
+    assert Image.open(tmp_path / "summary.png").size[0] > 400
+    assert not draw_summary(tmp_path, [])
+
+
 class Jobs:
     """A launcher whose jobs score 10 x learning rate, and which dies in one of them."""
 
@@ -238,6 +266,8 @@ def test_a_sweep_has_a_folder_per_job_and_ends_with_a_table(videos: Path, tmp_pa
     assert len(summary(tmp_path)) == 4
     for job in range(4):
         assert (tmp_path / f"sweep/{job}/metrics.json").exists()
+        assert json.loads((tmp_path / f"sweep/{job}/outcome.json").read_text())["n"] == 8
+    assert (tmp_path / "sweep/summary.png").exists()
 
 
 @pytest.mark.slow
@@ -253,6 +283,7 @@ def test_a_sweep_of_two_processes_has_one_folder(videos: Path, tmp_path: Path) -
         "1",
         "multirun.yaml",
         "summary.csv",
+        "summary.png",
     ]
     for job in "01":
         assert (folder / job / "metrics.json").exists()

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vivit_train.models.weights.huggingface import save_huggingface
 from vivit_train.models.weights.scenic import save_scenic
 from vivit_train.tools.cli import app
 from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.video_model import ahead
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +188,54 @@ def test_the_pages_docs_python_and_docs_predict(
     assert Path("timelines/long.html").exists()
 
 
+@pytest.mark.parametrize("by", [0, 1])
+def test_a_batch_is_launched_before_the_one_before_it_is_read(by: int) -> None:
+    """On a GPU, by = 1: it is busy while labels are made and the next batch is copied."""
+    done: list[str] = []
+
+    def batches() -> Iterator[Any]:
+        for number in range(4):
+            done.append(f"load {number}")
+            yield number
+        raise UserError("a loader process died")
+
+    def launch(number: Any) -> torch.Tensor:
+        done.append(f"launch {number}")
+        return torch.tensor(number)
+
+    read: list[Any] = []
+
+    def labels() -> None:
+        for number, result in ahead(batches(), launch, by):
+            assert int(result) == number
+            read.append(number)
+            done.append(f"read {number}")
+
+    with pytest.raises(UserError, match="died"):
+        labels()
+    assert read == [0, 1, 2, 3]
+    first_read = done.index("read 0")
+    assert done[:first_read] == [f"{word} {k}" for k in range(by + 1) for word in ("load", "launch")]
+
+
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_and_prints_what_it_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its code cells, one after the other in one namespace, as Jupyter runs them."""
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for number, source in enumerate(code):
-        exec(compile(source, f"cell {number}", "exec"), names)
+    for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+        stored = "".join("".join(output["text"]) for output in cell["outputs"])
+        assert form(capsys.readouterr().out) == form(stored), f"cell {number}: run make notebook"
     assert names["result"]["n"] == len(names["result"].rows)
+
+
+def form(output: str) -> list[str]:
+    """What does not depend on the machine in an output: no numbers, predictions, progress and advice."""
+    lines = [re.sub(r"[\d.:]+", "0", line) for line in output.splitlines()]
+    kept = ("source", "classes", "train ", "val ", "test ", "model:", "run folder:", "mean over", "top-0", "torch")
+    return [re.sub(r"/\S*/(?=runs|videos)", "/", line) for line in lines if line.startswith(kept)]

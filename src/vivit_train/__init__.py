@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vivit_train.composition import compose
     from vivit_train.data.datamodule import VideoDataModule
+    from vivit_train.loading import load
     from vivit_train.models.vivit import ViViT, create_model
     from vivit_train.models.weights.load import load_pretrained
     from vivit_train.predictions import Label, Prediction
     from vivit_train.results import EvaluationResult, TrainResult, evaluate, train
     from vivit_train.training.evaluation import load_model
     from vivit_train.training.module import VideoClassifier
-    from vivit_train.video_model import VideoModel, load
+    from vivit_train.video_model import VideoModel
 
 HOMES = {
     "EvaluationResult": "results",
@@ -38,7 +39,7 @@ HOMES = {
     "compose": "composition",
     "create_model": "models.vivit",
     "evaluate": "results",
-    "load": "video_model",
+    "load": "loading",
     "load_model": "training.evaluation",
     "load_pretrained": "models.weights.load",
     "train": "results",

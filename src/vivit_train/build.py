@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -18,19 +18,21 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
 from vivit_train.data.annotations.table import Splits
+from vivit_train.data.annotations.unlabeled import without_labels
 from vivit_train.data.clip_size import LARGE, SMALL, median_frames, stride_for
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_models import image_vit
+from vivit_train.tasks import is_labeled
 from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.cached import CachedClassifier
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
-from vivit_train.training.module import VideoClassifier
 from vivit_train.training.patience import Patience
 from vivit_train.training.resume import AtomicCheckpointIO
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import accepted_arguments
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import CheckRankConsistency
@@ -90,58 +92,40 @@ def build_data(cfg: DictConfig, **changed: Any) -> VideoDataModule:
     }
     build: Any = instantiate(cfg.data, **arguments, _partial_=True, _convert_="all")
     # Hydra would convert dataclasses into dictionaries.
-    data: VideoDataModule = build(protocol=EvalProtocol(views=parse_views(cfg.eval.views)), **changed)
+    protocol = EvalProtocol(views=parse_views(cfg.eval.views))
+    if not is_labeled(cfg):
+        changed = {"reader": without_labels(build.keywords["reader"]), **changed}
+    data: VideoDataModule = build(protocol=protocol, **changed)
     return data
 
 
-def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoch: int) -> VideoClassifier:
-    """Builds the LightningModule with its loss, optimizer and learning-rate schedule.
+def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoch: int) -> VideoTask:
+    """Builds the LightningModule that `task` names, with its loss, optimizer and learning-rate schedule.
 
     Raises:
-        UserError: The loss or the scheduler cannot be built from its arguments, or the optimizer makes no step.
+        UserError: The loss or the scheduler cannot be built from its arguments.
     """
-    try_optimizer(cfg.optimizer)
     steps = {"total_steps": steps_per_epoch * cfg.trainer.max_epochs, "steps_per_epoch": steps_per_epoch}
     target = resolve_name(cfg.scheduler._target_)
-    cached = {"train": cfg.train, "cache_views": cfg.cache_views}
-    classifier: Any = partial(CachedClassifier, **cached) if cfg.cache else VideoClassifier
     is_of_torch = isinstance(target, type) and issubclass(target, LRScheduler)
-    task: VideoClassifier = classifier(
-        net,
-        metadata.classes,
-        metadata.mean,
-        metadata.std,
-        multi_label=metadata.multi_label,
-        loss=build_losses(cfg.loss, metadata),
-        optimizer=build_part("optimizer", cfg.optimizer, {}, partial=True),
-        schedule=build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
-        layer_decay=cfg.layer_decay,
-        mixup=cfg.mixup,
-        cutmix=cfg.cutmix,
-        seed=cfg.seed,
-        metadata=metadata.to_dict(),
-    )
-    return task
-
-
-def try_optimizer(node: DictConfig) -> None:
-    """Makes a step of an optimizer on one number, as it may refuse its arguments only then.
-
-    Raises:
-        UserError: It is no optimizer of torch, or it refuses.
-    """
-    unfused = OmegaConf.create({key: value for key, value in node.items() if key != "fused"})
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.ones(1)
-    try:
-        optimizer = build_part("optimizer", unfused, {}, partial=True)([{"params": [parameter]}])
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError("it is no optimizer of torch")
-        optimizer.step()
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"optimizer: {node._target_} cannot make a step with these arguments ({reason(error)})"
-        ) from error
+    offered: dict[str, Any] = {
+        "net": net,
+        "classes": metadata.classes,
+        "mean": metadata.mean,
+        "std": metadata.std,
+        "multi_label": metadata.multi_label,
+        "loss": cfg.loss and build_losses(cfg.loss, metadata),
+        "optimizer": build_part("optimizer", cfg.optimizer, {}, partial=True),
+        "schedule": build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
+        **{name: cfg[name] for name in ("layer_decay", "mixup", "cutmix", "seed")},
+        "metadata": metadata.to_dict(),
+    }
+    accepted = accepted_arguments(cfg.task, "task")
+    # Hydra would copy the net and convert the classes, so it only finds the class and its own settings.
+    build: Callable[..., VideoTask] = build_part("task", cfg.task, {}, partial=True)
+    if cfg.cache:
+        build = partial(CachedClassifier, train=cfg.train, cache_views=cfg.cache_views)
+    return build(**{name: value for name, value in offered.items() if name in accepted})
 
 
 def build_losses(node: DictConfig, metadata: Metadata) -> Any:

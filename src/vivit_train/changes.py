@@ -38,7 +38,7 @@ OPEN = ("optimizer.", "scheduler.", "loss.", "trainer.", "callbacks.", "logger."
 # The weights, or the state of the optimizer, belong to these.
 FIXED = (
     *("model.", "data.name", "data._target_", "data.frames", "data.crop", "data.reader.multi_label"),
-    *("optimizer._target_", "optimizer.amsgrad", "init.", "ema_decay", "layer_decay"),
+    *("optimizer._target_", "optimizer.amsgrad", "init.", "ema_decay", "layer_decay", "task."),
 )
 CAN_CHANGE = ("model.drop_path",)
 

@@ -25,6 +25,7 @@ from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
 from vivit_train.schema import ONLY_TRAINING, evaluation_key_problems, key_problems
+from vivit_train.tasks import task_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
 from vivit_train.utils.arguments import accepted_arguments
 from vivit_train.utils.errors import UserError, reason
@@ -49,6 +50,7 @@ def validate(cfg: DictConfig, typed: Collection[str] = ()) -> None:
         shape_and_size_problems,
         machine_problems,
         combination_problems,
+        partial(task_problems, typed),
     ):
         try:
             problems += check(cfg)
@@ -233,6 +235,8 @@ def combination_problems(cfg: DictConfig) -> list[str]:
 def cache_problems(cfg: DictConfig) -> list[str]:
     """Returns a message for each setting that does not fit stored features."""
     problems = [problem] if (problem := cache_problem(cfg.train, cfg.model.get("model"))) else []
+    if not str(cfg.task._target_).endswith(".VideoClassifier"):
+        problems.append("cache=true: only task=classify trains from stored features: set cache=false")
     for key in ("mixup", "cutmix"):
         if cfg[key]:
             problems.append(f"cache=true: {key}={cfg[key]} mixes pixels, but features are stored: set {key}=0")

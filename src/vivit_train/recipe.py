@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PARTS = ("optimizer", "scheduler", "loss")
 # A recipe is about these keys and sections.
 COMPARED = (
-    *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss."),
+    *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss.", "task."),
     *("global_batch_size", "mixup", "cutmix", "ema_decay", "layer_decay", "cache"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.gradient_clip_val"),
     "trainer.limit_train_batches",
@@ -93,7 +93,8 @@ def read_recipe(name: str | None = None) -> Recipe | None:
     name = str(choices.get("recipe") or "") if name is None else name
     holder = next((folder for folder in config_folders() if (folder / f"recipe/{name}.yaml").is_file()), None)
     name = name if holder else ""
-    groups = [f"model={choices['model']}", f"data={choices['data']}", f"recipe={name or 'none'}"]
+    groups = [f"{group}={choices[group]}" for group in ("model", "data", "task") if group in choices]
+    groups.append(f"recipe={name or 'none'}")
     stated = flatten(composed_again(str(hydra.job.config_name), groups))
     by_the_page = stated_keys(holder, f"recipe/{name}.yaml") if holder else set()
     kept = {k: v for k, v in stated.items() if compared(k) or (k in IF_STATED and k in by_the_page)}

@@ -42,7 +42,10 @@ from vivit_train.training.failures import (
     translate_out_of_memory,
 )
 from vivit_train.training.module import VideoClassifier
+from vivit_train.training.pretraining import MaskedPretraining
+from vivit_train.training.reconstruction import show_reconstructions
 from vivit_train.training.resume import translate_resume_errors
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import translate_rank_errors
@@ -137,7 +140,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     try:
         with translate_lightning_errors():
             fit(trainer, task, data, resumed.ckpt_path if resumed else None)
-            score_best(cfg, metadata, data, trainer)
+            conclude(cfg, task, metadata, data, trainer)
     finally:
         if "wandb" in sys.modules:  # A retry with a smaller micro-batch is a new wandb run.
             sys.modules["wandb"].finish()
@@ -157,7 +160,7 @@ def best_score(run_dir: Path) -> float:
     return float(score) if isinstance(score, torch.Tensor) and score.numel() == 1 else float("nan")
 
 
-def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_path: str | None) -> None:
+def fit(trainer: L.Trainer, task: VideoTask, data: VideoDataModule, ckpt_path: str | None) -> None:
     """Trains, from a checkpoint if there is one, and reports the unreadable videos."""
     with (
         data.translate_worker_errors(),
@@ -174,8 +177,12 @@ def fit(trainer: L.Trainer, task: VideoClassifier, data: VideoDataModule, ckpt_p
         )
 
 
-def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer) -> None:
+def conclude(
+    cfg: DictConfig, task: VideoTask, metadata: Metadata, data: VideoDataModule, trainer: L.Trainer
+) -> None:
     """Evaluates the best checkpoint of a run on its test split, or on its validation split if there is none.
+
+    Of a run without labels, it shows what the best checkpoint reconstructs.
 
     Raises:
         UserError: There is no best checkpoint.
@@ -187,12 +194,16 @@ def score_best(cfg: DictConfig, metadata: Metadata, data: VideoDataModule, train
     if not Path(best).is_file():
         raise UserError(missing_checkpoint(trainer, best))
     log.info(f"\nbest checkpoint: {best}")
+    if isinstance(task, MaskedPretraining):
+        show_reconstructions(task, best, data, trainer, Path(cfg.run_dir), pictures=cfg.eval.report)
+        return
     net = build_net(uncompiled(metadata.config["model"]), metadata.classes)
     load_weights(net, load_checkpoint(best)[1], best)
-    task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    score_task(
-        task, best, data, trainer, Path(cfg.run_dir), report=cfg.eval.report, hardest_first=cfg.eval.hardest_first
+    best_task = VideoClassifier(
+        net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label
     )
+    out, shown = Path(cfg.run_dir), {"report": cfg.eval.report, "hardest_first": cfg.eval.hardest_first}
+    score_task(best_task, best, data, trainer, out, **shown)
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -251,7 +262,7 @@ def evaluate(cfg: DictConfig, folder: RunFolder | None = None) -> dict[str, Any]
     )
 
 
-def plan(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> str:
+def plan(cfg: DictConfig, task: VideoTask, data: VideoDataModule, trainer: L.Trainer) -> str:
     """Returns a few lines that describe the run; callbacks.report adds measurements of the first steps."""
     net = task.net
     t, rows, columns = net.grid

@@ -24,8 +24,8 @@ from vivit_train.utils.arguments import LIMITS, conforms, signature, wording
 from vivit_train.utils.errors import reason
 from vivit_train.utils.moved_keys import unknown
 
-NODES = (*PARTS, "init", "eval", "model", "data", "trainer", "callbacks", "logger")
-OPTIONAL = ("callbacks", "logger")
+NODES = (*PARTS, "task", "init", "eval", "model", "data", "trainer", "callbacks", "logger")
+OPTIONAL = ("callbacks", "logger", "loss")
 # The builders give these arguments, so that no node states them twice.
 GIVEN: dict[str, Mapping[str, str]] = {
     "data": {
@@ -35,6 +35,13 @@ GIVEN: dict[str, Mapping[str, str]] = {
         "seed": "set seed",
         "protocol": "set eval.views",
         "splits": "set data.reader",
+    },
+    "task": {
+        **{name: f"set {name}" for name in ("layer_decay", "mixup", "cutmix", "seed", "loss", "optimizer")},
+        "schedule": "set scheduler",
+        "net": "set model",
+        **dict.fromkeys(("classes", "multi_label", "metadata"), "it follows from the data"),
+        **dict.fromkeys(("mean", "std"), "set init.mean and init.std"),
     },
     "loss": {"class_counts": "it follows from the data", "multi_label": "it follows from the data"},
     "trainer": {
@@ -92,6 +99,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "trainer.num_sanity_val_steps": (-1, 2**40),
     "trainer.log_every_n_steps": COUNT,
     "callbacks.last.minutes": (0, 1e6),
+    "task.mask_ratio": (0.01, 0.99),
+    "task.decoder_dim": LIMITS["dim"],
+    "task.decoder_depth": LIMITS["depth"],
+    "task.decoder_heads": LIMITS["heads"],
 }
 # Batches: a fraction up to 1.0 or a whole number.
 PARTS_OF_EPOCH = tuple(

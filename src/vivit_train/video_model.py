@@ -8,11 +8,11 @@ The model, its class names and its preprocessing come from the checkpoint. Predi
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -20,31 +20,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivit_train.data.annotations.files import read_classes
 from vivit_train.data.annotations.table import ClipTable, Splits, StrPath
-from vivit_train.data.clip_size import LARGE
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import ClipBatch, EvalProtocol
 from vivit_train.data.watchdog import LoaderDiedError
-from vivit_train.models.weights.source import Source
-from vivit_train.models.weights.whole import Hints, read_whole
+from vivit_train.models.embeddings import Level, embeddings
 from vivit_train.predictions import Prediction, best_labels
-from vivit_train.stored_data import stored_data
-from vivit_train.training.checkpoint import load_checkpoint, restore_net
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.process_pool import usable_cores
-from vivit_train.utils.run_folder import best_checkpoint
-from vivit_train.utils.text import plural
 
-HUB = "hf://"
 Video = StrPath
 Workers = int | Literal["auto"]
 
 
 class VideoModel:
-    """A model that predicts the classes of videos. `load` builds it from a checkpoint.
+    """A model that predicts the classes of videos. `vivit_train.load` builds it from a checkpoint.
 
     Args:
         task: The model with its class names and its normalization.
@@ -109,13 +101,23 @@ class VideoModel:
             loading: Further arguments of `batches`.
 
         Raises:
-            UserError: The views are invalid, or a loader process dies between two videos.
+            UserError: The views are invalid, the model has no classes, or a loader process dies between two
+                videos.
         """
+        if not self.classes:
+            raise UserError("these weights have no classes to predict; the model only embeds videos")
         best = partial(best_labels, classes=self.classes, multi_label=self.multi_label, top=top)
-        for batch in self.batches(clips, views=views, **loading):
+        mean = partial(self.task.mean_over_views, self.task.logits)
+        # A GPU computes the next batch while the labels of this one are made.
+        is_gpu = self.device.type == "cuda"
+        launched = ahead(
+            self.batches(clips, views=views, **loading),
+            lambda batch: self.launch(mean, batch["video"]),
+            by=int(is_gpu),
+        )
+        for batch, logits_BK in launched:
             errors = {row: why for row, _, why in batch["errors"]}
-            logits_BK = self.mean_over_views(self.task.logits, batch["video"])
-            for row, logits_K in zip(batch["index"].tolist(), logits_BK, strict=True):
+            for row, logits_K in zip(batch["index"].tolist(), logits_BK.cpu(), strict=True):
                 video = str(clips.paths[row])
                 start_s, end_s = (0.0, math.inf) if clips.spans_s is None else clips.spans_s[row].tolist()
                 span_s = None if end_s == math.inf else (start_s, end_s)
@@ -129,26 +131,34 @@ class VideoModel:
         return self.mean_over_views(self.task.logits, clips_BTCHW[:, None])
 
     @overload
-    def embed(self, videos: Video, *, views: str = ..., **loading: Any) -> Tensor: ...
+    def embed(self, videos: Video, *, views: str = ..., level: Level = ..., **loading: Any) -> Tensor: ...
 
     @overload
-    def embed(self, videos: Sequence[Video], *, views: str = ..., **loading: Any) -> Tensor: ...
+    def embed(
+        self, videos: Sequence[Video], *, views: str = ..., level: Level = ..., **loading: Any
+    ) -> Tensor: ...
 
-    def embed(self, videos: Video | Sequence[Video], *, views: str = "1x1", **loading: Any) -> Tensor:
+    def embed(
+        self, videos: Video | Sequence[Video], *, views: str = "1x1", level: Level = "clip", **loading: Any
+    ) -> Tensor:
         """Returns the representation of a video before the head, averaged over its views, float32 [D].
 
         A list of N videos has representations [N, D]. See `predict` for the arguments.
 
+        Args:
+            videos, views, loading: See `predict`.
+            level: "clip", or "frame" or "token", which have further axes; see `embed_views`.
+
         Raises:
             VideoError: A video cannot be read.
-            UserError: The views are invalid.
+            UserError: The views are invalid, or do not fit the level.
         """
         listed = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
         found = []
         for batch in self.batches(clip_table(listed), views=views, **loading):
             for _, path, why in batch["errors"]:
                 raise VideoError(path, why)
-            found.append(self.mean_over_views(self.task.net.features, batch["video"]))
+            found.append(self.embed_views(batch["video"], parse_views(views), level))
         features_ND = torch.cat(found)
         return features_ND[0] if isinstance(videos, str | os.PathLike) else features_ND
 
@@ -172,6 +182,7 @@ class VideoModel:
         batch_size: int | None = None,
         num_workers: Workers = "auto",
         allow_private_urls: bool = False,
+        rows: Container[int] | None = None,
     ) -> Iterator[ClipBatch]:
         """Yields batches of clips with all their views, and "errors" for the clips that cannot be read.
 
@@ -184,6 +195,7 @@ class VideoModel:
             num_workers: The number of loader processes; "auto" is one per CPU core, but no more than there are
                 videos, and 0 reads the videos in this process.
             allow_private_urls: See `VideoDataModule`.
+            rows: The clips to read; None is all. The others are left out of the batches of all clips.
 
         Raises:
             UserError: The views are invalid, or a loader process dies.
@@ -196,7 +208,10 @@ class VideoModel:
             data = self.data_for(clips, **given)
             data.video_reader = replace(data.video_reader, refused=refused)
             loader = data.test_dataloader()
-            del loader.batch_sampler[:done]  # type: ignore[union-attr] # a list
+            batches: Any = loader.batch_sampler  # a list
+            if rows is not None:
+                batches[:] = [wanted for batch in batches if (wanted := [row for row in batch if row in rows])]
+            del batches[:done]
             try:
                 with data.translate_worker_errors():
                     for batch in loader:
@@ -236,102 +251,59 @@ class VideoModel:
         parts = logits_BK.split(list(self.task.heads.values()), dim=1)
         return torch.cat([part.softmax(1) for part in parts], dim=1).numpy()
 
+    def embed_views(self, views_BVTCHW: Tensor, views: tuple[int, int], level: Level) -> Tensor:
+        """Returns the embeddings of videos from their views, float32 on the CPU.
+
+        Args:
+            views_BVTCHW: The views of each video, uint8.
+            views: The number of temporal clips and of spatial crops.
+            level: "clip" is the mean over the views, [B, D]. "frame" is the mean over the crops, with the frames
+                of all clips in order, [B, clips * t, D], and "token" likewise [B, clips * t, rows, columns, D];
+                see `embeddings`.
+
+        Raises:
+            UserError: There are several crops, whose tokens show different places.
+        """
+        if level == "clip":
+            return self.mean_over_views(self.task.net.features, views_BVTCHW)
+        if level == "token" and views[1] > 1:
+            raise UserError(f"tokens of {views[1]} crops show different places: set the views to {views[0]}x1")
+        function = partial(embeddings, self.task.net, level=level)
+        found_BV = self.on_device(partial(self.task.each_view, function), views_BVTCHW)
+        return found_BV.unflatten(1, views).mean(2).flatten(1, 2)
+
     def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns the mean over the views of a function of normalized clips, float32 [B, ...] on the CPU."""
+        return self.on_device(partial(self.task.mean_over_views, function), views_BVTCHW)
+
+    def on_device(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns a function of uint8 views, computed on the device, on the CPU."""
+        return self.launch(function, views_BVTCHW).cpu()
+
+    def launch(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
+        """Returns a function of uint8 views on the device, without waiting for a GPU."""
         half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         with torch.no_grad(), half:
-            mean = self.task.mean_over_views(function, views_BVTCHW.to(self.device, non_blocking=True))
-        return mean.cpu()
+            return function(views_BVTCHW.to(self.device, non_blocking=True))
 
 
-def load(
-    source: StrPath,
-    *,
-    labels: StrPath | Sequence[str] | None = None,
-    device: str = "auto",
-    trusted: Sequence[str] = (),
-) -> VideoModel:
-    """Returns the model of a checkpoint, ready to predict. Nothing in its files is executed.
+def ahead(
+    batches: Iterable[ClipBatch], launch: Callable[[ClipBatch], Tensor], by: int
+) -> Iterator[tuple[ClipBatch, Tensor]]:
+    """Yields each batch with what was launched for it, in order, while up to `by` later ones are under way.
 
-    Args:
-        source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; a folder
-            with a ViViT of Hugging Face, or "hf://user/name" for one on the Hub; or a checkpoint of the authors.
-        labels: The class names in the order of the logits, or a file with one name per line, for weights that come
-            without names.
-        device: "cpu", "cuda", or "auto", which is a GPU if there is one.
-        trusted: Your own packages whose classes the checkpoint may name.
-
-    Raises:
-        UserError: The source does not exist or cannot be read, or does not fit `labels`.
+    After an error of the loader, the batches before it are still yielded.
     """
-    name = os.fspath(source)
-    others = Source(name.removeprefix(HUB))
-    if name.startswith(HUB) or (os.path.exists(name) and (others.is_flax or others.config is not None)):
-        return from_others(others, labels, device)
-    path = checkpoint_at(Path(name))
-    metadata, weights = load_checkpoint(path)
-    net = restore_net(metadata, weights, path, trusted)
-    classes = renamed(metadata.classes, labels, name)
-    task = VideoClassifier(net, classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    return VideoModel(task, partial(stored_data, metadata, path, trusted), device)
-
-
-def from_others(source: Source, labels: StrPath | Sequence[str] | None, device: str) -> VideoModel:
-    """Returns the model of a Hugging Face folder or of a checkpoint of the authors.
-
-    Their clips have the authors' stride of 2, which no file states.
-
-    Raises:
-        UserError: The source cannot be read, or there are no names for its classes.
-    """
-    whole = read_whole(source, Hints(None, "space_time", None, LARGE.frames, LARGE.crop))
-    if whole.classes is None and labels is None:
-        raise UserError(f"{source.name} names no classes: pass their names as labels, in the order of the logits")
-    logits = [f"class {k}" for k in range(whole.net.head.out_features)]
-    classes = renamed({"": whole.classes or logits}, labels, source.name)
-    clip = {"short_side": round(whole.clip["crop"] * LARGE.short_side / LARGE.crop)} | dict(whole.clip)
-    task = VideoClassifier(whole.net, classes, *whole.statistics, multi_label=bool(whole.multi_label))
-    return VideoModel(task, partial(VideoDataModule, **clip), device)
-
-
-def checkpoint_at(path: Path) -> Path:
-    """Returns the best checkpoint in the folder of a run, or `path` itself if it is not a folder.
-
-    Raises:
-        UserError: It does not exist, or the folder has neither a best.ckpt nor a model of Hugging Face.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; a model on the Hugging Face Hub is hf://user/name")
-    if not path.is_dir():
-        return path
-    if file := best_checkpoint(path):
-        return file
-    raise UserError(f"{path}: the folder has neither best.ckpt (a run) nor config.json (a model of Hugging Face)")
-
-
-def renamed(
-    classes: Mapping[str, Sequence[str]], labels: StrPath | Sequence[str] | None, name: str
-) -> Mapping[str, Sequence[str]]:
-    """Returns the classes with the names in `labels`, if there are any.
-
-    Raises:
-        UserError: The number of names does not fit the model, or the model has several heads.
-    """
-    if labels is None:
-        return classes
-    names = read_classes(existing(labels)) if isinstance(labels, str | os.PathLike) else tuple(labels)
-    if len(classes) > 1:
-        raise UserError(f"{name} has the heads {', '.join(classes)}, whose names cannot be replaced: omit labels")
-    if len(names) != (expected := len(classes[""])):
-        raise UserError(f"labels has {plural(len(names), 'name')}, but {name} has {expected} classes")
-    return {"": names}
-
-
-def existing(file: StrPath) -> Path:
-    """Returns the path of a file; raises a UserError if it does not exist."""
-    if not os.path.isfile(file):
-        raise UserError(f"labels={os.fspath(file)}: no such file")
-    return Path(file)
+    waiting: deque[tuple[ClipBatch, Tensor]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, launch(batch)))
+            if len(waiting) > by:
+                yield waiting.popleft()
+    except UserError:
+        yield from waiting
+        raise
+    yield from waiting
 
 
 def usable_device(device: str) -> torch.device:

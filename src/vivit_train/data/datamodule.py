@@ -52,8 +52,8 @@ class VideoDataModule(L.LightningDataModule):
             labels of all heads. A multi-label video counts as its rarest class.
         limit_per_class: The number of training videos per class; multi-label data may exceed it.
         short_side, crop: The video's short side is resized to `short_side` pixels; the model sees `crop` x `crop`.
-        resize_mode, scale_jitter, flip, color_jitter, strong_color, randaugment, randaugment_kind,
-            random_erasing: See `TrainTransform`.
+        resize_mode, scale_jitter, flip, color_jitter, strong_color: See `TrainTransform`.
+        randaugment, randaugment_kind, random_erasing: See `TrainTransform`.
         resize: How frames and crops are resized; see `read_frames` and `resize_clip`.
         mirror_labels: Whether flipping a clip exchanges "left" and "right" in its class.
         augment_on: Where clips are augmented, with the same random draws: in the loader's workers ("worker") or

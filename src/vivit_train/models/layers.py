@@ -235,15 +235,26 @@ class Encoder(nn.Module):
         x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
         return self.norm(x) if self.fc_norm else x
 
-    def tokens(self, x: Tensor, used: int | None = None, layers: int | None = None) -> Tensor:
+    def tokens(
+        self, x: Tensor, used: int | None = None, kept: Tensor | None = None, layers: int | None = None
+    ) -> Tensor:
         """Returns all tokens, or the first `used`: the class token, then the others, and the registers last.
 
-        With `layers`, they are those after so many layers, normalized without weights: those of the norm fit the
-        last layer alone.
+        Args:
+            x: The tokens of the video, [B, ..., N, D].
+            used: The number of tokens that the last block returns; None returns all.
+            kept: The places on the axis N of the only tokens that pass through the blocks, int64 [B, ..., k];
+                axes of size 1 are broadcast. None keeps all.
+            layers: The number of blocks that the tokens pass through; None is all. Fewer are followed by a norm without
+                weights, as those of the norm fit the last block alone.
         """
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
+        if kept is not None:
+            first = int(self.cls_token is not None)
+            places = kept[..., None].expand(*x.shape[:-2], -1, x.shape[-1])
+            x = torch.cat([x[..., :first, :], x[..., first:, :].gather(-2, places)], dim=-2)
         if self.reg_token is not None:
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
         if self.norm_pre is not None:

@@ -17,6 +17,7 @@ import typer
 from vivit_train.tools.crossval import command as crossval_command
 from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
+from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.tools.usage import HELP, run_app
 from vivit_train.utils.errors import UserError
@@ -122,6 +123,9 @@ def evaluate_checkpoint(arguments: HydraArguments = None) -> None:
 app.command(epilog=examples(*predict_command.EXAMPLES))(predict_command.predict)
 app.command(epilog=examples(*explain_command.EXAMPLES))(explain_command.explain)
 app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
+app.command(epilog=examples(*export_command.PUSH_EXAMPLES))(export_command.push)
+app.command(epilog=examples(*features_command.EXAMPLES))(features_command.features)
+app.command(epilog=examples(*features_command.SEARCH_EXAMPLES))(features_command.search)
 app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 
@@ -338,10 +342,10 @@ def model(
 
     cells = model.cells(
         resolve_clip(compose_words(overrides, Path("runs/bench")))[0].model,
-        batches=numbers("--batch", batch),
-        modes=choices("--mode", mode, model.MODES),
-        dtypes=choices("--dtype", dtype, tuple(model.DTYPES)),
-        variants=choices("--variants", variants, model.VARIANTS),
+        batches=model.numbers("--batch", batch),
+        modes=model.choices("--mode", mode, model.MODES),
+        dtypes=model.choices("--dtype", dtype, tuple(model.DTYPES)),
+        variants=model.choices("--variants", variants, model.VARIANTS),
         device=model.usable(device),
         rounds=rounds,
     )
@@ -376,19 +380,6 @@ def train(
     log.info(table(result, overrides or []))
     if json:
         save(result, json)
-
-
-def numbers(option: str, text: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise UserError(f"{option} {text}: expected comma-separated numbers, such as 1,2,4")
-    return [int(number) for number in text.split(",")]
-
-
-def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    if unknown := [name for name in chosen if name not in known]:
-        raise UserError(f"{option} {text}: '{unknown[0]}' is not one of {', '.join(known)}")
-    return chosen
 
 
 def main() -> None:

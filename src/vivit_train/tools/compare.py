@@ -17,7 +17,7 @@ from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap, wilson
 from vivit_train.utils.json_file import parse_json
-from vivit_train.utils.page import render
+from vivit_train.utils.page import check_replaceable, render
 from vivit_train.utils.text import plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ MAX_BYTES = 1 << 30  # predictions.csv has a column per class.
 SIGNIFICANT = 0.05
 LISTED = 5  # classes and flipped videos in the terminal
 SHOWN = 300  # flipped videos on the page
-MARK = '<meta name="generator" content="vivit-train">'  # Only a page of ours is replaced.
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +190,7 @@ def compare(folders: Sequence[Path], out: Path) -> list[Comparison]:
     """
     if len(folders) < 2:
         raise UserError("vivit compare needs the folders of at least two results")
-    if out.exists() and MARK not in read_text(out, errors="replace")[:2000]:
-        raise UserError(f"{out} exists and is no page of vivit-train: set --out")
+    check_replaceable(out)
     results = [read_result(folder) for folder in folders]
     check_comparable(results)
     comparisons = [Comparison.of(*pair) for pair in combinations(results, 2)]

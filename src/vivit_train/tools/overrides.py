@@ -10,6 +10,7 @@ from vivit_train.build import resolve_clip
 from vivit_train.composition import compose
 from vivit_train.config import refuse
 from vivit_train.schema import key_problems
+from vivit_train.tasks import is_labeled, name_of
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import quoted
 
@@ -22,10 +23,12 @@ def compose_words(words: Sequence[str] | None, run_dir: Path) -> DictConfig:
         run_dir: Folder of the run.
 
     Raises:
-        UserError: A word is neither an existing folder nor a valid override.
+        UserError: A word is neither an existing folder nor a valid override, or the task has no labels.
     """
     cfg = compose(*to_overrides(words), run_dir=run_dir)
     refuse(key_problems(cfg))
+    if not is_labeled(cfg):
+        raise UserError(f"{name_of(cfg)} has no effect here, only for vivit train: this command needs labels")
     return cfg
 
 

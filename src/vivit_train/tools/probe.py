@@ -214,7 +214,7 @@ def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, s
     with data.translate_worker_errors():
         store_in_shards(store, computed(cfg, task, data, split, todo, clips), len(todo), f"features of {split}")
     data.bad_videos.share()
-    kept = [row for row, clip in enumerate(clips) if store.holds(clip)]
+    kept = [row for row, clip in enumerate(clips) if store.has(clip)]
     if len(kept) < len(clips):
         log.info(f"{plural(len(clips) - len(kept), f'{split} video')} could not be read: {data.bad_videos.file}")
     if not kept:
@@ -231,8 +231,8 @@ def computed(
     split: str,
     rows: Sequence[int],
     clips: Sequence[StoredClip],
-) -> Iterator[tuple[list[StoredClip], dict[str, Tensor]]]:
-    """Yields the features of batches of clips; a video that cannot be read is left out."""
+) -> Iterator[tuple[list[StoredClip], dict[str, Tensor], int]]:
+    """Yields the features of batches of clips, without the videos that cannot be read, and the number of these."""
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     task.to(device)
@@ -243,14 +243,17 @@ def computed(
     for batch in data.loader(videos, batch_sampler=batches) if batches else ():
         data.bad_videos.add(split, batch.pop("errors"))
         read = ~batch["failed"]
+        failed = int((~read).sum())
         if not read.any():
+            yield [], {}, failed
             continue
         video_BTCHW = batch["video"][read, 0].to(device)
         half = "bf16" in precision(cfg)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             video_BCTHW = task.normalise(video_BTCHW).transpose(1, 2)
             found = {"regions": net.regions(video_BCTHW).float(), "luma": luminance(video_BCTHW).float()}
-        yield [clips[row] for row in batch["index"][read].tolist()], {key: x.cpu() for key, x in found.items()}
+        plain = {key: x.cpu() for key, x in found.items()}
+        yield [clips[row] for row in batch["index"][read].tolist()], plain, failed
     task.to("cpu")
 
 

@@ -19,7 +19,8 @@ from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import NOTE, VAL_SCORE, Outcome, is_job, run_job, take_folder
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError, end_on_signals, end_with_message, exit_with_message, reason
-from vivit_train.utils.files import read_text
+from vivit_train.utils.files import read_table, read_text
+from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.moved_keys import unknown
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import RunFolder
@@ -165,8 +166,26 @@ def record(cfg: DictConfig, run: Callable[[RunFolder], tuple[str, float]]) -> fl
         note = folder.path / NOTE
         text = read_text(note, errors="replace").strip() if note.is_file() else ""
         known = None if score is None or score != score else score  # JSON has no NaN.
-        replace(started, score=known, metric=metric, failed=False, note=text).write(folder.path)
+        found = replace(started, score=known, metric=metric, failed=False, note=text)
+        replace(found, n=videos_scored(folder.path, metric)).write(folder.path)
         return score
+
+
+def videos_scored(folder: Path, metric: str) -> int | None:
+    """Return the number of videos of which the score of a run is a share, or None if it is not an accuracy."""
+    try:
+        if metric != VAL_SCORE:
+            file = folder / "metrics.json"
+            found = parse_json(read_text(file), file) if "top1@" in metric else None
+            n = found.get("n") if isinstance(found, dict) else None
+            return n if isinstance(n, int) and n > 0 else None
+        names, *rows = read_table(folder / "metrics.csv", errors="replace") or [[]]
+        if "val/n" not in names or "val/map" in names:
+            return None
+        cells = [row[names.index("val/n")] for row in rows if len(row) == len(names)]
+        return max((int(float(cell)) for cell in cells if cell), default=None)
+    except (UserError, ValueError, OverflowError):  # The run is over, and its table is missing, huge or damaged.
+        return None
 
 
 def write_configuration(cfg: DictConfig, folder: Path) -> None:

@@ -52,6 +52,7 @@ class Outcome:
         failed: Whether the run has no result.
         note: Reason for the failure or another remark, in one line.
         metric: Name of the score.
+        n: Number of videos, if the score is the share of them that are right.
     """
 
     job: int | None
@@ -60,6 +61,7 @@ class Outcome:
     failed: bool = True
     note: str = "not finished: still running or killed"
     metric: str = VAL_SCORE
+    n: int | None = None
 
     def write(self, folder: str | Path) -> None:
         with replacing(Path(folder) / OUTCOME) as part:
@@ -86,6 +88,8 @@ def read_outcome(file: Path) -> Outcome:
         and isinstance(found.failed, bool)
         and isinstance(found.note, str)
         and isinstance(found.metric, str)
+        and conforms(found.n, int | None)
+        and 0 < (found.n or 1) < 2**53
     )
     if not is_whole:
         raise UserError(f"{file} is not the outcome of a run (a value has the wrong type): move or delete it")
@@ -127,7 +131,8 @@ class Summary(Callback):
         if not jobs:
             return
         log.info(f"\n{table(jobs)}")
-        log.info(f"written: {folder}/summary.csv")
+        drawn = draw_summary(folder, jobs)
+        log.info(f"written: {folder}/summary.csv{', summary.png' * drawn}")
         if failed := sum(job.failed for job in jobs):
             jobs_text = plural(len(jobs), "job")
             refuse(f"{failed} of {jobs_text} failed: see the last column of {folder}/summary.csv for the reasons")
@@ -224,6 +229,21 @@ def score_name(jobs: Sequence[Outcome]) -> str:
     """Return the name of the score if all finished jobs have the same one."""
     names = {job.metric for job in jobs if not job.failed} or {VAL_SCORE}
     return names.pop() if len(names) == 1 else "score"
+
+
+def draw_summary(folder: Path, jobs: Sequence[Outcome]) -> bool:
+    """Draw summary.png: the score of each job by each choice; return whether there is anything to draw."""
+    from vivit_train.utils.plots import scores_by_choice
+
+    scored = [job for job in jobs if job.score is not None and not job.failed]
+    names = swept(scored)
+    if not names:
+        return False
+    columns = {name: [choices(job).get(name, "") for job in scored] for name in names}
+    with replacing(folder / "summary.png") as part:
+        scores, counts = [job.score or 0.0 for job in scored], [job.n for job in scored]
+        scores_by_choice(part, columns, scores, counts, score_name(scored))
+    return True
 
 
 def swept(jobs: Sequence[Outcome]) -> list[str]:

@@ -168,9 +168,9 @@ def chance(label: NDArray[Any]) -> float:
     """Returns the score of a model that knows only how frequent the classes are.
 
     For class ids [N, heads], it is the top-1 accuracy of always answering the most frequent combination; for
-    multi-label targets, bool [N, K], the expected mAP of a random order.
+    multi-label targets, bool [N, K], the expected mAP of a random order. Without labels, it is NaN.
     """
-    if not len(label):
+    if not label.size:
         return float("nan")
     if label.dtype == np.bool:
         share_K = label.mean(0)

@@ -67,6 +67,9 @@ class CachedClassifier(VideoClassifier):
         """Returns the features and the targets of a batch."""
         return batch["features"], batch["label"]
 
+    def forward(self, features: Tensor) -> Tensor:
+        return self.logits(features)
+
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits [B, K] of features; those of several heads are concatenated."""
         return trained_logits(self.net, self.train_choice, features)
@@ -113,7 +116,7 @@ class CachedClassifier(VideoClassifier):
         store_in_shards(store, batches, len(mine), f"features of {split}")
         data.bad_videos.share()  # All ranks have stored their part when this returns.
         store.read()
-        kept = [i for i, clip in enumerate(clips) if store.holds(clip)]
+        kept = [i for i, clip in enumerate(clips) if store.has(clip)]
         place_N = np.full(len(clips), -1)
         place_N[kept] = range(len(kept))
         tensors = store.load([clips[i] for i in kept])

@@ -24,6 +24,7 @@ from vivit_train.training.profiling import (
     peak_memory_gb,
     step_dtype,
 )
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.plots import contact_sheet, learning_curves
 from vivit_train.utils.text import plural, printable, shorten
 
@@ -65,7 +66,7 @@ class Report(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        assert isinstance(pl_module, VideoClassifier)
+        assert isinstance(pl_module, VideoTask)
         self.device = trainer.strategy.root_device
         # This is measured now, before the loader workers start to compete for the CPU.
         peak = matmul_peak(self.device, step_dtype(str(trainer.precision)))
@@ -75,7 +76,7 @@ class Report(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started_s = self.last_line_s = time.monotonic()
-        assert isinstance(pl_module, VideoClassifier)
+        assert isinstance(pl_module, VideoTask)
         self.first_step = trainer.global_step
         data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         epochs = trainer.max_epochs or 1

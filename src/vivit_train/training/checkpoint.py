@@ -1,7 +1,9 @@
 """The metadata that makes a checkpoint self-contained, and functions that read checkpoints."""
 
+import json
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,12 +14,20 @@ from zipfile import is_zipfile
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vivit_train.models.tuning import add_adapters, has_adapters, merge_lora
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.checks import check_content, check_finite, check_statistics
-from vivit_train.models.weights.files import kind_of, refuse_bomb, tensors_of
+from vivit_train.models.weights.files import (
+    CHECKPOINT_JSON,
+    kind_of,
+    read_file,
+    read_json_object,
+    refuse_bomb,
+    tensors_of,
+)
 from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, with_short_names
 from vivit_train.utils.arguments import conforms, shown
@@ -36,7 +46,8 @@ class Metadata:
 
     Attributes:
         config: The complete, resolved configuration of the run.
-        classes: The class names of each head in the order of the logits. A single head has the name "".
+        classes: The class names of each head in the order of the logits. A single head has the name "". Without
+            labels (task=pretrain), there are none.
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
         multi_label: Whether a video may have any number of classes.
@@ -75,7 +86,8 @@ class Metadata:
                 f"unexpected, missing, or malformed entry: {ascii(odd[0])[:80]}"
             )
         check_statistics(stored["mean"], stored["std"], path)
-        if not all(stored["classes"].values()) or not stored["classes"]:
+        is_labeled = stored["classes"] or not is_pretraining(stored["config"])
+        if is_labeled and (not all(stored["classes"].values()) or not stored["classes"]):
             raise UserError(f"{path} contains no class names")
         for names in stored["classes"].values():
             if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -83,18 +95,26 @@ class Metadata:
         return cls(**stored | {"config": with_current_keys(stored["config"])})
 
 
+def is_pretraining(config: Mapping[str, Any]) -> bool:
+    """Returns whether a stored configuration is that of task=pretrain."""
+    task = config.get("task")
+    return isinstance(task, Mapping) and task.get("_target_") == "masked_pretraining"
+
+
 def build_net(model_config: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> ViViT:
     """Builds a model from the `model` node of the user's own configuration.
 
     Args:
         model_config: The `model` node.
-        classes: The class names by head. The model gets a head for each item.
+        classes: The class names by head. The model gets a head for each item; without any, its head is empty.
 
     Raises:
         UserError: The model refuses the arguments.
     """
     try:
-        return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element")  # the head without classes
+            return instantiate(model_config, num_classes=num_classes(classes), _convert_="all")
     except InstantiationException as error:
         raise UserError(f"model: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
@@ -205,22 +225,66 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+# The keys of `data` that `load` needs not: they name files of the machine that trained the model.
+LOCAL = ("name", "root", "reader", "train", "val", "test")
+
+
+def write_checkpoint_folder(folder: Path, metadata: Metadata, weights: Mapping[str, Tensor]) -> None:
+    """Writes a checkpoint as plain data for others: a JSON file, and the weights as safetensors.
+
+    It holds what predictions need, and nothing about the machine that trained the model.
+
+    Args:
+        folder: The folder.
+        metadata, weights: Those of `load_checkpoint`.
+    """
+    config, data = metadata.config, dict(metadata.config.get("data") or {})
+    kept: dict[str, Any] = {key: config[key] for key in ("model", "micro_batch_size", "seed") if key in config}
+    kept["data"] = {key: value for key, value in data.items() if key not in LOCAL}
+    content = Metadata(**vars(metadata) | {"config": kept}).to_dict()
+    text = json.dumps(content, indent=2)
+    (folder / CHECKPOINT_JSON).write_text(text + "\n", encoding="utf-8")
+    plain = {name: value.detach().float().contiguous() for name, value in weights.items()}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_checkpoint_folder(file: Path) -> tuple[Metadata, dict[str, Tensor]]:
+    """Reads what `write_checkpoint_folder` has written; `file` is the JSON file in it.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    content, weights = read_json_object(file), file.parent / "model.safetensors"
+    check_content(content, file)
+    if not weights.is_file():
+        raise UserError(f"{weights}: no such file, though there is {file}: is the download complete?")
+    return Metadata.from_stored(content, file), tensors_of(read_file(weights), weights)
+
+
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:
     """Reads the metadata and the weights of the net from a checkpoint. Nothing in the file is executed.
 
-    Low-rank updates (train=lora) are merged into the weights.
+    A file `CHECKPOINT_JSON` stands for its folder. Low-rank updates (train=lora) are merged into the weights.
 
     Raises:
         UserError: The file does not exist, cannot be read, or is not a checkpoint of vivit-train.
     """
+    if Path(path).name == CHECKPOINT_JSON:
+        return read_checkpoint_folder(Path(path))
     checkpoint = read_checkpoint(Path(path))
+    metadata = Metadata.from_stored(checkpoint[KEY], path)
+    if not metadata.classes:
+        raise UserError(
+            f"{path} is of task=pretrain: it has no head, and knows no classes. Train a classifier from its "
+            f"weights first: python train.py init.path={path}"
+        )
     # A loss may have tensors, too.
     net = {
         name.removeprefix("net."): value
         for name, value in checkpoint["state_dict"].items()
         if not name.startswith("criterion.")
     }
-    metadata, weights = Metadata.from_stored(checkpoint[KEY], path), tensors_of(net, Path(path))
+    weights = tensors_of(net, Path(path))
     try:
         return metadata, merge_lora(weights)
     except (LookupError, RuntimeError) as error:

@@ -7,20 +7,19 @@ import torch
 
 from vivit_train.data.clip_size import SMALL
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.training.module import VideoClassifier
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.process_pool import usable_cores
 
 SHORT_S = 0.5  # If one clip takes less, a whole micro-batch is measured, too: it takes less time per clip.
 SAMPLE = 4  # The loading of so many clips is timed.
 
 
-def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer, steps: int) -> float | None:
+def estimate_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer, steps: int) -> float | None:
     """Returns the estimated time of `steps` training steps in seconds, without validation.
 
     A forward and backward pass on noise is timed, and the loading of a few clips; that of stored features takes no
-    time. On a CPU, the loader's processes
-    and the model share the cores, so their times add up; a GPU waits only for the slower of the two. The state of
-    the model and of the random number generators stays as it is.
+    time. On a CPU, the loader's processes and the model share the cores, so their times add up; a GPU waits only
+    for the slower of the two. The state of the model and of the random number generators stays as it is.
 
     Returns:
         None with several processes, whose steps cannot be measured here, or if memory runs out.
@@ -41,7 +40,7 @@ def estimate_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Tr
     return steps * data.global_batch_size * clip_s
 
 
-def clip_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Trainer) -> float:
+def clip_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer) -> float:
     """Returns the time of a forward and backward pass per clip, in seconds."""
     device = trainer.strategy.root_device
     task.to(device)
@@ -50,7 +49,7 @@ def clip_seconds(task: VideoClassifier, data: VideoDataModule, trainer: L.Traine
         inputs = task.noise(clips)
         start_s = time.perf_counter()
         with trainer.precision_plugin.forward_context():
-            loss = task.logits(inputs).float().sum()
+            loss = task(inputs).float().sum()
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -24,7 +24,8 @@ from vivit_train.utils.progress import progress
 from vivit_train.utils.text import file_stem, plural
 
 log = logging.getLogger(__name__)
-SHARD_S = 20.0  # A killed process loses the features of so many seconds.
+SHARD_S = 20.0  # A killed process loses the features of so many seconds, or of so many bytes.
+SHARD_BYTES = 1 << 28
 ABOUT, CLIPS = "about.json", "clips"
 
 
@@ -86,10 +87,6 @@ class FeatureStore:
             return
         self.places |= {name: (file, place, tuple(state)) for place, (name, state) in enumerate(clips)}
 
-    def holds(self, clip: StoredClip) -> bool:
-        """Returns whether the features of a clip, as its file is now, are stored."""
-        return clip.name in self.places and self.places[clip.name][2] == clip.state
-
     def missing(self, clips: Sequence[StoredClip]) -> list[int]:
         """Returns the positions of the clips whose features are not stored, and says how many are out of date."""
         absent = [i for i, clip in enumerate(clips) if clip.name not in self.places]
@@ -118,6 +115,10 @@ class FeatureStore:
         except (OSError, SafetensorError) as error:
             raise UserError(f"features cannot be stored in {self.folder}: {error}") from error
         self.places |= {clip.name: (file, place, clip.state) for place, clip in enumerate(clips)}
+
+    def has(self, clip: StoredClip) -> bool:
+        """Returns whether the features of a clip are stored and up to date."""
+        return self.places.get(clip.name, (None, 0, None))[2] == clip.state
 
     def load(self, clips: Sequence[StoredClip]) -> dict[str, Tensor]:
         """Returns the features of clips, all of which are stored, by name [clips, ...]."""
@@ -180,7 +181,7 @@ def store_folder(data_name: str) -> Path:
 
 def store_in_shards(
     store: FeatureStore,
-    batches: Iterable[tuple[Sequence[StoredClip], Mapping[str, Tensor]]],
+    batches: Iterable[tuple[Sequence[StoredClip], Mapping[str, Tensor], int]],
     total: int,
     what: str,
 ) -> None:
@@ -188,7 +189,8 @@ def store_in_shards(
 
     Args:
         store: The store.
-        batches: The clips of each batch, and their features by name [clips, ...].
+        batches: The clips of each batch, their features by name [clips, ...], and the number of clips that could
+            not be read.
         total: The number of clips, for the progress bar.
         what: What is computed, for the progress bar.
 
@@ -205,15 +207,19 @@ def store_in_shards(
             parts.clear()
 
     with progress(what, total, " clips") as step:
-        done, written_s = 0, time.monotonic()
+        done, failed, size, written_s = 0, 0, 0, time.monotonic()
         try:
-            for some, features in batches:
-                clips += some
-                parts.append(features)
-                done += len(some)
-                step(done, "")
-                if time.monotonic() - written_s > SHARD_S:
+            for some, features, unreadable in batches:
+                if some:
+                    clips += some
+                    parts.append(features)
+                    size += sum(x.nbytes for x in features.values())
+                failed += unreadable
+                done += len(some) + unreadable
+                step(done, f"{failed} failed" if failed else "")
+                if time.monotonic() - written_s > SHARD_S or size > SHARD_BYTES:
                     write()
+                    size = 0
                     written_s = time.monotonic()
             write()
         except KeyboardInterrupt:

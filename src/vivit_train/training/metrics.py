@@ -72,12 +72,14 @@ class VideoTable(Metric):
 def right_by_views(logits_BVK: Tensor, label: Tensor, index_B: Tensor, heads: Mapping[str, int]) -> Tensor:
     """Returns whether the answer is right in all heads if only 1, 2, ... V of the views are averaged, bool [B, V].
 
+    A multi-label answer is right if the classes with a probability above 0.5 are exactly the true ones.
+
     The views of each video are taken in an order of its own, so that the mean over many videos estimates the
     accuracy with any views of that number.
 
     Args:
         logits_BVK: The logits of each view.
-        label: The class ids [B, heads].
+        label: The class ids [B, heads], or the targets of multi-label data, bool [B, K].
         index_B: The row numbers of the videos, which seed their orders.
         heads: The number of classes by head name.
     """
@@ -85,6 +87,8 @@ def right_by_views(logits_BVK: Tensor, label: Tensor, index_B: Tensor, heads: Ma
     orders = [np.random.default_rng(index).permutation(views) for index in index_B.tolist()]
     order_BV = torch.from_numpy(np.stack(orders)).to(logits_BVK.device)
     sums_BVK = logits_BVK.gather(1, order_BV[:, :, None].expand_as(logits_BVK)).cumsum(1)
+    if label.dtype == torch.bool:
+        return ((sums_BVK > 0) == label[:, None]).all(2)
     best = [part.argmax(2) for part in sums_BVK.split(list(heads.values()), dim=2)]
     return (torch.stack(best, dim=2) == label[:, None]).all(2)
 

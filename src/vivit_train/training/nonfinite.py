@@ -14,9 +14,9 @@ from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import ClipBatch
 from vivit_train.training.checkpoint import KEY
-from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import full_tensor, total_norm
 from vivit_train.training.resume import AtomicCheckpointIO
+from vivit_train.training.task import VideoTask
 from vivit_train.utils import distributed
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
@@ -82,7 +82,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, VideoClassifier)
+        assert isinstance(pl_module, VideoTask)
         self.inputs.append((batch, pl_module.step_seed(batch_idx)))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -108,7 +108,7 @@ class NonFiniteGuard(Callback):
         # Backward gets the loss divided by the number of micro-batches and multiplied by the loss scale.
         unit = trainer.accumulate_grad_batches / (1.0 if scaler is None else float(scaler.get_scale()))
         values = [value * unit for value in values]
-        assert isinstance(pl_module, VideoClassifier)
+        assert isinstance(pl_module, VideoTask)
         step = f"step {trainer.global_step + 1}"
         what = f"the gradient of {step} is not finite (norm {norm_value}), although the losses are"
         if bad_loss:
@@ -125,7 +125,7 @@ class NonFiniteGuard(Callback):
             weights = {
                 f"net.{name}": full_tensor(value).cpu() for name, value in pl_module.net.state_dict().items()
             }
-            if mine:
+            if mine and pl_module.labeled:  # `vivit replay` repeats classifications.
                 self.save(file, trainer, pl_module, weights, inputs, values, norm_value)
                 lines += [f"`vivit replay {file}` shows where it started"] if file.exists() else []
         lines = [line for part in distributed.gather(lines) for line in part]
@@ -148,7 +148,7 @@ class NonFiniteGuard(Callback):
         self,
         file: Path,
         trainer: L.Trainer,
-        task: VideoClassifier,
+        task: VideoTask,
         weights: dict[str, Tensor],
         inputs: list[tuple[ClipBatch, int]],
         losses: list[float],
@@ -177,7 +177,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, VideoClassifier)
+        assert isinstance(pl_module, VideoTask)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Loggers write at the same interval.
         if not self.inputs and trainer.global_step % every == 0:
             pl_module.log("train/weight_norm", total_norm(pl_module.net.parameters()))

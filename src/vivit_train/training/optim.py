@@ -13,7 +13,8 @@ from torch import nn
 
 Schedule = Callable[[int], float]
 LAYER = re.compile(r"encoder\.blocks\.(\d+)\.")
-TOKENS = ("cls_token", "reg_token", "pos_embed")  # These parameters do not decay, though they have several axes.
+# These parameters do not decay, though they have several axes.
+TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 
 def parameter_groups(net: nn.Module, layer_decay: float | None = None) -> list[dict[str, Any]]:

@@ -14,8 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivit_train.models.layers import Block
-from vivit_train.models.tuning import TrainedPart
-from vivit_train.models.vivit import ViViT
 
 # Training takes three times the FLOPs of the forward pass: the backward pass has two products for each one.
 # This slightly overestimates, because the gradient of the pixels is not needed. Only products count.
@@ -23,17 +21,23 @@ FORWARD_AND_BACKWARD = 3
 MEASURE_S = 0.1
 
 
-def forward_flops(net: ViViT | TrainedPart) -> int:
+def forward_flops(net: nn.Module, clip: Tensor | None = None) -> int:
     """Returns the floating-point operations of one clip's forward pass.
 
     Matrix products, convolutions, and attention count, with a multiply-add as two operations. The count runs on
     the meta device, so nothing is computed.
+
+    Args:
+        net: The model.
+        clip: A batch of one clip on the meta device; None is a clip as a ViViT takes it.
     """
+    if clip is None:
+        clip = torch.empty(1, *net.input_shape, device="meta")  # type: ignore[misc]
     tensors = [*net.named_parameters(), *net.named_buffers()]
     # A compiled net is counted in eager mode.
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
-        torch.func.functional_call(net, on_meta, torch.empty(1, *net.input_shape, device="meta"))
+        torch.func.functional_call(net, on_meta, clip)
     return int(counter.get_total_flops())
 
 

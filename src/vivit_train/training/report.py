@@ -135,7 +135,7 @@ def head_data(head: Answers) -> dict[str, Any]:
 
 
 def views_data(result: Result) -> dict[str, Any] | None:
-    """Returns the accuracy by number of views, or None for a single view and for multi-label data."""
+    """Returns the accuracy by number of views, or None for a single view."""
     accuracy, low, high = views_accuracy(result.rows)
     return {"accuracy": list(accuracy), "low": list(low), "high": list(high)} if len(accuracy) > 1 else None
 

@@ -178,7 +178,10 @@ def calibration(head: Answers) -> Calibration:
 
 
 def views_accuracy(rows: Rows) -> tuple[Floats, Floats, Floats]:
-    """Returns the top-1 accuracy with 1, 2, ... views and its interval (Wilson), each [V]; V is 0 if not known."""
+    """Returns the share of right videos with 1, 2, ... views and its interval (Wilson), each [V].
+
+    V is 0 if it is not known.
+    """
     right_NV = rows["right"]
     return right_NV.mean(0), *wilson(right_NV.sum(0), len(right_NV))
 

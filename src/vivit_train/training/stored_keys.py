@@ -30,7 +30,7 @@ def with_current_keys(config: Any) -> Any:
         if _finds_test_split(data):
             data["test"] = "auto"
         config["data"] = data
-    if isinstance(config.get("task"), Mapping):
+    if isinstance(config.get("task"), Mapping) and "_target_" not in config["task"]:
         task = config.pop("task")
         config |= {name: task.get(name, 0.0) for name in ("mixup", "cutmix")}
         config["loss"] = {"_target_": "cross_entropy", "label_smoothing": task.get("label_smoothing", 0.0)}

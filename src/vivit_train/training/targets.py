@@ -18,6 +18,8 @@ TARGETS = {
     "vivit": "vivit_train.models.vivit:ViViT",
     "vivit_of_size": "vivit_train.models.vivit:ViViT.from_size",
     "frame_probe": "vivit_train.models.probe:FrameProbe.from_size",
+    "classifier": "vivit_train.training.module:VideoClassifier",
+    "masked_pretraining": "vivit_train.training.pretraining:MaskedPretraining",
     "videos": "vivit_train.data.datamodule:VideoDataModule",
     "cross_entropy": "vivit_train.training.losses:CrossEntropy",
     "focal": "vivit_train.training.losses:Focal",

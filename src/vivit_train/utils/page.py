@@ -14,9 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from vivit_train.utils.errors import UserError
+from vivit_train.utils.files import read_text
 from vivit_train.utils.text import printable_lines
 from vivit_train.utils.version import package_version
 
+MARK = '<meta name="generator" content="vivit-train">'
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
@@ -30,6 +33,16 @@ def render(template: str, title: str, **values: Any) -> str:
     """
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return environment().get_template(template).render(title=title, version=package_version(), date=date, **values)
+
+
+def check_replaceable(file: Path) -> None:
+    """Checks that a page may be written to a file, which either does not exist or is a page of this package.
+
+    Raises:
+        UserError: The file is something else.
+    """
+    if file.exists() and MARK not in read_text(file, errors="replace")[:2000]:
+        raise UserError(f"{file} exists and is no page of vivit-train: set --out")
 
 
 @cache

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # A sweep draws plots without importing torch.
 Ids = NDArray[np.integer]
 NAME, CAPTION = 40, 120  # Names and captions are shortened to this many characters.
 BLUE, ORANGE, GRAY = "#2563eb", "#d97706", "#6b7280"
+LOG_FROM, MOST_CHOICES, MOST_TICKS = 20, 6, 6  # of the chart of a sweep
 COLORS = (BLUE, ORANGE, "#059669", "#7c3aed", "#db2777", "#0891b2")
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#9ca3af",
@@ -122,21 +123,56 @@ def contact_sheet(
 
 
 @styled
+def reconstructions(path: Path, clips: "Sequence[Sequence[Tensor]]", captions: Sequence[str], title: str) -> None:
+    """Draws up to eight frames of each clip in three rows: as they are, masked, and reconstructed.
+
+    Args:
+        path: The output file.
+        clips: The three versions of each clip, float pixels in [0, 1], [T, C, H, W].
+        captions: The name of each clip.
+        title: The title.
+    """
+    kinds = ("clip", "masked", "reconstructed")
+    frames, _, height, width = clips[0][0].shape
+    columns = np.linspace(0, frames - 1, min(8, frames)).astype(int)
+    wide, beside, gap = 1.15, 1.0, 0.04  # inches of a frame, of the names of the rows, and between frames
+    high = wide * height / width
+    block = 0.3 + 3 * (high + gap) + 0.12
+    figure = Figure(figsize=(beside + (wide + gap) * len(columns) + 0.1, 0.45 + block * len(clips)), dpi=100)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    axis.text(0.1, 0.22, drawn(title, CAPTION), fontsize=10, weight="bold", va="center")
+    for number, (versions, caption) in enumerate(zip(clips, captions, strict=True)):
+        top = 0.45 + block * number
+        axis.text(beside, top + 0.15, drawn(caption, CAPTION), fontsize=8, color=GRAY, va="center")
+        for row, (kind, video_TCHW) in enumerate(zip(kinds, versions, strict=True)):
+            upper = top + 0.3 + row * (high + gap)
+            axis.text(beside - 0.08, upper + high / 2, kind, fontsize=8, ha="right", va="center")
+            for column, t in enumerate(columns):
+                left, pixels_HWC = beside + (wide + gap) * column, video_TCHW[t].permute(1, 2, 0).numpy()
+                axis.imshow(pixels_HWC, extent=(left, left + wide, upper + high, upper), aspect="auto")
+    axis.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))  # imshow changes them
+    save(figure, path)
+
+
+@styled
 def learning_curves(path: Path, history: Sequence[Mapping[str, float]], chance: float = math.nan) -> None:
-    """Draws validation accuracy, from 0 to 1, and losses by epoch, and marks the best epoch.
+    """Draws validation accuracy, from 0 to 1, if there is one, and losses by epoch, and marks the best epoch.
 
     Args:
         path: The output file.
         history: One row per epoch with "epoch" and the logged metrics by name.
         chance: The score of a model that knows only how frequent the classes are; NaN draws no line.
     """
-    figure = Figure(figsize=(10, 3.8), dpi=110)
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.13, top=0.91, wspace=0.13)
-    accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
-    loss_axis(loss, history)
-    accuracy_axis(accuracy, history, chance)
-    accuracy.set_title(f"validation accuracy, {drawn(path.resolve().parent.name)}")
-    for axis in (accuracy, loss):
+    has_accuracy = any(name in ACCURACY for row in history for name in row)
+    figure = Figure(figsize=(10 if has_accuracy else 6, 3.8), dpi=110)
+    figure.subplots_adjust(left=0.05 if has_accuracy else 0.08, right=0.98, bottom=0.13, top=0.91, wspace=0.13)
+    axes = figure.subplots(1, 2, width_ratios=(3, 2)) if has_accuracy else [figure.subplots()]
+    loss_axis(axes[-1], history)
+    if has_accuracy:
+        accuracy_axis(axes[0], history, chance)
+    axes[0].set_title(f"{axes[0].get_title('left')}, {drawn(path.resolve().parent.name)}")
+    for axis in axes:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="best", fontsize=8)
     save(figure, path)
@@ -255,3 +291,81 @@ def average_precision_bars(
     figure.suptitle("\n".join(drawn(line, CAPTION) for line in title.split("; ")), x=0.02, ha="left", fontsize=10)
     figure.legend(loc="outside lower right", fontsize=8)
     save(figure, path)
+
+
+@styled
+def scores_by_choice(
+    path: Path,
+    choices: Mapping[str, Sequence[str]],
+    scores: Sequence[float],
+    counts: Sequence[int | None],
+    metric: str,
+) -> None:
+    """Draws the scores of jobs, from 0 to 1, against each of their choices.
+
+    Numbers are on a continuous axis, which is logarithmic from a ratio of `LOG_FROM` on; other choices are
+    categories. A line connects the means of equal numbers, and a star marks the best job.
+
+    Args:
+        path: The output file.
+        choices: The value of each job by the name of the choice, as text.
+        scores: The score of each job.
+        counts: The number of videos of which the score is a share, for its 95 % interval; None draws none.
+        metric: The name of the score.
+    """
+    shown = list(choices)[:MOST_CHOICES]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(0.6 + 4.2 * columns, 0.5 + 3.3 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axis, name in zip(axes, shown, strict=False):
+        choice_axis(axis, choices[name], np.array(scores), counts)
+        axis.set(xlabel=drawn(name), ylim=(0, 1))
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel(drawn(metric))
+    best = int(np.argmax(scores))
+    said = f"best: {scores[best]:.3f} of {len(scores)} jobs"
+    more = f"; {len(choices) - len(shown)} more choices in summary.csv" if len(choices) > len(shown) else ""
+    bars = "; bars are 95 % intervals over the videos" if any(counts) else ""
+    figure.suptitle(said + bars + more, x=0.02, ha="left", fontsize=10)
+    save(figure, path)
+
+
+def choice_axis(
+    axis: Axes, texts: Sequence[str], scores: NDArray[np.float64], counts: Sequence[int | None]
+) -> None:
+    """Draws the scores of jobs against one choice; see `scores_by_choice`."""
+    values = numbers(texts)
+    if values is None:
+        names = list(dict.fromkeys(texts))
+        values = np.array([names.index(text) for text in texts], float)
+        axis.set_xticks(range(len(names)), [drawn(name, 20) for name in names], rotation=30, ha="right")
+        axis.set_xlim(-0.5, len(names) - 0.5)
+    else:
+        if values.min() > 0 and values.max() / values.min() >= LOG_FROM:
+            axis.set_xscale("log")
+        places = np.unique(values)
+        if len(places) <= MOST_TICKS:
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.minorticks_off()
+        axis.plot(
+            places, [scores[values == place].mean() for place in places], color=BLUE, alpha=0.35, linewidth=1.5
+        )
+    for x, score, n in zip(values, scores, counts, strict=True):
+        if n:
+            low, high = map(float, wilson(score * n, n))
+            axis.errorbar(x, score, [[score - low], [high - score]], color=BLUE, capsize=3, linewidth=1, alpha=0.6)
+    axis.scatter(values, scores, s=18, color=BLUE, zorder=3, clip_on=False)
+    best = int(np.argmax(scores))
+    axis.scatter([values[best]], [scores[best]], s=110, marker="*", color=ORANGE, zorder=4, clip_on=False)
+
+
+def numbers(texts: Sequence[str]) -> NDArray[np.float64] | None:
+    """Returns texts as numbers, or None if one of them is no finite number."""
+    try:
+        values = np.array([float(text) for text in texts])
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None

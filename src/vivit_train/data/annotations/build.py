@@ -292,7 +292,7 @@ def make_manifest(rows: Sequence[Row], draft: Draft) -> ClipTable:
     else:
         heads = draft.ids.values()
         found = [[ids[label] for label, ids in zip(row.labels, heads, strict=True)] for row in rows]
-        labels = np.array(found, np.int64).reshape(-1, len(heads))
+        labels = np.array(found, np.int64).reshape(len(rows), len(heads))
     has_spans = any(row.span_s for row in rows)
     return ClipTable(
         paths=np.array([row.path for row in rows], np.dtypes.StringDType()),

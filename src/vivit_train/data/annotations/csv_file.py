@@ -43,6 +43,7 @@ from vivit_train.utils.text import nfc, plural, shorten_list
 # means an empty label, like "".
 _LABEL = r'"(?:[^"]|"")*"|(?<=,)|(?![\d.-]+(?:\s+[\d.-]+)+(?:\s|$))[^",\t]+'
 _PATH_LABEL = re.compile(rf'("(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/)\s*[\s,]\s*({_LABEL})', re.IGNORECASE)
+_PATH = re.compile(rf'"(?:[^"]|"")+"|[^"]*{VIDEO_PATTERN}|[^"]*/', re.IGNORECASE)  # a row without a label
 _HEADER = re.compile(r"[^./\\]*[^./\\\d]")  # words only, with no path separator and no id at the end
 _DRIVE = re.compile(r"[A-Za-z]:\\")
 CSV_TREE = """Expected in {root}:
@@ -92,7 +93,7 @@ def read_csv(
     files = find_files(top, expected_layout, train, val, test, classes)
     if is_kinetics(files["val"]):
         return read_kinetics(top, train=train, val=val, test=test, classes=classes, max_missing=max_missing)
-    reader = _Reader(top, multi_label)
+    reader = RowReader(top, multi_label)
     tables = reader.tables(files)
     given, named_by = class_names(top, expected_layout, classes or _classes_beside(top, files["val"]))
     reference, labels = _labels_of(tables, files, expected_layout)
@@ -195,7 +196,7 @@ def path_and_label(line: str) -> tuple[str, str] | None:
     return unquote(match[1]), unquote(match[2])
 
 
-class _Reader:
+class RowReader:
     """Reads the rows of annotation files, and collects what is wrong with them and what it decides.
 
     Attributes:
@@ -203,8 +204,8 @@ class _Reader:
         read_as: The form of each file.
     """
 
-    def __init__(self, root: Path, multi_label: bool) -> None:
-        self.root, self.listings, self.multi_label = str(root), Listings(), multi_label
+    def __init__(self, root: Path, multi_label: bool, labeled: bool = True) -> None:
+        self.root, self.listings, self.multi_label, self.labeled = str(root), Listings(), multi_label, labeled
         self.problems: list[str] = []
         self.read_as: dict[str, str] = {}
         self.backslashes, self.drives = 0, 0
@@ -245,6 +246,8 @@ class _Reader:
                 pair = path_and_label(line)
             if pair is None and columns:
                 pair = columns.cells(line)
+            if pair is None and not self.labeled and _PATH.fullmatch(line):
+                pair = (unquote(line), "")
             if pair is None or not pair[0]:
                 self.problems.append(f"{where}: {line[:120]!r}")
             elif row := self.row(where, line, *pair):
@@ -258,6 +261,8 @@ class _Reader:
         columns = header_columns(lines[0].text)
         is_header = columns is not None or (lines[0].number == 1 and _HEADER.fullmatch(lines[0].text) is not None)
         body = lines[is_header:]
+        if not self.labeled and all(_PATH.fullmatch(line.text) for line in body):
+            return None, body
         is_plain = all(path_and_label(line.text) for line in body)
         if columns and columns.separator == " " and is_plain:
             return None, body  # A path or the name of a column has blanks.
@@ -284,7 +289,7 @@ class _Reader:
             self.drives += bool(_DRIVE.match(written))
             path = os.path.normpath(os.path.join(self.root, written.replace("\\", "/")))
             found = self.listings.find(path)
-        labels = split_labels(label) if self.multi_label else (label,)
+        labels = () if not self.labeled else split_labels(label) if self.multi_label else (label,)
         if "" in labels or len(set(labels)) < len(labels):
             what = "an empty label" if "" in labels else "a duplicate label"
             self.problems.append(f"{where}: {line[:120]!r} ({what})")

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,10 @@ class ClipTable:
         labels = self.labels.select(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
         return ClipTable(self.paths[rows], labels, self.ids[rows], spans_s)
 
+    def without_labels(self) -> "ClipTable":
+        """Returns the same clips without labels."""
+        return replace(self, labels=np.empty((len(self), 0), np.int64))
+
     @property
     def multi_label(self) -> bool:
         """Whether the data is multi-label, so that a clip may have any number of classes."""
@@ -159,6 +163,13 @@ class Splits:
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
     read_as: str = ""
 
+    def without_labels(self) -> "Splits":
+        """Returns the same clips without classes and labels."""
+        test = None if self.test is None else self.test.without_labels()
+        return replace(
+            self, classes={}, train=self.train.without_labels(), val=self.val.without_labels(), test=test
+        )
+
     @property
     def multi_label(self) -> bool:
         """Whether the data is multi-label, with a single head."""
@@ -195,5 +206,5 @@ class Splits:
                     sizes = split.labels.sizes
                     spread += f"; {sizes.sum() / max(len(sizes), 1):.1f} classes per clip, "
                     spread += f"{plural(int(np.count_nonzero(sizes == 0)), 'clip')} without a label"
-                lines.append(f"{name:<8} {plural(len(split), 'clip')}, {spread}")
+                lines.append(", ".join(filter(None, [f"{name:<8} {plural(len(split), 'clip')}", spread])))
         return "\n".join(lines + [f"note     {printable(notice)}" for notice in self.notices])

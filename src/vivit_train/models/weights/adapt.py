@@ -124,6 +124,8 @@ def fit_head(
 ) -> tuple[Tensor, str]:
     """Returns the head's weights, reordered for each head with the same classes, else zero, and the action."""
     theirs = found.classes
+    if not net.head_sizes:
+        return value.new_zeros(0, *value.shape[1:]), "left out (pretraining has no head)"
     if not len(value):
         return value.new_zeros(net.head.out_features, *value.shape[1:]), "zero (the source has no head)"
     if theirs is None or sum(map(len, theirs.values())) != len(value):  # Without names, the count decides.

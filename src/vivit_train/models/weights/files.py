@@ -26,6 +26,8 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 SHARD_INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)  # A name in the same folder, never a path.
 MAX_SHARDS = 1024
+CHECKPOINT_JSON = "vivit_train.json"  # It makes a folder a checkpoint of vivit-train; see training/checkpoint.py.
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 # The mean and std of a normalization, for pixels in [0, 1].
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -118,6 +120,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_hub_name(name: str) -> bool:
+    """Returns whether a name that is no file is one on the Hugging Face Hub: "user/name", in no folder here."""
+    path = Path(name)
+    is_free = not path.exists() and not path.parent.is_dir() and path.suffix not in WEIGHT_FILES
+    return is_free and HUB_NAME.fullmatch(name) is not None
+
+
 def hub_folder(source: str | Path) -> Path:
     """Returns a local model folder, or downloads the model of that name from the Hugging Face Hub.
 
@@ -128,8 +137,9 @@ def hub_folder(source: str | Path) -> Path:
     """
     folder = Path(source)
     files = ["*config.json", "model.safetensors", SHARD_INDEX, "model-*.safetensors", "pytorch_model.bin"]
+    files.append(CHECKPOINT_JSON)
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        if not HUB_NAME.fullmatch(str(source)):
             raise UserError(f"no weights at {source}")
         import huggingface_hub
 
@@ -142,7 +152,7 @@ def hub_folder(source: str | Path) -> Path:
                 f"({type(error).__name__}: {reason(error)}{offline}): check the name and the network, or download "
                 "the model elsewhere and pass its folder"
             ) from error
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", CHECKPOINT_JSON)):
         raise UserError(f"{source} is not a Hugging Face model folder: it has no config.json")
     return folder
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vivit_train.models.vivit import Grid, ViViT
 from vivit_train.models.weights.files import (
-    WEIGHT_FILES,
     Statistics,
     folder_weights,
     hub_folder,
+    is_hub_name,
     kind_of,
     read_file,
     read_json_object,
@@ -42,8 +42,7 @@ class Source:
         path = Path(self.name)
         if path.is_file() or path.is_dir():
             return path
-        is_on_hub = "/" in self.name and not path.parent.is_dir() and path.suffix not in WEIGHT_FILES
-        return hub_folder(self.name) if is_on_hub else None
+        return hub_folder(self.name) if is_hub_name(self.name) else None
 
     @cached_property
     def is_file(self) -> bool:

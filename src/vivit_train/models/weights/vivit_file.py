@@ -1,6 +1,7 @@
 """Reads the weights and the metadata in files of vivit-train, for other models to start from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,23 @@ def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
     if "net.embedding.projection.weight" not in source.tensors:
         return None
     state = {key.removeprefix("net."): x for key, x in source.tensors.items() if key.startswith("net.")}
-    return checkpoint_weights(source.name, merge_lora(state), source.content.get("vivit_train", {}))
+    found = checkpoint_weights(source.name, merge_lora(state), source.content.get("vivit_train", {}))
+    if found.classes or not net.head_sizes:
+        return found
+    return without_token_norm(found, net)
+
+
+def without_token_norm(found: VideoWeights, net: ViViT) -> VideoWeights:
+    """Returns the weights of self-pretraining (task=pretrain) for a model that classifies.
+
+    Pretraining normalizes each token. A model that normalizes the mean of the tokens starts with a new norm.
+    """
+    if not net.fc_norm:
+        return found
+    names = [f"{name}.norm.{kind}" for name in net.layout.encoders for kind in ("weight", "bias")]
+    new = {name: "pretraining has no norm of the mean" for name in names if name in found.state}
+    state = {name: value for name, value in found.state.items() if name not in new}
+    return replace(found, state=state, new=new)
 
 
 def checkpoint_weights(source: str, net: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> VideoWeights:

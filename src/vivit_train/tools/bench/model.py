@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -318,3 +319,18 @@ def save(rows: Sequence[Row], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "device": device_name(rows[0].cell.device)}
     file.write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Return the numbers in the value of an option; raise a UserError if it has another form."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise UserError(f"{option} {text}: expected comma-separated numbers, such as 1,2,4")
+    return [int(number) for number in text.split(",")]
+
+
+def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words in the value of an option; raise a UserError if one of them is not known."""
+    chosen = tuple(text.split(","))
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"{option} {text}: '{unknown[0]}' is not one of {', '.join(known)}")
+    return chosen

@@ -37,8 +37,8 @@ def explain(
     The folder gets index.html and a heat map (.mp4) per video. If a video is unreadable, the exit code is 1.
     """
     with wrong_words():
+        from vivit_train.loading import load
         from vivit_train.tools.explain.run import explain as run
-        from vivit_train.video_model import load
 
         model = load(checkpoint, labels=labels, device=device, trusted=trusted or ())
         all_read = run(model, checkpoint, videos, out, class_name=class_name, method=method)

@@ -16,6 +16,10 @@ EXAMPLES = (
     "vivit export runs/mine --format torch-export --half --out exported",
     "vivit export runs/mine --format huggingface --out vivit-mine",
 )
+PUSH_EXAMPLES = (
+    "vivit push runs/mine user/vivit-mine",
+    "vivit push runs/mine/checkpoints/last.ckpt organization/name --private",
+)
 FormatName = Literal["onnx", "torch-export", "safetensors", "huggingface", "scenic"]
 FormatOption = Annotated[
     FormatName,
@@ -30,6 +34,12 @@ Half = Annotated[
     bool, typer.Option("--half", help="Store and compute in float16 (onnx, torch-export, safetensors).")
 ]
 Int8 = Annotated[bool, typer.Option("--int8", help="Store the weights of matrix products in int8 (onnx).")]
+
+
+Repository = Annotated[str, typer.Argument(metavar="USER/NAME", help="Name of the model on the Hugging Face Hub.")]
+Private = Annotated[
+    bool, typer.Option("--private", help="Create a private repository; one that exists stays as it is.")
+]
 
 
 def export(
@@ -47,8 +57,23 @@ def export(
     example that runs (example.py).
     """
     with wrong_words():
+        from vivit_train.loading import load
         from vivit_train.tools.export.run import export as run
-        from vivit_train.video_model import load
 
         model = load(checkpoint, labels=labels, device="cpu", trusted=trusted or ())
         run(model, checkpoint, out, format, half=half, int8=int8)
+
+
+def push(checkpoint: Checkpoint, repository: Repository, private: Private = False) -> None:
+    """Upload a model to the Hugging Face Hub, where vivit_train.load("user/name") finds it.
+
+    The repository gets the weights, the class names and the preprocessing as plain data, a card and an example.
+
+    It is created if it does not exist; otherwise, this is a new commit.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    with wrong_words():
+        from vivit_train.tools.export.push import push as run
+
+        run(checkpoint, repository, private=private)

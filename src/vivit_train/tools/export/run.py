@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from vivit_train.data.annotations.table import Splits
+from vivit_train.loading import checkpoint_at
 from vivit_train.tools.export.card import Preprocessing, write_card, write_example
 from vivit_train.tools.export.formats import Model, arguments_of, check_format
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
-from vivit_train.video_model import VideoModel, checkpoint_at, clip_table, no_annotations
+from vivit_train.video_model import VideoModel, clip_table, no_annotations
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,17 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.5}
 
 def export(
     model: VideoModel, checkpoint: str, out: Path, format: str, *, half: bool = False, int8: bool = False
-) -> float:
-    """Writes the folder, and returns the largest difference of a logit from the model's.
+) -> None:
+    """Writes the folder and says so; see `write_folder`."""
+    number, parity = write_folder(model, checkpoint, out, format, half=half, int8=int8)
+    size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    log.info(f"written: {printable(str(out))} ({size_mb:.1f} MB, {number}). {parity}")
+
+
+def write_folder(
+    model: VideoModel, checkpoint: str, out: Path, format: str, *, half: bool = False, int8: bool = False
+) -> tuple[str, str]:
+    """Writes the folder, and returns the type of its numbers and the result of the comparison in words.
 
     Args:
         model: The model, on the CPU.
@@ -67,9 +77,7 @@ def export(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    size_mb = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    log.info(f"written: {printable(str(out))} ({size_mb:.1f} MB, {number}). {parity}")
-    return difference
+    return number, parity
 
 
 def compare(written: torch.Tensor, expected: torch.Tensor, number: str) -> float:

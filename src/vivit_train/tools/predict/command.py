@@ -41,6 +41,7 @@ Views = Annotated[
 Top = Annotated[int | None, typer.Option(min=1, help="Number of classes to show. Default: 5.")]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JSON file.")]
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a CSV file, a row per video.")]
+FiftyOne = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a JSON file for FiftyOne.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Labels = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Class names, one per line, for weights without names.")
@@ -112,6 +113,7 @@ def predict(
     top: Top = None,
     json: Json = None,
     csv: Csv = None,
+    fiftyone: FiftyOne = None,
     overwrite: Overwrite = False,
     labels: Labels = None,
     device: Device = "auto",
@@ -135,19 +137,20 @@ def predict(
     of_timeline = {"out": out, "window": window, "step": step}
     with wrong_words():
         refuse_unused(of_labels if timeline or live else of_timeline, timeline=bool(timeline or live))
+        from vivit_train.loading import load
         from vivit_train.tools.predict.run import Outputs, predict_labels
         from vivit_train.tools.predict.sources import find_clips
         from vivit_train.tools.predict.timeline import Timelines, predict_live, predict_timelines
-        from vivit_train.video_model import load
 
         source = partial(load, checkpoint, labels=labels, device=device, trusted=trusted or ())
-        wanted = Timelines(out or Path("timelines"), overwrite, views, window, step, allow_private_urls)
+        wanted = Timelines(out or Path("timelines"), overwrite, views, window, step, allow_private_urls, fiftyone)
         if live:
+            refuse_unused({"fiftyone": fiftyone}, timeline=True)
             is_fine = predict_live(source, videos, live, wanted)
         elif timeline:
             is_fine = predict_timelines(source, find_clips(videos), wanted)
         else:
-            outputs = Outputs(json, csv, overwrite)
+            outputs = Outputs(json, csv, fiftyone, overwrite)
             loading = {"views": views, "batch_size": batch_size, "allow_private_urls": allow_private_urls}
             loading |= {} if workers is None else {"num_workers": workers}
             is_fine = predict_labels(source, checkpoint, find_clips(videos), top or 5, outputs, **loading)

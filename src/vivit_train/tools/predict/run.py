@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from vivit_train.predictions import Prediction
+from vivit_train.tools.predict.fiftyone import check_clips, labels_of, write_labels
 from vivit_train.tools.predict.output import (
     check_free,
     print_line,
@@ -35,17 +36,19 @@ class Outputs:
     Attributes:
         json: The JSON file, or None.
         csv: The CSV file, or None.
+        fiftyone: The JSON file for FiftyOne, or None.
         overwrite: Whether existing files may be replaced.
     """
 
     json: Path | None = None
     csv: Path | None = None
+    fiftyone: Path | None = None
     overwrite: bool = False
 
     @property
     def files(self) -> list[Path]:
         """The files to write."""
-        return [file for file in (self.json, self.csv) if file is not None]
+        return [file for file in (self.json, self.csv, self.fiftyone) if file is not None]
 
     def check(self) -> None:
         """Check before any work that the files can be written; raises a UserError otherwise."""
@@ -80,6 +83,8 @@ def predict_labels(
         UserError: An output file exists, the views are invalid, or the loader processes cannot go on.
     """
     outputs.check()
+    if outputs.fiftyone:
+        check_clips([clip.span_s for clip in clips])
     parse_views(loading["views"])
     model = source()
     spans_s = [clip.span_s or WHOLE for clip in clips] if any(clip.span_s for clip in clips) else None
@@ -96,10 +101,7 @@ def predict_labels(
                 failed += prediction.failed
                 step(len(done), f"{failed} failed" if failed else "")
     finally:
-        if outputs.json:
-            write_json(outputs.json, done, {"checkpoint": checkpoint, "views": loading["views"]})
-        if outputs.csv:
-            write_csv(outputs.csv, done, list(model.classes))
+        write_files(outputs, done, model, {"checkpoint": checkpoint, "views": loading["views"]})
     if on_terminal:
         print_table(done)
     seconds = time.monotonic() - start_s
@@ -110,3 +112,13 @@ def predict_labels(
     if failures:
         report_failures(failures, len(done))
     return not failures
+
+
+def write_files(outputs: Outputs, done: Sequence[Prediction], model: VideoModel, about: Mapping[str, str]) -> None:
+    """Write the files that are asked for; `about` states the checkpoint and the views."""
+    if outputs.json:
+        write_json(outputs.json, done, about)
+    if outputs.csv:
+        write_csv(outputs.csv, done, list(model.classes))
+    if outputs.fiftyone:
+        write_labels(outputs.fiftyone, labels_of(done, model.classes if model.multi_label else None))

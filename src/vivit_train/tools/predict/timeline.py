@@ -18,6 +18,7 @@ from vivit_train.data.video.urls import is_url, private_urls
 from vivit_train.live import segment_live
 from vivit_train.predictions import Prediction
 from vivit_train.segments import Segment, Segmentation, one_clip, segment_video
+from vivit_train.tools.predict.fiftyone import address, detections, write_labels
 from vivit_train.tools.predict.output import check_free, opened, report_failures
 from vivit_train.tools.predict.page import page
 from vivit_train.tools.predict.sources import Clip
@@ -50,6 +51,7 @@ class Timelines:
     window_s: float | None
     step_s: float | None
     allow_private_urls: bool
+    fiftyone: Path | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,7 +68,8 @@ class Timelines:
             raise UserError(f"{parts[0].path}: a timeline shows a whole video; leave out its start and end")
         one_clip(self.views)
         stems = output_stems(clips)
-        check_free([self.out / f"{stem}{ending}" for stem in stems for ending in ENDINGS], self.overwrite)
+        files = [self.out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
+        check_free([*files, *([self.fiftyone] if self.fiftyone else [])], self.overwrite)
 
 
 def predict_timelines(source: Callable[[], VideoModel], clips: Sequence[Clip], wanted: Timelines) -> bool:
@@ -84,7 +87,7 @@ def predict_timelines(source: Callable[[], VideoModel], clips: Sequence[Clip], w
         UserError: An output file exists, or the windows or the views do not fit the model.
     """
     wanted.check(clips)
-    model, failures = source(), []
+    model, failures, labels = source(), [], {}
     private = wanted.allow_private_urls
     for clip, stem in zip(clips, output_stems(clips), strict=True):
         try:
@@ -102,6 +105,9 @@ def predict_timelines(source: Callable[[], VideoModel], clips: Sequence[Clip], w
             failures.append(Prediction(clip.path, error=error.reason))
             continue
         write_timeline(result, wanted.out / stem, times_s)
+        labels[address(clip.path)] = detections(result.segments, frame_ranges(result, times_s))
+    if wanted.fiftyone:
+        write_labels(wanted.fiftyone, labels)
     if failures:
         report_failures(failures, len(clips))
     return not failures
@@ -232,8 +238,6 @@ def task(result: Segmentation, times_s: Any) -> dict[str, Any]:
     The annotation is a draft to correct by hand. Label Studio shows a file if its folder of local files
     (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT) is the working directory of this process.
     """
-    starts = np.searchsorted(times_s, [one.start_s - 1e-6 for one in result.segments])
-    ends = np.searchsorted(times_s, [one.end_s - 1e-6 for one in result.segments])
     regions = [
         {
             "id": f"segment{number}",
@@ -241,14 +245,23 @@ def task(result: Segmentation, times_s: Any) -> dict[str, Any]:
             "from_name": one.head or "label",
             "to_name": "video",
             "value": {
-                "ranges": [{"start": int(start) + 1, "end": max(int(end), int(start) + 1)}],
+                "ranges": [{"start": start, "end": end}],
                 "timelinelabels": [one.name],
             },
         }
-        for number, (one, start, end) in enumerate(zip(result.segments, starts, ends, strict=True), 1)
+        for number, (one, (start, end)) in enumerate(
+            zip(result.segments, frame_ranges(result, times_s), strict=True), 1
+        )
     ]
     video = result.video if is_url(result.video) else f"/data/local-files/?d={quote(below_here(result.video))}"
     return {"data": {"video": video}, "annotations": [{"result": regions}]}
+
+
+def frame_ranges(result: Segmentation, times_s: Any) -> list[tuple[int, int]]:
+    """Return the first and the last frame of each segment, counted from 1, from the times of all frames."""
+    starts = np.searchsorted(times_s, [one.start_s - 1e-6 for one in result.segments]).tolist()
+    ends = np.searchsorted(times_s, [one.end_s - 1e-6 for one in result.segments]).tolist()
+    return [(start + 1, max(end, start + 1)) for start, end in zip(starts, ends, strict=True)]
 
 
 def below_here(path: str) -> str:

@@ -1,0 +1,1 @@
+"""`vivit features` and `vivit search`: embeddings of videos, and the nearest ones of a video."""
