@@ -245,7 +245,7 @@ class Encoder(nn.Module):
             used: The number of tokens that the last block returns; None returns all.
             kept: The places on the axis N of the only tokens that pass through the blocks, int64 [B, ..., k];
                 axes of size 1 are broadcast. None keeps all.
-            layers: The number of blocks that the tokens pass through; None is all. Fewer are followed by a norm without
+            layers: The number of blocks that the tokens pass through; None is all. After fewer, the norm has no
                 weights, as those of the norm fit the last block alone.
         """
         if self.cls_token is not None:

@@ -132,8 +132,8 @@ class CachedClassifier(VideoClassifier):
 
     def computed(
         self, data: VideoDataModule, split: str, todo: Sequence[int], clips: Sequence[StoredClip]
-    ) -> Iterator[tuple[list[StoredClip], dict[str, Tensor]]]:
-        """Yields the features of batches of clips; a video that cannot be read is left out.
+    ) -> Iterator[tuple[list[StoredClip], dict[str, Tensor], int]]:
+        """Yields the clips of batches, their features and the number of clips that cannot be read.
 
         Args:
             data: The data module.
@@ -146,11 +146,13 @@ class CachedClassifier(VideoClassifier):
         for rows, batch in pixels(data, split, [divmod(i, n) for i in todo]):
             data.bad_videos.add(split, batch.pop("errors"))
             read = ~batch["failed"]
+            found: dict[str, Tensor] = {}
             if read.any():
                 video = batch["video"] if split == "train" else batch["video"][:, 0]
-                found = {"features": self.frozen(video[read])}
+                found["features"] = self.frozen(video[read])
                 found |= {name: batch[name][read] for name in OF_CLIP if name in batch}  # type: ignore[literal-required]
-                yield [clips[view * n + row] for (view, row), kept in zip(rows, read, strict=True) if kept], found
+            kept = [clips[view * n + row] for (view, row), whole in zip(rows, read, strict=True) if whole]
+            yield kept, found, int((~read).sum())
             if self.trainer.received_sigterm:
                 raise KeyboardInterrupt
 
