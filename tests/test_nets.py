@@ -35,7 +35,7 @@ RUN = [
     "data.flip=0.5",
 ]
 GROUPS = ("recipe", "model")
-LATER = ("none", "labelstudio", "cvat", "videomae")  # recipes and models that did not exist
+LATER = ("none", "labelstudio", "cvat", "videomae", "few_clips")  # recipes and models that did not exist
 LOGGED = ["trainer.log_every_n_steps=1", "callbacks.contact_sheet=null"]
 
 
@@ -138,6 +138,8 @@ NEW = {
     "scheduler._target_",
     "task._target_",
     "train",
+    "cache",
+    "cache_views",
     "layer_decay",
     "data.randaugment_kind",  # the recipes of EPIC-Kitchens and Something-Something used torchvision's operations
     *(f"model.{name}" for name in ("act", "pos_embed", "fc_norm", "pre_norm", "reg_tokens", "rope", "norm_eps")),

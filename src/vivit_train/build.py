@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -26,6 +27,7 @@ from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_models import image_vit
 from vivit_train.tasks import is_labeled
 from vivit_train.training.bad_video_budget import BadVideoBudget
+from vivit_train.training.cached import CachedClassifier
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.patience import Patience
@@ -40,10 +42,14 @@ from vivit_train.utils.text import plural
 log = logging.getLogger(__name__)
 
 
-def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
+def resolve_clip(cfg: DictConfig, splits: Splits | None = None) -> tuple[DictConfig, Splits | None]:
     """Returns a configuration in which `auto` frames, stride and pixels are numbers, and logs the choice.
 
     The clip fits the device: on a CPU it is small. With the stride, it covers a video of median length.
+
+    Args:
+        cfg: The configuration.
+        splits: The annotations, if they are already read.
 
     Returns:
         The configuration, and the annotations, if they had to be read.
@@ -51,7 +57,7 @@ def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
     keys = ("frames", "stride", "short_side", "crop")
     automatic = [key for key in keys if cfg.data[key] == "auto"]
     if not automatic:
-        return cfg, None
+        return cfg, splits
     on_cpu = cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available()
     size = SMALL if on_cpu else LARGE
     chosen = {"frames": size.frames, "short_side": size.short_side, "crop": size.crop, "stride": 1}
@@ -59,9 +65,9 @@ def resolve_clip(cfg: DictConfig) -> tuple[DictConfig, Splits | None]:
     if "crop" in given:
         chosen["short_side"] = max(size.short_side, given["crop"])
     chosen |= given
-    splits, lengths = None, "the device"
+    lengths = "the device"
     if "stride" in automatic:
-        data = build_data(with_values(cfg, data=chosen))
+        data = build_data(with_values(cfg, data=chosen), splits=splits)
         splits = data.splits
         length, sample = median_frames(splits.train, data.video_reader.index_db, cfg.seed)
         chosen["stride"] = stride_for(length, chosen["frames"])
@@ -117,6 +123,8 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
     accepted = accepted_arguments(cfg.task, "task")
     # Hydra would copy the net and convert the classes, so it only finds the class and its own settings.
     build: Callable[..., VideoTask] = build_part("task", cfg.task, {}, partial=True)
+    if cfg.cache:
+        build = partial(CachedClassifier, train=cfg.train, cache_views=cfg.cache_views)
     return build(**{name: value for name, value in offered.items() if name in accepted})
 
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vivit_train.data.randaugment import MAX_MAGNITUDE
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
-from vivit_train.models.tuning import problem_of
+from vivit_train.models.tuning import cache_problem, problem_of
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
@@ -70,6 +70,7 @@ NEEDS = {
     "data.strong_color": ("data.color_jitter",),
     "data.randaugment_kind": ("data.randaugment",),
     "data.mirror_labels": ("data.flip",),
+    "cache_views": ("cache",),
 }
 
 
@@ -209,11 +210,12 @@ def combination_problems(cfg: DictConfig) -> list[str]:
             "a smaller one, or data.randaugment_kind=torchvision"
         )
     problems += [problem] if (problem := problem_of(cfg.train, cfg.model.get("model"))) else []
-    if cfg.train != "all" and uses_fsdp(cfg):
+    problems += cache_problems(cfg) if cfg.cache else []
+    if (part := cfg.train not in ("all", "auto")) and uses_fsdp(cfg):
         problems.append(
             f"train={cfg.train}: trainer=fsdp shards blocks that are trained as a whole: set trainer=ddp"
         )
-    if cfg.train != "all" and cfg.layer_decay is not None:
+    if part and cfg.layer_decay is not None:
         problems.append(f"layer_decay={cfg.layer_decay}: only train=all has a learning rate for each layer")
     if cfg.ema_decay and uses_fsdp(cfg):
         problems.append(
@@ -227,6 +229,23 @@ def combination_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"init.path={cfg.init.path}: no such file")
     if not os.access(cfg.run_dir, os.W_OK):
         problems.append(f"run_dir={cfg.run_dir}: the folder is not writable")
+    return problems
+
+
+def cache_problems(cfg: DictConfig) -> list[str]:
+    """Returns a message for each setting that does not fit stored features."""
+    problems = [problem] if (problem := cache_problem(cfg.train, cfg.model.get("model"))) else []
+    if not str(cfg.task._target_).endswith(".VideoClassifier"):
+        problems.append("cache=true: only task=classify trains from stored features: set cache=false")
+    for key in ("mixup", "cutmix"):
+        if cfg[key]:
+            problems.append(f"cache=true: {key}={cfg[key]} mixes pixels, but features are stored: set {key}=0")
+    if (clips := cfg.data.get("clips_per_video", 1)) != 1:
+        problems.append(
+            f"cache=true: data.clips_per_video={clips}: cache_views takes its place: set data.clips_per_video=1"
+        )
+    if cfg.model.get("compile"):
+        problems.append("cache=true: model.compile=true would compile what is not computed: set it to false")
     return problems
 
 

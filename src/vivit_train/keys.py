@@ -34,6 +34,8 @@ TYPES: dict[str, Any] = {
     "ema_decay": float | None,
     "patience": int | None,
     "train": Train,
+    "cache": bool,
+    "cache_views": int,
     "layer_decay": float | None,
     "scale_lr": Literal["linear", "sqrt"] | None,
     "init.name": str | None,

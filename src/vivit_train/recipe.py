@@ -25,7 +25,7 @@ PARTS = ("optimizer", "scheduler", "loss")
 # A recipe is about these keys and sections.
 COMPARED = (
     *("data.", "model.", "init.", "optimizer.", "scheduler.", "loss.", "task."),
-    *("global_batch_size", "mixup", "cutmix", "ema_decay", "layer_decay"),
+    *("global_batch_size", "mixup", "cutmix", "ema_decay", "layer_decay", "cache"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.gradient_clip_val"),
     "trainer.limit_train_batches",
 )
@@ -80,13 +80,17 @@ class Recipe:
         return "\n".join([f"{plural(len(rows), 'setting')} {verb} from {title}", *lines])
 
 
-def read_recipe() -> Recipe | None:
-    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration."""
+def read_recipe(name: str | None = None) -> Recipe | None:
+    """Returns the recipe of this Hydra job, or None if Hydra did not compose the configuration.
+
+    Args:
+        name: The name of the recipe that takes the place of the chosen one; None is the chosen one.
+    """
     hydra = own_job()
     if hydra is None or hydra.runtime.choices["model"] is None:  # An evaluation may choose no model.
         return None
     choices = hydra.runtime.choices
-    name = str(choices.get("recipe") or "")
+    name = str(choices.get("recipe") or "") if name is None else name
     holder = next((folder for folder in config_folders() if (folder / f"recipe/{name}.yaml").is_file()), None)
     name = name if holder else ""
     groups = [f"{group}={choices[group]}" for group in ("model", "data", "task") if group in choices]

@@ -18,6 +18,7 @@ from vivit_train.config import derive, validate, validate_evaluation
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
 from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
 from vivit_train.released import read_evaluated
@@ -80,7 +81,9 @@ def train(cfg: DictConfig, folder: RunFolder | None = None) -> float:
     if recipe:
         cfg = without_foreign_arguments(cfg, recipe.typed)
     validate(cfg, recipe.typed if recipe else ())
-    cfg, splits = resolve_clip(cfg)
+    cfg, recipe, splits = resolve_training(cfg, recipe)
+    validate(cfg, recipe.typed if recipe else ())  # The recipe may be another one now.
+    cfg, splits = resolve_clip(cfg, splits)
     while True:
         try:
             return train_once(derive(cfg, recipe), recipe, splits, folder)
@@ -123,6 +126,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     net = build_net(cfg.model, names)
     if resumed:
         mean, std = resumed.metadata.mean, resumed.metadata.std
+        if cfg.cache:  # The stored features are those of these weights.
+            load_weights(net, load_checkpoint(resumed.ckpt_path)[1], resumed.ckpt_path)
     else:
         mean, std = init_weights(net, cfg.init, cfg.model.get("size"), run_dir, names, multi_label)
     set_trained(net, cfg.train)
@@ -264,6 +269,7 @@ def plan(cfg: DictConfig, task: VideoTask, data: VideoDataModule, trainer: L.Tra
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6
     part = "" if cfg.train == "all" else f" ({trained:.4g} M of them are trained: train={cfg.train})"
+    part += f", from stored features of {plural(cfg.cache_views, 'view')} of each clip" if cfg.cache else ""
     steps = planned_steps(data.steps_per_epoch * trainer.max_epochs, trainer)  # type: ignore[operator]
     lines = [
         f"model: {net.model}, {parameters:.2f} M parameters{part}, {data.sampling.frames} frames of "

@@ -75,6 +75,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "cutmix": (0, 100),
     "ema_decay": (0, 0.999999),
     "layer_decay": (0.01, 1),
+    "cache_views": (1, 10000),
     "patience": (1, 1e6),
     "loss.gamma": (0, 100),
     "loss.tau": (0, 100),

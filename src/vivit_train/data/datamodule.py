@@ -23,6 +23,7 @@ from vivit_train.data.dataset import ClipBatch, EvalDataset, EvalProtocol, Train
 from vivit_train.data.digest import digest
 from vivit_train.data.sampler import GlobalBatchSampler, check_split, steps_per_epoch
 from vivit_train.data.sampling import Sampling
+from vivit_train.data.stored_clips import StoredEvalDataset, StoredTrainDataset
 from vivit_train.data.transforms import RandAugmentKind, ResizeMode, TrainTransform, mirrored_classes
 from vivit_train.data.video import index, urls
 from vivit_train.data.video.decode import import_decoder
@@ -32,6 +33,8 @@ from vivit_train.data.windows import WindowDataset, Windows
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import usable_cores
 from vivit_train.utils.text import printable
+
+AnyDataset = TrainDataset | EvalDataset | WindowDataset | StoredTrainDataset | StoredEvalDataset
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -68,6 +71,8 @@ class VideoDataModule(L.LightningDataModule):
         protocol: The split, views and order of frames of `test_dataloader`.
         splits: The annotations, if they are already read; None reads them by `reader`.
     """
+
+    stored: tuple[StoredTrainDataset, StoredEvalDataset] | None = None  # See `use_features`.
 
     def __init__(
         self,
@@ -180,7 +185,7 @@ class VideoDataModule(L.LightningDataModule):
         return None
 
     def loader(
-        self, dataset: TrainDataset | EvalDataset | WindowDataset, *, num_workers: int | None = None, **kwargs: Any
+        self, dataset: AnyDataset, *, num_workers: int | None = None, **kwargs: Any
     ) -> DataLoader[ClipBatch]:
         """Returns a data loader whose workers report the video that they are reading.
 
@@ -190,6 +195,7 @@ class VideoDataModule(L.LightningDataModule):
             kwargs: Further arguments of `DataLoader`.
         """
         asked = self.num_workers if num_workers is None else num_workers
+        asked = 0 if isinstance(dataset, StoredTrainDataset | StoredEvalDataset) else asked
         devices = self.trainer.num_devices if self.trainer else 1
         workers = asked if isinstance(asked, int) else max(1, usable_cores() // devices)
         import_decoder(self.video_reader.decoder, self.video_reader.resize)
@@ -228,6 +234,10 @@ class VideoDataModule(L.LightningDataModule):
             return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return self.augment_on == "device"
 
+    def use_features(self, train: StoredTrainDataset, val: StoredEvalDataset) -> None:
+        """Makes training and validation read stored features instead of videos; the test still reads videos."""
+        self.stored = train, val
+
     def train_dataset(self, manifest: ClipTable) -> TrainDataset:
         """Returns the data set of the training clips in a clip table, with the settings of this data module."""
         return TrainDataset(
@@ -257,7 +267,8 @@ class VideoDataModule(L.LightningDataModule):
             self.clips_per_video,
             self.first,
         )
-        return self.loader(self.train_dataset(self.splits.train), batch_sampler=batches)
+        clips = self.train_dataset(self.splits.train) if self.stored is None else self.stored[0]
+        return self.loader(clips, batch_sampler=batches)
 
     def weights(self) -> NDArray[np.float64] | None:
         """Returns the sampling weight of each training video, [n], from the size of its rarest class."""
@@ -267,7 +278,7 @@ class VideoDataModule(L.LightningDataModule):
         return 1 / (counts if self.balance == "class" else np.sqrt(counts))
 
     def val_dataloader(self) -> DataLoader[ClipBatch]:
-        return self.evaluation_loader("val", EvalProtocol())
+        return self.evaluation_loader("val", EvalProtocol(), None if self.stored is None else self.stored[1])
 
     def test_dataloader(self) -> DataLoader[ClipBatch]:
         return self.evaluation_loader(self.test_split, self.protocol)
@@ -304,9 +315,11 @@ class VideoDataModule(L.LightningDataModule):
             seed=self.seed,
         )
 
-    def evaluation_loader(self, split: str, protocol: EvalProtocol) -> DataLoader[ClipBatch]:
+    def evaluation_loader(
+        self, split: str, protocol: EvalProtocol, stored: StoredEvalDataset | None = None
+    ) -> DataLoader[ClipBatch]:
         """Returns a data loader of this rank's videos of a split, with the views and the order of the protocol."""
-        videos = self.evaluation_dataset(split, protocol)
+        videos = self.evaluation_dataset(split, protocol) if stored is None else stored
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Ranks may wait for each other, so all ranks get the same number of videos. Some ranks repeat the first
         # rows; the row number identifies the repeats.

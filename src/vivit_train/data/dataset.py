@@ -36,6 +36,7 @@ class Sample(TypedDict, total=False):
     Attributes:
         video: A training clip, uint8 [T, C, crop, crop], or [T, C, H, W] before the remaining augmentation; in an
             evaluation all views of a video, uint8 [V, T, C, crop, crop].
+        features: In place of the video, the stored features of a training clip, [...], or of all views, [V, ...].
         label: The target; see `ClipTable.target`.
         index: The row in the clip table.
         frame_numbers: Training only. The numbers of the clip's frames, int64 [T]; `PAD_INDEX` is a black frame.
@@ -47,6 +48,7 @@ class Sample(TypedDict, total=False):
     """
 
     video: Tensor
+    features: Tensor
     label: Tensor
     index: int
     frame_numbers: Tensor
@@ -76,6 +78,7 @@ class ClipBatch(TypedDict, total=False):
     """
 
     video: Tensor
+    features: Tensor
     label: Tensor
     index: Tensor
     frame_numbers: Tensor

@@ -96,6 +96,9 @@ class TrainTransform:
         randaugment: The number of operations and their magnitude (0 to 20, torchvision's 0 to 30), or None.
         random_erasing: The probability that a rectangle, the same in all frames, is set to black.
         resize: How the box is resized; see `resize_clip`.
+
+    Attributes:
+        settings: The arguments that decide how the clips of a video differ, apart from their sizes.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class TrainTransform:
         randaugment_kind: RandAugmentKind = "authors",
         resize: Resize = "fast",
     ) -> None:
+        chances = (flip, color_jitter, randaugment, random_erasing, strong_color, randaugment_kind, resize)
+        self.settings = scale_jitter, *chances
         self.crop, self.short_side, self.resize_mode = crop, short_side, resize_mode
         self.scale_jitter = scale_jitter or (1.0, 1.0)
         self.flip, self.color_jitter, self.resize = flip, color_jitter, resize

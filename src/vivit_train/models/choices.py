@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Train = Literal["all", "head", "temporal", "norms", "lora", "adapter"]
+Train = Literal["auto", "all", "head", "temporal", "norms", "lora", "adapter"]

@@ -235,7 +235,9 @@ class Encoder(nn.Module):
         x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
         return self.norm(x) if self.fc_norm else x
 
-    def tokens(self, x: Tensor, used: int | None = None, kept: Tensor | None = None) -> Tensor:
+    def tokens(
+        self, x: Tensor, used: int | None = None, kept: Tensor | None = None, layers: int | None = None
+    ) -> Tensor:
         """Returns all tokens, or the first `used`: the class token, then the others, and the registers last.
 
         Args:
@@ -243,6 +245,8 @@ class Encoder(nn.Module):
             used: The number of tokens that the last block returns; None returns all.
             kept: The places on the axis N of the only tokens that pass through the blocks, int64 [B, ..., k];
                 axes of size 1 are broadcast. None keeps all.
+            layers: The number of blocks that the tokens pass through; None is all. After fewer, the norm has no
+                weights, as those of the norm fit the last block alone.
         """
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
@@ -255,9 +259,12 @@ class Encoder(nn.Module):
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        for block in self.blocks[:-1]:
+        blocks = self.blocks[:layers]
+        for block in blocks[:-1]:
             x = block(x)
-        x = self.blocks[-1](x, num_queries=used)
+        x = blocks[-1](x, num_queries=used)
+        if layers is not None:
+            return F.layer_norm(x, x.shape[-1:])
         return x if self.fc_norm else self.norm(x)
 
     def add_rotary_positions(self, rows: int, columns: int) -> None:

@@ -33,6 +33,8 @@ class FrameProbe(ViViTFactorizedEncoder):
             alone, all of them in order, or in order and the difference.
         motion: What the head also gets of the absolute differences of successive frames: nothing, the seven
             numbers of `motion_energy`, or the mean of each difference in each of 3 x 3 regions ("map").
+        layers: The number of layers whose output has the features of the frames; None means all. Those above them
+            are not computed.
         kwargs: Other arguments of `ViViT`. There is no temporal encoder.
 
     Raises:
@@ -46,6 +48,7 @@ class FrameProbe(ViViTFactorizedEncoder):
         space: Space = "grid",
         time: Time = "ordered",
         motion: Motion = "none",
+        layers: int | None = None,
         **kwargs: Any,
     ) -> None:
         if space == motion == "none":
@@ -53,7 +56,9 @@ class FrameProbe(ViViTFactorizedEncoder):
         super().__init__(model, **kwargs | {"temporal_depth": 0})
         if space == "cls" and self.encoder.cls_token is None:
             raise ValueError("space is cls, but with pool=mean there is no class token")
-        self.space, self.time, self.motion = space, time, motion
+        if layers is not None and not 1 <= layers <= len(self.encoder.blocks):
+            raise ValueError(f"layers is {layers}, but the encoder has {len(self.encoder.blocks)}")
+        self.space, self.time, self.motion, self.layers = space, time, motion, layers
         t, width = self.grid[0], self.head.in_features
         frames = torch.empty(1, t, REGIONS["grid"].stop, width, device="meta")
         luma = torch.empty(1, max(2, self.input_shape[1]), LUMA, LUMA, device="meta")
@@ -64,7 +69,7 @@ class FrameProbe(ViViTFactorizedEncoder):
 
     def regions(self, video_BCTHW: Tensor) -> Tensor:
         """Returns what each kind of `space` takes from each frame, [B, t, s, D]; see `REGIONS`."""
-        tokens = self.encoder.tokens(self.embedding(video_BCTHW))
+        tokens = self.encoder.tokens(self.embedding(video_BCTHW), layers=self.layers)
         first, n = int(self.encoder.cls_token is not None), self.grid[1] * self.grid[2]
         patches = tokens[..., first : first + n, :]
         mean = patches.mean(-2, keepdim=True)

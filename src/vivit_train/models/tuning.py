@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vivit_train.models.choices import Train
 from vivit_train.models.layers import MLP, Attention, Block
-from vivit_train.models.vivit import ViViT
+from vivit_train.models.vivit import ViViT, ViViTFactorizedEncoder
 
 RANK = 8  # Of the low-rank updates.
 SHARE = 4  # An adapter is so many times narrower than the model.
@@ -89,6 +89,59 @@ def problem_of(train: Train, model: str | None) -> str:
     return ""
 
 
+def cache_problem(train: Train, model: str | None) -> str:
+    """Returns why the features below the first trained layer cannot be stored, or ""; see `problem_of`."""
+    if train not in ("head", "temporal"):
+        return f"cache=true: with train={train}, the features change in each step: set train=temporal or head"
+    if train == "temporal" and model not in ("vivit_fe", None):
+        return f"cache=true: {model} attends over time in each block, so all of it changes: set train=head"
+    return ""
+
+
+def frozen_features(net: ViViT, train: Train, video_BCTHW: Tensor) -> Tensor:
+    """Returns the output of the frozen part of a model: [B, D] if only the head is trained, else [B, t, D].
+
+    Raises:
+        ValueError: The model is of another package, and its frozen part is not known.
+    """
+    own = type(net).forward is ViViT.forward
+    if train == "head" and own:
+        return net.features(video_BCTHW)
+    encode, inherited = ViViTFactorizedEncoder.encode, ViViTFactorizedEncoder.features
+    if not (own and type(net).encode is encode and type(net).features is inherited):
+        raise ValueError(f"cache=true: what is frozen in {type(net).__name__} is not known: set cache=false")
+    net.check_input(video_BCTHW)
+    features: Tensor = net.encoder(net.embedding(video_BCTHW))
+    return features
+
+
+def trained_logits(net: ViViT, train: Train, features: Tensor) -> Tensor:
+    """Returns the logits [B, K] from what `frozen_features` returns; those of several heads are concatenated."""
+    if train != "head":
+        assert isinstance(net, ViViTFactorizedEncoder)
+        features = net.over_time(features)
+    logits: Tensor = net.head(features)
+    return logits
+
+
+def feature_shape(net: ViViT, train: Train) -> tuple[int, ...]:
+    """Returns the shape of what `frozen_features` returns, without the batch."""
+    width = net.head.in_features
+    return (width,) if train == "head" else (net.grid[0], width)
+
+
+class TrainedPart(nn.Module):
+    """The trained part of a model as a module: from the output of the frozen part to the logits."""
+
+    def __init__(self, net: ViViT, train: Train) -> None:
+        super().__init__()
+        self.net, self.train_choice = net, train
+        self.input_shape = feature_shape(net, train)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return trained_logits(self.net, self.train_choice, features)
+
+
 def set_trained(net: ViViT, train: Train) -> None:
     """Freezes what is not trained, and adds the weights of `lora` and `adapter`.
 
@@ -100,7 +153,7 @@ def set_trained(net: ViViT, train: Train) -> None:
         net: The model, whose weights are loaded.
         train: What is trained.
     """
-    if train == "all":
+    if train in ("all", "auto"):
         return
     if train == "lora":
         add_lora(net)

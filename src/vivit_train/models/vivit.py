@@ -318,7 +318,9 @@ class ViViTFactorizedEncoder(ViViT):
     layout = Layout("vivit_fe", {"encoder": ("hw",), "temporal_encoder": ("t",)}, cls_token=True)
 
     def encode(self, x_BtnD: Tensor) -> Tensor:
-        x_BtD = self.encoder(x_BtnD)
+        return self.over_time(self.encoder(x_BtnD))
+
+    def over_time(self, x_BtD: Tensor) -> Tensor:
         return self.temporal_encoder(x_BtD) if self.temporal_encoder is not None else x_BtD.mean(1)
 
 

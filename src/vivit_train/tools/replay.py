@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivit_train.data.dataset import ClipBatch
+from vivit_train.training.cached import CachedClassifier
 from vivit_train.training.callbacks import caption
 from vivit_train.training.checkpoint import load_checkpoint, read_checkpoint, restore_net
 from vivit_train.training.module import VideoClassifier
-from vivit_train.training.nonfinite import REPLAY, SavedBatch, clip_text, is_finite
+from vivit_train.training.nonfinite import REPLAY, SavedBatch, clip_text, inputs_of, is_finite
 from vivit_train.training.targets import LOSSES, build
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.files import replacing
@@ -110,7 +110,7 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
         suspects: list[tuple[SavedBatch, int]] = []  # Each entry is a micro-batch and the index of a clip in it.
         finite = not bad
         for i, batch in enumerate(micro_batches):
-            log.info(f"micro-batch {i + 1} of {len(micro_batches)}, {plural(len(batch['video']), 'clip')}:")
+            log.info(f"micro-batch {i + 1} of {len(micro_batches)}, {plural(len(batch['label']), 'clip')}:")
             fine, clips = repeat(task, batch)
             finite &= fine
             suspects += [(batch, b) for b in clips]
@@ -119,7 +119,10 @@ def replay(file: Path, sheet: Path, trusted: Sequence[str] = ()) -> None:
                 "everything is finite in float32. Either a value overflowed in the precision of the run (the "
                 "maximum of float16 is 65504), or only the sum over micro-batches or processes is too large"
             )
-        suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["video"]))]
+        suspects = suspects or [(batch, b) for batch in micro_batches for b in range(len(batch["label"]))]
+        if not task.reads_videos:
+            log.info("no contact sheet: the step was trained from stored features (cache=true)")
+            return
         draw(sheet, task, suspects[:MOST_CLIPS])
         log.info(f"written: {sheet}, {min(len(suspects), MOST_CLIPS)} of {len(suspects)} clips")
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
@@ -131,7 +134,9 @@ def rebuilt(file: Path, trusted: Sequence[str]) -> VideoClassifier:
     metadata, weights = load_checkpoint(file)
     settings = metadata.config
     offered: dict[str, Any] = {"multi_label": True} if metadata.multi_label else {}
-    task = VideoClassifier(
+    cached = settings.get("cache") is True and settings.get("train") in ("head", "temporal")
+    build_task: Any = partial(CachedClassifier, train=settings["train"]) if cached else VideoClassifier
+    task: VideoClassifier = build_task(
         restore_net(metadata, weights, file, trusted, allow_nonfinite=True),
         metadata.classes,
         metadata.mean,
@@ -159,7 +164,7 @@ def repeat(task: VideoClassifier, batch: SavedBatch) -> tuple[bool, list[int]]:
     Returns:
         Whether everything is finite, and the indices of the clips whose logits are not.
     """
-    on_device: ClipBatch = {"video": batch["video"].to(task.device), "label": batch["label"].to(task.device)}
+    on_device: Any = {name: x.to(task.device) for name, x in inputs_of(batch).items()}
     watch = Watch()
     task.zero_grad()
     torch.manual_seed(int(batch["seed"]))

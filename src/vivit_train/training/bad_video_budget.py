@@ -46,7 +46,7 @@ class BadVideoBudget(Callback):
         micro_batches = SHARED_EVERY * trainer.accumulate_grad_batches
         if distributed.count() == 1 or batch_idx % micro_batches == 0:
             self.share(trainer)
-        if "video" not in batch:  # This rank cannot go on, whether or not the others can.
+        if "label" not in batch:  # This rank cannot go on, whether or not the others can.
             data = trainer.datamodule  # type: ignore[attr-defined]
             raise data.bad_videos.error(len(data.splits.train))
 

@@ -234,6 +234,8 @@ def clock(seconds: float) -> str:
 class ContactSheet(Callback):
     """A callback that draws the first training batch as the model sees it, after augmentation and mixing.
 
+    With cache=true, there are no pixels to draw.
+
     Args:
         path: The output file.
         clips: The maximum number of clips to draw.
@@ -245,9 +247,9 @@ class ContactSheet(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ClipBatch, batch_idx: int
     ) -> None:
-        if trainer.global_step > 0 or batch_idx > 0 or not trainer.is_global_zero:
-            return
         assert isinstance(pl_module, VideoClassifier)
+        if trainer.global_step > 0 or batch_idx > 0 or not trainer.is_global_zero or not pl_module.reads_videos:
+            return
         with torch.random.fork_rng():  # This repeats the draws of the coming step without consuming them.
             torch.manual_seed(pl_module.step_seed(batch_idx))
             video_BCTHW, target = pl_module.training_input(batch)

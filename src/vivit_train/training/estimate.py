@@ -17,9 +17,9 @@ SAMPLE = 4  # The loading of so many clips is timed.
 def estimate_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer, steps: int) -> float | None:
     """Returns the estimated time of `steps` training steps in seconds, without validation.
 
-    A forward and backward pass on noise is timed, and the loading of a few clips. On a CPU, the loader's processes
-    and the model share the cores, so their times add up; a GPU waits only for the slower of the two. The state of
-    the model and of the random number generators stays as it is.
+    A forward and backward pass on noise is timed, and the loading of a few clips; that of stored features takes no
+    time. On a CPU, the loader's processes and the model share the cores, so their times add up; a GPU waits only
+    for the slower of the two. The state of the model and of the random number generators stays as it is.
 
     Returns:
         None with several processes, whose steps cannot be measured here, or if memory runs out.
@@ -35,7 +35,7 @@ def estimate_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer,
     except RuntimeError:  # Memory ran out. Training will say so, and what to do about it.
         return None
     with data.translate_worker_errors():
-        load_s = loading_seconds(data) / usable_cores()
+        load_s = loading_seconds(data) / usable_cores() if task.reads_videos else 0.0
     clip_s = compute_s + load_s if device.type == "cpu" else max(compute_s, load_s)
     return steps * data.global_batch_size * clip_s
 
@@ -46,11 +46,10 @@ def clip_seconds(task: VideoTask, data: VideoDataModule, trainer: L.Trainer) -> 
     task.to(device)
 
     def one_pass(clips: int) -> float:
-        shape = (clips, data.sampling.frames, 3, data.crop, data.crop)
-        video = torch.randint(256, shape, dtype=torch.uint8, device=device)
+        inputs = task.noise(clips)
         start_s = time.perf_counter()
         with trainer.precision_plugin.forward_context():
-            loss = task(video).float().sum()
+            loss = task(inputs).float().sum()
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

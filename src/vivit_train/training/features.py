@@ -68,6 +68,10 @@ class FeatureStore:
         except OSError as error:
             raise UserError(f"features cannot be stored in {folder}: {error.strerror}") from error
         self.places: dict[str, tuple[Path, int, tuple[int, ...]]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Reads what each file contains, such as those that other processes have written."""
         for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file)):
             self.read_header(file)
 
@@ -92,10 +96,11 @@ class FeatureStore:
             if clip.name in self.places and self.places[clip.name][2] != clip.state
         ]
         if stale:
-            verb = "has" if len(stale) == 1 else "have"
+            changed = list(dict.fromkeys(json.loads(clips[i].name)[0] for i in stale))
+            verb = "has" if len(changed) == 1 else "have"
             log.info(
-                f"{plural(len(stale), 'video')} {verb} changed since the features were computed (such as "
-                f"{json.loads(clips[stale[0]].name)[0]}): they are computed again"
+                f"{plural(len(changed), 'video')} {verb} changed since the features were computed (such as "
+                f"{changed[0]}): they are computed again"
             )
         return sorted(absent + stale)
 
@@ -157,9 +162,10 @@ def weights_digest(*modules: nn.Module | None) -> str:
 
 def preprocessing(data: VideoDataModule) -> dict[str, Any]:
     """Returns the settings that decide which pixels an evaluation view has, as plain data."""
-    reader = data.video_reader
+    reader, sampling = data.video_reader, data.sampling
+    of_segments = {"kind": sampling.kind, "frames": sampling.frames}  # The others have no effect then.
     return {
-        "sampling": vars(data.sampling),
+        "sampling": of_segments if sampling.kind == "segments" else vars(sampling),
         "short_side": data.short_side,
         "crop": data.crop,
         "resize_mode": data.resize_mode,

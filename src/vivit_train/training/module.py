@@ -138,12 +138,16 @@ class VideoClassifier(VideoTask):
         return target.unbind(1) if target.dtype == torch.int64 else target.split(list(self.heads.values()), dim=1)
 
     def score_views(self, batch: ClipBatch) -> None:
-        """Adds one row per video, with logits averaged over its views; batch["video"] is [B, V, T, C, H, W]."""
-        logits_BVK, label = self.each_view(self.logits, batch["video"]), batch["label"]
+        """Adds one row per video, with logits averaged over its views."""
+        logits_BVK, label = self.view_logits(batch), batch["label"]
         right_BV = None
         if logits_BVK.shape[1] > 1:
             right_BV = right_by_views(logits_BVK, label, batch["index"], self.heads) & ~batch["failed"][:, None]
         self.table.update(batch["index"], logits_BVK.mean(1), label, batch["failed"], right_BV)
+
+    def view_logits(self, batch: ClipBatch) -> Tensor:
+        """Returns the logits of each view of each video, float32 [B, V, K]."""
+        return self.each_view(self.logits, batch["video"])
 
     def mean_over_views(self, function: Callable[[Tensor], Tensor], views_BVTCHW: Tensor) -> Tensor:
         """Returns a function of clips, such as `logits`, averaged over the views of each video; float32 [B, ...].

@@ -157,7 +157,8 @@ class NonFiniteGuard(Callback):
         """Saves the metadata and weights as in a checkpoint, together with the step, as plain data."""
         rows = manifest(trainer)
         micro_batches = [
-            {name: batch[name].cpu() for name in ("video", "label", "index", "frame_numbers", "times_s")}
+            {name: x.cpu() for name, x in inputs_of(batch).items()}
+            | {name: batch[name].cpu() for name in ("index", "frame_numbers", "times_s")}
             | {"paths": paths(batch, rows), "seed": seed, "loss": loss}
             for (batch, seed), loss in zip(inputs, losses, strict=True)
         ]
@@ -194,6 +195,12 @@ class NonFiniteGuard(Callback):
                 f"after step {trainer.global_step} weights are not finite ({first}, maybe more): the previous "
                 "checkpoint stays. A lower optimizer.lr may help"
             )
+
+
+def inputs_of(batch: ClipBatch) -> dict[str, Tensor]:
+    """Returns what the training step needs of a batch: the pixels or the stored features, and the targets."""
+    clips = {"video": batch["video"]} if "video" in batch else {"features": batch["features"]}
+    return clips | {"label": batch["label"]}
 
 
 def is_finite(value: float) -> bool:

@@ -54,9 +54,11 @@ class VideoTask(L.LightningModule):
 
     Attributes:
         labeled: Whether the task learns from labels. Otherwise, they are not read, and a checkpoint has no head.
+        reads_videos: Whether its batches have "video". Those of stored features do not.
     """
 
     labeled: ClassVar[bool] = True
+    reads_videos: ClassVar[bool] = True
     mean: Tensor
     std: Tensor
 
@@ -165,6 +167,12 @@ class VideoTask(L.LightningModule):
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def noise(self, clips: int) -> Tensor:
+        """Returns an input of `forward` that is noise, for measurements: uint8 clips [B, T, C, H, W]."""
+        channels, frames, height, width = self.net.input_shape
+        shape = (clips, frames, channels, height, width)
+        return torch.randint(256, shape, dtype=torch.uint8, device=self.device)
 
     def normalise(self, video_uint8: Tensor) -> Tensor:
         """Normalizes uint8 pixels with the mean and std of each channel."""

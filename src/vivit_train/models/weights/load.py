@@ -129,6 +129,15 @@ def import_detector(path: str) -> Detector:
     return detector
 
 
+def is_image_vit(name: str) -> bool:
+    """Returns whether a source holds the weights of an image ViT; false for all that cannot be read."""
+    try:
+        model = ViViT("vivit_fe", num_classes=1, dim=4, depth=1, heads=1, frames=2, image_size=16)
+        return isinstance(detect(Source(name), model, DETECTORS), ImageWeights)
+    except (UserError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError):
+        return False
+
+
 def detect(source: Source, model: ViViT, detectors: Sequence[Detector]) -> ImageWeights | VideoWeights:
     """Returns the weights that the first detector finds.
 

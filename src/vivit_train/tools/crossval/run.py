@@ -144,7 +144,8 @@ def training_words(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     stated = {word.partition("=")[0] for word in kept}
     name = str(cfg.data.name)
     recipe = [f"recipe={name}"] if name in PUBLISHED and "recipe" not in stated else []
-    clip = [f"data.{key}={cfg.data[key]}" for key in CLIP_KEYS if f"data.{key}" not in stated]
+    keys = [key for key in CLIP_KEYS if key != "stride" or cfg.data.sampling != "segments"]
+    clip = [f"data.{key}={cfg.data[key]}" for key in keys if f"data.{key}" not in stated]
     return [*recipe, *kept, *clip]
 
 
