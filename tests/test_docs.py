@@ -79,7 +79,7 @@ def of_tool(words: Words) -> list[str]:
         command, words = command.commands[name], tuple(rest)
     given = command.make_context(name, list(words)).params
     return to_overrides(
-        given.get("overrides") or (name not in ("predict", "explain") and given.get("videos")) or []
+        given.get("overrides") or (name not in ("predict", "explain", "features") and given.get("videos")) or []
     )
 
 

@@ -145,7 +145,7 @@ def test_every_debug_choice_runs(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1", "data.randaugment=[2,15]", "data.fps=6"],
+        ["mixup=0.8", "cutmix=1.0", "loss.label_smoothing=0.1", "data.randaugment=[2,15]"],
         pytest.param(
             ["optimizer=sgd", "scheduler=constant", "loss._target_=torch.nn.CrossEntropyLoss"],
             marks=pytest.mark.slow,

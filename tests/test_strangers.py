@@ -64,7 +64,7 @@ HOSTILE = [
 @pytest.fixture
 def stranger(videos: Path, config: Config) -> dict[str, Any]:
     """A checkpoint to put something bad into, made without training."""
-    cfg = config("data=folder", f"data.root={videos}")
+    cfg = config("data=folder", f"data.root={videos}", "train=all")
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     classes = {"": list(instantiate(cfg.data, _convert_="all").splits.classes[""])}
     net = build_net(settings["model"], classes)

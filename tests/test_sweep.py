@@ -55,9 +55,9 @@ def work(cfg):
         open("waits", "w").close()
         time.sleep(1)
     if cfg.seed == 5:
-        return float("nan")
+        return "val/score", float("nan")
     print("rank", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_PORT"))
-    return cfg.optimizer.lr
+    return "val/score", cfg.optimizer.lr
 
 start(main, "train")
 """

@@ -122,7 +122,7 @@ def distribution(override: Override) -> Any:
 
 def is_incomplete(trial: Any, space: Mapping[str, Any]) -> bool:
     """Return whether a trial has no result and lacks a parameter of the search space."""
-    return trial.state.name in ("RUNNING", "WAITING", "FAIL") and not space.keys() <= trial.params.keys()
+    return trial.state.name in ("RUNNING", "WAITING", "FAIL") and trial.params.keys() < space.keys()
 
 
 def drop_incomplete(study: Any, space: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from vivit_train.training.result import Result, defined
 from vivit_train.training.statistics import calibration, confused, views_accuracy
 from vivit_train.training.thumbnails import thumbnails
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.files import read_records
+from vivit_train.utils.files import read_table
 from vivit_train.utils.page import render
 from vivit_train.utils.plots import ACCURACY
 from vivit_train.utils.text import plural
@@ -149,11 +149,11 @@ def learning_curves(ckpt_path: Path, data: VideoDataModule) -> dict[str, Any] | 
     file = next((folder / "metrics.csv" for folder in folders if (folder / "metrics.csv").is_file()), None)
     by_epoch: dict[int, dict[str, float]] = {}
     try:
-        rows = read_records(file, errors="replace") if file else []
+        header, *lines = (read_table(file, errors="replace") if file else []) or [[]]
     except UserError as error:
         log.warning(f"the report is without learning curves: {error}")
         return None
-    for epoch, name, value in logged(rows):
+    for epoch, name, value in logged(dict(zip(header, line, strict=False)) for line in lines):
         by_epoch.setdefault(epoch, {})[name] = value
     if len(by_epoch) < 2:
         return None
