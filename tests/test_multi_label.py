@@ -112,7 +112,7 @@ def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
     assert load_checkpoint(last)[1]["head.weight"].count_nonzero() == 0
     with pytest.raises(UserError, match="to predict any number of classes per video, but data=folder has one"):
         evaluate(config(f"ckpt_path={tmp_path}/several.ckpt", *folder, name="eval"))
-    with pytest.raises(UserError, match="data.reader.multi_label has no effect"):
+    with pytest.raises(UserError, match=r"data\.reader\.multi_label has no effect"):
         evaluate(config(f"ckpt_path={last}", *several(root)[:3], name="eval"))
 
     for ckpt, head in (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import TINY, Happened, run_script
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from vivit_train.changes import write_record
@@ -33,6 +34,7 @@ from vivit_train.tools.optuna_sweeper import Search, open_study
 from vivit_train.tools.prepare import prepare
 from vivit_train.tools.sweep import Outcome, read_outcome, write_summary
 from vivit_train.training.checkpoint import KEY, Metadata
+from vivit_train.training.features import CLIPS, FeatureStore, StoredClip
 from vivit_train.training.loggers import MetricsFile
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.lock import FolderLock
@@ -393,3 +395,46 @@ def test_no_yaml_of_a_run_s_folder_is_read(
     monkeypatch.chdir(run)
     CliRunner().invoke(app, ["doctor", *data, "--workers", "1"], catch_exceptions=False)
     assert (run / "doctor/folder/report.html").is_file()
+
+
+def damaged(folder: Path, kind: str) -> None:
+    """Puts something into a folder of features that is no file of ours."""
+    file = folder / "1.safetensors"
+    match kind:
+        case "pipe":
+            os.mkfifo(file)
+        case "link":
+            file.symlink_to("/etc/passwd")
+        case "brackets":
+            save_file({"features": torch.zeros(1, 2)}, file, metadata={CLIPS: "[" * 100_000})
+        case "rows":
+            save_file({"features": torch.zeros(7, 2)}, file, metadata={CLIPS: '[["a", [1]]]'})
+        case "shape":
+            save_file({"features": torch.zeros(1, 3)}, file, metadata={CLIPS: '[["b", [1]]]'})
+
+
+@pytest.mark.fault(SECTION)
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", "is a pipe or a device"),
+        ("link", "is a link out of the folder"),
+        ("brackets", ""),
+        ("rows", ""),
+        ("shape", "does not fit the other files"),
+    ],
+)
+def test_a_folder_of_features_from_a_stranger(
+    kind: str, message: str, tmp_path: Path, happened: Happened, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = StoredClip("a", (1,)), StoredClip("b", (1,))
+    store = FeatureStore(tmp_path, {"x": 1})
+    store.add([a], {"features": torch.ones(1, 2)})
+    damaged(store.folder, kind)
+    if message:
+        with pytest.raises(UserError, match=message) as error:
+            FeatureStore(tmp_path, {"x": 1}).load([a, b])
+        happened(f"A folder of features with a file that is no file of ours ({kind})", error.value)
+    else:
+        assert FeatureStore(tmp_path, {"x": 1}).load([a])["features"].tolist() == [[1, 1]]
+        happened(f"A folder of features with a file that is no file of ours ({kind})", caplog.messages[-1])

@@ -19,9 +19,9 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import state_of
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError
-from vivit_train.utils.files import replacing
+from vivit_train.utils.files import check_folder, replacing
 from vivit_train.utils.progress import progress
-from vivit_train.utils.text import file_stem, plural
+from vivit_train.utils.text import file_stem, plural, printable
 
 log = logging.getLogger(__name__)
 SHARD_S = 20.0  # A killed process loses the features of so many seconds, or of so many bytes.
@@ -51,6 +51,9 @@ class FeatureStore:
     Args:
         folder: The folder of all stores of a data set.
         about: What the features depend on, apart from the clips. It is plain data.
+
+    Raises:
+        UserError: The folder cannot be written, or holds links that lead outside, pipes or devices.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
@@ -64,6 +67,7 @@ class FeatureStore:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            check_folder(folder, ["", self.folder.name], "delete the folder of features")
             (self.folder / ABOUT).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"features cannot be stored in {folder}: {error.strerror}") from error
@@ -80,9 +84,10 @@ class FeatureStore:
         try:
             with safe_open(file, "pt") as shard:
                 clips = json.loads((shard.metadata() or {}).get(CLIPS, ""))
-            if not conforms(clips, list[tuple[str, list[int]]]):
+                lengths = {shard.get_slice(name).get_shape()[0] for name in sorted(shard.keys())}
+            if not conforms(clips, list[tuple[str, list[int]]]) or lengths != {len(clips)}:
                 raise ValueError("it does not list its clips")
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, IndexError, RecursionError) as error:
             log.warning(f"{file} is ignored, so its features are computed again: {error}")
             return
         self.places |= {name: (file, place, tuple(state)) for place, (name, state) in enumerate(clips)}
@@ -100,7 +105,7 @@ class FeatureStore:
             verb = "has" if len(changed) == 1 else "have"
             log.info(
                 f"{plural(len(changed), 'video')} {verb} changed since the features were computed (such as "
-                f"{changed[0]}): they are computed again"
+                f"{printable(changed[0])}): they are computed again"
             )
         return sorted(absent + stale)
 
@@ -121,7 +126,11 @@ class FeatureStore:
         return self.places.get(clip.name, (None, 0, None))[2] == clip.state
 
     def load(self, clips: Sequence[StoredClip]) -> dict[str, Tensor]:
-        """Returns the features of clips, all of which are stored, by name [clips, ...]."""
+        """Returns the features of clips, all of which are stored, by name [clips, ...].
+
+        Raises:
+            UserError: A file does not fit the others.
+        """
         by_file: dict[Path, list[int]] = {}
         for i, clip in enumerate(clips):
             by_file.setdefault(self.places[clip.name][0], []).append(i)
@@ -129,11 +138,14 @@ class FeatureStore:
         for file, positions in by_file.items():
             rows = torch.tensor([self.places[clips[i].name][1] for i in positions])
             with safe_open(file, "pt") as shard:
-                for name in list(shard.keys()):
-                    found = shard.get_tensor(name)[rows]
-                    if name not in loaded:
-                        loaded[name] = found.new_empty(len(clips), *found.shape[1:])
-                    loaded[name][positions] = found
+                parts = {name: shard.get_tensor(name)[rows] for name in sorted(shard.keys())}
+            if not loaded:
+                loaded = {name: part.new_empty(len(clips), *part.shape[1:]) for name, part in parts.items()}
+            of_first, of_this = ({n: (x.dtype, x.shape[1:]) for n, x in each.items()} for each in (loaded, parts))
+            if of_this != of_first:
+                raise UserError(f"{file} does not fit the other files in its folder: delete the folder")
+            for name, part in parts.items():
+                loaded[name][positions] = part
         return loaded
 
 
