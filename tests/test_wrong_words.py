@@ -101,6 +101,7 @@ WRONG = {
     "~data": "data",
     "~trainer.max_epochs": "trainer.max_epochs",
     "~eval.views": "eval.views",
+    "optimizer._target_=torch.optim.SparseAdam": "takes only sparse gradients",
     "+optimizer=sgd": "optimizer=OPTION",
     "++optimizer=sgd": "optimizer=OPTION",
     "recipe=kinetics": "recipe=kinetics",

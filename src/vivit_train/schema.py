@@ -120,6 +120,7 @@ FORMS = {
     "eval.views": (r"[1-9]\d*x[13]", "temporal clips x spatial crops (1 or 3), such as 4x3"),
     "callbacks.checkpoint.filename": (r"[^/\\\\]+", "the name of a file, without folders"),
     "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
+    "loss.reduction": (r"mean|sum", "mean or sum"),
 }
 EVALUATION: dict[str, Any] = {
     "ckpt_path": str,
@@ -286,6 +287,8 @@ def node_problems(name: str, node: Any) -> list[str]:
         hints, is_open = accepted_hints(function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         return [f"{name}._target_={node._target_}: cannot be imported ({reason(error)})"]
+    if node._target_ == "torch.optim.SparseAdam":
+        return [f"{name}._target_={node._target_}: takes only sparse gradients, which a ViViT does not have"]
     return [
         problem
         for key, value in values_of(node)
