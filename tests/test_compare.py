@@ -95,6 +95,9 @@ def test_damaged_results_and_foreign_files_are_named(tmp_path: Path) -> None:
     old = result(tmp_path / "old", videos("+-+-"), views=None)
     short = result(tmp_path / "short", videos("+-+"), n=4)
     twice = result(tmp_path / "twice", [*videos("+-"), *videos("+-")])
+    ragged = result(tmp_path / "ragged", videos("+-+-"))
+    table = (ragged / "predictions.csv").read_text().splitlines()
+    (ragged / "predictions.csv").write_text("\n".join([table[0], f"{table[1]},1", *table[2:]]))
     bare = result(tmp_path / "bare", videos("+-+-"))
     (bare / "predictions.csv").write_text("x\n1\n")
     page = tmp_path / "page.html"
@@ -102,6 +105,7 @@ def test_damaged_results_and_foreign_files_are_named(tmp_path: Path) -> None:
         (old, "no valid views"),
         (short, "has 3 videos"),
         (twice, "share a name"),
+        (ragged, "row 1 has 7 cells, but the header has 6"),
         (bare, "not a complete table"),
         (tmp_path / "none", "name the folder of a run"),
     ):

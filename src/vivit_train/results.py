@@ -23,7 +23,7 @@ class Rows(list[dict[str, Any]]):
     @classmethod
     def read(cls, file: Path) -> "Rows":
         """Reads the rows of a predictions.csv. Names are escaped as in the file."""
-        rows = read_records(file, max_bytes=1 << 30)  # a column per class
+        rows = read_records(file)
         return cls({name: value_of(name, text) for name, text in row.items()} for row in rows)
 
     def to_pandas(self) -> Any:

@@ -23,7 +23,6 @@ from vivit_train.utils.text import plural, printable, shorten_list
 log = logging.getLogger(__name__)
 
 PROTOCOL = {"split": str, "views": str, "order": str, "n": int}  # what results must share, and its types
-MAX_BYTES = 1 << 30  # predictions.csv has a column per class.
 SIGNIFICANT = 0.05
 LISTED = 5  # classes and flipped videos in the terminal
 SHOWN = 300  # flipped videos on the page
@@ -59,7 +58,7 @@ def read_result(folder: Path) -> Scored:
     """
     try:
         found = parse_json(read_text(folder / "metrics.json"), folder / "metrics.json")
-        table = read_records(folder / "predictions.csv", MAX_BYTES)
+        table = read_records(folder / "predictions.csv")
     except UserError as error:
         raise UserError(f"{error}; name the folder of a run or an evaluation") from error
     stated = found if isinstance(found, dict) else {}

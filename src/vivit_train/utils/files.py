@@ -10,6 +10,7 @@ from pathlib import Path
 from vivit_train.utils.errors import UserError, reason
 
 MAX_BYTES = 1 << 26  # A file that a run writes and reads again is much smaller.
+MAX_TABLE_BYTES = 1 << 30  # predictions.csv has a row per video and a column per class.
 
 
 @contextmanager
@@ -73,15 +74,16 @@ def read_table(file: Path, max_bytes: int = MAX_BYTES, errors: str = "strict") -
         raise UserError(f"{file} cannot be read as a table: {reason(error)}") from error
 
 
-def read_records(file: Path, max_bytes: int = MAX_BYTES, errors: str = "strict") -> list[dict[str, str]]:
-    """Returns the rows of a CSV file with a header, by column; see `read_text`.
+def read_records(file: Path) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file with a header, such as predictions.csv, by column; see `read_text`.
 
     Raises:
         UserError: The file cannot be read, is not CSV, or has a row that is longer or shorter than the header.
     """
-    header, *rows = read_table(file, max_bytes, errors) or [[]]
-    if odd := next((i for i, row in enumerate(rows) if len(row) != len(header)), None):
-        raise UserError(f"{file}: row {odd + 1} has {len(rows[odd])} cells, but the header has {len(header)}")
+    header, *rows = read_table(file, MAX_TABLE_BYTES) or [[]]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise UserError(f"{file}: row {number} has {len(row)} cells, but the header has {len(header)}")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 

@@ -275,7 +275,7 @@ def run(job: Job, folder: Path, words: Sequence[str]) -> None:
             _, _, message = done.stderr.partition("error: ")
             job.failure = printable(f"failed: {message.partition(chr(10))[0] or f'exit code {done.returncode}'}")
             return
-    rows = read_records(results, max_bytes=1 << 30)  # a column per class
+    rows = read_records(results)
     job.right = {row["id"]: row["label"] == row["prediction"] for row in rows}
 
 
