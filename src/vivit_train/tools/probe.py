@@ -27,11 +27,11 @@ from vivit_train.training.checkpoint import KEY, Metadata, build_net, uncompiled
 from vivit_train.training.features import (
     FeatureStore,
     StoredClip,
+    describe_model,
     preprocessing,
     store_folder,
     store_in_shards,
     stored_clips,
-    weights_digest,
 )
 from vivit_train.training.folds import assign_folds
 from vivit_train.training.module import VideoClassifier
@@ -200,10 +200,7 @@ def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, s
     net = task.net
     about = {
         "features": "FrameProbe.regions, luminance",
-        "weights": weights_digest(net.embedding, net.encoder),
-        "settings": net.settings() | {"tubelet": list(net.tubelet), "grid": list(net.grid)},
-        "normalization": [task.mean.flatten().tolist(), task.std.flatten().tolist()],
-        "precision": precision(cfg),
+        **describe_model(task, net.embedding, net.encoder, precision=precision(cfg)),
         "frames": preprocessing(data),
     }
     manifest = data.manifest_of(split)

@@ -19,11 +19,11 @@ from vivit_train.models.tuning import TrainedPart, feature_shape, frozen_feature
 from vivit_train.training.features import (
     FeatureStore,
     StoredClip,
+    describe_model,
     preprocessing,
     store_folder,
     store_in_shards,
     stored_clips,
-    weights_digest,
 )
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import forward_flops
@@ -91,10 +91,9 @@ class CachedClassifier(VideoClassifier):
         about = {
             "features": f"of train={self.train_choice}",
             "model": self.metadata.get("config", {}).get("model"),  # It has options that no weight shows.
-            "weights": weights_digest(self.net.embedding, self.net.encoder, temporal),
-            "settings": self.net.settings() | {"tubelet": list(self.net.tubelet), "grid": list(self.net.grid)},
-            "normalization": [self.mean.flatten().tolist(), self.std.flatten().tolist()],
-            "precision": str(self.trainer.precision),
+            **describe_model(
+                self, self.net.embedding, self.net.encoder, temporal, precision=str(self.trainer.precision)
+            ),
             "frames": preprocessing(data),
         }
         store = FeatureStore(store_folder(str(data.name)), about)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import state_of
+from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import check_folder, replacing
@@ -94,20 +95,16 @@ class FeatureStore:
 
     def missing(self, clips: Sequence[StoredClip]) -> list[int]:
         """Returns the positions of the clips whose features are not stored, and says how many are out of date."""
-        absent = [i for i, clip in enumerate(clips) if clip.name not in self.places]
-        stale = [
-            i
-            for i, clip in enumerate(clips)
-            if clip.name in self.places and self.places[clip.name][2] != clip.state
-        ]
+        absent = [i for i, clip in enumerate(clips) if not self.has(clip)]
+        stale = [clips[i].name for i in absent if clips[i].name in self.places]
         if stale:
-            changed = list(dict.fromkeys(json.loads(clips[i].name)[0] for i in stale))
+            changed = list(dict.fromkeys(json.loads(name)[0] for name in stale))
             verb = "has" if len(changed) == 1 else "have"
             log.info(
                 f"{plural(len(changed), 'video')} {verb} changed since the features were computed (such as "
                 f"{printable(changed[0])}): they are computed again"
             )
-        return sorted(absent + stale)
+        return absent
 
     def add(self, clips: Sequence[StoredClip], features: Mapping[str, Tensor]) -> None:
         """Writes a new file with the features of clips, by name [clips, ...]."""
@@ -170,6 +167,23 @@ def weights_digest(*modules: nn.Module | None) -> str:
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def describe_model(task: VideoTask, *frozen: nn.Module | None, precision: str) -> dict[str, Any]:
+    """Returns what features depend on, apart from clips and pixels, as plain data.
+
+    Args:
+        task: The task, with the model and the normalization.
+        frozen: The modules that compute the features.
+        precision: The precision in which they compute.
+    """
+    net = task.net
+    return {
+        "weights": weights_digest(*frozen),
+        "settings": net.settings() | {"tubelet": list(net.tubelet), "grid": list(net.grid)},
+        "normalization": [task.mean.flatten().tolist(), task.std.flatten().tolist()],
+        "precision": precision,
+    }
 
 
 def preprocessing(data: VideoDataModule) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from vivit_train.training.evaluation import parse_views
 from vivit_train.training.features import (
     FeatureStore,
     StoredClip,
+    describe_model,
     preprocessing,
     store_in_shards,
     stored_clips,
-    weights_digest,
 )
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural, printable
@@ -118,15 +118,13 @@ def write_embeddings(
 
 def description(model: VideoModel, wanted: Wanted) -> dict[str, Any]:
     """Returns what the embeddings depend on, apart from the clips."""
-    net, task = model.task.net, model.task
     return {
         "level": wanted.level,
         "views": wanted.views,
         "type": "float16" if wanted.half else "float32",
-        "weights": weights_digest(net),
-        "settings": net.settings() | {"tubelet": list(net.tubelet), "grid": list(net.grid)},
-        "normalization": [task.mean.flatten().tolist(), task.std.flatten().tolist()],
-        "precision": "bf16" if model.device.type == "cuda" else "float32",
+        **describe_model(
+            model.task, model.task.net, precision="bf16" if model.device.type == "cuda" else "float32"
+        ),
         "preprocessing": preprocessing(model.data_for(clip_table([]), views=wanted.views)),
     }
 
