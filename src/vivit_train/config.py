@@ -25,9 +25,10 @@ from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
 from vivit_train.recipe import Recipe
 from vivit_train.schema import ONLY_TRAINING, evaluation_key_problems, key_problems
-from vivit_train.tasks import task_problems
+from vivit_train.tasks import name_of, task_problems
 from vivit_train.training.profiling import half_precision_speedup, step_dtype
 from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.conf import uses_fsdp
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.text import plural
 
@@ -235,7 +236,7 @@ def combination_problems(cfg: DictConfig) -> list[str]:
 def cache_problems(cfg: DictConfig) -> list[str]:
     """Returns a message for each setting that does not fit stored features."""
     problems = [problem] if (problem := cache_problem(cfg.train, cfg.model.get("model"))) else []
-    if not str(cfg.task._target_).endswith(".VideoClassifier"):
+    if name_of(cfg) != "task=classify":
         problems.append("cache=true: only task=classify trains from stored features: set cache=false")
     for key in ("mixup", "cutmix"):
         if cfg[key]:
@@ -247,11 +248,6 @@ def cache_problems(cfg: DictConfig) -> list[str]:
     if cfg.model.get("compile"):
         problems.append("cache=true: model.compile=true would compile what is not computed: set it to false")
     return problems
-
-
-def uses_fsdp(cfg: DictConfig) -> bool:
-    """Returns whether parameters are sharded among ranks (trainer=fsdp)."""
-    return "ModelParallelStrategy" in str(cfg.trainer.strategy)
 
 
 def validate_evaluation(cfg: DictConfig, typed: Collection[str] = ()) -> None:

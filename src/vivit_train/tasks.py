@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import accepted_arguments
+from vivit_train.utils.conf import uses_fsdp
 from vivit_train.utils.errors import UserError, reason
 
 # These keys are arguments of a task. One that it does not accept must have the value that turns it off.
@@ -66,7 +67,7 @@ def task_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
     if labeled:
         return problems
     problems += [f"{key}: {name_of(cfg)} does not use it" for key in typed if key in WITHOUT_EFFECT]
-    if "ModelParallelStrategy" in str(cfg.trainer.strategy):
+    if uses_fsdp(cfg):
         problems.append(f"trainer=fsdp: {name_of(cfg)} computes parts of the model on their own: set trainer=ddp")
     if "overfit" in cfg.callbacks:
         problems.append(f"debug=overfit: {name_of(cfg)} masks each clip anew, which nothing learns by heart")

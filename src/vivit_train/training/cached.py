@@ -60,8 +60,8 @@ class CachedClassifier(VideoClassifier):
         """The number of floating-point operations of the trained part for one clip."""
         return forward_flops(TrainedPart(self.net, self.train_choice))
 
-    def noise(self, clips: int) -> Tensor:
-        return torch.randn(clips, *feature_shape(self.net, self.train_choice), device=self.device)
+    def noise(self, clips: int, device: torch.device | str | None = None) -> Tensor:
+        return torch.randn(clips, *feature_shape(self.net, self.train_choice), device=device or self.device)
 
     def training_input(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Returns the features and the targets of a batch."""

@@ -88,9 +88,7 @@ class MaskedPretraining(VideoTask):
 
     @cached_property
     def forward_flops(self) -> int:
-        channels, frames, height, width = self.net.input_shape
-        shape = (1, frames, channels, height, width)
-        return forward_flops(self, torch.empty(shape, dtype=torch.uint8, device="meta"))
+        return forward_flops(self, self.noise(1, device="meta"))
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         loss = self.losses(batch["video"], self.clip_seeds(batch["index"].tolist(), self.current_epoch)).mean()

@@ -168,11 +168,11 @@ class VideoTask(L.LightningModule):
         self.log("train/loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def noise(self, clips: int) -> Tensor:
+    def noise(self, clips: int, device: torch.device | str | None = None) -> Tensor:
         """Returns an input of `forward` that is noise, for measurements: uint8 clips [B, T, C, H, W]."""
         channels, frames, height, width = self.net.input_shape
         shape = (clips, frames, channels, height, width)
-        return torch.randint(256, shape, dtype=torch.uint8, device=self.device)
+        return torch.randint(256, shape, dtype=torch.uint8, device=device or self.device)
 
     def normalise(self, video_uint8: Tensor) -> Tensor:
         """Normalizes uint8 pixels with the mean and std of each channel."""

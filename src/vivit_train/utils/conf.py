@@ -1,4 +1,4 @@
-"""The folder of the configuration files, and copies of a configuration with other values."""
+"""The folder of the configuration files, copies of a configuration, and what several modules ask of one."""
 
 from pathlib import Path
 from typing import Any
@@ -15,3 +15,8 @@ def with_values(cfg: DictConfig, **values: Any) -> DictConfig:
     changed = OmegaConf.merge(cfg, values)
     assert isinstance(changed, DictConfig)
     return changed
+
+
+def uses_fsdp(cfg: DictConfig) -> bool:
+    """Returns whether parameters are sharded among ranks (trainer=fsdp)."""
+    return "ModelParallelStrategy" in str(cfg.trainer.strategy)
