@@ -252,6 +252,6 @@ with data.translate_worker_errors():
     child = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if "mount:" in child.stderr:
         pytest.skip("no mounts here")
-    said = child.stderr.partition("UserError: ")[2]
+    said = child.stderr.partition("LoaderDiedError: ")[2]
     assert said.startswith("the shared memory (/dev/shm) through which loader processes pass clips is full")
     happened(f"/dev/shm has 100 kB, data.augment_on={augment_on}", said.splitlines()[0])
