@@ -105,8 +105,11 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
             "vivit probe reads the features of pretrained weights: set init=imagenet, or init.path=FILE "
             "(README, Weights in and out)"
         )
-    if cfg.data.crop == "auto":
-        cfg = with_values(cfg, data={"crop": PIXELS})
+    settings: dict[str, Any] = {key: PIXELS for key in ("short_side", "crop") if cfg.data[key] == "auto"}
+    if cfg.data.stride == "auto" and "data.fps" not in typed:
+        # As in conf/recipe/few_clips.yaml: frames of the whole video, uncropped.
+        settings |= {"sampling": "segments", "stride": 1, "resize_mode": "stretch"}
+    cfg = with_values(cfg, data={key: value for key, value in settings.items() if f"data.{key}" not in typed})
     if "model.tubelet" not in typed:
         cfg = with_values(cfg, model={"tubelet": [1, *cfg.model.tubelet[1:]]})
     return cfg
