@@ -1,6 +1,7 @@
 """Training that does not learn is said, once, with what to try; patience ends it."""
 
 import csv
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,7 @@ def test_whether_shuffled_frames_score_the_same_is_a_matter_of_the_clips_that_ch
     assert difference(forward, shuffled).startswith(words)
 
 
+@pytest.mark.slow
 def test_it_is_said_once_in_a_run_that_is_resumed_too(
     config: Config, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,3 +93,18 @@ def test_patience_ends_training_and_resuming_trains_nothing(
     assert len([row for row in rows if row["train/loss_epoch"]]) == 4
     assert all(0 <= float(row["train/top1"]) <= 1 for row in rows if row["train/top1"])
     assert len([row for row in rows if row["train/top1"]]) == 4
+
+
+@pytest.mark.slow
+def test_a_run_says_what_its_score_is_worth(
+    config: Config, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(videos, tmp_path / "videos")
+    (one, *_) = sorted((tmp_path / "videos/train/recede").iterdir())
+    shutil.copy(one, tmp_path / "videos/test/recede/copy.mp4")
+    train(config("data=folder", f"data.root={tmp_path / 'videos'}", "optimizer.lr=1e-12", pictures=True))
+    said = capsys.readouterr().out
+    assert "note     1 pair of videos in different splits look alike" in said
+    assert f"{one} (train), 0 of 448 bits differ" in " ".join(said.split())
+    assert "advice: with shuffled frames, top-1 is 0." in said
+    assert "0 of 17 clips are lost" in said

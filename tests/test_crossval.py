@@ -81,7 +81,12 @@ def test_only_tables_have_columns(tmp_path: Path) -> None:
     ("more", "count", "expected"),
     [
         (["recipe=folder", "train=auto", "data.flip=0"], 1000, ["data.flip=0", "recipe=few_clips"]),
-        ([], 1001, ["data.frames=4", "data.stride=2", "data.short_side=36", "data.crop=32", "train=all"]),
+        pytest.param(
+            [],
+            1001,
+            ["data.frames=4", "data.stride=2", "data.short_side=36", "data.crop=32", "train=all"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_with_few_clips_the_runs_train_a_head_as_train_does(

@@ -53,6 +53,7 @@ def state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tens
     return content["state_dict"], content["optimizer_states"][0]["state"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("Numbers")
 def test_a_step_from_stored_features_can_be_replayed(
     videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
