@@ -42,7 +42,7 @@ def resolve_training(cfg: DictConfig, recipe: Recipe | None) -> tuple[DictConfig
     splits = build_data(with_values(cfg, data=sizes)).splits
     if not is_few(cfg, len(splits.train)):
         return whole, recipe, splits
-    log.info(notice(f"there are only {plural(len(splits.train), 'training clip')}"))
+    log.info(few_notice(f"there are only {plural(len(splits.train), 'training clip')}"))
     return composed_again(str(job.job.config_name), few_words(job.overrides.task)), read_recipe(PAGE), splits
 
 
@@ -71,7 +71,7 @@ def few_words(overrides: Iterable[str]) -> list[str]:
     ]
 
 
-def notice(why: str) -> str:
+def few_notice(why: str) -> str:
     """Returns the line that says that a head is trained."""
     return (
         f"recipe   {PAGE}: a head on frozen features, because the start is an image ViT and {why} "

@@ -81,11 +81,12 @@ def look_alikes(paths: Sequence[str]) -> list[list[str]]:
     return sorted(groups.values())
 
 
-def across_splits(paths_of: Mapping[str, Sequence[str]]) -> str:
+def across_splits(paths_of: Mapping[str, Sequence[str]], what: str = "splits") -> str:
     """Returns a warning about videos of different splits that look alike, with the first pairs, or "".
 
     Args:
         paths_of: The paths of the videos by split. Files are compared, at most `MOST_VIDEOS`.
+        what: What `paths_of` divides the videos into, for the warning.
     """
     paths = list(dict.fromkeys(path for of_split in paths_of.values() for path in of_split if is_plain(path)))
     if len(paths) > MOST_VIDEOS:
@@ -104,7 +105,7 @@ def across_splits(paths_of: Mapping[str, Sequence[str]]) -> str:
     more = f"\n  and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
     listed = "".join(f"\n  {printable(pair)}" for pair in pairs[:SHOWN])
     return (
-        f"{plural(len(pairs), 'pair')} of videos in different splits look alike, as two encodings of one do, so "
+        f"{plural(len(pairs), 'pair')} of videos in different {what} look alike, as two encodings of one do, so "
         f"that scores may be too good. `vivit doctor` lists the videos to leave out:{listed}{more}"
     )
 

@@ -25,7 +25,8 @@ from vivit_train.build import resolve_clip
 from vivit_train.composition import compose
 from vivit_train.config import validate
 from vivit_train.data.annotations.table import ClipTable, Splits
-from vivit_train.finetune import few_words, is_few, is_other, notice
+from vivit_train.data.look_alikes import across_splits
+from vivit_train.finetune import few_notice, few_words, is_few, is_other
 from vivit_train.recipe import typed_keys
 from vivit_train.tools.crossval.groups import class_ids, groups_of
 from vivit_train.tools.doctor.run import PUBLISHED, is_kept, read_splits, write_clean
@@ -131,6 +132,11 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
         f"{plural(len(table), 'clip')} of {len(names)} classes in {plural(len(set(groups)), 'group')} "
         f"(--group {choices.group}); {plural(count, 'fold')} x {plural(choices.seeds, 'seed')}"
     )
+    of_group: dict[str, list[str]] = defaultdict(list)
+    for path, group in zip(table.paths.tolist(), groups, strict=True):
+        of_group[group].append(path)
+    if notice := across_splits(of_group, "groups"):
+        log.info(f"note     {notice}")
     jobs = [Job(fold, seed) for fold in range(1, count + 1) for seed in plan.seeds]
     with progress("cross-validation", len(jobs), " runs") as step:
         for done, job in enumerate(jobs):
@@ -158,7 +164,7 @@ def training_words(cfg: DictConfig, overrides: Sequence[str], num_train: int) ->
     kept = [word for word in overrides if is_kept(word)]
     if cfg.train == "auto" and not is_other(cfg, typed_keys(overrides)) and is_few(cfg, num_train):
         validate(compose(*few_words(overrides), run_dir=cfg.run_dir))
-        log.info(notice(f"a run has only about {plural(num_train, 'training clip')}"))
+        log.info(few_notice(f"a run has only about {plural(num_train, 'training clip')}"))
         return few_words(kept)
     cfg = resolve_clip(cfg)[0]
     stated = {word.partition("=")[0] for word in kept}
