@@ -146,7 +146,7 @@ def test_what_cannot_be_divided_is_refused(config: Config, videos: Path, tmp_pat
 def test_folds_are_disjoint_and_the_command_goes_on(videos: Path, tmp_path: Path) -> None:
     tiny = [word for word in TINY if not word.startswith("trainer.acc")]
     words = [str(videos), "--folds", "2", "--seeds", "2", "--out", "out", *tiny, "trainer=cpu"]
-    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
     assert done.returncode == 0, done.stderr
     assert "top-1 0." in done.stdout.splitlines()[-1]
     summary = json.loads((tmp_path / "out/summary.json").read_text())
@@ -164,11 +164,13 @@ def test_folds_are_disjoint_and_the_command_goes_on(videos: Path, tmp_path: Path
 
     kept = (tmp_path / "out/fold_1/seed_0/metrics.json").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "out/fold_2/seed_1")
-    again = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    again = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
     assert (tmp_path / "out/fold_1/seed_0/metrics.json").stat().st_mtime_ns == kept
-    other = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "optimizer.lr=1", folder=tmp_path)
+    other = run_python(
+        "-m", "vivit_train.tools.cli", "crossval", *words, "optimizer.lr=1", folder=tmp_path, timeout_s=900
+    )
     assert other.returncode == 1
     assert "out holds a cross-validation with other settings or clips" in other.stderr
 
@@ -179,10 +181,12 @@ def test_runs_that_fail_are_named(videos: Path, tmp_path: Path) -> None:
     for file in tmp_path.glob("videos/*/*/0000.mp4"):
         file.write_text("this is text")
     words = ["videos", "--folds", "2", "--group", "none", "--out", "out", *TINY[:-1], "trainer=cpu"]
-    refused = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "data.flip=3", folder=tmp_path)
+    refused = run_python(
+        "-m", "vivit_train.tools.cli", "crossval", *words, "data.flip=3", folder=tmp_path, timeout_s=900
+    )
     assert "data.flip=3: must be between 0 and 1" in refused.stderr
     assert not (tmp_path / "out").exists()
-    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
     assert done.returncode == 1
     assert "2 of 2 runs failed, the first is fold 1, seed 0: failed: " in done.stderr
     assert len((tmp_path / "out/runs.csv").read_text().splitlines()) == 3
