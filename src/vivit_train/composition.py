@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vivit_train.keys import group_options
 from vivit_train.recipe import typed_keys, without_foreign_arguments
@@ -32,13 +32,42 @@ def compose(*overrides: str, run_dir: str | Path, command: str = "train") -> Dic
     Raises:
         UserError: An override is invalid.
     """
+    return without_foreign_arguments(composed(overrides, run_dir, command), typed_keys(overrides))
+
+
+@contextmanager
+def job_of(overrides: Sequence[str], run_dir: str | Path, command: str) -> Iterator[DictConfig]:
+    """A context manager that yields the configuration of overrides, and within which they are those of a command.
+
+    A run then knows which keys the user sets, as in a job of train.py or eval.py. The arguments are those of
+    `compose`.
+
+    Raises:
+        UserError: An override is invalid.
+    """
+    cfg = composed(overrides, run_dir, command, with_hydra=True)
+    instance = HydraConfig.instance()
+    before = instance.cfg
+    instance.set_config(cfg)
+    try:
+        with open_dict(cfg):
+            del cfg.hydra
+        yield cfg
+    finally:
+        instance.cfg = before
+
+
+def composed(
+    overrides: Sequence[str], run_dir: str | Path, command: str, *, with_hydra: bool = False
+) -> DictConfig:
+    """Returns the configuration of overrides as Hydra composes it, with or without its own; see `compose`."""
     with translate_hydra_errors(command), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         own = [
             folder for text in overrides if text.startswith("hydra.searchpath=") for folder in PATHS.findall(text)
         ]
         check_recipe(overrides, [CONF, *map(Path, own)])
-        cfg = hydra.compose(command, [f"run_dir={quoted(str(run_dir))}", *overrides])
-    return without_foreign_arguments(cfg, typed_keys(overrides))
+        words = [f"run_dir={quoted(str(run_dir))}", *overrides]
+        return hydra.compose(command, words, return_hydra_config=with_hydra)
 
 
 def check_recipe(overrides: Iterable[str], folders: Sequence[Path]) -> None:

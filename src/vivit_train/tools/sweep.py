@@ -35,6 +35,7 @@ from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 log = logging.getLogger(__name__)
 
 VAL_SCORE = "val/score"
+ONLY_SWEEPS = ("hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
 STOPPED = (TRY_AGAIN, CTRL_C)  # A job that a signal stopped ends with one of these exit codes.
@@ -147,6 +148,9 @@ def refuse_unused_words(config: DictConfig) -> None:
         check_recipe(hydra.overrides.task, folders)
     except UserError as error:
         refuse(str(error))
+    search = hydra.runtime.choices.get("hparams_search")
+    if search is not None and not is_sweep and not is_job_of_sweep:
+        refuse(f"hparams_search={search} is for a sweep, which needs -m")
     for text in hydra.overrides.hydra:
         key, _, value = text.lstrip("+~").partition("=")
         node, _, name = key.removeprefix("hydra.").rpartition(".")
@@ -160,6 +164,8 @@ def refuse_unused_words(config: DictConfig) -> None:
             refuse(f"{key}: must be the path of a folder")
         if key.startswith("hydra.sweep.") and not is_sweep and not is_job_of_sweep:
             refuse(f"{key} is for a sweep, which needs -m; the folder of a single run is hydra.run.dir")
+        if key.startswith(ONLY_SWEEPS) and not is_sweep and not is_job_of_sweep:
+            refuse(f"{key} is for a sweep, which needs -m")
         if key.startswith("hydra.run.") and is_sweep:
             refuse(f"{key} is for a single run; the folder of a sweep is hydra.sweep.dir")
 
