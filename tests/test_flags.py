@@ -28,6 +28,10 @@ from vivit_train.utils.errors import UserError
         (["--cfg", "job", "-p", "optimzer"], "--package optimzer: there is no such key; did you mean optimizer?"),
         (["--shell-completion"], "--shell-completion needs install=bash"),
         (["--epochs", "3"], "--epochs is no flag, and keys have no hyphens: KEY=VALUE (did you mean trainer"),
+        (["data=[1,2]"], "data=[1,2]: a group has one option: choose from checkpoint, csv, "),
+        (["optimizer={}"], "optimizer={}: a group has one option: choose from adamw, sgd"),
+        (["~loss"], "~loss: no option of this group is chosen"),
+        (["optimizer", "=", "sgd"], "= is not an override: expected KEY=VALUE, without blanks around ="),
         (["--c"], "--c is cut short: it could be --cfg"),
     ],
 )

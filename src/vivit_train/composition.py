@@ -95,11 +95,22 @@ def translate_hydra_errors(command: str) -> Iterator[None]:
             "a group cannot be null: choose one of its options, or leave it out with ~GROUP"
         ) from error
     except OverrideParseException as error:
-        raise UserError(f"{error.override} is not an override: expected KEY=VALUE") from error
+        raise UserError(unparsed(str(error.override))) from error
     except MissingConfigException as error:
         raise UserError(unknown_option(error)) from error
     except ConfigCompositionException as error:
         raise UserError(unknown_key(error, command)) from error
+
+
+def unparsed(word: str) -> str:
+    """Describes a word that Hydra cannot parse; without quotes, a value may hold only some characters."""
+    key, equals, value = word.partition("=")
+    advice = ""
+    if key != key.rstrip() or value != value.lstrip():
+        advice = ", without blanks around ="
+    elif equals and value and not re.search(r"['\"\[\]{}]", value):
+        advice = f", and this value needs quotes within quotes: '{key}=\"{value}\"'"
+    return f"{word} is not an override: expected KEY=VALUE{advice}"
 
 
 def refuse_shadowed_files() -> None:
@@ -142,6 +153,8 @@ def unknown_key(error: HydraException, command: str) -> str:
         several = text.removeprefix("Multiple values for ").partition(".")[0]
         group = several if several != text else key.lstrip("+").partition("=")[0]
         return f"{group} is a group, which has an option already: write {group}=OPTION, without +"
+    if "looks like a config group" in text:
+        return f"{key}: there is no config group of this name"
     if "interpolation" in text and "${" in text:
         return f"the group {text.partition('${')[2].partition('}')[0]} cannot be left out: others refer to it"
     if text.startswith("Error merging override +"):

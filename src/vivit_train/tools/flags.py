@@ -13,6 +13,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from vivit_train.composition import known_keys
+from vivit_train.keys import group_options, groups
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.moved_keys import unknown
@@ -60,11 +61,27 @@ def checked_words(words: Sequence[str], command: str) -> list[str]:
     if known.hydra_help:
         return ["--hydra-help"]
     for word in overrides:
-        if word.lstrip("+~").startswith("="):
-            raise UserError(f"{word} is not an override: expected KEY=VALUE")
+        check_override(word, command)
     check_modes(known, command, overrides)
     check_places(known, command, overrides)
     return [*flags, *overrides]
+
+
+def check_override(word: str, command: str) -> None:
+    """Check what Hydra itself would not say of an override.
+
+    Raises:
+        UserError: The override has no key, or changes nothing in a group.
+    """
+    if word.lstrip("+~").startswith("="):
+        raise UserError(f"{word} is not an override: expected KEY=VALUE, without blanks around =")
+    name, _, value = word.lstrip("+~").partition("=")
+    if not (CONF / name).is_dir():
+        return
+    if value.startswith(("[", "{}")):
+        raise UserError(f"{word}: a group has one option: choose from {', '.join(group_options(CONF, name))}")
+    if word == f"~{name}" and groups(CONF, command).get(name) == "":
+        raise UserError(f"{word}: no option of this group is chosen, so there is nothing to leave out")
 
 
 def fail(message: str) -> NoReturn:

@@ -23,6 +23,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.composition import check_recipe
 from vivit_train.utils.arguments import conforms
@@ -142,6 +143,11 @@ class Summary(Callback):
 def refuse_unused_words(config: DictConfig) -> None:
     """End this process if an override of Hydra itself has no effect, or if a recipe does not exist."""
     hydra = config.hydra
+    try:
+        _ = [*hydra.overrides.task, *hydra.overrides.hydra]
+    except OmegaConfBaseException:
+        said = ", ".join(word for word in sys.argv[1:] if "${" in word)
+        refuse(f"{said}: refers with ${{...}} to a key or a variable that does not exist")
     is_sweep, is_job_of_sweep = hydra.mode == RunMode.MULTIRUN, not OmegaConf.is_missing(hydra.job, "num")
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     try:
