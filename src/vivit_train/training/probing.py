@@ -4,29 +4,38 @@ Shape suffixes: N clips, s regions of a frame, L the side of small frames, K cla
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivit_train.models.probe import Motion, Space, Time, pooled
+from vivit_train.models.probe import Motion, Space, Time, head_for, pooled
+from vivit_train.training.attentive import cross_validate_attentive, fit_attentive, random_batches
 from vivit_train.training.linear import Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
-TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff")
+TIMES: tuple[Time, ...] = tuple(time for time in get_args(Time) if time != "middle")
+TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "ordered_diff", "differences")
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 
 
 class Pooling(NamedTuple):
-    """A pooling of the features of the frames; see `FrameProbe`."""
+    """A pooling of the features of the frames; see `FrameProbe`. `layers` is None without such features."""
 
     space: Space
     time: Time
     motion: Motion = "none"
+    layers: int | None = None
+
+    @property
+    def described(self) -> str:
+        """What the head sees of a frame, such as "grid after 8 layers + motion"."""
+        parts = [] if self.layers is None else [f"{self.space} after {self.layers} layers"]
+        return " + ".join([*parts, *["motion"] * (self.motion == "map")])
 
 
 @dataclass(frozen=True)
@@ -34,18 +43,24 @@ class Features:
     """The features of clips.
 
     Attributes:
-        regions: Those of `FrameProbe.regions`, [N, t, s, D].
+        regions: Those of `FrameProbe.regions`, [N, t, s, D], by the number of layers.
         luma: The small frames of `luminance`, [N, T, L, L].
         labels: The class ids, [N].
     """
 
-    regions: Tensor
+    regions: dict[int, Tensor]
     luma: Tensor
     labels: Tensor
 
     def pooled(self, pooling: Pooling) -> Tensor:
         """Returns the features of the clips by a pooling, [N, E]."""
-        return pooled(self.regions, self.luma, *pooling)
+        regions = self.luma if pooling.layers is None else self.regions[pooling.layers]
+        return pooled(regions, self.luma, pooling.space, pooling.time, pooling.motion)
+
+    @property
+    def width(self) -> int:
+        """The width of a token of `regions`."""
+        return next(iter(self.regions.values())).shape[-1]
 
 
 @dataclass(frozen=True)
@@ -70,45 +85,66 @@ class Choice:
         return self.right, -self.loss
 
 
-def poolings(spaces: Sequence[Space]) -> dict[str, list[Pooling]]:
-    """Returns the poolings of each row of the table by its name; the first four rows are baselines."""
-    grid = [(space, motion) for space in spaces for motion in MOTIONS]
-    return {
+def poolings(spaces: Sequence[Space], layers: Sequence[int]) -> dict[str, list[Pooling]]:
+    """Returns the poolings of each row of the table by its name; the first four rows are baselines.
+
+    Args:
+        spaces: The features of a frame that the model has.
+        layers: The numbers of layers after which they are known, the last of which is all. After fewer, only the
+            kinds that have won somewhere are tried, as each one costs time.
+    """
+    *lower, top = layers
+    named = {
         "motion": [Pooling("none", "mean", "energy")],
         "motion in regions": [Pooling("none", "mean", "map")],
-        "appearance": [Pooling(space, "middle") for space in spaces],
-        "appearance and motion": [Pooling(space, "middle", "energy") for space in spaces],
-        **{time: [Pooling(space, time, motion) for space, motion in grid] for time in TIMES},
+        "appearance": [Pooling(space, "middle", layers=top) for space in spaces],
+        "appearance and motion": [Pooling(space, "middle", "energy", top) for space in spaces],
     }
+    for time in TIMES:
+        motions = MOTIONS[:1] if time == "attentive" else MOTIONS
+        kinds = [(space, motion, top) for space in spaces for motion in motions]
+        if time in TIMES_OF_LOWER:
+            kinds += [("grid", motion, number) for number in lower for motion in motions]
+        named[time] = [Pooling(space, time, motion, number) for space, motion, number in kinds]
+    return named
 
 
 def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:
     """Returns the weight decay with which most held-out clips are classified correctly, ties by the loss."""
-    x_Nr = Standardized.of(train.pooled(pooling)).x
-    logits = cross_validate(x_Nr, train.labels, num_classes, DECAYS, fold_N)
+    x_NE, label_N = train.pooled(pooling), train.labels
+    if pooling.time == "attentive":
+        logits = cross_validate_attentive(x_NE, train.width, label_N, num_classes, DECAYS, fold_N)
+    else:
+        logits = cross_validate(Standardized.of(x_NE).x, label_N, num_classes, DECAYS, fold_N)
     choices = [
         Choice(
             pooling,
             decay,
-            int((logits_NK.argmax(1) == train.labels).sum()),
-            F.cross_entropy(logits_NK, train.labels).item(),
+            int((logits_NK.argmax(1) == label_N).sum()),
+            F.cross_entropy(logits_NK, label_N).item(),
         )
         for decay, logits_NK in zip(DECAYS, logits, strict=True)
     ]
     return max(choices, key=lambda choice: choice.rank)
 
 
-def head_of(train: Features, choice: Choice, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns the weight [K, E] and the bias [K] of the head that is fitted to all training clips."""
-    standardized = Standardized.of(train.pooled(choice.pooling))
-    everything = torch.ones(1, len(train.labels))
-    weight, bias = fit(standardized.x, train.labels, num_classes, [choice.decay], everything)
-    return standardized.head(weight[0], bias[0])
+def head_of(train: Features, choice: Choice, num_classes: int) -> nn.Module:
+    """Returns the head, as in `FrameProbe`, that is fitted to all training clips."""
+    x_NE, label_N, everything = train.pooled(choice.pooling), train.labels, torch.ones(1, len(train.labels))
+    head = head_for(choice.pooling.time, x_NE.shape[1], train.width, num_classes)
+    if choice.pooling.time == "attentive":
+        net = fit_attentive(x_NE, train.width, label_N, num_classes, [choice.decay], everything)
+        head.load_state_dict({name: x[0] for name, x in net.items()})
+    else:
+        standardized = Standardized.of(x_NE)
+        weight, bias = fit(standardized.x, label_N, num_classes, [choice.decay], everything)
+        head.load_state_dict(dict(zip(("weight", "bias"), standardized.head(weight[0], bias[0]), strict=True)))
+    return head.requires_grad_(False)
 
 
-def num_right(test: Features, pooling: Pooling, head: tuple[Tensor, Tensor]) -> int:
+def num_right(test: Features, pooling: Pooling, head: nn.Module) -> int:
     """Returns the number of clips that a head classifies correctly."""
-    return int((F.linear(test.pooled(pooling), *head).argmax(1) == test.labels).sum())
+    return int((head(test.pooled(pooling)).argmax(1) == test.labels).sum())
 
 
 class MotionNet(nn.Sequential):
@@ -139,7 +175,7 @@ def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed:
         net = MotionNet(luma_NTLL.shape[1], num_classes)
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
-        for batch in itertools.islice(random_batches(len(label_N)), STEPS):
+        for batch in itertools.islice(random_batches(len(label_N), BATCH), STEPS):
             luma = luma_NTLL[batch]
             luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5, luma.flip(3), luma)
             optimizer.zero_grad()
@@ -147,12 +183,6 @@ def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed:
             optimizer.step()
             schedule.step()
     return net
-
-
-def random_batches(count: int) -> Iterator[Tensor]:
-    """Yields batches of row numbers without end, each row once in an epoch."""
-    while True:
-        yield from torch.randperm(count).split(BATCH)
 
 
 def motion_net_scores(
