@@ -13,10 +13,13 @@ import lightning as L
 import pytest
 import torch
 from helpers import ROOT, TINY
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+import vivit_train
 from vivit_train import create_model
 from vivit_train.build import build_data
+from vivit_train.composition import job_of
 from vivit_train.config import derive
 from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
@@ -185,3 +188,16 @@ def test_with_few_clips_a_head_is_trained(
     )
     assert cfg.data.root == str(videos)
     assert cfg.data.flip == (0 if "data.flip=0" in more else 0.5)  # what is typed stays
+
+
+def test_overrides_in_python_choose_as_a_command_does(videos: Path, tmp_path: Path) -> None:
+    given = ["data=folder", f"data.root={videos}", f"init.path={image_weights(tmp_path)}", "trainer=cpu"]
+    job = HydraConfig.instance().cfg
+    with job_of(given, tmp_path / "run", "train") as cfg:
+        assert "hydra" not in cfg
+        chosen, recipe, _ = resolve_training(cfg, read_recipe())
+    assert recipe is not None
+    assert (chosen.train, recipe.name, chosen.run_dir) == ("head", "few_clips", str(tmp_path / "run"))
+    assert HydraConfig.instance().cfg is job
+    with pytest.raises(UserError, match="cache_views=3 has no effect without cache"):
+        vivit_train.train(*given, "cache_views=3", run_dir=tmp_path / "run")

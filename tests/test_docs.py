@@ -23,9 +23,9 @@ from vivit_train.help import all_keys
 from vivit_train.keys import group_options, groups
 from vivit_train.schema import key_problems
 from vivit_train.tools.cli import app
+from vivit_train.tools.flags import checked_words
 from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.overrides import to_overrides
-from vivit_train.tools.scripts import checked_words
 from vivit_train.utils.conf import CONF
 
 Words = tuple[str, ...]

@@ -13,8 +13,10 @@ import vivit_train
 from vivit_train.config import validate, validate_evaluation
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.vivit import ViViT
-from vivit_train.schema import AUTOMATIC, key_problems
+from vivit_train.recipe import typed_keys
+from vivit_train.schema import key_problems
 from vivit_train.utils.errors import UserError
+from vivit_train.values import AUTOMATIC
 
 Config = Callable[..., DictConfig]
 # Any text is a valid value of these keys.
@@ -23,6 +25,8 @@ TEXTS = (
     *("filename", "monitor", "default_root_dir", "init.name", "init.source", "data.train", "data.val"),
     *("data.test", "trainer.profiler", "trainer.strategy", "data.reader.classes"),
 )
+# Without the arguments of the recipe's classes.
+BARE = ("~optimizer.betas", "~optimizer.weight_decay", "~scheduler.warmup_epochs")
 
 
 def wrong_values(key: str, value: Any) -> Iterator[Any]:
@@ -121,6 +125,57 @@ def test_what_people_type(words: list[str], message: str, config: Config) -> Non
     assert message in str(error.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+optimizer.eps=-1"], "optimizer.eps=-1: must be between 0 and 1"),
+        (["optimizer.betas=[2,0]"], "optimizer.betas=[2, 0]: must be between 0 and 0.999999"),
+        (["optimizer=sgd", "optimizer.momentum=0", "+optimizer.nesterov=true"], "set optimizer.momentum=0.9"),
+        (["+optimizer.foreach=true", "+optimizer.fused=true"], "exclude each other: leave out one of them"),
+        (["optimizer._target_=torch.optim.LBFGS", *BARE], "takes several passes per step"),
+        (
+            ["optimizer._target_=torch.optim.Muon", "~optimizer.betas"],
+            "takes only matrices, but a model has biases",
+        ),
+        (["optimizer._target_=builtins.list"], "optimizer"),
+        (
+            ["scheduler._target_=torch.optim.lr_scheduler.StepLR", BARE[2]],
+            "scheduler.step_size: is missing; torch.optim.",
+        ),
+        (
+            ["scheduler._target_=torch.optim.lr_scheduler.CosineAnnealingLR", "+scheduler.T_max=0", BARE[2]],
+            "scheduler.T_max=0: must be between 1 and",
+        ),
+        (
+            ["scheduler._target_=torch.optim.lr_scheduler.LambdaLR", "+scheduler.lr_lambda=3", BARE[2]],
+            "scheduler.lr_lambda=3: must be a group of keys with a _target_",
+        ),
+        (["scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", BARE[2]], "follows a metric"),
+        (
+            ["loss._target_=torch.nn.NLLLoss", "~loss.label_smoothing"],
+            "takes log-probabilities, but a model gives logits",
+        ),
+        (
+            ["+callbacks.x={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/score, mode: foo}"],
+            "callbacks.x.mode=foo: must be max or min",
+        ),
+        (["+callbacks.checkpoint.save_top_k=-3"], "callbacks.checkpoint.save_top_k=-3: must be between -1 and"),
+        (["callbacks.checkpoint.monitor=null"], "callbacks.checkpoint.monitor=null: must be text"),
+        (
+            ["+callbacks.x={_target_: lightning.pytorch.callbacks.BackboneFinetuning}"],
+            "set train=head, train=temporal or layer_decay=0.75 instead",
+        ),
+    ],
+)
+def test_what_people_type_for_classes_of_torch_and_lightning(
+    words: list[str], message: str, config: Config
+) -> None:
+    with pytest.raises(UserError) as error:
+        validate(config("data=folder", *words))
+    assert message in str(error.value)
+
+
 def test_what_has_no_effect_is_refused_if_it_is_typed(config: Config) -> None:
     cfg = config("data=folder", "init.tubelet=inflation", "data.randaugment_kind=torchvision")
     validate(cfg)
@@ -130,6 +185,76 @@ def test_what_has_no_effect_is_refused_if_it_is_typed(config: Config) -> None:
     assert "data.randaugment_kind=torchvision has no effect without data.randaugment" in str(error.value)
     with pytest.raises(UserError, match=r"data\.flip has no effect in an evaluation"):
         validate_evaluation(config("ckpt_path=x.ckpt", "+data.flip=0", name="eval"), typed={"data.flip"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["trainer.gradient_clip_val=null", "+trainer.gradient_clip_algorithm=value"],
+            "without trainer.gradient_clip_val",
+        ),
+        (["init.path=x", "init.name=vit"], "init.name=vit has no effect, because init.path=x takes its place"),
+        (["init.min_coverage=0"], "init.min_coverage=0 has no effect without init.path or init.name"),
+        (["data.changed=accept"], "data.changed=accept has no effect without resume=auto or ckpt_path"),
+        (["resume=auto", "ckpt_path=x.ckpt"], "ckpt_path=x.ckpt has no effect, because resume=auto takes"),
+        (["resume=auto", "overwrite=true"], "overwrite=true has no effect, because resume=auto goes on"),
+        (
+            ["data.sampling=segments", "data.padding=black"],
+            "data.padding=black has no effect, because data.sampling=",
+        ),
+        (
+            ["patience=3", "trainer.limit_val_batches=0"],
+            "patience=3 has no effect, because trainer.limit_val_batches=0",
+        ),
+        (["trainer.check_val_every_n_epoch=2"], "because trainer.max_epochs=1 ends before the first validation"),
+        (["+trainer.min_epochs=1"], "trainer.min_epochs=1 has no effect, because nothing ends this run before"),
+        (
+            ["+trainer.overfit_batches=1", "trainer.limit_train_batches=2"],
+            "trainer.overfit_batches=1 takes its place",
+        ),
+        (["model=vivit_st", "+model.temporal_depth=4"], "because only model=vivit_fe has a temporal encoder"),
+        (["+model.order=time_space"], "because only model=vivit_fsa has two attentions"),
+        (["model=vivit_fsa", "+model.pool=cls"], "because vivit_fsa has no cls token and takes the mean"),
+        (["init=imagenet", "init.path=x"], "init=imagenet has no effect, because init.path=x takes its place"),
+        (["train=head", "model.drop_path=0.2"], "because train=head trains no layer below the head"),
+        (["scheduler.warmup_epochs=5"], "scheduler.warmup_epochs=5 has no effect, because training ends within"),
+        (
+            [
+                "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
+                "+scheduler.max_lr=0.1",
+                "optimizer.lr=1",
+                BARE[2],
+            ],
+            "optimizer.lr=1 has no effect, because scheduler.max_lr=0.1 takes its place",
+        ),
+    ],
+)
+def test_what_another_key_makes_meaningless_is_refused_if_it_is_typed(
+    words: list[str], message: str, config: Config
+) -> None:
+    cfg = config("data=folder", *words)
+    typed = typed_keys(words)
+    with pytest.raises(UserError) as error:
+        validate(cfg, typed)
+    assert message in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.gradient_clip_val=null"],
+        ["init.min_coverage=0", "init.path=x"],
+        ["data.changed=accept", "resume=auto"],
+        ["patience=3", "+trainer.min_epochs=1"],
+        ["scheduler.warmup_epochs=1"],
+        ["train=temporal", "model.drop_path=0.2"],
+    ],
+)
+def test_what_has_an_effect_may_be_typed(words: list[str], config: Config) -> None:
+    validate(config("data=folder", *words), typed_keys(words))
 
 
 @pytest.mark.parametrize(

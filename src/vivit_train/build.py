@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
@@ -25,6 +24,7 @@ from vivit_train.data.dataset import EvalProtocol
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.load import import_detector, load_pretrained
 from vivit_train.models.weights.timm_models import image_vit
+from vivit_train.parts import build_losses, build_part
 from vivit_train.tasks import is_labeled
 from vivit_train.training.bad_video_budget import BadVideoBudget
 from vivit_train.training.cached import CachedClassifier
@@ -36,7 +36,7 @@ from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import accepted_arguments
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import CheckRankConsistency
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
         "mean": metadata.mean,
         "std": metadata.std,
         "multi_label": metadata.multi_label,
-        "loss": cfg.loss and build_losses(cfg.loss, metadata),
+        "loss": cfg.loss and build_losses(cfg.loss, metadata.multi_label, metadata.class_counts),
         "optimizer": build_part("optimizer", cfg.optimizer, {}, partial=True),
         "schedule": build_part("scheduler", cfg.scheduler, steps, partial=is_of_torch),
         **{name: cfg[name] for name in ("layer_decay", "mixup", "cutmix", "seed")},
@@ -126,33 +126,6 @@ def build_module(cfg: DictConfig, net: ViViT, metadata: Metadata, steps_per_epoc
     if cfg.cache:
         build = partial(CachedClassifier, train=cfg.train, cache_views=cfg.cache_views)
     return build(**{name: value for name, value in offered.items() if name in accepted})
-
-
-def build_losses(node: DictConfig, metadata: Metadata) -> Any:
-    """Builds the loss of all heads, or one loss per head if the loss depends on how frequent the classes are."""
-    offered: dict[str, Any] = {"multi_label": True} if metadata.multi_label else {}
-    if not metadata.class_counts or "class_counts" not in accepted_arguments(node, "loss"):
-        return build_part("loss", node, offered)
-    return [build_part("loss", node, offered | {"class_counts": c}) for c in metadata.class_counts.values()]
-
-
-def build_part(part: str, node: DictConfig, offered: Mapping[str, Any], *, partial: bool = False) -> Any:
-    """Builds an optimizer, scheduler, loss or logger from its node.
-
-    Args:
-        part: The name of the node, for messages.
-        node: The `_target_` and its arguments.
-        offered: Further arguments; those that the target does not accept are left out.
-        partial: Whether to return a function that takes the remaining arguments.
-
-    Raises:
-        UserError: The target refuses the arguments.
-    """
-    given = {name: offered[name] for name in offered if name in accepted_arguments(node, part)}
-    try:
-        return instantiate(node, **given, _partial_=partial, _convert_="all")
-    except InstantiationException as error:
-        raise UserError(f"{part}: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
 
 def init_weights(

@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vivit_train.keys import group_options
 from vivit_train.recipe import typed_keys, without_foreign_arguments
@@ -32,13 +32,42 @@ def compose(*overrides: str, run_dir: str | Path, command: str = "train") -> Dic
     Raises:
         UserError: An override is invalid.
     """
+    return without_foreign_arguments(composed(overrides, run_dir, command), typed_keys(overrides))
+
+
+@contextmanager
+def job_of(overrides: Sequence[str], run_dir: str | Path, command: str) -> Iterator[DictConfig]:
+    """A context manager that yields the configuration of overrides, and within which they are those of a command.
+
+    A run then knows which keys the user sets, as in a job of train.py or eval.py. The arguments are those of
+    `compose`.
+
+    Raises:
+        UserError: An override is invalid.
+    """
+    cfg = composed(overrides, run_dir, command, with_hydra=True)
+    instance = HydraConfig.instance()
+    before = instance.cfg
+    instance.set_config(cfg)
+    try:
+        with open_dict(cfg):
+            del cfg.hydra
+        yield cfg
+    finally:
+        instance.cfg = before
+
+
+def composed(
+    overrides: Sequence[str], run_dir: str | Path, command: str, *, with_hydra: bool = False
+) -> DictConfig:
+    """Returns the configuration of overrides as Hydra composes it, with or without its own; see `compose`."""
     with translate_hydra_errors(command), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         own = [
             folder for text in overrides if text.startswith("hydra.searchpath=") for folder in PATHS.findall(text)
         ]
         check_recipe(overrides, [CONF, *map(Path, own)])
-        cfg = hydra.compose(command, [f"run_dir={quoted(str(run_dir))}", *overrides])
-    return without_foreign_arguments(cfg, typed_keys(overrides))
+        words = [f"run_dir={quoted(str(run_dir))}", *overrides]
+        return hydra.compose(command, words, return_hydra_config=with_hydra)
 
 
 def check_recipe(overrides: Iterable[str], folders: Sequence[Path]) -> None:
@@ -66,11 +95,22 @@ def translate_hydra_errors(command: str) -> Iterator[None]:
             "a group cannot be null: choose one of its options, or leave it out with ~GROUP"
         ) from error
     except OverrideParseException as error:
-        raise UserError(f"{error.override} is not an override: expected KEY=VALUE") from error
+        raise UserError(unparsed(str(error.override))) from error
     except MissingConfigException as error:
         raise UserError(unknown_option(error)) from error
     except ConfigCompositionException as error:
         raise UserError(unknown_key(error, command)) from error
+
+
+def unparsed(word: str) -> str:
+    """Describes a word that Hydra cannot parse; without quotes, a value may hold only some characters."""
+    key, equals, value = word.partition("=")
+    advice = ""
+    if key != key.rstrip() or value != value.lstrip():
+        advice = ", without blanks around ="
+    elif equals and value and not re.search(r"['\"\[\]{}]", value):
+        advice = f", and this value needs quotes within quotes: '{key}=\"{value}\"'"
+    return f"{word} is not an override: expected KEY=VALUE{advice}"
 
 
 def refuse_shadowed_files() -> None:
@@ -113,6 +153,8 @@ def unknown_key(error: HydraException, command: str) -> str:
         several = text.removeprefix("Multiple values for ").partition(".")[0]
         group = several if several != text else key.lstrip("+").partition("=")[0]
         return f"{group} is a group, which has an option already: write {group}=OPTION, without +"
+    if "looks like a config group" in text:
+        return f"{key}: there is no config group of this name"
     if "interpolation" in text and "${" in text:
         return f"the group {text.partition('${')[2].partition('}')[0]} cannot be left out: others refer to it"
     if text.startswith("Error merging override +"):

@@ -20,9 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 from vivit_train.data.randaugment import MAX_MAGNITUDE
 from vivit_train.data.sampler import split_batch
 from vivit_train.data.video.decode import DECODERS
+from vivit_train.effects import stride_problems, unused_problems
 from vivit_train.models.tuning import cache_problem, problem_of
 from vivit_train.models.vivit import MODELS, SIZES, unknown_model
 from vivit_train.models.weights.files import WEIGHT_FILES
+from vivit_train.parts import check_optimizer
 from vivit_train.recipe import Recipe
 from vivit_train.schema import ONLY_TRAINING, evaluation_key_problems, key_problems
 from vivit_train.tasks import name_of, task_problems
@@ -59,48 +61,7 @@ def validate(cfg: DictConfig, typed: Collection[str] = ()) -> None:
             if not problems:  # Otherwise, a value of a wrong type makes this check impossible.
                 raise
     refuse(problems)
-
-
-# A key that a user sets has no effect without one of the others.
-NEEDS = {
-    "init.source": ("init.path", "init.name"),
-    "init.tubelet": ("init.path", "init.name"),
-    "init.min_coverage": ("init.path", "init.name"),
-    "init.frames": ("init.path", "init.name"),
-    "init.heads": ("init.path", "init.name"),
-    "data.strong_color": ("data.color_jitter",),
-    "data.randaugment_kind": ("data.randaugment",),
-    "data.mirror_labels": ("data.flip",),
-    "cache_views": ("cache",),
-}
-
-
-def unused_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
-    """Returns a message for each key that the user sets although another one makes it meaningless."""
-    problems = stride_problems(typed, cfg)
-    for key, others in NEEDS.items():
-        value = OmegaConf.select(cfg, key)
-        if key in typed and value and not any(OmegaConf.select(cfg, other) for other in others):
-            problems.append(f"{key}={value} has no effect without {' or '.join(others)}")
-    return problems
-
-
-def stride_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
-    """Returns a message if the user sets a distance between frames that something else determines."""
-    fps = cfg.data.get("fps")
-    if fps is not None and "data.stride" in typed and "data.fps" not in typed:
-        return [
-            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} sets the stride in time: "
-            "set data.fps=null to use the stride, or set only data.fps"
-        ]
-    both = [key for key in ("data.stride", "data.fps") if key in typed and OmegaConf.select(cfg, key) is not None]
-    if len(both) == 2:
-        return [
-            f"data.stride={cfg.data.stride} has no effect, because data.fps={fps} is set: set only one of them"
-        ]
-    if both and cfg.data.get("sampling") == "segments":
-        return [f"{both[0]} has no effect, because data.sampling=segments spreads the frames over the whole video"]
-    return []
+    check_optimizer(cfg.optimizer)
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -210,6 +171,16 @@ def combination_problems(cfg: DictConfig) -> list[str]:
             f"data.randaugment={list(ops)}: the authors' operations have magnitudes up to {MAX_MAGNITUDE}; choose "
             "a smaller one, or data.randaugment_kind=torchvision"
         )
+    nesterov, momentum, dampening = (cfg.optimizer.get(key) for key in ("nesterov", "momentum", "dampening"))
+    if nesterov and (not momentum or dampening) and cfg.optimizer._target_ == "torch.optim.SGD":
+        wrong = f"optimizer.dampening={dampening}" if momentum else f"optimizer.momentum={momentum or 0}"
+        problems.append(
+            f"optimizer.nesterov=true does not fit {wrong}: set optimizer.momentum=0.9 and leave out dampening"
+        )
+    if cfg.optimizer.get("fused") and cfg.optimizer.get("foreach"):
+        problems.append(
+            "optimizer.fused=true and optimizer.foreach=true exclude each other: leave out one of them"
+        )
     problems += [problem] if (problem := problem_of(cfg.train, cfg.model.get("model"))) else []
     problems += cache_problems(cfg) if cfg.cache else []
     if (part := cfg.train not in ("all", "auto")) and uses_fsdp(cfg):
@@ -260,6 +231,8 @@ def validate_evaluation(cfg: DictConfig, typed: Collection[str] = ()) -> None:
     problems += [f"{key} has no effect in an evaluation" for key in typed if key in ONLY_TRAINING]
     if not problems:
         problems += stride_problems(typed, cfg)
+        if "data.padding" in typed and cfg.data.sampling == "segments":
+            problems.append("data.padding has no effect, because data.sampling=segments needs none")
         if "seed" in typed and cfg.eval.order != "shuffled":
             problems.append(f"seed={cfg.seed} has no effect without eval.order=shuffled")
         if (

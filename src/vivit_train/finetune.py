@@ -19,7 +19,7 @@ PAGE = "few_clips"
 # Who sets one of these has another model or training in mind.
 OTHER = (
     *("model.", "mixup", "cutmix", "layer_decay", "cache", "trainer.strategy"),
-    *("data.clips_per_video", "data.stride", "data.fps"),
+    *("data.clips_per_video", "data.stride", "data.fps", "data.padding"),
 )
 
 
@@ -36,6 +36,11 @@ def resolve_training(cfg: DictConfig, recipe: Recipe | None) -> tuple[DictConfig
         return cfg, recipe, None
     whole = with_values(cfg, train="all")
     job = own_job()
+    if job is None and (cfg.init.path or cfg.init.name):
+        log.info(
+            "note     train=auto trains the whole model: a composed configuration does not tell what the user has "
+            "set; pass overrides to vivit_train.train, or set train=head"
+        )
     if job is None or recipe is None or is_other(cfg, recipe.typed):
         return whole, recipe, None
     sizes = {key: getattr(SMALL, key, 1) for key in ("frames", "stride", "short_side", "crop")}

@@ -6,7 +6,7 @@ our function or class that the `_target_` of a node names; those of libraries di
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -56,6 +56,7 @@ TYPES: dict[str, Any] = {
     "trainer.precision": PRECISION | None,
     "trainer.max_epochs": int,
     "trainer.max_time": str | None,
+    "callbacks.checkpoint.monitor": str,
     "callbacks.checkpoint.mode": Literal["max", "min"],
 }
 # These keys affect where and how fast a run is computed, but not what it learns.
@@ -69,6 +70,8 @@ RECEIVERS = {
     "TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
     "WandbLogger": "wandb.init",
 }
+# What a list of a YAML file is for an annotation that a module imports only for type checkers.
+ABSTRACT: dict[str, Any] = {"Iterable": Sequence, "Sequence": Sequence, "Callable": Callable}
 KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):(?: (?P<value>.*?))?(?: *# (?P<meaning>.*))?$")
 
 
@@ -189,10 +192,14 @@ def annotations(target: str) -> Mapping[str, Any]:
 def hints_of(function: Any) -> dict[str, Any]:
     """Returns the annotation of each named argument of a function or class, resolved if its module allows it."""
     owner = function.__init__ if inspect.isclass(function) else function
-    try:
-        resolved = get_type_hints(owner)
-    except (NameError, TypeError, AttributeError):
-        resolved = {}
+    resolved, names = None, dict(ABSTRACT)
+    while resolved is None:
+        try:
+            resolved = get_type_hints(owner, localns=names)
+        except NameError as error:  # The module imports this name only for type checkers.
+            names[str(error.name)] = Any
+        except (TypeError, AttributeError):
+            resolved = {}
     named = {n: p for n, p in signature(function).items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     return {name: resolved.get(name, p.annotation) for name, p in named.items()}
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vivit_train import run
-from vivit_train.composition import compose
+from vivit_train.composition import job_of
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import read_records, read_text
 
@@ -100,6 +101,9 @@ class TrainResult(EvaluationResult):
 def train(*config: DictConfig | str, run_dir: str | Path | None = None) -> TrainResult:
     """Trains a model and evaluates its best checkpoint, as train.py does.
 
+    A configuration does not tell which of its values the user has set. Of one, train=auto trains the whole model,
+    the run is not compared with a recipe, and what has no effect is not refused.
+
     Args:
         config: A configuration from `compose`, or overrides such as "data=folder" and "data.root=videos".
         run_dir: The folder of the run, if there are overrides.
@@ -107,9 +111,9 @@ def train(*config: DictConfig | str, run_dir: str | Path | None = None) -> Train
     Raises:
         UserError: An error that the user can fix.
     """
-    cfg = configuration("train", config, run_dir)
-    score = run.train(cfg)
-    return TrainResult(Path(cfg.run_dir), read_metrics(cfg), score)
+    with configuration("train", config, run_dir) as cfg:
+        score = run.train(cfg)
+        return TrainResult(Path(cfg.run_dir), read_metrics(cfg), score)
 
 
 def evaluate(*config: DictConfig | str, run_dir: str | Path | None = None) -> EvaluationResult:
@@ -122,12 +126,14 @@ def evaluate(*config: DictConfig | str, run_dir: str | Path | None = None) -> Ev
     Raises:
         UserError: An error that the user can fix.
     """
-    cfg = configuration("eval", config, run_dir)
-    return EvaluationResult(Path(cfg.run_dir), run.evaluate(cfg))
+    with configuration("eval", config, run_dir) as cfg:
+        return EvaluationResult(Path(cfg.run_dir), run.evaluate(cfg))
 
 
-def configuration(command: str, config: tuple[DictConfig | str, ...], run_dir: str | Path | None) -> DictConfig:
-    """Returns the configuration of a run.
+def configuration(
+    command: str, config: tuple[DictConfig | str, ...], run_dir: str | Path | None
+) -> AbstractContextManager[DictConfig]:
+    """Returns a context manager that yields the configuration of a run; overrides are then those of a command.
 
     Raises:
         UserError: An override is invalid, or the folder of the run is missing.
@@ -136,12 +142,12 @@ def configuration(command: str, config: tuple[DictConfig | str, ...], run_dir: s
     if len(config) == 1 and not words and isinstance(config[0], DictConfig):
         if run_dir is not None:
             raise UserError("run_dir is part of the configuration: set it in compose(..., run_dir=...)")
-        return config[0]
+        return nullcontext(config[0])
     if len(words) < len(config):
         raise UserError("pass either one configuration from compose(), or overrides such as 'data=folder'")
     if run_dir is None:
         raise UserError("set run_dir, the folder of the results, such as run_dir='runs/mine'")
-    return compose(*words, run_dir=run_dir, command=command)
+    return job_of(words, run_dir, command)
 
 
 def read_metrics(cfg: DictConfig) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.look_alikes import across_splits
+from vivit_train.effects import check_effects_in_data
 from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
+from vivit_train.parts import check_losses, check_monitors, check_schedule
 from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
 from vivit_train.released import read_evaluated
 from vivit_train.stored_data import check_splits, evaluation_data, for_clip
@@ -117,6 +119,10 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     if not (chosen := precision(cfg)).startswith(("32", "64")):
         differences += f"\nprecision is {chosen}; the authors trained in float32 (trainer.precision=32-true)"
     log.info(differences)
+    check_effects_in_data(recipe.typed if recipe else (), cfg, data.splits)
+    check_schedule(cfg, data.steps_per_epoch)
+    if cfg.loss is not None:
+        check_losses(cfg, data.splits.multi_label, data.splits.class_counts)
     resumed = resumed_from(cfg, data, run_dir)
     write_record(run_dir, differences, resumed)
     if resumed and resumed.is_complete:
@@ -139,6 +145,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     config: Any = OmegaConf.to_container(cfg)
     metadata = Metadata(config, names, mean, std, multi_label, data.splits.class_counts)
     task = build_module(cfg, net, metadata, data.steps_per_epoch)
+    check_monitors(cfg.get("callbacks"), task)
     log.info(plan(cfg, task, data, trainer))
     folder.begin()
     try:

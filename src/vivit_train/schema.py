@@ -1,16 +1,14 @@
 """Checks every key of a composed configuration: whether something reads it, and its type and range.
 
 The types are the annotations of the function or class that the `_target_` of a node names, and `TYPES` for other
-keys. The ranges are `RANGES` and, by the name of the argument, `LIMITS`.
+keys. The ranges and forms are in values.py.
 """
 
 import inspect
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pkgutil import resolve_name
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -18,11 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.keys import TYPES, accepted_hints, hints_of
-from vivit_train.models.vivit import SIZES, ViViT
+from vivit_train.models.vivit import ViViT
 from vivit_train.recipe import PARTS
-from vivit_train.utils.arguments import LIMITS, conforms, signature, wording
+from vivit_train.utils.arguments import conforms, signature
 from vivit_train.utils.errors import reason
 from vivit_train.utils.moved_keys import unknown
+from vivit_train.values import value_problems, written
 
 NODES = (*PARTS, "task", "init", "eval", "model", "data", "trainer", "callbacks", "logger")
 OPTIONAL = ("callbacks", "logger", "loss")
@@ -66,62 +65,30 @@ GIVEN: dict[str, Mapping[str, str]] = {
 REPLACED = {
     "GradientAccumulationScheduler": "set global_batch_size and micro_batch_size",
     "BatchSizeFinder": "set auto_micro_batch_size=true",
+    **dict.fromkeys(
+        ("BackboneFinetuning", "BaseFinetuning"), "set train=head, train=temporal or layer_decay=0.75"
+    ),
     "LearningRateFinder": "compare values with -m optimizer.lr=0.001,0.01",
 }
+# What the builders offer to the class of a part; it takes those that it knows.
+OFFERED: dict[str, Collection[str]] = {
+    "optimizer": ("params",),
+    "scheduler": ("optimizer", "total_steps", "steps_per_epoch"),
+    "loss": ("class_counts", "multi_label"),
+    "logger": ("first_step",),
+}
+# Classes of PyTorch that cannot do what a run asks of them.
+LOG_PROBABILITIES = "takes log-probabilities, but a model gives logits: set loss=cross_entropy"
+UNFIT = {
+    "SparseAdam": "takes only sparse gradients, which a ViViT does not have",
+    "Muon": "takes only matrices, but a model has biases and norms too: set optimizer=adamw or sgd",
+    "LBFGS": "takes several passes per step, and no settings by group of parameters: set optimizer=adamw or sgd",
+    "lr_scheduler.ReduceLROnPlateau": "follows a metric, but a scheduler steps after each optimizer step: set "
+    "scheduler=cosine or constant; patience=5 ends a training whose val/score no longer rises",
+    **dict.fromkeys(("NLLLoss", "KLDivLoss", "PoissonNLLLoss", "GaussianNLLLoss"), LOG_PROBABILITIES),
+    "BCELoss": "takes probabilities, but a model gives logits: set loss=cross_entropy",
+}
 VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-COUNT = (1, 2**40)
-RANGES: dict[str, tuple[float, float]] = {
-    "mixup": (0, 100),
-    "cutmix": (0, 100),
-    "ema_decay": (0, 0.999999),
-    "layer_decay": (0.01, 1),
-    "cache_views": (1, 10000),
-    "patience": (1, 1e6),
-    "loss.gamma": (0, 100),
-    "loss.tau": (0, 100),
-    "loss.class_weights": (0, 1e9),
-    "optimizer.lr": (0, 1e6),
-    "optimizer.weight_decay": (0, 1e3),
-    "optimizer.momentum": (0, 1),
-    "optimizer.betas": (0, 1),
-    "scheduler.warmup_epochs": (0, 1e6),
-    "init.min_coverage": (0, 1),
-    "init.mean": (0, 1),
-    "init.std": (1e-4, 1),
-    "trainer.min_epochs": (0, 2**40),
-    "trainer.min_steps": (0, 2**40),
-    "trainer.num_nodes": COUNT,
-    "trainer.devices": (-1, 2**20),
-    "trainer.max_epochs": COUNT,
-    "trainer.max_steps": (-1, 2**40),
-    "trainer.gradient_clip_val": (0, 1e12),
-    "trainer.check_val_every_n_epoch": COUNT,
-    "trainer.num_sanity_val_steps": (-1, 2**40),
-    "trainer.log_every_n_steps": COUNT,
-    "callbacks.last.minutes": (0, 1e6),
-    "task.mask_ratio": (0.01, 0.99),
-    "task.decoder_dim": LIMITS["dim"],
-    "task.decoder_depth": LIMITS["depth"],
-    "task.decoder_heads": LIMITS["heads"],
-}
-# Batches: a fraction up to 1.0 or a whole number.
-PARTS_OF_EPOCH = tuple(
-    f"trainer.{name}"
-    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
-)
-MAY_BE_NONE = ("trainer.limit_val_batches", "trainer.overfit_batches")  # 0 means none of them.
-DURATION = r"\d+:\d\d:\d\d:\d\d"
-# Texts of a fixed form: a regular expression and the form in words.
-FORMS = {
-    "trainer.max_time": (DURATION, "days:hours:minutes:seconds, such as 00:12:00:00"),
-    "trainer.val_check_interval": (DURATION, "a number, or days:hours:minutes:seconds, such as 00:00:30:00"),
-    "trainer.gradient_clip_algorithm": ("norm|value", "norm or value"),
-    "trainer.profiler": ("simple|advanced|pytorch", "simple, advanced or pytorch"),
-    "eval.views": (r"[1-9]\d*x[13]", "temporal clips x spatial crops (1 or 3), such as 4x3"),
-    "callbacks.checkpoint.filename": (r"[^/\\\\]+", "the name of a file, without folders"),
-    "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
-    "loss.reduction": (r"mean|sum", "mean or sum"),
-}
 EVALUATION: dict[str, Any] = {
     "ckpt_path": str,
     "micro_batch_size": int | None,
@@ -170,7 +137,6 @@ ONLY_TRAINING = (
     *(f"data.{name}" for name in ("limit_per_class", "clips_per_video", "augment_on", "changed")),
     *("data.max_bad_fraction", "data.reader.val_percent", "data.reader.seed"),
 )
-AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 
 
 def key_problems(cfg: DictConfig) -> list[str]:
@@ -193,6 +159,8 @@ def key_problems(cfg: DictConfig) -> list[str]:
                 problems += callback_problems(f"callbacks.{callback}", node[callback])
         elif name in ("init", "eval"):
             problems += plain_node_problems(name, node, TYPES)
+        elif name in OFFERED:
+            problems += built_part_problems(name, node) if node or name not in OPTIONAL else []
         elif name in NODES:
             problems += node_problems(name, node) if node or name not in OPTIONAL else []
         else:
@@ -221,8 +189,34 @@ def callback_problems(name: str, node: Any) -> list[str]:
         return [f"{name}._target_={node._target_}: {instead} instead"]
     if inspect.isclass(target) and not issubclass(target, Callback):
         return [f"{name}._target_={node._target_}: is no callback of Lightning"]
-    needed = [n for n, p in signature(target).items() if p.default is p.empty and p.kind not in VARIABLE]
-    return [f"{name}.{n}: is missing; {node._target_} needs it" for n in needed if n not in node]
+    return missing_problems(name, node, target)
+
+
+def missing_problems(name: str, node: DictConfig, target: Any, offered: Collection[str] = ()) -> list[str]:
+    """Returns a message for each argument without a default that a node does not state.
+
+    Args:
+        name: The name of the node.
+        node: The node.
+        target: What its `_target_` names.
+        offered: The arguments that the builders give.
+    """
+    try:
+        parameters = signature(target)
+    except (TypeError, ValueError):  # Some functions that are written in C have no signature.
+        return []
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in VARIABLE]
+    return [f"{name}.{n}: is missing; {node._target_} needs it" for n in needed if n not in (*node, *offered)]
+
+
+def built_part_problems(name: str, node: Any) -> list[str]:
+    """Returns the problems of an optimizer, scheduler, loss or logger."""
+    target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
+    if advice := UNFIT.get(target.removeprefix("torch.optim.").removeprefix("torch.nn.")):
+        return [f"{name}._target_={target}: {advice}"]
+    if problems := node_problems(name, node):
+        return problems
+    return missing_problems(name, node, resolve_name(target), OFFERED[name])
 
 
 def evaluation_key_problems(cfg: DictConfig) -> list[str]:
@@ -287,8 +281,6 @@ def node_problems(name: str, node: Any) -> list[str]:
         hints, is_open = accepted_hints(function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         return [f"{name}._target_={node._target_}: cannot be imported ({reason(error)})"]
-    if node._target_ == "torch.optim.SparseAdam":
-        return [f"{name}._target_={node._target_}: takes only sparse gradients, which a ViViT does not have"]
     return [
         problem
         for key, value in values_of(node)
@@ -315,9 +307,11 @@ def argument_problems(
     hint = TYPES.get(path, hints.get(key, inspect.Parameter.empty))
     if name == "model" and value is None and key not in ("model", "size", "tubelet"):  # the default of the size
         return []
-    if get_origin(hint) is Callable:
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain = [choice for choice in choices if get_origin(choice) is not Callable]
+    if len(plain) < len(choices) and not any(conforms(value, choice) for choice in plain):
         return [f"{path}={written(value)}: must be a group of keys with a _target_"]
-    return value_problems(path, value, hint)
+    return value_problems(path, value, hint, target)
 
 
 def values_of(node: DictConfig) -> Iterator[tuple[str, Any]]:
@@ -329,61 +323,6 @@ def values_of(node: DictConfig) -> Iterator[tuple[str, Any]]:
             yield str(key), None if OmegaConf.is_missing(node, key) else node[key]
         except OmegaConfBaseException as error:
             yield str(key), error
-
-
-def value_problems(path: str, value: Any, hint: Any) -> list[str]:
-    """Returns a message if a value has another type than its annotation, or is out of its range."""
-    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    if plain == "auto" and path in AUTOMATIC:
-        return []
-    if hint is not inspect.Parameter.empty and is_checkable(hint) and not conforms(plain, hint):
-        return [f"{path}={written(plain)}: must be {wording(hint)}"]
-    form, words = FORMS.get(path, ("", ""))
-    if form and isinstance(plain, str) and not re.fullmatch(form, plain):
-        return [f"{path}={written(plain)}: must be {words}"]
-    if plain == "" and (path in TYPES or path.startswith("data.")):
-        return [f"{path}={written(plain)}: must not be empty"]
-    if path in (*PARTS_OF_EPOCH, "trainer.val_check_interval") and isinstance(plain, int | float):
-        return part_problems(path, plain)
-    if path == "trainer.max_steps" and plain == 0:
-        return [f"{path}=0: must be -1 (no limit) or at least 1"]
-    by_name = {} if path.startswith("callbacks.") else LIMITS
-    low, high = RANGES.get(path) or by_name.get(path.rpartition(".")[2], (-math.inf, math.inf))
-    numbers = plain if isinstance(plain, list) else [plain]
-    if all(low <= n <= high for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)):
-        return []
-    low, high = (int(limit) if limit == int(limit) else limit for limit in (low, high))
-    return [f"{path}={written(plain)}: must be between {low:,} and {high:,}"]
-
-
-def part_problems(path: str, value: float) -> list[str]:
-    """Returns a message if a value is neither a fraction up to 1.0 nor a whole number of batches."""
-    is_whole = isinstance(value, int) and 1 <= value <= 2**40
-    if is_whole or 0 < value <= 1 or (value == 0 and path in MAY_BE_NONE):
-        return []
-    return [f"{path}={written(value)}: must be a fraction up to 1.0 or a whole number of batches from 1"]
-
-
-def written(value: Any) -> str:
-    """Returns a value as it is written on the command line, with quotes around text that looks like a number."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(written, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
-    if not isinstance(value, str):
-        return str(value)
-    looks_otherwise = value in ("", "true", "false", "null") or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value)
-    return repr(value) if looks_otherwise else value
-
-
-def is_checkable(hint: Any) -> bool:
-    """Returns whether an annotation is about plain data: a class of a library cannot be written in YAML."""
-    simple = (int, float, str, bool, NoneType)
-    if get_origin(hint) is Literal:
-        return True
-    return not isinstance(hint, str) and (hint in simple or any(is_checkable(part) for part in get_args(hint)))
 
 
 def leaf_names(name: str, node: Any) -> Iterator[str]:

@@ -6,22 +6,22 @@ Hydra's flags such as --cfg must answer within a second, so heavy imports are lo
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vivit_train.composition import known_keys, refuse_shadowed_files, translate_hydra_errors
+from vivit_train.composition import refuse_shadowed_files, translate_hydra_errors
 from vivit_train.help import answer_help
+from vivit_train.tools.flags import checked_words
 from vivit_train.tools.optuna_sweeper import register_search
 from vivit_train.tools.sweep import NOTE, VAL_SCORE, Outcome, is_job, run_job, take_folder
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError, end_on_signals, end_with_message, exit_with_message, reason
 from vivit_train.utils.files import read_table, read_text
 from vivit_train.utils.json_file import parse_json
-from vivit_train.utils.moved_keys import unknown
 from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import RunFolder
 from vivit_train.utils.startup import prepare_process
@@ -38,6 +38,9 @@ def start(main: Callable[[], object], command: str) -> None:
     def run() -> None:
         if answer_help(command, CONF, sys.argv[1:]):
             return
+        if "--version" in sys.argv[1:]:  # Hydra would show its own.
+            sys.stdout.write(f"vivit-train {version('vivit-train')}\n")
+            return
         # A pickle can run any code. Hydra's parser accepts the flag cut short, too.
         if any(word.startswith("--ex") for word in sys.argv[1:]):
             raise UserError(
@@ -51,39 +54,6 @@ def start(main: Callable[[], object], command: str) -> None:
     prepare_process()
     register_search()
     exit_with_message(run)
-
-
-# Flags of Hydra that take a value.
-VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
-
-
-def checked_words(words: Sequence[str], command: str) -> list[str]:
-    """Return the words of a command line with Hydra's flags first: they may be anywhere among the overrides.
-
-    Raises:
-        UserError: A flag does not exist or lacks its value, or an override has no key.
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        (flags if word.startswith("-") or before in VALUED else overrides).append(word)
-
-    def fail(message: str) -> NoReturn:
-        raise UserError(f"{message}; --hydra-help explains the flags")
-
-    parser = get_args_parser()
-    parser.error = fail  # type: ignore[method-assign]
-    known, wrong = parser.parse_known_args(flags)
-    if wrong:
-        key = wrong[0].lstrip("-").partition("=")[0]
-        similar = unknown(key, known_keys(command)).partition("; ")[2]
-        fail(f"{wrong[0]} is no flag, and keys have no hyphens: KEY=VALUE{similar and f' ({similar})'}")
-    if known.resolve and not known.cfg:
-        fail("--resolve needs --cfg job")
-    for word in overrides:
-        if word.lstrip("+~").startswith("="):
-            raise UserError(f"{word} is not an override: expected KEY=VALUE")
-    return [*flags, *overrides]
 
 
 def run_training(cfg: DictConfig, program: Sequence[str]) -> float | None:

@@ -23,6 +23,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vivit_train.composition import check_recipe
 from vivit_train.utils.arguments import conforms
@@ -35,6 +36,7 @@ from vivit_train.utils.text import csv_cell, plural, printable, printable_lines
 log = logging.getLogger(__name__)
 
 VAL_SCORE = "val/score"
+ONLY_SWEEPS = ("hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 NOTE = "note.txt"  # A run may write one line to this file in its folder; it appears in the table.
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # A terminal itself sends SIGINT to both.
 STOPPED = (TRY_AGAIN, CTRL_C)  # A job that a signal stopped ends with one of these exit codes.
@@ -141,12 +143,20 @@ class Summary(Callback):
 def refuse_unused_words(config: DictConfig) -> None:
     """End this process if an override of Hydra itself has no effect, or if a recipe does not exist."""
     hydra = config.hydra
+    try:
+        _ = [*hydra.overrides.task, *hydra.overrides.hydra]
+    except OmegaConfBaseException:
+        said = ", ".join(word for word in sys.argv[1:] if "${" in word)
+        refuse(f"{said}: refers with ${{...}} to a key or a variable that does not exist")
     is_sweep, is_job_of_sweep = hydra.mode == RunMode.MULTIRUN, not OmegaConf.is_missing(hydra.job, "num")
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     try:
         check_recipe(hydra.overrides.task, folders)
     except UserError as error:
         refuse(str(error))
+    search = hydra.runtime.choices.get("hparams_search")
+    if search is not None and not is_sweep and not is_job_of_sweep:
+        refuse(f"hparams_search={search} is for a sweep, which needs -m")
     for text in hydra.overrides.hydra:
         key, _, value = text.lstrip("+~").partition("=")
         node, _, name = key.removeprefix("hydra.").rpartition(".")
@@ -160,6 +170,8 @@ def refuse_unused_words(config: DictConfig) -> None:
             refuse(f"{key}: must be the path of a folder")
         if key.startswith("hydra.sweep.") and not is_sweep and not is_job_of_sweep:
             refuse(f"{key} is for a sweep, which needs -m; the folder of a single run is hydra.run.dir")
+        if key.startswith(ONLY_SWEEPS) and not is_sweep and not is_job_of_sweep:
+            refuse(f"{key} is for a sweep, which needs -m")
         if key.startswith("hydra.run.") and is_sweep:
             refuse(f"{key} is for a single run; the folder of a sweep is hydra.sweep.dir")
 

@@ -72,6 +72,10 @@ SAID_INSTEAD = (
         r"callbacks: \1 needs a logger: set logger=csv, or leave it out",
     ),
     (
+        r"`ModelCheckpoint\(monitor='(.+?)'\)` could not find .*?metrics: \[(.*?)\].*",
+        r"callbacks: ModelCheckpoint monitors \1, which this run does not log; it logs \2",
+    ),
+    (
         r"Early stopping conditioned on metric `(.+?)` which is not available.*?following: (.*)",
         r"callbacks: EarlyStopping monitors \1, which this run does not log; it logs \2",
     ),

@@ -148,7 +148,7 @@ def weights_of(class_weights: ClassWeights, class_counts: Sequence[int]) -> Tens
     """Returns the weight of each class, [K], with a mean of 1 over the training clips.
 
     Raises:
-        UserError: The list does not have one positive weight per class.
+        UserError: The list does not have one weight per class from 0 on, or all that count are 0.
     """
     counts_K = torch.tensor(class_counts, dtype=torch.float32)
     if class_weights == "balanced":
@@ -158,6 +158,11 @@ def weights_of(class_weights: ClassWeights, class_counts: Sequence[int]) -> Tens
         if len(weight_K) != len(counts_K) or not (weight_K.isfinite() & (weight_K >= 0)).all():
             raise UserError(
                 f"loss.class_weights={class_weights}: must be balanced or {len(counts_K)} numbers, one per class"
+            )
+        if not (weight_K * counts_K).any():
+            raise UserError(
+                f"loss.class_weights={class_weights}: all are 0 for the classes that have training clips, so "
+                "nothing would be learned: raise one, or set loss.class_weights=balanced or null"
             )
     total = (weight_K * counts_K).sum()
     return weight_K * counts_K.sum() / total if total > 0 else torch.ones_like(counts_K)

@@ -1,9 +1,10 @@
 """The training step, from uint8 clips to the loss: normalize, mix, compute logits, compute the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -173,6 +174,14 @@ class VideoClassifier(VideoTask):
     @property
     def main_score(self) -> str:
         return "map" if self.multi_label else "action_top1" if len(self.heads) > 1 else "top1"
+
+    @property
+    def val_scores(self) -> Collection[str]:
+        classes = sum(self.heads.values())
+        label = np.zeros((1, classes), np.bool) if self.multi_label else np.zeros((1, len(self.heads)), np.int64)
+        failed, index = np.zeros(1, np.bool), np.zeros(1, np.int64)
+        logits = np.zeros((1, classes), np.float32)
+        return self.scores({"index": index, "label": label, "logits": logits, "failed": failed}).keys()
 
     def scores(self, rows: Rows) -> dict[str, float]:
         """Returns the scores of a table of videos."""

@@ -1,7 +1,7 @@
 """The step of self-pretraining, from uint8 clips without labels to the loss: mask, encode, decode, compare."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -125,6 +125,10 @@ class MaskedPretraining(VideoTask):
         clips_BTCHW = batch["video"][:, 0]
         losses_B = self.losses(clips_BTCHW, self.clip_seeds(batch["index"].tolist(), VALIDATION))
         self.table.update(batch["index"], losses_B[:, None], batch["label"], batch["failed"])
+
+    @property
+    def val_scores(self) -> Collection[str]:
+        return ("loss", "n", "failed")
 
     def on_validation_epoch_end(self) -> None:
         rows = self.table.compute()

@@ -1,6 +1,6 @@
 """What every task shares: normalization, optimizer and schedule, seeds of steps, and exact resume."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,6 +98,11 @@ class VideoTask(L.LightningModule):
         """The name of the validation metric that selects the best checkpoint."""
         raise NotImplementedError
 
+    @property
+    def val_scores(self) -> Collection[str]:
+        """The names of the scores of a validation, besides "score"; empty if they are not known."""
+        return ()
+
     def configure_model(self) -> None:
         """Shards every block with trainer=fsdp; a rank holds a whole block only while it computes it."""
         if self.device_mesh is None or isinstance(self.net, FSDPModule):
@@ -181,9 +186,12 @@ class VideoTask(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips the gradient and logs its norm before clipping."""
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        """Clips the gradient by its norm, or each of its values, and logs its norm before clipping."""
+        by_value = gradient_clip_algorithm == "value"
+        limit = float("inf") if gradient_clip_val is None or by_value else gradient_clip_val
         self.log("train/grad_norm", full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters(), limit)))
+        if gradient_clip_val is not None and by_value:
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         try:

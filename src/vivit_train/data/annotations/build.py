@@ -64,6 +64,7 @@ class Draft:
         hint: What the reader has noticed that may explain invalid labels or missing videos, for their messages.
         read_as: What the reader has decided about the form of the files, in one line.
         first_id: The id of the first class as written, if labels are ids.
+        held_out: Whether the validation rows are a part of the training rows that the reader holds out.
     """
 
     tables: Mapping[str, list[Row]]
@@ -80,6 +81,7 @@ class Draft:
     hint: str = ""
     read_as: str = ""
     first_id: int = 0
+    held_out: bool = False
 
 
 def make_splits(draft: Draft) -> Splits:
@@ -119,6 +121,7 @@ def make_splits(draft: Draft) -> Splits:
         tuple(draft.notices),
         {split: missing_paths(rows) for split, rows in draft.tables.items()},
         draft.read_as,
+        draft.held_out,
     )
 
 

@@ -151,6 +151,7 @@ def read_exports(
             multi_label=options.multi_label,
             notices=notices,
             read_as=_read_as(tables, options),
+            held_out=not val,
         )
     )
 

@@ -96,6 +96,7 @@ def read_folder(
             expected_layout=expected_layout,
             may_lack_clips=classes is not None,
             notices=notices,
+            held_out=bool(how),
         )
     )
 

@@ -154,6 +154,7 @@ class Splits:
         notices: Messages for the user, for example the number of missing videos. They are part of `summary()`.
         missing: The paths of the videos in each split that are listed but do not exist.
         read_as: What the reader has decided about the form of the annotation files, in one line.
+        held_out: Whether the validation clips are a part of the training clips that the reader holds out.
     """
 
     classes: Classes
@@ -164,6 +165,7 @@ class Splits:
     notices: tuple[str, ...] = ()
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
     read_as: str = ""
+    held_out: bool = False
 
     def without_labels(self) -> "Splits":
         """Returns the same clips without classes and labels."""

@@ -84,6 +84,7 @@ def read_videos(
             source=", ".join(filter(None, [f"videos in {names}", how])),
             expected_layout=expected_layout,
             notices=notices,
+            held_out=bool(how),
         )
     )
 
