@@ -1,20 +1,18 @@
 """Every command works from every kind of checkpoint that ours write, or says in one message what to do instead."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import checkpoint
-from helpers import TINY
 from omegaconf import DictConfig
 from test_push import REPO, hub  # noqa: F401  the stand-in for the Hub, a fixture
 from typer.testing import CliRunner
 
 import vivit_train
 from vivit_train.data.synthetic import CLASSES
-from vivit_train.run import train
 from vivit_train.tools.cli import app
 
 PROBE = {"_target_": "frame_probe", "model": "vivit_fe", "size": "Ti", "depth": 2, "tubelet": [1, 16, 16]}

@@ -14,6 +14,7 @@ from vivit_train.data.video.scan import probe
 from vivit_train.data.video.storage import is_plain
 from vivit_train.utils.errors import VideoError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
+from vivit_train.utils.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,9 @@ def fingerprint_of(path: str) -> VideoFingerprint:
 
 def look_alikes(paths: Sequence[str]) -> list[list[str]]:
     """Returns the groups of videos that look alike. Four frames of each video are decoded, in child processes."""
-    from rich.progress import track
-
     paths = [path for path in paths if not is_plain(path) or (os.path.isfile(path) and os.path.getsize(path))]
     with closing(run_isolated(fingerprint_of, dict.fromkeys(paths, TIMEOUT_S), usable_cores())) as results:
-        found = track(results, "looking for videos that look alike", len(paths), disable=len(paths) < 100)
+        found = tracked(results, "looking for videos that look alike", len(paths))
         looks = {path: look for path, look in found if not isinstance(look, Failure)}
     ordered = [looks[path] for path in paths if path in looks]
     group_of = {path: [path] for path in looks}
@@ -89,8 +88,6 @@ def similar(looks: Iterable[VideoFingerprint]) -> Iterator[tuple[str, str, int]]
 
     Only videos whose durations differ by at most 10% are compared.
     """
-    from rich.progress import track
-
     seen = [look for look in looks if look.fingerprint]
     if not seen:
         return
@@ -101,7 +98,8 @@ def similar(looks: Iterable[VideoFingerprint]) -> Iterator[tuple[str, str, int]]
         bits[order] * np.float32(2) - 1,
         np.searchsorted(ones[order], ones[order] + SAME_BITS, side="right"),
     )
-    for start in track(range(0, len(order), 256), "comparing videos", disable=len(order) < 20_000):
+    starts = range(0, len(order), 256)
+    for start in tracked(starts, "comparing videos", len(starts)):
         stop = min(start + 256, len(order))
         differing = (bits.shape[1] - signs[start:stop] @ signs[start : ends[stop - 1]].T) / 2
         for i, j in np.argwhere(differing <= SAME_BITS).tolist():

@@ -48,6 +48,7 @@ from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
+from vivit_train.utils.progress import tracked
 from vivit_train.utils.text import file_stem, plural
 
 log = logging.getLogger(__name__)
@@ -276,11 +277,9 @@ def choose_all(
     train: SplitFeatures, spaces: Sequence[Space], num_classes: int, fold_N: Tensor
 ) -> dict[str, Choice]:
     """Returns the best choice of each row of the table, with a progress bar."""
-    from rich.progress import track
-
     rows = [(name, pooling) for name, several in poolings(spaces).items() for pooling in several]
     found: dict[str, Choice] = {}
-    for name, pooling in track(rows, "fitting heads", len(rows)):
+    for name, pooling in tracked(rows, "fitting heads", len(rows)):
         choice = choose(train.features, pooling, num_classes, fold_N)
         if name not in found or choice.rank > found[name].rank:
             found[name] = choice
