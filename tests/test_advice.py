@@ -43,6 +43,7 @@ def test_one_class_is_news_only_if_the_labels_differ(labels: list[int], found: s
     assert dominant({"logits": logits, "label": np.array(labels)[:, None]}, TASK) == found
 
 
+@pytest.mark.slow
 def test_it_is_said_once_in_a_run_that_is_resumed_too(
     config: Config, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def stop_after(cfg: DictConfig, steps: int) -> None:
         train(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clips", "done"),
     [(16, 5), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((24, 5), (16, 6), (48, 5), (48, 6)))],

@@ -37,6 +37,7 @@ def is_in_a_table(row: Row) -> bool:
     return row.kind == "check" or row.command[1] == "model"
 
 
+@pytest.mark.slow
 def test_rows_are_measured_once_and_shown(tmp_path: Path) -> None:
     done = script("all", "--toy", "--out", str(tmp_path), "--only", FEW, "--budget", "200")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -92,6 +92,7 @@ def test_a_video_that_cannot_be_read_counts(root: Path, config: Config, tmp_path
     assert (rows[0]["label"], rows[0]["prediction"], rows[0]["failed"]) == ("blue;green;red", "", "1")
 
 
+@pytest.mark.slow
 def test_a_model_of_one_kind_starts_one_of_the_other_and_is_not_scored_as_one(
     root: Path, config: Config, tmp_path: Path
 ) -> None:

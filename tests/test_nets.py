@@ -52,18 +52,21 @@ def resolved(*overrides: str) -> dict[str, Any]:
     return flat(OmegaConf.to_container(cfg, resolve=True))
 
 
+PAPER = ("demo", "epic_kitchens100", "finetune", "kinetics400", "moments_in_time", "something_something_v2")
+
+
 def all_configurations(quick: bool = False) -> dict[str, dict[str, Any]]:
     """Every value of the default; of each recipe with each model the values that differ from it.
 
     Args:
-        quick: each recipe with one model, and each model with one recipe.
+        quick: the recipes of `PAPER` with one model, and each model with one recipe.
     """
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         found = {"default": (base := resolved())}
         names = {
             group: sorted(file.stem for file in (ROOT / "conf" / group).glob("[!_]*.yaml")) for group in GROUPS
         }
-        for recipe in [name for name in names["recipe"] if name not in LATER]:
+        for recipe in [name for name in names["recipe"] if name not in LATER and (not quick or name in PAPER)]:
             models = [name for name in names["model"] if name not in LATER]
             for model in models if not quick or recipe == "demo" else ["vivit_fe"]:
                 words = f"recipe={recipe}", f"model={model}"
@@ -166,7 +169,7 @@ def compare(found: dict[str, dict[str, Any]], stored: dict[str, dict[str, Any]])
         assert now == then | {key: value for key, (value, _) in CHANGES.get(recipe, {}).items()}, name
 
 
-def test_every_recipe_and_every_model_is_configured_as_it_was() -> None:
+def test_the_paper_s_recipes_and_every_model_are_configured_as_they_were() -> None:
     compare(all_configurations(quick=True), json.loads((NETS / "configs.json").read_text()))
 
 

@@ -29,7 +29,9 @@ def logits(tmp_path: Path) -> torch.Tensor:
     return torch.tensor([[float(v) for name, v in row.items() if name.startswith("logit:")] for row in rows])
 
 
-@pytest.mark.parametrize("words", [["data.frames=8"], ["data.crop=64", "data.short_side=72"]])
+@pytest.mark.parametrize(
+    "words", [["data.frames=8"], pytest.param(["data.crop=64", "data.short_side=72"], marks=pytest.mark.slow)]
+)
 def test_positions_are_interpolated_as_for_a_start(
     words: list[str], videos: Path, ckpt: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

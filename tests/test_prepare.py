@@ -154,6 +154,7 @@ def test_a_tree_is_mirrored_and_a_second_run_does_nothing(
     assert rows(target / "manifest.csv")[1]["source"] == "a/1.avi"
 
 
+@pytest.mark.slow
 def test_shards_partition_the_videos_and_a_last_run_gathers_their_tables(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from vivit_train import create_model
 from vivit_train.models.probe import FrameProbe, luminance, motion_energy, pooled
 from vivit_train.run import evaluate
-from vivit_train.tools.probe import probe
+from vivit_train.tools.probe.run import probe
 from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
 from vivit_train.training.folds import assign_folds, sources
 from vivit_train.training.linear import Standardized, cross_validate, fit
@@ -155,7 +155,7 @@ def test_poolings_of_the_frames() -> None:
     video = torch.randn(2, 3, 4, 32, 32)
     net = FrameProbe(num_classes=3, space="cls", time="mean_diff", motion="energy", **TINY_NET).eval()  # type: ignore[arg-type]
     with torch.inference_mode():
-        regions = net.regions(video)
+        (regions,) = net.regions(video, [1])
         per_frame = torch.stack([net.encoder(net.embedding(video[:, :, i : i + 1]))[:, 0] for i in range(4)], 1)
         assert torch.allclose(regions[:, :, 0], per_frame, atol=1e-5)
         expected = [per_frame.mean(1), per_frame.diff(dim=1).abs().mean(1), motion_energy(luminance(video))]

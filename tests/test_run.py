@@ -80,7 +80,7 @@ def test_checkpoints_carry_plain_data_and_load_safely(videos: Path, config: Conf
 
 
 OTHER_RECIPES = ("csv", "demo", "epic_kitchens100", "finetune", "folder", "kinetics400", "something_something_v2")
-READ_ALIKE = ("kinetics600", "kinetics700", "moments_in_time", "hmdb51")  # by readers that other tests cover
+READ_ALIKE = ("kinetics600", "kinetics700", "moments_in_time", "hmdb51", "ucf101", "something_something_v2")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,14 @@ def test_every_debug_choice_runs(
             ["optimizer=sgd", "scheduler=constant", "loss._target_=torch.nn.CrossEntropyLoss"],
             marks=pytest.mark.slow,
         ),
-        ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.01"],
-        ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2", "data.color_jitter=1"],
+        pytest.param(
+            ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.01"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["global_batch_size=16", "micro_batch_size=3", "model.drop_path=0.2", "data.color_jitter=1"],
+            marks=pytest.mark.slow,
+        ),
         ["model.temporal_depth=0", "model.pool=mean", "data.num_workers=2", "eval.views=2x3"],
         pytest.param(["model.sampled_frames=2", "model.tubelet=[1,16,16]"], marks=pytest.mark.slow),
         pytest.param(
@@ -362,7 +368,12 @@ def test_data_that_is_not_there_is_one_message(
 @pytest.mark.fault("Strangers' files")
 @pytest.mark.parametrize("node", ["model", "data", "reader"])
 @pytest.mark.parametrize(
-    "target", ["os.system", "vivit_train.run.os.system", "vivit_train.data.annotations.csv_file.os.listdir"]
+    "target",
+    [
+        pytest.param("os.system", marks=pytest.mark.slow),
+        "vivit_train.run.os.system",
+        pytest.param("vivit_train.data.annotations.csv_file.os.listdir", marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_cannot_name_what_is_called(
     node: str, target: str, stranger: dict[str, Any], config: Config, tmp_path: Path, happened: Happened
@@ -430,6 +441,7 @@ def test_init_path_fills_the_model_and_writes_a_receipt(
     assert state["encoder.cls_token"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
     videos: Path, config: Config, tmp_path: Path
 ) -> None:
@@ -453,6 +465,7 @@ def test_init_path_moves_a_checkpoint_to_other_frames_and_classes(
     assert (metadata.mean, metadata.std) == ([0.4] * 3, [0.2] * 3)
 
 
+@pytest.mark.slow
 def test_resuming_goes_on_where_the_run_stopped(videos: Path, config: Config, tmp_path: Path) -> None:
     train(config(*folder(videos), "trainer.max_epochs=2"))
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
@@ -477,6 +490,7 @@ def test_a_processor_is_not_asked_to_be_slower_in_half_precision(
         evaluate(config("ckpt_path=none.ckpt", f"trainer.precision={precision}", name="eval"))
 
 
+@pytest.mark.slow
 def test_half_precision_where_the_processor_gains_by_it(
     videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +544,7 @@ def test_activations_computed_again_train_to_the_same_weights(
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["vivit_st", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vivit_fsa", "vivit_fdp"))]
 )

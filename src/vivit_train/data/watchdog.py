@@ -98,7 +98,7 @@ class LoaderDiedError(UserError):
 
 
 def killed_by(pid: int) -> str:
-    """Returns which signal killed a child process, in torch's words, or "" if none did or the process was reaped."""
+    """Returns which signal killed a child process, in torch's words, or "" if none did or it was reaped."""
     try:
         end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) if pid else None
     except ChildProcessError:
@@ -127,7 +127,7 @@ def explain(error: Exception, statuses: Sequence[WorkerStatus], timeout_s: float
         "multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__)
     ):  # the process died while it was passing a batch to the main process
         time.sleep(1)  # the system needs a moment to report the death
-        said += "".join(killed_by(status.pid) for status in statuses)  # before active_children() reaps the processes
+        said += "".join(killed_by(status.pid) for status in statuses)  # before active_children() reaps them
         alive = {0, *(child.pid for child in multiprocessing.active_children())}
         dead = {status.pid for status in statuses} - alive
     if not dead:

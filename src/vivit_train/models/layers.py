@@ -4,7 +4,7 @@ The shape suffixes are those of models/vivit.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -235,9 +235,7 @@ class Encoder(nn.Module):
         x = x.flatten(-1 - len(self.grid), -2).mean(-2) if self.cls_token is None else x[..., 0, :]
         return self.norm(x) if self.fc_norm else x
 
-    def tokens(
-        self, x: Tensor, used: int | None = None, kept: Tensor | None = None, layers: int | None = None
-    ) -> Tensor:
+    def tokens(self, x: Tensor, used: int | None = None, kept: Tensor | None = None) -> Tensor:
         """Returns all tokens, or the first `used`: the class token, then the others, and the registers last.
 
         Args:
@@ -245,9 +243,32 @@ class Encoder(nn.Module):
             used: The number of tokens that the last block returns; None returns all.
             kept: The places on the axis N of the only tokens that pass through the blocks, int64 [B, ..., k];
                 axes of size 1 are broadcast. None keeps all.
-            layers: The number of blocks that the tokens pass through; None is all. After fewer, the norm has no
-                weights, as those of the norm fit the last block alone.
         """
+        x = self.embed(x, kept)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.blocks[-1](x, num_queries=used)
+        return x if self.fc_norm else self.norm(x)
+
+    def intermediates(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Returns all tokens after each of these numbers of blocks, in ascending order.
+
+        Args:
+            x: The tokens of the video, [B, ..., N, D].
+            layers: The numbers of blocks, ascending. After the last block, tokens are those of `tokens`. After
+                fewer, the norm has no weights, as those of the norm fit the last block alone.
+        """
+        x, found = self.embed(x), []
+        for number, block in enumerate(self.blocks[: layers[-1]], start=1):
+            x = block(x)
+            if number == len(self.blocks):
+                found.append(x if self.fc_norm else self.norm(x))
+            elif number in layers:
+                found.append(F.layer_norm(x, x.shape[-1:]))
+        return found
+
+    def embed(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Returns the tokens before the first block; see `tokens`."""
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
         x = x + self.pos_embed.unflatten(1, self.grid)
@@ -257,15 +278,7 @@ class Encoder(nn.Module):
             x = torch.cat([x[..., :first, :], x[..., first:, :].gather(-2, places)], dim=-2)
         if self.reg_token is not None:
             x = torch.cat([x, self.reg_token.expand(*x.shape[:-2], -1, -1)], dim=-2)
-        if self.norm_pre is not None:
-            x = self.norm_pre(x)
-        blocks = self.blocks[:layers]
-        for block in blocks[:-1]:
-            x = block(x)
-        x = blocks[-1](x, num_queries=used)
-        if layers is not None:
-            return F.layer_norm(x, x.shape[-1:])
-        return x if self.fc_norm else self.norm(x)
+        return x if self.norm_pre is None else self.norm_pre(x)
 
     def add_rotary_positions(self, rows: int, columns: int) -> None:
         """Rotates queries and keys by the place of their tokens in the image, as in DINOv3 (arXiv 2508.10104).

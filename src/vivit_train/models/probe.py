@@ -4,6 +4,7 @@ Shape suffixes as in models/vivit.py, and s regions of a frame, E features of a 
 small frames in which motion is measured.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -67,9 +68,15 @@ class FrameProbe(ViViTFactorizedEncoder):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def regions(self, video_BCTHW: Tensor) -> Tensor:
-        """Returns what each kind of `space` takes from each frame, [B, t, s, D]; see `REGIONS`."""
-        tokens = self.encoder.tokens(self.embedding(video_BCTHW), layers=self.layers)
+    def regions(self, video_BCTHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Returns what each kind of `space` takes from each frame after each number of layers, each [B, t, s, D].
+
+        `layers` ascend. `REGIONS` says which kind of `space` takes which places of the axis s.
+        """
+        return [self.averaged(x) for x in self.encoder.intermediates(self.embedding(video_BCTHW), layers)]
+
+    def averaged(self, tokens: Tensor) -> Tensor:
+        """Returns the class token, the mean of the patches and their means in regions, [B, t, s, D]."""
         first, n = int(self.encoder.cls_token is not None), self.grid[1] * self.grid[2]
         patches = tokens[..., first : first + n, :]
         mean = patches.mean(-2, keepdim=True)
@@ -79,7 +86,8 @@ class FrameProbe(ViViTFactorizedEncoder):
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         self.check_input(video_BCTHW)
-        regions = video_BCTHW if self.space == "none" else self.regions(video_BCTHW)
+        layers = [self.layers or len(self.encoder.blocks)]
+        regions = video_BCTHW if self.space == "none" else self.regions(video_BCTHW, layers)[0]
         return pooled(regions, luminance(video_BCTHW), self.space, self.time, self.motion)
 
 

@@ -19,6 +19,7 @@ from vivit_train.tools.explain import command as explain_command
 from vivit_train.tools.export import command as export_command
 from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
+from vivit_train.tools.probe import command as probe_command
 from vivit_train.tools.usage import HELP, run_app
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.logs import add_terminal_handler
@@ -126,6 +127,7 @@ app.command(epilog=examples(*export_command.EXAMPLES))(export_command.export)
 app.command(epilog=examples(*export_command.PUSH_EXAMPLES))(export_command.push)
 app.command(epilog=examples(*features_command.EXAMPLES))(features_command.features)
 app.command(epilog=examples(*features_command.SEARCH_EXAMPLES))(features_command.search)
+app.command(epilog=examples(*probe_command.EXAMPLES))(probe_command.probe)
 app.command(epilog=examples(*crossval_command.EXAMPLES))(crossval_command.crossval)
 
 
@@ -202,28 +204,6 @@ def doctor(
     cfg = compose_data(videos, Path("runs/doctor"), "vivit doctor")
     folder = out or Path("doctor") / file_stem(str(cfg.data.name))
     examine(cfg, folder, workers or usable_cores(), every_frame=every_frame, overrides=to_overrides(videos))
-
-
-@app.command(
-    epilog=examples(
-        "vivit probe videos init=imagenet",
-        "vivit probe data=csv data.root=videos data.train=train.csv data.val=test.csv init.path=FILE",
-    )
-)
-def probe(
-    videos: Videos = None,
-    out: Annotated[Path | None, typer.Option(help="New folder. Default: probe/<data name>/1, 2, ...")] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Number of folds of cross-validation.")] = 10,
-    group: Annotated[str, typer.Option(help="Which clips stay in one fold, as in crossval.")] = "source",
-) -> None:
-    """Get a first honest number for a dataset in minutes: heads on the frozen features of pretrained weights.
-
-    A table compares them with chance, appearance alone and motion alone. Cross-validation within the training
-    clips chooses the head, OUT/checkpoints/best.ckpt. Features are stored in features/<data name>.
-    """
-    from vivit_train.tools.probe import probe as compare
-
-    compare(videos, out, folds, group)
 
 
 @app.command(

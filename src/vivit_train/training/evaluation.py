@@ -74,17 +74,7 @@ def score_task(
 
     manifest, index_N = data.manifest_of(data.test_split), task.test_rows["index"]
     result = Result(task.test_rows, task.classes, manifest.paths[index_N])
-    contents = result.contents(str(data.protocol)) | {
-        "split": data.test_split,
-        "views": "{}x{}".format(*data.protocol.views),
-        "order": data.protocol.order,
-        "checkpoint": str(ckpt_path),
-        "seconds": round(seconds, 3),
-        **package_version(),
-    }
-    if data.chosen_on_test_clips:
-        contents["checkpoint_chosen_on_these_clips"] = True
-    contents |= {"protocol": dict(protocol)} if protocol else {}
+    contents = result_contents(result, data, ckpt_path, seconds, protocol)
     if trainer.is_global_zero:
         model = f"{task.net.model}, {sum(p.numel() for p in task.net.parameters()) / 1e6:.2f} M parameters"
         files = write_files(out, result, contents, data, model if report else None, hardest_first)
@@ -99,10 +89,39 @@ def score_task(
     return contents
 
 
+def result_contents(
+    result: Result,
+    data: VideoDataModule,
+    ckpt_path: str | Path,
+    seconds: float,
+    protocol: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Returns the contents of metrics.json.
+
+    Args:
+        result: The result on the data's test split.
+        data: The data module, whose `protocol` says how clips were viewed.
+        ckpt_path: The path of the checkpoint.
+        seconds: The time that the evaluation took.
+        protocol: For the weights of others, each part of the protocol with where it is from.
+    """
+    contents = result.contents(str(data.protocol)) | {
+        "split": data.test_split,
+        "views": "{}x{}".format(*data.protocol.views),
+        "order": data.protocol.order,
+        "checkpoint": str(ckpt_path),
+        "seconds": round(seconds, 3),
+        **package_version(),
+    }
+    if data.chosen_on_test_clips:
+        contents["checkpoint_chosen_on_these_clips"] = True
+    return contents | ({"protocol": dict(protocol)} if protocol else {})
+
+
 def log_result(result: Result, contents: Mapping[str, Any], data: VideoDataModule) -> None:
     """Logs the scores and what a reader must know about them."""
     log.info("\n".join(result.lines(data.test_split, str(data.protocol))))
-    if data.chosen_on_test_clips:
+    if contents.get("checkpoint_chosen_on_these_clips"):
         log.info("note     the best checkpoint is chosen on these very clips, so this result is optimistic")
     if parts := [f"{name} {value}" for name, value in contents.get("protocol", {}).items()]:
         log.info(printable(f"protocol: {data.protocol} views; {'; '.join(parts)}"))

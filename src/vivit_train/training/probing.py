@@ -17,16 +17,24 @@ from vivit_train.training.linear import Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff")
+TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "ordered_diff")  # after fewer than all layers
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 
 
 class Pooling(NamedTuple):
-    """A pooling of the features of the frames; see `FrameProbe`."""
+    """A pooling of the features of the frames; see `FrameProbe`. `layers` is None without such features."""
 
     space: Space
     time: Time
     motion: Motion = "none"
+    layers: int | None = None
+
+    @property
+    def described(self) -> str:
+        """What the head sees of a frame, such as "grid after 8 layers + motion"."""
+        parts = [] if self.layers is None else [f"{self.space} after {self.layers} layers"]
+        return " + ".join([*parts, *["motion"] * (self.motion == "map")])
 
 
 @dataclass(frozen=True)
@@ -34,18 +42,24 @@ class Features:
     """The features of clips.
 
     Attributes:
-        regions: Those of `FrameProbe.regions`, [N, t, s, D].
+        regions: Those of `FrameProbe.regions`, [N, t, s, D], by the number of layers.
         luma: The small frames of `luminance`, [N, T, L, L].
         labels: The class ids, [N].
     """
 
-    regions: Tensor
+    regions: dict[int, Tensor]
     luma: Tensor
     labels: Tensor
 
     def pooled(self, pooling: Pooling) -> Tensor:
         """Returns the features of the clips by a pooling, [N, E]."""
-        return pooled(self.regions, self.luma, *pooling)
+        regions = self.luma if pooling.layers is None else self.regions[pooling.layers]
+        return pooled(regions, self.luma, pooling.space, pooling.time, pooling.motion)
+
+    def select(self, rows: Tensor) -> "Features":
+        """Returns the features of some clips."""
+        regions = {layers: x[rows] for layers, x in self.regions.items()}
+        return Features(regions, self.luma[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -70,16 +84,27 @@ class Choice:
         return self.right, -self.loss
 
 
-def poolings(spaces: Sequence[Space]) -> dict[str, list[Pooling]]:
-    """Returns the poolings of each row of the table by its name; the first four rows are baselines."""
-    grid = [(space, motion) for space in spaces for motion in MOTIONS]
-    return {
+def poolings(spaces: Sequence[Space], layers: Sequence[int]) -> dict[str, list[Pooling]]:
+    """Returns the poolings of each row of the table by its name; the first four rows are baselines.
+
+    Args:
+        spaces: The features of a frame that the model has.
+        layers: The numbers of layers after which they are known, the last of which is all. After fewer, only the
+            kinds that have won somewhere are tried, as each one costs time.
+    """
+    *lower, top = layers
+    named = {
         "motion": [Pooling("none", "mean", "energy")],
         "motion in regions": [Pooling("none", "mean", "map")],
-        "appearance": [Pooling(space, "middle") for space in spaces],
-        "appearance and motion": [Pooling(space, "middle", "energy") for space in spaces],
-        **{time: [Pooling(space, time, motion) for space, motion in grid] for time in TIMES},
+        "appearance": [Pooling(space, "middle", layers=top) for space in spaces],
+        "appearance and motion": [Pooling(space, "middle", "energy", top) for space in spaces],
     }
+    for time in TIMES:
+        kinds = [(space, motion, top) for space in spaces for motion in MOTIONS]
+        if time in TIMES_OF_LOWER:
+            kinds += [("grid", motion, number) for number in lower for motion in MOTIONS]
+        named[time] = [Pooling(space, time, motion, number) for space, motion, number in kinds]
+    return named
 
 
 def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -59,7 +58,7 @@ def shown(right: float, total: int) -> str:
     return f"{right / total:.3f}  ({low:.2f} to {high:.2f})"
 
 
-def advice(rows: Sequence[Score], n_test: int, folder: Path) -> Iterator[str]:
+def advice(rows: Sequence[Score], n_test: int) -> Iterator[str]:
     """Yields what the table says about the data, and what to do next."""
     tested = {row.name: row.tested for row in rows if row.tested is not None}
     best = next(row for row in rows if row.name.endswith("*"))
@@ -75,4 +74,3 @@ def advice(rows: Sequence[Score], n_test: int, folder: Path) -> Iterator[str]:
             "the training clips, what a frame looks like can mislead, and motion carries over"
         )
     yield f"the baseline to beat is '{baseline}': {share}"
-    yield f"written: {folder}/checkpoints/best.ckpt, probe.json"

@@ -2,48 +2,35 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from vivit_train.build import build_data, init_weights, precision, resolve_clip
+from vivit_train.build import build_data, init_weights, resolve_clip
 from vivit_train.config import derive, validate
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.data.dataset import EvalProtocol
-from vivit_train.models.probe import FrameProbe, Space, luminance
+from vivit_train.models.probe import FrameProbe, Space
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
 from vivit_train.tools.crossval.run import groups_of
 from vivit_train.tools.overrides import compose_words, to_overrides
-from vivit_train.tools.probe_table import BASELINES, Score, advice, table
+from vivit_train.tools.probe.features import SplitFeatures, features_of, layers_of
+from vivit_train.tools.probe.table import BASELINES, Score, advice, table
 from vivit_train.training.checkpoint import KEY, Metadata, build_net, uncompiled
-from vivit_train.training.features import (
-    FeatureStore,
-    StoredClip,
-    describe_model,
-    preprocessing,
-    store_folder,
-    store_in_shards,
-    stored_clips,
-)
+from vivit_train.training.evaluation import log_result, result_contents, write_files
 from vivit_train.training.folds import assign_folds
 from vivit_train.training.module import VideoClassifier
-from vivit_train.training.probing import (
-    Choice,
-    Features,
-    choose,
-    head_of,
-    motion_net_scores,
-    num_right,
-    poolings,
-)
+from vivit_train.training.probing import Choice, choose, head_of, motion_net_scores, num_right, poolings
+from vivit_train.training.result import Result
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.errors import UserError
@@ -54,11 +41,10 @@ from vivit_train.utils.text import file_stem, plural
 log = logging.getLogger(__name__)
 TARGET = "vivit_train.models.probe.FrameProbe.from_size"
 PIXELS = 224  # Most image ViTs are trained at this size, and each clip passes only once.
-VIEW = EvalProtocol()
 
 
 def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str) -> None:
-    """Trains a grid of heads on frozen features and writes the best one as a checkpoint.
+    """Trains a grid of heads on frozen features, writes the best one as a checkpoint, and scores it.
 
     Args:
         words: Overrides as for train.py, and folders; see `to_overrides`.
@@ -80,20 +66,25 @@ def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str)
     names = probe_classes(data)
     task = frozen_task(cfg, names, folder)
     train = features_of(cfg, task, data, "train")
+    started_s = time.monotonic()
     test = features_of(cfg, task, data, data.test_split)
+    seconds = time.monotonic() - started_s
     fold_N, how = folds_of(data, train, names, folds, group, cfg.seed)
-    choices = choose_all(train, spaces_of(task), len(names), fold_N)
+    choices = choose_all(train, task, fold_N)
     best = max(choices.values(), key=lambda choice: choice.rank)
     head = head_of(train.features, best, len(names))
     rows = scores(choices, best, head, train, test, fold_N, cfg.seed)
     text = table(rows, len(train.kept), test.total, data.test_split, how)
     log.info(text)
-    save(cfg, task, best, head, folder)
+    net = save(cfg, task, best, head, folder)
     report = {"folds": how, "n_train": len(train.kept), "split": data.test_split, "n_test": test.total}
     with replacing(folder / "probe.json") as part:
         content = report | {"rows": [asdict(row) for row in rows]}
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    log.info("\n".join(advice(rows, test.total, folder)))
+    logits = F.linear(test.features.pooled(best.pooling), *head)
+    files = write_result(net, logits, test, data, folder, seconds)
+    log.info("\n".join(advice(rows, test.total)))
+    log.info(f"written: {folder}/checkpoints/best.ckpt, probe.json, {', '.join(files)}")
 
 
 def compose_probe(words: Sequence[str] | None) -> DictConfig:
@@ -174,87 +165,6 @@ def frozen_task(cfg: DictConfig, names: list[str], folder: Path) -> VideoClassif
     return VideoClassifier(net, classes, mean, std).eval().requires_grad_(False)
 
 
-def spaces_of(task: VideoClassifier) -> list[Space]:
-    """Returns the features of a frame that the model has."""
-    has_cls = task.net.encoder.cls_token is not None
-    spaces: tuple[Space, ...] = ("cls", "mean", "grid")
-    return [space for space in spaces if has_cls or space != "cls"]
-
-
-@dataclass(frozen=True)
-class SplitFeatures:
-    """The features of the clips of a split that could be read.
-
-    Attributes:
-        features: The features.
-        kept: Their rows in the clip table.
-        total: The number of clips, including those that could not be read.
-    """
-
-    features: Features
-    kept: list[int]
-    total: int
-
-
-def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, split: str) -> SplitFeatures:
-    """Returns the features of a split; those that are not stored are computed and stored."""
-    net = task.net
-    about = {
-        "features": "FrameProbe.regions, luminance",
-        **describe_model(task, net.embedding, net.encoder, precision=precision(cfg)),
-        "frames": preprocessing(data),
-    }
-    manifest = data.manifest_of(split)
-    store, clips = FeatureStore(store_folder(str(data.name)), about), stored_clips(manifest, str(VIEW))
-    todo = store.missing(clips)
-    if known := len(clips) - len(todo):
-        log.info(f"{split}: the features of {known:,} of {plural(len(clips), 'clip')} are in {store.folder}")
-    with data.translate_worker_errors():
-        store_in_shards(store, computed(cfg, task, data, split, todo, clips), len(todo), f"features of {split}")
-    data.bad_videos.share()
-    kept = [row for row, clip in enumerate(clips) if store.has(clip)]
-    if len(kept) < len(clips):
-        log.info(f"{plural(len(clips) - len(kept), f'{split} video')} could not be read: {data.bad_videos.file}")
-    if not kept:
-        raise UserError(f"no {split} video could be read: {data.bad_videos.file} says why")
-    loaded = store.load([clips[row] for row in kept])
-    label_N = torch.tensor([manifest.labels_of(row)[0] for row in kept])
-    return SplitFeatures(Features(loaded["regions"], loaded["luma"], label_N), kept, len(clips))
-
-
-def computed(
-    cfg: DictConfig,
-    task: VideoClassifier,
-    data: VideoDataModule,
-    split: str,
-    rows: Sequence[int],
-    clips: Sequence[StoredClip],
-) -> Iterator[tuple[list[StoredClip], dict[str, Tensor], int]]:
-    """Yields the features of batches of clips, without the videos that cannot be read, and the number of these."""
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")
-    task.to(device)
-    net = task.net
-    assert isinstance(net, FrameProbe)
-    videos = data.evaluation_dataset(split, VIEW)
-    batches = [list(rows[i : i + data.micro_batch_size]) for i in range(0, len(rows), data.micro_batch_size)]
-    for batch in data.loader(videos, batch_sampler=batches) if batches else ():
-        data.bad_videos.add(split, batch.pop("errors"))
-        read = ~batch["failed"]
-        failed = int((~read).sum())
-        if not read.any():
-            yield [], {}, failed
-            continue
-        video_BTCHW = batch["video"][read, 0].to(device)
-        half = "bf16" in precision(cfg)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-            video_BCTHW = task.normalise(video_BTCHW).transpose(1, 2)
-            found = {"regions": net.regions(video_BCTHW).float(), "luma": luminance(video_BCTHW).float()}
-        plain = {key: x.cpu() for key, x in found.items()}
-        yield [clips[row] for row in batch["index"][read].tolist()], plain, failed
-    task.to("cpu")
-
-
 def folds_of(
     data: VideoDataModule, train: SplitFeatures, names: Sequence[str], folds: int, group: str, seed: int
 ) -> tuple[Tensor, str]:
@@ -273,14 +183,16 @@ def folds_of(
     return torch.from_numpy(assign_folds(groups, train.features.labels.numpy(), folds, seed)), how
 
 
-def choose_all(
-    train: SplitFeatures, spaces: Sequence[Space], num_classes: int, fold_N: Tensor
-) -> dict[str, Choice]:
+def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> dict[str, Choice]:
     """Returns the best choice of each row of the table, with a progress bar."""
-    rows = [(name, pooling) for name, several in poolings(spaces).items() for pooling in several]
+    net = task.net
+    assert isinstance(net, FrameProbe)
+    spaces: tuple[Space, ...] = ("mean", "grid") if net.encoder.cls_token is None else ("cls", "mean", "grid")
+    named = poolings(spaces, layers_of(net))
+    rows = [(name, pooling) for name, several in named.items() for pooling in several]
     found: dict[str, Choice] = {}
     for name, pooling in tracked(rows, "fitting heads", len(rows)):
-        choice = choose(train.features, pooling, num_classes, fold_N)
+        choice = choose(train.features, pooling, len(task.classes[""]), fold_N)
         if name not in found or choice.rank > found[name].rank:
             found[name] = choice
     return found
@@ -314,18 +226,19 @@ def scores(
         elif name in BASELINES:
             theirs = head_of(train.features, choice, num_classes)
             tested = num_right(test.features, choice.pooling, theirs)
-        parts = (choice.pooling.space, "motion" if choice.pooling.motion == "map" else "none")
-        details = " + ".join(part for part in parts if part != "none")
-        details = f"{details}, decay {choice.decay:g}".removeprefix(", ")
+        details = f"{choice.pooling.described}, decay {choice.decay:g}".removeprefix(", ")
         rows.append(Score(name + " *" * (choice is best), details, choice.right, tested))
     order = {name: place for place, name in enumerate(BASELINES)}
     return sorted(rows, key=lambda row: order.get(row.name.removesuffix(" *"), len(order)))
 
 
-def save(cfg: DictConfig, task: VideoClassifier, best: Choice, head: tuple[Tensor, Tensor], folder: Path) -> None:
-    """Writes the chosen head with the frozen encoder as a checkpoint, which eval.py scores by itself."""
+def save(
+    cfg: DictConfig, task: VideoClassifier, best: Choice, head: tuple[Tensor, Tensor], folder: Path
+) -> FrameProbe:
+    """Writes the chosen head with the frozen encoder as a checkpoint, and returns this model."""
     node = probe_node(cfg, **best.pooling._asdict())
     net = build_net(node, task.classes)
+    assert isinstance(net, FrameProbe)
     net.embedding.load_state_dict(task.net.embedding.state_dict())
     net.encoder.load_state_dict(task.net.encoder.state_dict())
     net.head.load_state_dict(dict(zip(("weight", "bias"), head, strict=True)))
@@ -338,3 +251,34 @@ def save(cfg: DictConfig, task: VideoClassifier, best: Choice, head: tuple[Tenso
         {KEY: metadata.to_dict(), "state_dict": state, "global_step": 0, "epoch": 0},
         folder / "checkpoints/best.ckpt",
     )
+    return net
+
+
+def write_result(
+    net: FrameProbe, logits_NK: Tensor, test: SplitFeatures, data: VideoDataModule, folder: Path, seconds: float
+) -> list[str]:
+    """Writes what an evaluation of the chosen head writes, and returns the file names.
+
+    Args:
+        net: The model with the chosen head.
+        logits_NK: Its logits of the clips that could be read.
+        test: The features of these clips.
+        data: The data module.
+        folder: The folder of the results.
+        seconds: The time that computing these features took.
+    """
+    manifest = data.manifest_of(data.test_split)
+    index_N = np.arange(test.total)
+    failed_N = ~np.isin(index_N, test.kept)
+    all_NK = np.zeros((test.total, logits_NK.shape[1]), np.float32)
+    all_NK[~failed_N] = logits_NK.numpy()
+    label_N1 = np.array([manifest.labels_of(row) for row in index_N.tolist()])
+    right_N1 = (all_NK.argmax(1) == label_N1[:, 0])[:, None] & ~failed_N[:, None]
+    rows = {"index": index_N, "label": label_N1, "logits": all_NK, "failed": failed_N, "right": right_N1}
+    result = Result(rows, data.splits.classes, manifest.paths[index_N])
+    contents = result_contents(result, data, folder / "checkpoints/best.ckpt", seconds)
+    contents.pop("checkpoint_chosen_on_these_clips", None)  # Training clips alone have chosen the head.
+    about = f"{net.model} probe, {sum(x.numel() for x in net.parameters()) / 1e6:.2f} M parameters"
+    files = write_files(folder, result, contents, data, about, hardest_first=False)
+    log_result(result, contents, data)
+    return files

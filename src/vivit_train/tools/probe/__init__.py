@@ -1,0 +1,1 @@
+"""`vivit probe`: heads on frozen features."""
