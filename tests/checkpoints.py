@@ -32,13 +32,13 @@ def checkpoint(
     multi_label: bool = False,
     *,
     model: Mapping[str, Any] = MappingProxyType({}),
-    train: Train = "all",
+    tuning: Train = "all",
     **data: Any,
 ) -> Path:
-    """Writes a checkpoint of random weights; `model` and `data` are further settings of their nodes."""
+    """Writes a checkpoint of random weights; `tuning` is the choice of `train`; `model` and `data` are further settings of their nodes."""
     node = {"_target_": "vivit", "model": "vivit_st", "image_size": 32, **SIZES, **model}
     net = build(node, MODELS, "model", num_classes=num_classes(classes))
-    set_trained(net, train)
+    set_trained(net, tuning)
     randomize(net)
     config = {"model": node, "data": DATA | data, "micro_batch_size": 4, "seed": 0}
     metadata = Metadata(config, classes, [0.4] * 3, [0.3] * 3, multi_label)

@@ -25,9 +25,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "vivit_fdp": {"model": {"model": "vivit_fdp"}},
     "probe": {"model": PROBE | {"motion": "map"}},  # of `vivit probe`
     "few_clips": {"model": PROBE | {"layers": 1}},
-    "lora": {"model": {"model": "vivit_fe"}, "train": "lora"},
-    "adapter": {"train": "adapter"},
-    "adapter_fsa": {"model": {"model": "vivit_fsa"}, "train": "adapter"},
+    "lora": {"model": {"model": "vivit_fe"}, "tuning": "lora"},
+    "adapter": {"tuning": "adapter"},
+    "adapter_fsa": {"model": {"model": "vivit_fsa"}, "tuning": "adapter"},
     "rope": {"model": ODD},
     "sincos": {"model": {"pos_embed": "sincos", "pool": "mean", "fc_norm": True, "act": "quick_gelu"}},
     "sampled": {"model": {"sampled_frames": 2, "tubelet": [1, 16, 16]}},
