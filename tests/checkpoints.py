@@ -35,7 +35,10 @@ def checkpoint(
     tuning: Train = "all",
     **data: Any,
 ) -> Path:
-    """Writes a checkpoint of random weights; `tuning` is the choice of `train`; `model` and `data` are further settings of their nodes."""
+    """Writes a checkpoint of random weights.
+
+    `tuning` is the choice of `train`; `model` and `data` are further settings of their nodes.
+    """
     node = {"_target_": "vivit", "model": "vivit_st", "image_size": 32, **SIZES, **model}
     net = build(node, MODELS, "model", num_classes=num_classes(classes))
     set_trained(net, tuning)
