@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vivit_train.build import build_data
+from vivit_train.build import build_data, resolve_clip
 from vivit_train.composition import compose
 from vivit_train.run import train
 from vivit_train.utils.errors import exit_with_message
 from vivit_train.utils.plots import BLUE, GRAY, save, styled
+from vivit_train.utils.text import plural
 
 log = logging.getLogger("vivit_train.benchmarks.few_labels")
 RANDOM, PRETRAINED = "random weights", "self-pretrained"
@@ -33,14 +34,15 @@ def score(words: Sequence[str], folder: Path, steps: int) -> float:
     metrics = folder / "metrics.json"
     if not metrics.is_file():
         cfg = compose(*words, run_dir=folder)
-        steps_per_epoch = build_data(cfg).steps_per_epoch
+        steps_per_epoch = build_data(resolve_clip(cfg)[0]).steps_per_epoch
         epochs = max(1, round(steps / steps_per_epoch))
         every = max(1, epochs // VALIDATIONS)
         length = [f"trainer.max_epochs={epochs // every * every}", f"trainer.check_val_every_n_epoch={every}"]
         length += [f"scheduler.warmup_epochs={WARMUP / steps_per_epoch}"]
         folder.mkdir(parents=True, exist_ok=True)
         train(compose(*words, *length, run_dir=folder))
-    return float(json.loads(metrics.read_text(encoding="utf-8"))["test/top1@1x1"])
+    contents = json.loads(metrics.read_text(encoding="utf-8"))
+    return float(contents[f"{contents['split']}/top1@{contents['views']}"])
 
 
 def measure(arguments: argparse.Namespace, words: Sequence[str]) -> dict[tuple[str, int], list[float]]:
@@ -54,27 +56,27 @@ def measure(arguments: argparse.Namespace, words: Sequence[str]) -> dict[tuple[s
                 folder = arguments.out / f"{start.replace(' ', '_')}_{labels}_{seed}"
                 top1 = score([*words, *own], folder, arguments.steps)
                 found.setdefault((start, labels), []).append(top1)
-                log.warning(f"{start}, {labels} labels a class, seed {seed}: {top1:.3f}")
+                log.warning(f"{start}, {plural(labels, 'label')} per class, seed {seed}: {top1:.3f}")
     return found
 
 
 @styled
-def draw(path: Path, found: dict[tuple[str, int], list[float]], chance: float) -> None:
+def draw(path: Path, found: dict[tuple[str, int], list[float]], data: str, classes: int) -> None:
     """Draws the mean accuracy against labels per class, with a point for each seed."""
     figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
     axis = figure.subplots()
-    for start, color in ((PRETRAINED, BLUE), (RANDOM, GRAY)):
+    for start, color in ((RANDOM, GRAY), (PRETRAINED, BLUE)):
         labels = sorted(n for name, n in found if name == start)
         means = [float(np.mean(found[start, n])) for n in labels]
         axis.plot(labels, means, marker="o", markersize=4, color=color, label=start)
         for n in labels:
             axis.scatter([n] * len(found[start, n]), found[start, n], s=10, alpha=0.5, color=color, linewidths=0)
-    axis.axhline(chance, color=GRAY, linestyle="--", linewidth=1, label=f"chance {chance:.3f}")
+    axis.axhline(1 / classes, color=GRAY, linestyle="--", linewidth=1, label=f"chance, {1 / classes:.3f}")
     axis.set_xscale("log")
     axis.set_xticks(labels, [str(n) for n in labels], minor=False)
     axis.minorticks_off()
     axis.set(xlabel="labeled clips per class", ylabel="test top-1", ylim=(0, 1))
-    axis.set_title("the demo's eight motions from few labels")
+    axis.set_title(f"{data}, {classes} classes from few labels")
     axis.legend(loc="upper left", fontsize=8)
     save(figure, path)
 
@@ -89,7 +91,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/pretraining.png"), help="output file")
     arguments, words = parser.parse_known_args()
     found = measure(arguments, words)
-    draw(arguments.picture, found, chance=1 / 8)
+    data = build_data(resolve_clip(compose(*words, run_dir=arguments.out))[0])
+    (classes,) = data.splits.classes.values()
+    draw(arguments.picture, found, data.name, len(classes))
     rows = [
         f"| {start} | {n} | {np.mean(scores):.3f} | {', '.join(f'{x:.3f}' for x in scores)} |"
         for (start, n), scores in found.items()

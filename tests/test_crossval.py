@@ -12,8 +12,10 @@ from forked import run_python
 from helpers import TINY
 from omegaconf import DictConfig
 
+from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.table import ClipTable
-from vivit_train.tools.crossval.run import Choices, crossval, groups_of, joined
+from vivit_train.tools.crossval.groups import groups_of
+from vivit_train.tools.crossval.run import Choices, crossval, joined, training_words
 from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
@@ -31,6 +33,68 @@ def test_groups(tmp_path: Path) -> None:
     file = tmp_path / "groups.csv"
     file.write_text("path,group\n" + "".join(f"{path},{i % 2}\n" for i, path in enumerate(clips.paths)))
     assert groups_of(str(file), clips, ["run"]) == ["0", "1", "0"]
+
+
+def listed_clips(root: Path, *rows: str) -> ClipTable:
+    """The training clips of a table whose videos exist."""
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (root / name).touch()
+    (root / "train.csv").write_text("path,label,person\n" + "".join(f"{row}\n" for row in rows))
+    return read_csv(root, train="train.csv", val="train.csv").train
+
+
+def test_groups_of_a_column(tmp_path: Path) -> None:
+    clips = listed_clips(tmp_path, "b.mp4,run,ann", "a.mp4,walk,bob", "c.mp4,run,ann")
+    groups = groups_of("column:person", clips, ["run", "walk"])
+    assert dict(zip(clips.ids.tolist(), groups, strict=True)) == {"a.mp4": "bob", "b.mp4": "ann", "c.mp4": "ann"}
+    part = clips.select(np.flatnonzero(clips.ids == "a.mp4"))
+    assert groups_of("column:person", joined([part, part]), ["run", "walk"]) == ["bob"]
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "message"),
+    [
+        ("actor", ["a.mp4,run,ann", "b.mp4,walk,bob"], "has no column 'actor': it has path, label, person"),
+        ("person", ["a.mp4,run,ann", "b.mp4,walk,"], "train.csv:3: b.mp4, no person"),
+        ("person", ["a.mp4,run,ann", "b.mp4,walk,bob", "a.mp4,run,eve"], "train.csv:4: a.mp4, person eve and ann"),
+    ],
+)
+def test_columns_that_do_not_tell_the_group(column: str, rows: list[str], message: str, tmp_path: Path) -> None:
+    clips = listed_clips(tmp_path, *rows)
+    with pytest.raises(UserError) as error:
+        groups_of(f"column:{column}", clips, ["run", "walk"])
+    assert message in str(error.value)
+
+
+def test_only_tables_have_columns(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a.mp4 run\nb.mp4 walk\n")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    bare = read_csv(tmp_path, train="train.csv", val="train.csv").train
+    with pytest.raises(UserError, match="its first line does not name the columns, as in path,label,person"):
+        groups_of("column:person", bare, ["run", "walk"])
+    with pytest.raises(UserError, match="the clips come from no table: data=csv reads one"):
+        groups_of("column:person", table("/v/a.mp4"), ["run"])
+
+
+@pytest.mark.parametrize(
+    ("more", "count", "expected"),
+    [
+        (["recipe=folder", "train=auto", "data.flip=0"], 1000, ["data.flip=0", "recipe=few_clips"]),
+        pytest.param(
+            [],
+            1001,
+            ["data.frames=4", "data.stride=2", "data.short_side=36", "data.crop=32", "train=all"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_with_few_clips_the_runs_train_a_head_as_train_does(
+    more: list[str], count: int, expected: list[str], config: Config, tmp_path: Path
+) -> None:
+    save_image_vit(tmp_path / "x.pth")
+    words = ["data=folder", "data.root=videos", f"init.path={tmp_path / 'x.pth'}", *more]
+    assert training_words(config(*words), words, count)[1:] == expected
 
 
 @pytest.mark.parametrize(
@@ -55,6 +119,14 @@ def test_a_clip_of_two_splits_counts_once() -> None:
     ]
 
 
+def save_image_vit(file: Path) -> None:
+    import timm
+    import torch
+
+    sizes = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    torch.save(timm.create_model("vit_tiny_patch16_224", **sizes).state_dict(), file)
+
+
 def listed(file: Path) -> set[str]:
     return {row[0] for row in csv.reader(file.open())}
 
@@ -74,7 +146,7 @@ def test_what_cannot_be_divided_is_refused(config: Config, videos: Path, tmp_pat
 def test_folds_are_disjoint_and_the_command_goes_on(videos: Path, tmp_path: Path) -> None:
     tiny = [word for word in TINY if not word.startswith("trainer.acc")]
     words = [str(videos), "--folds", "2", "--seeds", "2", "--out", "out", *tiny, "trainer=cpu"]
-    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
     assert done.returncode == 0, done.stderr
     assert "top-1 0." in done.stdout.splitlines()[-1]
     summary = json.loads((tmp_path / "out/summary.json").read_text())
@@ -92,11 +164,13 @@ def test_folds_are_disjoint_and_the_command_goes_on(videos: Path, tmp_path: Path
 
     kept = (tmp_path / "out/fold_1/seed_0/metrics.json").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "out/fold_2/seed_1")
-    again = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    again = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
     assert (tmp_path / "out/fold_1/seed_0/metrics.json").stat().st_mtime_ns == kept
-    other = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "optimizer.lr=1", folder=tmp_path)
+    other = run_python(
+        "-m", "vivit_train.tools.cli", "crossval", *words, "optimizer.lr=1", folder=tmp_path, timeout_s=900
+    )
     assert other.returncode == 1
     assert "out holds a cross-validation with other settings or clips" in other.stderr
 
@@ -107,10 +181,12 @@ def test_runs_that_fail_are_named(videos: Path, tmp_path: Path) -> None:
     for file in tmp_path.glob("videos/*/*/0000.mp4"):
         file.write_text("this is text")
     words = ["videos", "--folds", "2", "--group", "none", "--out", "out", *TINY[:-1], "trainer=cpu"]
-    refused = run_python("-m", "vivit_train.tools.cli", "crossval", *words, "data.flip=3", folder=tmp_path)
+    refused = run_python(
+        "-m", "vivit_train.tools.cli", "crossval", *words, "data.flip=3", folder=tmp_path, timeout_s=900
+    )
     assert "data.flip=3: must be between 0 and 1" in refused.stderr
     assert not (tmp_path / "out").exists()
-    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path)
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
     assert done.returncode == 1
     assert "2 of 2 runs failed, the first is fold 1, seed 0: failed: " in done.stderr
     assert len((tmp_path / "out/runs.csv").read_text().splitlines()) == 3

@@ -53,6 +53,26 @@ def state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tens
     return content["state_dict"], content["optimizer_states"][0]["state"]
 
 
+@pytest.mark.slow
+@pytest.mark.fault("Numbers")
+def test_a_step_from_stored_features_can_be_replayed(
+    videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened
+) -> None:
+    words = ["data=folder", f"data.root={videos}", "train=head", "cache=true", "cache_views=1"]
+    monkeypatch.chdir(tmp_path)  # The features are stored there.
+    break_losses(monkeypatch, 1)
+    with pytest.raises(UserError, match="the loss of step 2 is not finite"):
+        train(config(*words))
+    monkeypatch.undo()
+    file = tmp_path / "run/nonfinite/step_2_rank_0.pt"
+    said = CliRunner().invoke(app, ["replay", str(file)], catch_exceptions=False).output
+    assert re.search(r"loss: \S+ here, nan in the run\n", said)
+    assert "everything is finite in float32" in said
+    assert "no contact sheet: the step was trained from stored features (cache=true)" in said
+    assert not file.with_suffix(".png").exists()
+    happened("A loss of nan with `cache=true`, and then `vivit replay`", said)
+
+
 @pytest.mark.fault("Numbers")
 def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(
     videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: Happened

@@ -13,9 +13,17 @@ from helpers import TINY
 from omegaconf import DictConfig
 
 from vivit_train import create_model
-from vivit_train.models.probe import FrameProbe, luminance, motion_energy, pooled
+from vivit_train.models.probe import (
+    AttentiveHead,
+    FrameProbe,
+    attentive_logits,
+    luminance,
+    motion_energy,
+    pooled,
+)
 from vivit_train.run import evaluate
 from vivit_train.tools.probe.run import probe
+from vivit_train.training.attentive import cross_validate_attentive, fit_attentive
 from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
 from vivit_train.training.folds import assign_folds, sources
 from vivit_train.training.linear import Standardized, cross_validate, fit
@@ -138,6 +146,21 @@ def test_a_clip_is_held_out_with_its_fold() -> None:
     assert torch.allclose(held_out[1, 4:8], x_Nr[4:8] @ weight[0] + bias[0], atol=1e-3)
 
 
+def test_an_attentive_head_finds_the_token_that_tells_the_class() -> None:
+    torch.manual_seed(0)
+    label_N, fold_N, x_NTD = torch.arange(48) % 3, torch.arange(48) // 12, torch.randn(48, 12, 8)
+    x_NTD[torch.arange(48), torch.randint(12, (48,)), label_N] += 8  # at any place, so that no linear head sees it
+    x_NE = x_NTD.flatten(1)
+    (logits,) = cross_validate_attentive(x_NE, 8, label_N, 3, [1e-4], fold_N)
+    (linear,) = cross_validate(Standardized.of(x_NE).x, label_N, 3, [1e-4], fold_N)
+    assert (logits.argmax(1) == label_N).sum() >= (linear.argmax(1) == label_N).sum() + 10
+    alone = fit_attentive(x_NE, 8, label_N, 3, [1e-4], (fold_N != 1)[None])
+    assert torch.allclose(attentive_logits(x_NE, **alone)[0, 12:24], logits[12:24], atol=1e-5)
+    head = AttentiveHead(12, 8, 3)
+    head.load_state_dict({name: x[0] for name, x in alone.items()})
+    assert torch.allclose(head(x_NE)[12:24], logits[12:24], atol=1e-5)
+
+
 def test_clips_of_one_source_stay_in_one_fold() -> None:
     ids = [f"train/{name}/v_g{group:02}_c{clip}.avi" for name in "ab" for group in range(4) for clip in range(3)]
     label_N = np.repeat([0, 1], 12)
@@ -160,6 +183,10 @@ def test_poolings_of_the_frames() -> None:
         assert torch.allclose(regions[:, :, 0], per_frame, atol=1e-5)
         expected = [per_frame.mean(1), per_frame.diff(dim=1).abs().mean(1), motion_energy(luminance(video))]
         assert torch.allclose(net.features(video), torch.cat(expected, 1), atol=1e-5)
+        for time, size in (("differences", 7 * 32), ("attentive", 4 * 32)):
+            made = FrameProbe(num_classes=3, space="cls", time=time, **TINY_NET).eval()  # type: ignore[arg-type]
+            assert made.features(video).shape == (2, size)
+            assert made(video).shape == (2, 3)
     still = video[:, :, :1].expand_as(video)
     assert motion_energy(luminance(still)).abs().max() < 1e-6
     assert pooled(regions, luminance(still), "none", "mean", "map").shape == (2, 27)

@@ -123,7 +123,6 @@ READ_ELSEWHERE = {  # files that no stranger has made, or whose size and kind ar
     "help.py",
     "keys.py",
     "models/weights/flax_file.py",
-    "tools/crossval/run.py",
     "utils/files.py",
     "utils/lock.py",
     "utils/page.py",

@@ -1,6 +1,7 @@
 """What `train=auto` trains: with few clips, a head on frozen features (recipe=few_clips), else the whole model."""
 
 import logging
+from collections.abc import Collection, Iterable
 
 from omegaconf import DictConfig
 
@@ -34,23 +35,45 @@ def resolve_training(cfg: DictConfig, recipe: Recipe | None) -> tuple[DictConfig
     if cfg.train != "auto":
         return cfg, recipe, None
     whole = with_values(cfg, train="all")
-    source = cfg.init.path or cfg.init.name
     job = own_job()
-    if source is None or job is None or recipe is None or why_other(cfg, recipe):
+    if job is None or recipe is None or is_other(cfg, recipe.typed):
         return whole, recipe, None
     sizes = {key: getattr(SMALL, key, 1) for key in ("frames", "stride", "short_side", "crop")}
     splits = build_data(with_values(cfg, data=sizes)).splits
-    if len(splits.train) > FEW or not (cfg.init.path is None or is_image_vit(str(cfg.init.path))):
+    if not is_few(cfg, len(splits.train)):
         return whole, recipe, splits
-    log.info(
-        f"recipe   {PAGE}: a head on frozen features, because the start is an image ViT and there are only "
-        f"{plural(len(splits.train), 'training clip')} (at most {FEW:,}); train=all trains the whole model instead"
+    log.info(few_notice(f"there are only {plural(len(splits.train), 'training clip')}"))
+    return composed_again(str(job.job.config_name), few_words(job.overrides.task)), read_recipe(PAGE), splits
+
+
+def is_other(cfg: DictConfig, typed: Collection[str]) -> bool:
+    """Returns whether the start is random, or the user has set what a head on frozen features has no use for.
+
+    Args:
+        cfg: The configuration.
+        typed: The keys that the user sets.
+    """
+    keys = [key for key in typed if key.startswith(OTHER) and key != "model.size"]
+    has_start = cfg.init.path is not None or cfg.init.name is not None
+    return bool(keys) or not has_start or cfg.model.get("model") != "vivit_fe" or cfg.init.source is not None
+
+
+def is_few(cfg: DictConfig, num_clips: int) -> bool:
+    """Returns whether a head is trained on so many training clips, if the configuration is not another one."""
+    return num_clips <= FEW and (cfg.init.path is None or is_image_vit(str(cfg.init.path)))
+
+
+def few_words(overrides: Iterable[str]) -> list[str]:
+    """Returns the overrides of the same command with recipe=few_clips."""
+    return [
+        *(word for word in overrides if not word.startswith("recipe=") and word != "train=auto"),
+        f"recipe={PAGE}",
+    ]
+
+
+def few_notice(why: str) -> str:
+    """Returns the line that says that a head is trained."""
+    return (
+        f"recipe   {PAGE}: a head on frozen features, because the start is an image ViT and {why} "
+        f"(at most {FEW:,}); train=all trains the whole model instead"
     )
-    words = [word for word in job.overrides.task if not word.startswith("recipe=")]
-    return composed_again(str(job.job.config_name), [*words, f"recipe={PAGE}"]), read_recipe(PAGE), splits
-
-
-def why_other(cfg: DictConfig, recipe: Recipe) -> bool:
-    """Returns whether the user has set something that a head on frozen features has no use for."""
-    typed = {key for key in recipe.typed if key.startswith(OTHER) and key != "model.size"}
-    return bool(typed) or cfg.model.get("model") != "vivit_fe" or cfg.init.source is not None

@@ -18,6 +18,7 @@ from vivit_train.config import derive, validate, validate_evaluation
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.look_alikes import across_splits
 from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
 from vivit_train.recipe import Recipe, read_recipe, typed_in_job, without_foreign_arguments
@@ -41,6 +42,7 @@ from vivit_train.training.failures import (
     translate_lightning_errors,
     translate_out_of_memory,
 )
+from vivit_train.training.frame_order import compare_shuffled
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.pretraining import MaskedPretraining
 from vivit_train.training.reconstruction import show_reconstructions
@@ -51,6 +53,7 @@ from vivit_train.utils.conf import with_values
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import OutOfMemoryError, UserError
 from vivit_train.utils.logs import add_terminal_handler
+from vivit_train.utils.rank import is_first_rank
 from vivit_train.utils.run_folder import RunFolder
 from vivit_train.utils.text import plural
 
@@ -105,7 +108,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     run_dir = Path(cfg.run_dir)
     data = build_data(cfg, splits=splits)
     log.info(data.splits.summary())
-    if notice := data.flip_notice():
+    notices = [data.flip_notice(), alike_notice(data) if cfg.eval.report else ""]
+    for notice in filter(None, notices):
         log.info(f"note     {notice}")
     differences = (
         recipe.table(cfg) if recipe else "recipe: not composed by Hydra, so there is no recipe to compare with"
@@ -204,6 +208,8 @@ def conclude(
     )
     out, shown = Path(cfg.run_dir), {"report": cfg.eval.report, "hardest_first": cfg.eval.hardest_first}
     score_task(best_task, best, data, trainer, out, **shown)
+    if cfg.eval.report:
+        compare_shuffled(best_task, data, trainer)
 
 
 def kept_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
@@ -293,6 +299,13 @@ def plan(cfg: DictConfig, task: VideoTask, data: VideoDataModule, trainer: L.Tra
     if compiles:
         lines.append("the first training and validation steps compile the model, which takes minutes")
     return "\n".join(lines)
+
+
+def alike_notice(data: VideoDataModule) -> str:
+    """Returns a warning about videos of different splits that look alike, on rank 0, or ""."""
+    splits = {name: getattr(data.splits, name) for name in ("train", "val", "test")}
+    tables = {name: table for name, table in splits.items() if table is not None and table.spans_s is None}
+    return across_splits({name: table.paths.tolist() for name, table in tables.items()}) if is_first_rank() else ""
 
 
 def covered_time(data: VideoDataModule) -> list[str]:

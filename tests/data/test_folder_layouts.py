@@ -15,6 +15,7 @@ from trees import error, has, rows, touch
 from vivit_train.data.annotations.files import find_videos
 from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.annotations.layout import split_of
+from vivit_train.data.look_alikes import across_splits
 from vivit_train.tools.encode_jobs import plan
 
 
@@ -84,6 +85,18 @@ def test_clips_of_one_source_stay_together(tmp_path: Path, form: str) -> None:
         held = sorted(clip.removeprefix(f"train/{label}/") for clip in splits.val.ids if f"/{label}/" in clip)
         assert held in [sorted(f"{name}.mp4" for name in names[n : n + 4]) for n in range(0, 20, 4)]
     assert has(splits.summary(), "held out by class and, as file names and look-alikes tell it, by source")
+
+
+@pytest.mark.slow
+def test_look_alikes_of_two_splits_are_named(tmp_path: Path, videos: Path) -> None:
+    one, other = sorted((videos / "train/approach").iterdir())[:2]
+    copy = shutil.copy(one, tmp_path / "copy.mp4")
+    said = across_splits({"train": [str(one), str(other)], "val": [str(other)], "test": [str(copy)]})
+    assert said.startswith("1 pair of videos in different splits look alike")
+    assert f"{one} (train)" in said
+    assert f"{copy} (test)" in said
+    assert "0 of 448 bits differ" in said
+    assert across_splits({"train": [str(one), str(other)], "val": []}) == ""
 
 
 @pytest.mark.slow

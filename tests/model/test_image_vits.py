@@ -84,6 +84,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"pool": "mean", "fc_norm": True},
         "apache-2.0",
     ),
+    "distilled DeiT": (
+        "deit_small_distilled_patch16_224.fb_in1k",
+        {"img_size": 48},
+        {"reg_tokens": 1},
+        "apache-2.0",
+    ),
     "positions of registers": (
         "vit_base_patch16_224.dino",
         {"img_size": 64, "reg_tokens": 4},

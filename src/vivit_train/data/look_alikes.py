@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from vivit_train.data.video.storage import is_plain
 from vivit_train.utils.errors import VideoError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
 from vivit_train.utils.progress import tracked
+from vivit_train.utils.text import plural, printable
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 SAME_BITS = 32
 POSITIONS = np.arange(1, 8, 2)  # The four frames, in eighths of a video.
 TIMEOUT_S = 60.0
+MOST_VIDEOS = 2000  # Of more, a run does not look for pairs, which takes about a second per 100 videos.
+SHOWN = 3  # pairs in a warning
 
 
 class VideoFingerprint(NamedTuple):
@@ -68,12 +71,8 @@ def fingerprint_of(path: str) -> VideoFingerprint:
 
 def look_alikes(paths: Sequence[str]) -> list[list[str]]:
     """Returns the groups of videos that look alike. Four frames of each video are decoded, in child processes."""
-    paths = [path for path in paths if not is_plain(path) or (os.path.isfile(path) and os.path.getsize(path))]
-    with closing(run_isolated(fingerprint_of, dict.fromkeys(paths, TIMEOUT_S), usable_cores())) as results:
-        found = tracked(results, "looking for videos that look alike", len(paths))
-        looks = {path: look for path, look in found if not isinstance(look, Failure)}
-    ordered = [looks[path] for path in paths if path in looks]
-    group_of = {path: [path] for path in looks}
+    ordered = fingerprints_of(paths)
+    group_of = {look.path: [look.path] for look in ordered}
     for one, other, _ in similar(ordered):
         group, more = group_of[one], group_of[other]
         if group is not more:
@@ -81,6 +80,44 @@ def look_alikes(paths: Sequence[str]) -> list[list[str]]:
             group_of |= dict.fromkeys(more, group)
     groups = {id(group): sorted(group) for group in group_of.values() if len(group) > 1}
     return sorted(groups.values())
+
+
+def across_splits(paths_of: Mapping[str, Sequence[str]], what: str = "splits") -> str:
+    """Returns a warning about videos of different splits that look alike, with the first pairs, or "".
+
+    Args:
+        paths_of: The paths of the videos by split. Files are compared, at most `MOST_VIDEOS`.
+        what: What `paths_of` divides the videos into, for the warning.
+    """
+    paths = list(dict.fromkeys(path for of_split in paths_of.values() for path in of_split if is_plain(path)))
+    if len(paths) > MOST_VIDEOS:
+        return ""
+    splits_of: dict[str, list[str]] = {path: [] for path in paths}
+    for split, of_split in paths_of.items():
+        for path in splits_of.keys() & set(of_split):
+            splits_of[path].append(split)
+    pairs = [
+        (f"{one} ({splits_of[one][0]}) and {other} ({splits_of[other][0]}), {bits} of 448 bits differ")
+        for one, other, bits in similar(fingerprints_of(paths))
+        if not {*splits_of[one]} & {*splits_of[other]}
+    ]
+    if not pairs:
+        return ""
+    more = f"\n  and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+    listed = "".join(f"\n  {printable(pair)}" for pair in pairs[:SHOWN])
+    return (
+        f"{plural(len(pairs), 'pair')} of videos in different {what} look alike, as two encodings of one do, so "
+        f"that scores may be too good. `vivit doctor` lists the videos to leave out:{listed}{more}"
+    )
+
+
+def fingerprints_of(paths: Sequence[str]) -> list[VideoFingerprint]:
+    """Returns the fingerprints of the videos that can be read, in child processes."""
+    paths = [path for path in paths if not is_plain(path) or (os.path.isfile(path) and os.path.getsize(path))]
+    with closing(run_isolated(fingerprint_of, dict.fromkeys(paths, TIMEOUT_S), usable_cores())) as results:
+        found = tracked(results, "looking for videos that look alike", len(paths))
+        looks = {path: look for path, look in found if not isinstance(look, Failure)}
+    return [looks[path] for path in paths if path in looks]
 
 
 def similar(looks: Iterable[VideoFingerprint]) -> Iterator[tuple[str, str, int]]:

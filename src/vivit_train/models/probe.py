@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from vivit_train.models.vivit import ViViTFactorizedEncoder
 
 Space = Literal["none", "cls", "mean", "grid"]
-Time = Literal["middle", "mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff"]
+Time = Literal[
+    "middle", "mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff", "differences", "attentive"
+]
 Motion = Literal["none", "energy", "map"]
 SIDE = 3  # "grid" and "map" average a frame over 3 x 3 regions.
 # The places of each kind of features among those of `FrameProbe.regions`.
 REGIONS = {"cls": slice(0, 1), "mean": slice(1, 2), "grid": slice(2, 2 + SIDE**2)}
 LUMA = 32  # The side of the small frames in which motion is measured, in pixels.
+HEADS = 4  # of an attentive head
 MOTION = 7  # See `motion_energy`.
 
 
@@ -31,7 +34,9 @@ class FrameProbe(ViViTFactorizedEncoder):
             regions ("grid"), or "none".
         time: How the features of the frames become those of the clip: the middle frame's, their mean, their mean
             and standard deviation, their mean and mean absolute difference from frame to frame, this difference
-            alone, all of them in order, or in order and the difference.
+            alone, all of them in order, in order and the difference, or in order and each absolute difference
+            from frame to frame ("differences"); or, with "attentive", their mean over regions and frames with
+            weights that the head learns.
         motion: What the head also gets of the absolute differences of successive frames: nothing, the seven
             numbers of `motion_energy`, or the mean of each difference in each of 3 x 3 regions ("map").
         layers: The number of layers whose output has the features of the frames; None means all. Those above them
@@ -54,6 +59,8 @@ class FrameProbe(ViViTFactorizedEncoder):
     ) -> None:
         if space == motion == "none":
             raise ValueError("space and motion are none, so the head would have no features")
+        if time == "attentive" and (space == "none" or motion != "none"):
+            raise ValueError("time is attentive, which needs a space and no motion")
         super().__init__(model, **kwargs | {"temporal_depth": 0})
         if space == "cls" and self.encoder.cls_token is None:
             raise ValueError("space is cls, but with pool=mean there is no class token")
@@ -64,9 +71,7 @@ class FrameProbe(ViViTFactorizedEncoder):
         frames = torch.empty(1, t, REGIONS["grid"].stop, width, device="meta")
         luma = torch.empty(1, max(2, self.input_shape[1]), LUMA, LUMA, device="meta")
         size = pooled(frames, luma, space, time, motion).shape[1]
-        self.head = nn.Linear(size, self.head.out_features)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = head_for(time, size, width, self.head.out_features)  # type: ignore[assignment]
 
     def regions(self, video_BCTHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Returns what each kind of `space` takes from each frame after each number of layers, each [B, t, s, D].
@@ -91,6 +96,48 @@ class FrameProbe(ViViTFactorizedEncoder):
         return pooled(regions, luminance(video_BCTHW), self.space, self.time, self.motion)
 
 
+class AttentiveHead(nn.Module):
+    """Means of tokens with learned weights, and a linear layer: [B, N * D] -> [B, K].
+
+    A weight is the softmax over all tokens of a linear score of the token plus a bias of its place. Each head has
+    weights of its own. This is attention with one learned query a head, whose keys and values are the tokens.
+
+    Args:
+        tokens: The number of tokens N: the regions of all frames.
+        width: Their width D.
+        num_classes: The number of classes K.
+        heads: The number of heads H.
+    """
+
+    def __init__(self, tokens: int, width: int, num_classes: int, heads: int = HEADS) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width, heads))
+        self.place = nn.Parameter(torch.zeros(tokens, heads))
+        self.weight = nn.Parameter(torch.zeros(heads * width, num_classes))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, x_BE: Tensor) -> Tensor:
+        return attentive_logits(x_BE, self.query, self.place, self.weight, self.bias)
+
+
+def attentive_logits(x_BE: Tensor, query: Tensor, place: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns the logits of an `AttentiveHead`, or of P of them, whose parameters then begin with an axis P."""
+    x_BND = x_BE.unflatten(1, (place.shape[-2], -1))
+    score = torch.einsum("bnd,...dh->...bnh", x_BND, query) * x_BND.shape[-1] ** -0.5 + place.unsqueeze(-3)
+    mean = torch.einsum("bnd,...bnh->...bhd", x_BND, score.softmax(-2))
+    return mean.flatten(-2) @ weight + bias.unsqueeze(-2)
+
+
+def head_for(time: Time, size: int, width: int, num_classes: int) -> nn.Module:
+    """Returns the head on features of a size, whose logits are 0; `width` is that of a token."""
+    if time == "attentive":
+        return AttentiveHead(size // width, width, num_classes)
+    head = nn.Linear(size, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def pooled(regions: Tensor, luma_BTLL: Tensor, space: Space, time: Time, motion: Motion) -> Tensor:
     """Returns the features of a clip, [B, E].
 
@@ -108,7 +155,8 @@ def pool_time(x_BtE: Tensor, time: Time) -> Tensor:
     """Returns the features of a clip from those of its frames; see `FrameProbe`."""
     if time == "middle":
         return x_BtE[:, x_BtE.shape[1] // 2]
-    difference = x_BtE.diff(dim=1).abs().sum(1) / max(1, x_BtE.shape[1] - 1)
+    differences = x_BtE.diff(dim=1).abs()
+    difference = differences.sum(1) / max(1, x_BtE.shape[1] - 1)
     mean = x_BtE.mean(1)
     parts = {
         "mean": [mean],
@@ -116,7 +164,9 @@ def pool_time(x_BtE: Tensor, time: Time) -> Tensor:
         "mean_diff": [mean, difference],
         "diff": [difference],
         "ordered": [x_BtE.flatten(1)],
+        "attentive": [x_BtE.flatten(1)],
         "ordered_diff": [x_BtE.flatten(1), difference],
+        "differences": [x_BtE.flatten(1), differences.flatten(1)],
     }
     return torch.cat(parts[time], dim=1)
 

@@ -33,7 +33,16 @@ def compose_words(words: Sequence[str] | None, run_dir: Path) -> DictConfig:
 
 
 def compose_data(words: Sequence[str] | None, run_dir: Path, command: str) -> DictConfig:
-    """Compose the configuration for a command that reads videos.
+    """Compose the configuration for a command that reads videos. Its clip has numbers, no `auto`.
+
+    Raises:
+        UserError: The words do not say which videos to read, or one of them is invalid.
+    """
+    return resolve_clip(compose_videos(words, run_dir, command))[0]
+
+
+def compose_videos(words: Sequence[str] | None, run_dir: Path, command: str) -> DictConfig:
+    """Compose the configuration for a command that reads videos, in which frames and pixels may be `auto`.
 
     Raises:
         UserError: The words do not say which videos to read, or one of them is invalid.
@@ -43,7 +52,7 @@ def compose_data(words: Sequence[str] | None, run_dir: Path, command: str) -> Di
         words or []
     ):  # By default, this would make the demo's videos.
         raise UserError(f"which videos? {command} FOLDER, or {command} data=NAME data.root=DIR")
-    return resolve_clip(cfg)[0]
+    return cfg
 
 
 def to_overrides(words: Sequence[str] | None) -> list[str]:

@@ -70,7 +70,7 @@ class Advice(Callback):
         texts = {
             "chance": self.stays_at_chance(task),
             "one class": self.predicts_one_class(),
-            "overfitting": self.overfits(),
+            "overfitting": self.overfits(task),
         }
         return {kind: text for kind, text in texts.items() if text}
 
@@ -79,8 +79,7 @@ class Advice(Callback):
         return f"the last {plural(self.epochs, 'validated epoch')}"
 
     def stays_at_chance(self, task: VideoClassifier) -> str:
-        sizes = [2] if task.multi_label else list(task.heads.values())
-        guess = float(np.log(sizes).mean())
+        guess = loss_of_guess(task)
         if not guess or any(abs(loss / guess - 1) > CHANCE for loss, *_ in self.history[-self.epochs :]):
             return ""
         name = "ln(2)" if task.multi_label else "ln(classes)"
@@ -91,16 +90,19 @@ class Advice(Callback):
         )
 
     def predicts_one_class(self) -> str:
-        classes = {one_class for *_, one_class in self.history[-self.epochs :]}
-        if len(classes) > 1 or not (name := classes.pop()):
+        names = [one_class for *_, one_class in self.history[-self.epochs :]]
+        if not all(names):
             return ""
+        name = printable(names[-1]) if len(set(names)) == 1 else f"one class, now {printable(names[-1])},"
         return (
-            f"in {self.span} the model predicts {printable(name)} for nearly all validation clips. Try a lower "
+            f"in {self.span} the model predicts {name} for nearly all validation clips. Try a lower "
             "optimizer.lr, loss.class_weights=balanced, and `vivit doctor` for the labels"
         )
 
-    def overfits(self) -> str:
+    def overfits(self, task: VideoClassifier) -> str:
         losses = [loss for loss, *_ in self.history[-self.epochs :]]
+        if losses[-1] >= loss_of_guess(task):  # What falls from there has not been learned by heart.
+            return ""
         best = max(score for _, score, _ in self.history)
         earlier = max((score for _, score, _ in self.history[: -self.epochs]), default=-math.inf)
         if earlier < best or losses[-1] > FALLS * losses[0]:
@@ -110,6 +112,11 @@ class Advice(Callback):
             f"below its best, {best:.3f}. The model learns the training clips by heart: try init=imagenet, "
             "mixup=0.8, patience=5 (ends training early), or more training clips"
         )
+
+
+def loss_of_guess(task: VideoClassifier) -> float:
+    """Returns the cross-entropy of a model that gives all classes the same probability."""
+    return float(np.log([2] if task.multi_label else list(task.heads.values())).mean())
 
 
 def dominant(rows: Rows, task: VideoClassifier) -> str:

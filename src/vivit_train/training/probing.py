@@ -4,20 +4,21 @@ Shape suffixes: N clips, s regions of a frame, L the side of small frames, K cla
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivit_train.models.probe import Motion, Space, Time, pooled
+from vivit_train.models.probe import Motion, Space, Time, head_for, pooled
+from vivit_train.training.attentive import cross_validate_attentive, fit_attentive, random_batches
 from vivit_train.training.linear import Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
-TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff")
-TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "ordered_diff")  # after fewer than all layers
+TIMES: tuple[Time, ...] = tuple(time for time in get_args(Time) if time != "middle")
+TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "ordered_diff", "differences")
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 
@@ -56,10 +57,10 @@ class Features:
         regions = self.luma if pooling.layers is None else self.regions[pooling.layers]
         return pooled(regions, self.luma, pooling.space, pooling.time, pooling.motion)
 
-    def select(self, rows: Tensor) -> "Features":
-        """Returns the features of some clips."""
-        regions = {layers: x[rows] for layers, x in self.regions.items()}
-        return Features(regions, self.luma[rows], self.labels[rows])
+    @property
+    def width(self) -> int:
+        """The width of a token of `regions`."""
+        return next(iter(self.regions.values())).shape[-1]
 
 
 @dataclass(frozen=True)
@@ -100,40 +101,50 @@ def poolings(spaces: Sequence[Space], layers: Sequence[int]) -> dict[str, list[P
         "appearance and motion": [Pooling(space, "middle", "energy", top) for space in spaces],
     }
     for time in TIMES:
-        kinds = [(space, motion, top) for space in spaces for motion in MOTIONS]
+        motions = MOTIONS[:1] if time == "attentive" else MOTIONS
+        kinds = [(space, motion, top) for space in spaces for motion in motions]
         if time in TIMES_OF_LOWER:
-            kinds += [("grid", motion, number) for number in lower for motion in MOTIONS]
+            kinds += [("grid", motion, number) for number in lower for motion in motions]
         named[time] = [Pooling(space, time, motion, number) for space, motion, number in kinds]
     return named
 
 
 def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:
     """Returns the weight decay with which most held-out clips are classified correctly, ties by the loss."""
-    x_Nr = Standardized.of(train.pooled(pooling)).x
-    logits = cross_validate(x_Nr, train.labels, num_classes, DECAYS, fold_N)
+    x_NE, label_N = train.pooled(pooling), train.labels
+    if pooling.time == "attentive":
+        logits = cross_validate_attentive(x_NE, train.width, label_N, num_classes, DECAYS, fold_N)
+    else:
+        logits = cross_validate(Standardized.of(x_NE).x, label_N, num_classes, DECAYS, fold_N)
     choices = [
         Choice(
             pooling,
             decay,
-            int((logits_NK.argmax(1) == train.labels).sum()),
-            F.cross_entropy(logits_NK, train.labels).item(),
+            int((logits_NK.argmax(1) == label_N).sum()),
+            F.cross_entropy(logits_NK, label_N).item(),
         )
         for decay, logits_NK in zip(DECAYS, logits, strict=True)
     ]
     return max(choices, key=lambda choice: choice.rank)
 
 
-def head_of(train: Features, choice: Choice, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns the weight [K, E] and the bias [K] of the head that is fitted to all training clips."""
-    standardized = Standardized.of(train.pooled(choice.pooling))
-    everything = torch.ones(1, len(train.labels))
-    weight, bias = fit(standardized.x, train.labels, num_classes, [choice.decay], everything)
-    return standardized.head(weight[0], bias[0])
+def head_of(train: Features, choice: Choice, num_classes: int) -> nn.Module:
+    """Returns the head, as in `FrameProbe`, that is fitted to all training clips."""
+    x_NE, label_N, everything = train.pooled(choice.pooling), train.labels, torch.ones(1, len(train.labels))
+    head = head_for(choice.pooling.time, x_NE.shape[1], train.width, num_classes)
+    if choice.pooling.time == "attentive":
+        net = fit_attentive(x_NE, train.width, label_N, num_classes, [choice.decay], everything)
+        head.load_state_dict({name: x[0] for name, x in net.items()})
+    else:
+        standardized = Standardized.of(x_NE)
+        weight, bias = fit(standardized.x, label_N, num_classes, [choice.decay], everything)
+        head.load_state_dict(dict(zip(("weight", "bias"), standardized.head(weight[0], bias[0]), strict=True)))
+    return head.requires_grad_(False)
 
 
-def num_right(test: Features, pooling: Pooling, head: tuple[Tensor, Tensor]) -> int:
+def num_right(test: Features, pooling: Pooling, head: nn.Module) -> int:
     """Returns the number of clips that a head classifies correctly."""
-    return int((F.linear(test.pooled(pooling), *head).argmax(1) == test.labels).sum())
+    return int((head(test.pooled(pooling)).argmax(1) == test.labels).sum())
 
 
 class MotionNet(nn.Sequential):
@@ -164,7 +175,7 @@ def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed:
         net = MotionNet(luma_NTLL.shape[1], num_classes)
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
-        for batch in itertools.islice(random_batches(len(label_N)), STEPS):
+        for batch in itertools.islice(random_batches(len(label_N), BATCH), STEPS):
             luma = luma_NTLL[batch]
             luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5, luma.flip(3), luma)
             optimizer.zero_grad()
@@ -172,12 +183,6 @@ def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed:
             optimizer.step()
             schedule.step()
     return net
-
-
-def random_batches(count: int) -> Iterator[Tensor]:
-    """Yields batches of row numbers without end, each row once in an epoch."""
-    while True:
-        yield from torch.randperm(count).split(BATCH)
 
 
 def motion_net_scores(

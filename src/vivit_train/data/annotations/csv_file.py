@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vivit_train.data.annotations.build import (
@@ -20,6 +21,7 @@ from vivit_train.data.annotations.columns import (
     check_other_columns,
     content_lines,
     header_columns,
+    split_cells,
     typed_columns,
     whole_numbers,
 )
@@ -98,23 +100,67 @@ def read_csv(
     given, named_by = class_names(top, expected_layout, classes or _classes_beside(top, files["val"]))
     reference, labels = _labels_of(tables, files, expected_layout)
     names, ids, hint = _class_ids(given, reference, labels, first_id)
-    return make_splits(
-        Draft(
-            tables=tables,
-            files=files,
-            classes={"": names},
-            ids={"": ids},
-            source=f"csv {shorten_list(files.values())}{named_by}",
-            expected_layout=expected_layout,
-            max_missing=max_missing,
-            may_lack_clips=classes is not None,
-            multi_label=multi_label,
-            notices=[*reader.notices(), *_unsplit_labels(labels), *_odd_labels(labels)],
-            hint=hint + reader.path_hint(),
-            read_as=reader.decisions(first_id, has_ids=all(map(NUMERIC_ID.fullmatch, ids))),
-            first_id=first_id,
-        )
+    draft = Draft(
+        tables=tables,
+        files=files,
+        classes={"": names},
+        ids={"": ids},
+        source=f"csv {shorten_list(files.values())}{named_by}",
+        expected_layout=expected_layout,
+        max_missing=max_missing,
+        may_lack_clips=classes is not None,
+        multi_label=multi_label,
+        notices=[*reader.notices(), *_unsplit_labels(labels), *_odd_labels(labels)],
+        hint=hint + reader.path_hint(),
+        read_as=reader.decisions(first_id, has_ids=all(map(NUMERIC_ID.fullmatch, ids))),
+        first_id=first_id,
     )
+    return with_lists(make_splits(draft), top, files)
+
+
+def with_lists(splits: Splits, root: Path, files: Mapping[str, Path]) -> Splits:
+    """Returns the splits with the annotation file that each comes from, for `read_column`."""
+    of = {split: ((str(root), str(file)),) for split, file in files.items()}
+    return replace(splits, **{split: replace(getattr(splits, split), lists=lists) for split, lists in of.items()})
+
+
+def read_column(root: str, file: str, name: str) -> dict[str, str]:
+    """Returns the cells of another column of a table by the paths of the videos, as `read_csv` gives them.
+
+    Args:
+        root: The folder that the paths are relative to.
+        file: The annotation file.
+        name: The name of the column in the header.
+
+    Raises:
+        UserError: The file has no such column, or the column has no value for a video, or several.
+    """
+    lines = content_lines(read_lines(Path(file)))
+    columns = header_columns(lines[0].text) if lines else None
+    if columns is None:
+        raise UserError(
+            f"{file} has no column {name!r}: its first line does not name the columns, as in path,label,{name}"
+        )
+    if name not in columns.names:
+        raise UserError(f"{file} has no column {name!r}: it has {', '.join(columns.names)}")
+    reader, found, problems = RowReader(Path(root), False, labeled=False), dict[str, str](), list[str]()
+    for number, text in lines[1:]:
+        cells = split_cells(text, columns.separator)
+        row = (
+            reader.row(f"{file}:{number}", text, cells[columns.path], "") if len(cells) == columns.width else None
+        )
+        if row is None or not row.found:
+            continue  # Training has no such clip either.
+        cell = cells[columns.names.index(name)]
+        if not cell:
+            problems.append(f"{row.where}: {row.id}, no {name}")
+        elif found.setdefault(row.path, cell) != cell:
+            problems.append(f"{row.where}: {row.id}, {name} {cell} and {found[row.path]}")
+    if problems:
+        raise_listed(
+            f"the column {name!r} does not tell the {name} of each video", problems, "Fill in one for each."
+        )
+    return found
 
 
 def _classes_beside(root: Path, file: Path) -> Path | tuple[()]:

@@ -66,12 +66,14 @@ class ClipTable:
         ids: The name of each clip in predictions, [n], for example the path relative to root or the YouTube id.
         spans_s: The start and the end of each clip within its video in seconds, [n, 2]; None if every clip is a
             whole video.
+        lists: The folder and the annotation file of each list of data=csv that the clips come from.
     """
 
     paths: Strings
     labels: NDArray[np.int64] | LabelSets
     ids: Strings
     spans_s: NDArray[np.float64] | None = None
+    lists: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +82,7 @@ class ClipTable:
         """Returns a table of these rows, in this order."""
         spans_s = None if self.spans_s is None else self.spans_s[rows]
         labels = self.labels.select(rows) if isinstance(self.labels, LabelSets) else self.labels[rows]
-        return ClipTable(self.paths[rows], labels, self.ids[rows], spans_s)
+        return ClipTable(self.paths[rows], labels, self.ids[rows], spans_s, self.lists)
 
     def without_labels(self) -> "ClipTable":
         """Returns the same clips without labels."""

@@ -15,13 +15,14 @@ from torch import Tensor
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.adapt import guess_grid, square
 from vivit_train.models.weights.files import WEIGHT_FILES, Statistics
+from vivit_train.models.weights.huggingface_vits import with_timm_names
 from vivit_train.models.weights.keys import count_blocks
 from vivit_train.models.weights.load import DETECTORS, detect, load_pretrained
 from vivit_train.models.weights.settings import shown_settings
 from vivit_train.models.weights.source import ImageWeights, Source, VideoWeights
 from vivit_train.models.weights.timm_models import blueprint
-from vivit_train.models.weights.timm_vit import from_huggingface_vit, has_rope
-from vivit_train.utils.arguments import conforms, shown
+from vivit_train.models.weights.timm_vit import REGISTERS, has_rope
+from vivit_train.utils.arguments import shown
 from vivit_train.utils.errors import UserError, reason
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def read_backbone(source: Source) -> Backbone:
     try:
         found = detect(source, template, DETECTORS)
         is_image = isinstance(found, ImageWeights)
-        arguments = image_arguments(found, source) if isinstance(found, ImageWeights) else video_arguments(found)
+        arguments = image_arguments(found) if isinstance(found, ImageWeights) else video_arguments(found)
         net = ViViT(**arguments, num_classes=1)
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # A file can hold anything, including tensors and mappings that no ViT has.
@@ -91,22 +92,21 @@ def video_arguments(found: VideoWeights) -> dict[str, Any]:
     return arguments | {"frames": steps * t, "image_size": (rows * h, columns * w)}
 
 
-def image_arguments(found: ImageWeights, source: Source) -> dict[str, Any]:
+def image_arguments(found: ImageWeights) -> dict[str, Any]:
     """Returns the arguments of `ViViT` for the weights of an image ViT: a token per patch of each frame.
 
     Raises:
         UserError: They are not those of a ViT of squares, or do not state the number of heads.
     """
-    image = from_huggingface_vit(found.state)
+    image = with_timm_names(found.state)
     dim, _, *patch = image["patch_embed.proj.weight"].shape
     depth, has_cls = count_blocks(image, "blocks.*.norm1"), "cls_token" in image
-    registers = image.get("reg_token", image.get("register_tokens"))
-    num_reg = 0 if registers is None else registers.shape[1]
+    num_reg = sum(image[name].shape[1] for name in REGISTERS if name in image)
+    hidden = image.get("blocks.0.mlp.fc1.weight")  # Gated MLPs have none, and `load_pretrained` refuses them.
     side = IMAGE_SIZE // patch[0] if has_rope(image) else side_of(image["pos_embed"], int(has_cls), num_reg)
     if not side:
         raise UserError(f"{found.source} was trained on images that are not square")
-    stated = (source.config or {}).get("num_attention_heads")
-    heads = stated if conforms(stated, int) else heads_of(found.source, dim, depth)
+    heads = heads_of(found.source, dim, depth) if found.heads is None else found.heads
     options = {"act": found.act, "norm_eps": found.norm_eps}
     return {key: value for key, value in options.items() if value is not None} | {
         "model": "vivit_fe",
@@ -117,7 +117,7 @@ def image_arguments(found: ImageWeights, source: Source) -> dict[str, Any]:
         "dim": dim,
         "depth": depth,
         "heads": heads,
-        "mlp_dim": image["blocks.0.mlp.fc1.weight"].shape[0],
+        "mlp_dim": None if hidden is None else hidden.shape[0],
         "pool": "cls" if has_cls else "mean",
         "pre_norm": "norm_pre.weight" in image,
         "reg_tokens": num_reg,

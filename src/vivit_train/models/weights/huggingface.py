@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face models: ViViT with equal outputs in both directions, and image ViTs."""
+"""Reads and writes Hugging Face models: ViViT with equal outputs in both directions, and timm's image ViTs."""
 
 import json
 import re
@@ -34,7 +34,7 @@ EMBEDDING_AND_NORM: KeyMap = {
     "embedding.projection": ("embeddings.patch_embeddings.projection",),
     "encoder.norm": ("layernorm",),
 }
-# The keys of ViT and ViViT in files on the Hub, and those of models in memory since version 5 of transformers.
+# The keys of ViViT in files on the Hub, and those of models in memory since version 5 of transformers.
 HUB_KEYS: KeyMap = {
     **EMBEDDING_AND_NORM,
     **HUB_BLOCK,
@@ -84,7 +84,7 @@ PREPROCESSOR: Mapping[str, Any] = {
 
 
 def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights | None:
-    """Returns the weights in a Hugging Face folder, which may hold a ViViT or an image ViT.
+    """Returns the weights in a Hugging Face folder, which may hold a ViViT or an image ViT of timm.
 
     Raises:
         UserError: The folder holds another model, or a file is a part of a ViViT without its configuration.
@@ -107,9 +107,6 @@ def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights 
             {"": labels} if labels else None,
             statistics=video_statistics(source.path),
         )
-    if config.get("model_type") == "vit":
-        statistics = image_statistics(source.path, name)
-        return ImageWeights(name, source.tensors, statistics, activation(config, name))
     if "architecture" in config:  # This is a timm model on the Hub.
         preprocessing = config.get("pretrained_cfg", {})
         statistics = statistics_in(preprocessing, name)
@@ -118,7 +115,8 @@ def detect_huggingface(source: Source, _: ViViT) -> ImageWeights | VideoWeights 
         return ImageWeights(name, source.tensors, **named | {"statistics": statistics})
     raise UserError(
         f"{name}/config.json describes {shown(config.get('model_type'))}, but the weights must be those of "
-        "a ViViT ('vivit'), 'videomae', 'timesformer' or an image ViT ('vit', or timm's)"
+        "a ViViT ('vivit'), 'videomae', 'timesformer' or an image ViT ('vit', 'deit', 'vit_mae', 'dinov2', "
+        "'dinov3_vit', 'clip', 'siglip', or timm's)"
     )
 
 

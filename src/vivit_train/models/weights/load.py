@@ -21,6 +21,7 @@ from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.adapt import load_from_vivit
 from vivit_train.models.weights.heads import check_order
 from vivit_train.models.weights.huggingface import detect_huggingface
+from vivit_train.models.weights.huggingface_vits import detect_huggingface_vit
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.scenic import detect_scenic
 from vivit_train.models.weights.source import Detector, ImageWeights, Source, VideoWeights
@@ -38,6 +39,7 @@ DETECTORS: tuple[Detector, ...] = (
     detect_videomae,
     detect_timesformer,
     detect_tadaconv,
+    detect_huggingface_vit,
     detect_huggingface,
     detect_image_vit,
 )
@@ -88,7 +90,14 @@ def load_pretrained(
             found = with_heads(found, heads, model)
         if isinstance(found, VideoWeights):
             return load_from_vivit(model, found, classes, frames, multi_label)
-        report = init_from_vit(model, found.state, tubelet=tubelet, min_coverage=min_coverage, source=found.source)
+        report = init_from_vit(
+            model,
+            found.state,
+            tubelet=tubelet,
+            min_coverage=min_coverage,
+            source=found.source,
+            heads=found.heads,
+        )
     except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # A file can hold anything, including tensors and mappings that no ViT has.
         raise UserError(f"{source} does not hold the weights of a ViT: {reason(error)}") from error

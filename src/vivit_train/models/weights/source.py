@@ -95,11 +95,12 @@ class ImageWeights:
 
     Attributes:
         source: The file, folder, or model name, for messages.
-        state: The weights by timm's parameter names, or by those of Hugging Face's ViT.
+        state: The weights by timm's parameter names, or by those of an image ViT of Hugging Face.
         statistics: The mean and std of the normalization, for pixels in [0, 1], or None if unknown.
         act: The activation of the MLPs, as an argument of `ViViT`, or None if unknown.
         norm_eps: The epsilon of the layer norms, or None if unknown.
         license: The license of the weights, for the report.
+        heads: The number of attention heads, or None if unknown.
     """
 
     source: str
@@ -108,6 +109,7 @@ class ImageWeights:
     act: str | None = None
     norm_eps: float | None = None
     license: str | None = None
+    heads: int | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -125,9 +126,10 @@ def foreign_parts(model: nn.Module) -> list[str]:
     parts = ["rotary positions of its kind"] * (rope is not None and not is_dinov3)
     if blocks and type(getattr(blocks[0], "mlp", None)).__name__ in ("GluMlp", "SwiGLU"):
         parts.append("gated MLPs (SwiGLU)")
-    if parts or is_dinov3 or (type(model) is VisionTransformer and all(type(block) is Block for block in blocks)):
+    is_plain = type(model) in (VisionTransformer, VisionTransformerDistilled)
+    if parts or is_dinov3 or (is_plain and all(type(block) is Block for block in blocks)):
         return parts
-    kind = type(blocks[0] if type(model) is VisionTransformer else model).__name__
+    kind = type(blocks[0] if is_plain else model).__name__
     return [f"blocks of its kind ({kind})"]
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.adapt import copy_params, resize_positions, square
 from vivit_train.models.weights.files import tensors_of, unwrapped
-from vivit_train.models.weights.huggingface import HUB_KEYS, MEMORY_KEYS
-from vivit_train.models.weights.keys import TIMM_BLOCK, KeyMap, join, our_names, their_names
+from vivit_train.models.weights.huggingface_vits import with_timm_names
+from vivit_train.models.weights.keys import TIMM_BLOCK, KeyMap, our_names, their_names
 from vivit_train.models.weights.report import LoadReport
 from vivit_train.models.weights.settings import check_settings, in_words
 from vivit_train.models.weights.source import ImageWeights, Source
@@ -31,15 +31,17 @@ TIMM_KEYS: KeyMap = {
 # Some image ViTs also have these, and then the model must have them too.
 OPTIONAL_KEYS: KeyMap = {"encoder.reg_token": ("reg_token",), "encoder.norm_pre": ("norm_pre",)}
 # These change the encoder's output and have no counterpart. Others (heads, pooling, decoders) come after it.
-FOREIGN = re.compile(r"(blocks|patch_embed)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos")
+FOREIGN = re.compile(
+    r"(blocks|patch_embed|embeddings)\.|(reg|dist)(_token|ister_tokens)|norm_pre\.|rope\.|.*rel_pos"
+)
 # What some of them are.
 PARTS = {
     r"(.*\.)?rope\.": "rotary positions",
-    r"blocks\.\d+\.mlp\.(fc1|fc1_[gx]|w12|w3|norm)\.": "gated MLPs (SwiGLU)",
+    r"blocks\.\d+\.mlp\.(fc1|fc1_[gx]|w12|w3|norm|weights_(in|out)|(gate|up|down)_proj)\.": "gated MLPs (SwiGLU)",
     r"blocks\.\d+\.attn\.[qk]_norm\.": "norms of q and k",
     r".*rel_pos": "relative positions",
-    r"dist_token": "a distillation token",
 }
+REGISTERS = ("reg_token", "register_tokens", "dist_token")  # of timm, of the files of DINOv2, and of DeiT
 NEAR = 1.5  # Patches of up to this ratio of sides are resized: 14 pixels to 16.
 
 
@@ -66,6 +68,7 @@ def init_from_vit(
     tubelet: Literal["central_frame", "inflation"] = "central_frame",
     min_coverage: float = 0.9,
     source: str = "a state dict",
+    heads: int | None = None,
 ) -> LoadReport:
     """Initializes `model` in place from an image ViT and returns the weight-loading report.
 
@@ -77,17 +80,16 @@ def init_from_vit(
 
     Temporal layers: model 2's temporal encoder is newly initialized. Model 3's temporal attention starts as a no-
     op because its output projection is zero-initialized. If q, k, and v were zero too, as in the authors' code, it
-    would never learn.
-
-    Layer scale is folded into the preceding weights.
+    would never learn. Layer scale is folded into the preceding weights.
 
     Args:
         model: The model to initialize.
-        weights: A state dict with the keys of timm or of Hugging Face's ViT, a file or a Hugging Face folder with
-            one, or the name of a timm model.
+        weights: A state dict with the keys of timm or of an image ViT of Hugging Face, a file or a Hugging Face
+            folder with one, or the name of a timm model.
         tubelet: How the patch embedding is expanded in time.
         min_coverage: The share of parameters that the weights must fill, among those that an image ViT can fill.
         source: The name of a state dict in messages and in the report.
+        heads: The number of attention heads of the image ViT, if it is known.
 
     Raises:
         UserError: The weights are not those of a plain ViT, do not fit, or fill less than `min_coverage`. The
@@ -95,12 +97,12 @@ def init_from_vit(
     """
     if isinstance(weights, str):
         source, weights = weights, read_weights(weights)
-    image = {key: value.float() for key, value in from_huggingface_vit(weights).items()}
+    image = {key: value.float() for key, value in with_timm_names(weights).items()}
     if model.fc_norm and "fc_norm.weight" in image:
         image |= {f"norm.{kind}": image.pop(f"fc_norm.{kind}") for kind in ("weight", "bias")}
     fold_register_positions(image)
     scaled = fold_layer_scale(image)
-    check_plain_vit(image, model, source)
+    check_plain_vit(image, model, source, heads)
     report, values = LoadReport(source, notes=notes_on(image, model)), {}
     for name, _ in model.named_parameters():
         report.rows[name], value = converted(name, image, model, tubelet)
@@ -152,33 +154,19 @@ def check_shapes(model: ViViT, values: Mapping[str, Tensor], image: Mapping[str,
             )
 
 
-def from_huggingface_vit(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Converts the state dict of a Hugging Face image ViT to timm's keys; returns any other unchanged."""
-    if not any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in weights):
-        return weights
-    left = {key.removeprefix("vit."): value for key, value in weights.items()}
-    key_map = MEMORY_KEYS if any(key.startswith("layers.") for key in left) else HUB_KEYS
-    image = {}
-    for ours in our_names(key_map, depth=sum(key.endswith("layernorm_before.weight") for key in left)):
-        theirs = their_names(key_map, ours)
-        if all(key in left for key in theirs):
-            image[str(timm_key(ours))] = join([left.pop(key) for key in theirs])
-    left.pop("embeddings.mask_token", None)  # Only pretraining uses it.
-    if "cls_token" in image and not any(re.match(r"(deit\.)?(embeddings|encoder|layers)\.", key) for key in left):
-        # What is left is the classifier and the pooler.
-        return image | {f"head.{key}": value for key, value in left.items()}
-    return weights  # `check_plain_vit` rejects other architectures with these embeddings by their own keys.
-
-
 def timm_key(name: str) -> str | None:
     """Returns timm's name of one of our parameters, or None if an image ViT has no counterpart."""
     return next(iter(their_names({**TIMM_KEYS, **OPTIONAL_KEYS}, name)), None)
 
 
 def fold_register_positions(image: dict[str, Tensor]) -> None:
-    """Gives register tokens timm's name, and adds their positions to them if they have any."""
-    if "register_tokens" in image:  # This is the name in the files of DINOv2.
-        image["reg_token"] = image.pop("register_tokens")
+    """Gives register tokens timm's name, and adds their positions to them if they have any.
+
+    The distillation token of DeiT is a register with a position.
+    """
+    for name in REGISTERS:
+        if name in image:
+            image["reg_token"] = image.pop(name)
     positions, registers = image.get("pos_embed"), image.get("reg_token")
     if positions is None or registers is None or positions.ndim != 3 or registers.ndim != 3:
         return
@@ -247,7 +235,7 @@ def fit(name: str, value: Tensor, model: ViViT, tubelet: str, *, has_cls: bool) 
     return ", ".join(actions) or "copied", grid
 
 
-def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> None:
+def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str, heads: int | None) -> None:
     """Checks that a ViViT can represent the image ViT.
 
     Raises:
@@ -278,7 +266,8 @@ def check_plain_vit(image: Mapping[str, Tensor], model: ViViT, source: str) -> N
         raise UserError(
             f"{source} is not an image ViT: its patch embedding is {list(image['patch_embed.proj.weight'].shape)}"
         )
-    check_settings(model, source, settings_of(image, model), "ViT")
+    stated = {} if heads is None else {"heads": heads}
+    check_settings(model, source, settings_of(image, model) | stated, "ViT")
     deep = [key for key in image if key.startswith(f"blocks.{len(model.encoder.blocks)}.")]
     if deep:
         raise UserError(

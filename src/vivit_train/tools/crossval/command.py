@@ -7,7 +7,8 @@ import typer
 
 EXAMPLES = (
     "vivit crossval videos --folds 5 --seeds 3 --out crossval",
-    "vivit crossval data=csv data.root=videos --group 'person(\\d+)' --out crossval   # leave one person out",
+    "vivit crossval data=csv data.root=videos --group column:person   # leave one person out",
+    "vivit crossval data=csv data.root=videos --group 'person(\\d+)' --out crossval   # by the names of the files",
 )
 
 
@@ -23,8 +24,9 @@ def crossval(
     group: Annotated[
         str,
         typer.Option(
-            help="Clips that stay in one fold: source (by the names of files and folders), none, a CSV file with "
-            "the header path,group, or a regular expression with a group that is searched in the path."
+            help="Clips that stay in one fold: source (by the names of files and folders), none, column:NAME (a "
+            "column of the tables of data=csv), a CSV file with the header path,group, or a regular expression "
+            "with a group that is searched in the path."
         ),
     ] = "source",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each fold, with seeds 0, 1, ...")] = 1,
@@ -37,12 +39,13 @@ def crossval(
 ) -> None:
     """Estimate the accuracy on unseen clips: train on all folds but one, test on it, and average.
 
-    The same command goes on where it was stopped. Other words are overrides of the training runs.
+    The same command goes on where it was stopped. Other words are overrides of the training runs. With few clips,
+    they train a head on frozen features where train.py does: see docs/small-data.md.
     """
     from vivit_train.tools.crossval.run import Choices
     from vivit_train.tools.crossval.run import crossval as run
-    from vivit_train.tools.overrides import compose_data, to_overrides
+    from vivit_train.tools.overrides import compose_videos, to_overrides
 
-    cfg = compose_data(videos, Path("."), "vivit crossval")
+    cfg = compose_videos(videos, Path("."), "vivit crossval")
     choices = Choices(folds, group, seeds, val_percent, with_test)
     run(cfg, out, to_overrides(videos), choices)

@@ -8,7 +8,6 @@ import csv
 import json
 import logging
 import os
-import re
 import shlex
 import statistics
 import subprocess
@@ -20,19 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from vivit_train.build import resolve_clip
+from vivit_train.composition import compose
 from vivit_train.config import validate
-from vivit_train.data.annotations.table import ClipTable, LabelSets, Splits
+from vivit_train.data.annotations.table import ClipTable, Splits
+from vivit_train.data.look_alikes import across_splits
+from vivit_train.finetune import few_notice, few_words, is_few, is_other
+from vivit_train.recipe import typed_keys
+from vivit_train.tools.crossval.groups import class_ids, groups_of
 from vivit_train.tools.doctor.run import PUBLISHED, is_kept, read_splits, write_clean
-from vivit_train.training.folds import assign_folds, sources
+from vivit_train.training.folds import assign_folds
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.progress import progress
-from vivit_train.utils.text import plural, printable, quoted, shorten_list
+from vivit_train.utils.text import plural, printable, quoted
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +124,19 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
     count = choices.folds or len(set(groups))
     if not 2 <= count <= len(set(groups)):
         raise UserError(f"--folds {count}: must be between 2 and the {plural(len(set(groups)), 'group')}")
-    words, fold_of = training_words(cfg, overrides), folds_of(table, groups, count)
+    num_train = round(len(table) * (1 - 1 / count) * (1 - choices.val_percent / 100))
+    words, fold_of = training_words(cfg, overrides, num_train), folds_of(table, groups, count)
     plan = Plan(words, choices.group, list(range(choices.seeds)), fold_of, choices.val_percent)
     take_folder(out, plan)
     log.info(
         f"{plural(len(table), 'clip')} of {len(names)} classes in {plural(len(set(groups)), 'group')} "
         f"(--group {choices.group}); {plural(count, 'fold')} x {plural(choices.seeds, 'seed')}"
     )
+    of_group: dict[str, list[str]] = defaultdict(list)
+    for path, group in zip(table.paths.tolist(), groups, strict=True):
+        of_group[group].append(path)
+    if notice := across_splits(of_group, "groups"):
+        log.info(f"note     {notice}")
     jobs = [Job(fold, seed) for fold in range(1, count + 1) for seed in plan.seeds]
     with progress("cross-validation", len(jobs), " runs") as step:
         for done, job in enumerate(jobs):
@@ -138,27 +148,37 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
     return summarize(out, jobs, table, groups, len(names))
 
 
-def training_words(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides of the training runs, without the data, and with the clip that all runs share."""
+def training_words(cfg: DictConfig, overrides: Sequence[str], num_train: int) -> list[str]:
+    """Returns the overrides of the training runs, without the data, and with the clip that all runs share.
+
+    All runs train the same parts of the model: those that train.py chooses for their mean number of clips.
+
+    Args:
+        cfg: The configuration of the training runs.
+        overrides: The overrides of the command line.
+        num_train: The mean number of training clips of a run.
+
+    Raises:
+        UserError: The overrides do not fit the recipe for few clips.
+    """
     kept = [word for word in overrides if is_kept(word)]
+    if cfg.train == "auto" and not is_other(cfg, typed_keys(overrides)) and is_few(cfg, num_train):
+        validate(compose(*few_words(overrides), run_dir=cfg.run_dir))
+        log.info(few_notice(f"a run has only about {plural(num_train, 'training clip')}"))
+        return few_words(kept)
+    cfg = resolve_clip(cfg)[0]
     stated = {word.partition("=")[0] for word in kept}
     name = str(cfg.data.name)
     recipe = [f"recipe={name}"] if name in PUBLISHED and "recipe" not in stated else []
     keys = [key for key in CLIP_KEYS if key != "stride" or cfg.data.sampling != "segments"]
     clip = [f"data.{key}={cfg.data[key]}" for key in keys if f"data.{key}" not in stated]
-    return [*recipe, *kept, *clip]
+    return [*recipe, *kept, *clip, *(["train=all"] if cfg.train == "auto" else [])]
 
 
 def folds_of(table: ClipTable, groups: Sequence[str], count: int) -> dict[str, int]:
     """Returns the number of the fold of each clip, from 1, by its path."""
     fold_N = assign_folds(groups, class_ids(table), count, seed=0) + 1
     return dict(zip(table.paths.tolist(), fold_N.tolist(), strict=True))
-
-
-def class_ids(table: ClipTable) -> NDArray[np.int64]:
-    """Returns the class id of each clip."""
-    assert not isinstance(table.labels, LabelSets)
-    return table.labels[:, 0]
 
 
 def joined(tables: Sequence[ClipTable]) -> ClipTable:
@@ -172,44 +192,9 @@ def joined(tables: Sequence[ClipTable]) -> ClipTable:
     columns = [np.concatenate([getattr(table, name) for table in tables]) for name in ("paths", "labels", "ids")]
     _, first = np.unique(columns[0], return_index=True)
     paths, labels, ids = (column[np.sort(first)] for column in columns)
-    return ClipTable(paths, labels, ids)
-
-
-def groups_of(how: str, table: ClipTable, names: Sequence[str]) -> list[str]:
-    """Returns the group of each clip.
-
-    Args:
-        how: "source" (what the names of files and folders tell), "none" (each clip is a group), a file with the
-            header path,group, or a regular expression whose first group, searched in the path, is the group.
-        table: The clips.
-        names: The class names.
-
-    Raises:
-        UserError: The file lacks a clip, or the expression does not match.
-    """
-    paths = table.paths.tolist()
-    if how == "none":
-        return paths
-    if how == "source":
-        return sources(table.ids.tolist(), class_ids(table), names)
-    if Path(how).is_file():
-        with open(how, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not {"path", "group"} <= rows[0].keys():
-            raise UserError(f"--group {how}: the file needs the header path,group")
-        known = {row["path"]: row["group"] for row in rows}
-        found = [known.get(path, known.get(id_)) for path, id_ in zip(paths, table.ids.tolist(), strict=True)]
-    else:
-        try:
-            pattern = re.compile(how)
-        except re.error as error:
-            raise UserError(f"--group {how}: neither a file nor a regular expression ({error})") from error
-        if not pattern.groups:
-            raise UserError(f"--group {how}: the expression needs a group, such as 'person(\\d+)'")
-        found = [match and match[1] for match in map(pattern.search, paths)]
-    if lacking := [path for path, name in zip(paths, found, strict=True) if not name]:
-        raise UserError(f"--group {how}: gives {plural(len(lacking), 'clip')} no group: {shorten_list(lacking)}")
-    return list(map(str, found))
+    return ClipTable(
+        paths, labels, ids, lists=tuple(dict.fromkeys(list_ for table in tables for list_ in table.lists))
+    )
 
 
 def take_folder(out: Path, plan: Plan) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivit_train.build import build_data, init_weights, resolve_clip
 from vivit_train.config import derive, validate
@@ -73,7 +72,7 @@ def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str)
     choices = choose_all(train, task, fold_N)
     best = max(choices.values(), key=lambda choice: choice.rank)
     head = head_of(train.features, best, len(names))
-    rows = scores(choices, best, head, train, test, fold_N, cfg.seed)
+    rows = scores(choices, best, head, len(names), train, test, fold_N, cfg.seed)
     text = table(rows, len(train.kept), test.total, data.test_split, how)
     log.info(text)
     net = save(cfg, task, best, head, folder)
@@ -81,7 +80,7 @@ def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str)
     with replacing(folder / "probe.json") as part:
         content = report | {"rows": [asdict(row) for row in rows]}
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    logits = F.linear(test.features.pooled(best.pooling), *head)
+    logits = head(test.features.pooled(best.pooling))
     files = write_result(net, logits, test, data, folder, seconds)
     log.info("\n".join(advice(rows, test.total)))
     log.info(f"written: {folder}/checkpoints/best.ckpt, probe.json, {', '.join(files)}")
@@ -107,8 +106,11 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
             "vivit probe reads the features of pretrained weights: set init=imagenet, or init.path=FILE "
             "(README, Weights in and out)"
         )
-    if cfg.data.crop == "auto":
-        cfg = with_values(cfg, data={"crop": PIXELS})
+    settings: dict[str, Any] = {key: PIXELS for key in ("short_side", "crop") if cfg.data[key] == "auto"}
+    if cfg.data.stride == "auto" and "data.fps" not in typed:
+        # As in conf/recipe/few_clips.yaml: frames of the whole video, uncropped.
+        settings |= {"sampling": "segments", "stride": 1, "resize_mode": "stretch"}
+    cfg = with_values(cfg, data={key: value for key, value in settings.items() if f"data.{key}" not in typed})
     if "model.tubelet" not in typed:
         cfg = with_values(cfg, model={"tubelet": [1, *cfg.model.tubelet[1:]]})
     return cfg
@@ -201,14 +203,14 @@ def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> d
 def scores(
     choices: Mapping[str, Choice],
     best: Choice,
-    head: tuple[Tensor, Tensor],
+    head: nn.Module,
+    num_classes: int,
     train: SplitFeatures,
     test: SplitFeatures,
     fold_N: Tensor,
     seed: int,
 ) -> list[Score]:
     """Returns the rows of the table. Of the grid, only the chosen head is scored on the test clips."""
-    num_classes = len(head[1])
     counts = torch.bincount(train.features.labels, minlength=num_classes)
     majority = int(counts.argmax())
     of_majority = int((test.features.labels == majority).sum())
@@ -232,16 +234,14 @@ def scores(
     return sorted(rows, key=lambda row: order.get(row.name.removesuffix(" *"), len(order)))
 
 
-def save(
-    cfg: DictConfig, task: VideoClassifier, best: Choice, head: tuple[Tensor, Tensor], folder: Path
-) -> FrameProbe:
+def save(cfg: DictConfig, task: VideoClassifier, best: Choice, head: nn.Module, folder: Path) -> FrameProbe:
     """Writes the chosen head with the frozen encoder as a checkpoint, and returns this model."""
     node = probe_node(cfg, **best.pooling._asdict())
     net = build_net(node, task.classes)
     assert isinstance(net, FrameProbe)
     net.embedding.load_state_dict(task.net.embedding.state_dict())
     net.encoder.load_state_dict(task.net.encoder.state_dict())
-    net.head.load_state_dict(dict(zip(("weight", "bias"), head, strict=True)))
+    net.head.load_state_dict(head.state_dict())
     config: Any = OmegaConf.to_container(derive(cfg))
     classes = {name: list(of_head) for name, of_head in task.classes.items()}
     mean, std = ((x.flatten() / 255).tolist() for x in (task.mean, task.std))
