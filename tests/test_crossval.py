@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from forked import run_python
 from helpers import TINY
 from omegaconf import DictConfig
 
+from vivit_train import create_model
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.table import ClipTable
 from vivit_train.tools.crossval.groups import groups_of
@@ -19,6 +21,7 @@ from vivit_train.tools.crossval.run import Choices, crossval, joined, training_w
 from vivit_train.utils.errors import UserError
 
 Config = Callable[..., DictConfig]
+TINY_NET = {"dim": 32, "depth": 1, "heads": 2, "frames": 4, "image_size": 32, "tubelet": (1, 16, 16)}
 
 
 def table(*paths: str) -> ClipTable:
@@ -190,3 +193,38 @@ def test_runs_that_fail_are_named(videos: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "2 of 2 runs failed, the first is fold 1, seed 0: failed: " in done.stderr
     assert len((tmp_path / "out/runs.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_probes_of_all_folds_share_the_features(videos: Path, tmp_path: Path) -> None:
+    net = create_model("vivit_fe", "Ti", num_classes=8, **TINY_NET)  # type: ignore[arg-type]
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    tiny = [word for word in TINY if not word.startswith(("trainer.", "model.tubelet"))]
+    words = [
+        str(videos),
+        "--probe",
+        "--folds",
+        "2",
+        "--group",
+        "none",
+        "init.path=weights.pt",
+        "--out",
+        "out",
+        *tiny,
+    ]
+    done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["n"], summary["folds"]) == (32, 2)
+    train, val = (listed(tmp_path / f"out/fold_1/lists/{split}.csv") for split in ("train", "val"))
+    assert len(train | val) == 32
+    assert not {Path(p).name for p in train} & {Path(p).name for p in val}, "a group is on both sides"
+    (store,) = (tmp_path / "features/csv").iterdir()
+    kept = {file: file.stat().st_mtime_ns for file in store.glob("*.safetensors")}
+    assert kept
+    shutil.rmtree(tmp_path / "out/fold_2/seed_0/checkpoints")
+    (tmp_path / "out/fold_2/seed_0/metrics.json").unlink()
+    again = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    assert {file: file.stat().st_mtime_ns for file in store.glob("*.safetensors")} == kept

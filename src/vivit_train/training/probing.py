@@ -6,7 +6,7 @@ Shape suffixes: N clips, s regions of a frame, L the side of small frames, K cla
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from vivit_train.training.attentive import cross_validate_attentive, fit_attenti
 from vivit_train.training.linear import Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
-TIMES: tuple[Time, ...] = tuple(time for time in get_args(Time) if time != "middle")
-TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "ordered_diff", "differences")
+TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "ordered", "differences", "attentive")
+TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "differences")  # after fewer than all layers too
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 

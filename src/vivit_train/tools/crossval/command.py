@@ -9,6 +9,7 @@ EXAMPLES = (
     "vivit crossval videos --folds 5 --seeds 3 --out crossval",
     "vivit crossval data=csv data.root=videos --group column:person   # leave one person out",
     "vivit crossval data=csv data.root=videos --group 'person(\\d+)' --out crossval   # by the names of the files",
+    "vivit crossval videos init=imagenet --probe   # heads on frozen features, in minutes",
 )
 
 
@@ -36,6 +37,9 @@ def crossval(
     with_test: Annotated[
         bool, typer.Option("--with-test", help="Also divide the clips of the data's own test split.")
     ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Each run is a vivit probe: heads on frozen features, in minutes.")
+    ] = False,
 ) -> None:
     """Estimate the accuracy on unseen clips: train on all folds but one, test on it, and average.
 
@@ -47,5 +51,5 @@ def crossval(
     from vivit_train.tools.overrides import compose_videos, to_overrides
 
     cfg = compose_videos(videos, Path("."), "vivit crossval")
-    choices = Choices(folds, group, seeds, val_percent, with_test)
+    choices = Choices(folds, group, seeds, val_percent, with_test, probe)
     run(cfg, out, to_overrides(videos), choices)

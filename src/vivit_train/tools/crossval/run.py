@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from vivit_train.utils.text import plural, printable, quoted
 
 log = logging.getLogger(__name__)
 
+GROUPS = "groups.csv"
 CLIP_KEYS = ("frames", "stride", "short_side", "crop")  # A training run may choose them by its own clips.
 
 
@@ -53,6 +55,7 @@ class Choices:
         seeds: The number of runs of each fold, with the seeds 0, 1, ...
         val_percent: The percentage of the training clips of a run that choose its checkpoint.
         with_test: Whether the folds also contain the clips of the data's own test split.
+        probe: Whether each run is a `vivit probe` instead of a training.
     """
 
     folds: int | None = None
@@ -60,6 +63,7 @@ class Choices:
     seeds: int = 1
     val_percent: float = 10.0
     with_test: bool = False
+    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Plan:
         seeds: The seeds of the runs of each fold.
         fold_of: The number of the fold of each clip, from 1, by the path of its video.
         val_percent: The percentage of the training clips of a run that choose its checkpoint.
+        probe: Whether each run is a `vivit probe` instead of a training.
     """
 
     overrides: list[str]
@@ -79,6 +84,7 @@ class Plan:
     seeds: list[int]
     fold_of: dict[str, int]
     val_percent: float
+    probe: bool
 
 
 @dataclass
@@ -124,10 +130,15 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
     count = choices.folds or len(set(groups))
     if not 2 <= count <= len(set(groups)):
         raise UserError(f"--folds {count}: must be between 2 and the {plural(len(set(groups)), 'group')}")
-    num_train = round(len(table) * (1 - 1 / count) * (1 - choices.val_percent / 100))
-    words, fold_of = training_words(cfg, overrides, num_train), folds_of(table, groups, count)
-    plan = Plan(words, choices.group, list(range(choices.seeds)), fold_of, choices.val_percent)
+    if choices.probe:
+        words = [word for word in overrides if is_kept(word)]
+    else:
+        num_train = round(len(table) * (1 - 1 / count) * (1 - choices.val_percent / 100))
+        words = training_words(cfg, overrides, num_train)
+    fold_of, seeds = folds_of(table, groups, count), list(range(choices.seeds))
+    plan = Plan(words, choices.group, seeds, fold_of, choices.val_percent, choices.probe)
     take_folder(out, plan)
+    write_groups(out / GROUPS, table, groups)
     log.info(
         f"{plural(len(table), 'clip')} of {len(names)} classes in {plural(len(set(groups)), 'group')} "
         f"(--group {choices.group}); {plural(count, 'fold')} x {plural(choices.seeds, 'seed')}"
@@ -142,7 +153,9 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
         for done, job in enumerate(jobs):
             step(done, f"fold {job.fold}, seed {job.seed}")
             lists = write_lists(out / f"fold_{job.fold}", job.fold, plan, table, groups, splits)
-            run(job, out / f"fold_{job.fold}/seed_{job.seed}", [*lists, *plan.overrides])
+            folder = out / f"fold_{job.fold}/seed_{job.seed}"
+            words = [*lists, *plan.overrides, f"seed={job.seed}"]
+            run(job, folder, probe_command(folder, words) if plan.probe else training_command(folder, words))
             what = f"top-1 {job.top1:.3f} of {plural(len(job.right), 'clip')}" if job.right else job.failure
             log.info(f"fold {job.fold}/{count}  seed {job.seed}  {what}")
     return summarize(out, jobs, table, groups, len(names))
@@ -206,7 +219,7 @@ def take_folder(out: Path, plan: Plan) -> None:
     file = out / "plan.json"
     text = json.dumps(asdict(plan), indent=1, ensure_ascii=False)
     if file.is_file():
-        if parse_json(read_text(file), file) != json.loads(text):
+        if {"probe": False} | parse_json(read_text(file), file) != json.loads(text):  # Older plans have no probe.
             raise UserError(f"{out} holds a cross-validation with other settings or clips: choose another --out")
         return
     if out.exists() and any(out.iterdir()):
@@ -214,6 +227,12 @@ def take_folder(out: Path, plan: Plan) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_groups(file: Path, table: ClipTable, groups: Sequence[str]) -> None:
+    """Writes the group of each clip, for `vivit probe --group FILE`."""
+    with replacing(file) as part, part.open("w", newline="", encoding="utf-8") as rows:
+        csv.writer(rows).writerows([("path", "group"), *zip(table.paths.tolist(), groups, strict=True)])
 
 
 def write_lists(
@@ -232,6 +251,8 @@ def write_lists(
     parts = min(max(round(100 / plan.val_percent), 2), len(set(other)))
     part_N = assign_folds(other, class_ids(table)[rest], parts, seed=fold)
     rows = {"train": rest[part_N > 0], "val": rest[part_N == 0], "test": np.flatnonzero(fold_N == fold)}
+    if plan.probe:  # It needs no clips to choose a checkpoint, and scores those of data.val.
+        rows = {"train": rest, "val": rows["test"]}
     left_out = {split: {*range(len(table))} - {*kept.tolist()} for split, kept in rows.items()}
     folder.mkdir(parents=True, exist_ok=True)
     words = shlex.split(write_clean(folder / "lists", splits, dict.fromkeys(rows, table), left_out, ""))
@@ -242,14 +263,29 @@ def write_lists(
     return ["data=csv", root, *lists, *(word for word in words if word.startswith("data.reader."))]
 
 
-def run(job: Job, folder: Path, words: Sequence[str]) -> None:
-    """Trains and scores a run in a process of its own, and reads its result. A finished run is only read.
+def training_command(folder: Path, words: Sequence[str]) -> list[str]:
+    """Returns the command that trains a run, or goes on with it."""
+    out = f"hydra.run.dir={quoted(str(folder.resolve()))}"
+    return [sys.executable, "-m", "vivit_train.tools.train", *words, out, "resume=auto"]
+
+
+def probe_command(folder: Path, words: Sequence[str]) -> list[str]:
+    """Returns the command that probes a run. What an interrupted one has left is deleted, except for features."""
+    if not (folder / "metrics.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+    group = str((folder.parents[1] / GROUPS).resolve())
+    return [
+        *(sys.executable, "-m", "vivit_train.tools.cli", "probe", *words),
+        *("--out", str(folder.resolve()), "--group", group),
+    ]
+
+
+def run(job: Job, folder: Path, command: Sequence[str]) -> None:
+    """Runs a training or a probe in a process of its own, and reads its result. A finished run is only read.
 
     Raises:
         KeyboardInterrupt: A signal stopped the run; the same command goes on with it.
     """
-    command = [sys.executable, "-m", "vivit_train.tools.train", *words]
-    command += [f"seed={job.seed}", f"hydra.run.dir={quoted(str(folder.resolve()))}", "resume=auto"]
     results = folder / "predictions.csv"
     if not (folder / "metrics.json").is_file():
         environment = os.environ | {"PYTHONSAFEPATH": "1"}

@@ -20,7 +20,9 @@ def probe(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder. Default: probe/<data name>/1, 2, ...")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of cross-validation.")] = 10,
-    group: Annotated[str, typer.Option(help="Which clips stay in one fold, as in crossval.")] = "source",
+    group: Annotated[
+        str, typer.Option(help="Clips that stay in one fold: source, none, column:NAME, ... as in crossval.")
+    ] = "source",
 ) -> None:
     """Get a first honest number for a dataset in minutes: heads on the frozen features of pretrained weights.
 

@@ -20,7 +20,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.probe import FrameProbe, Space
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
-from vivit_train.tools.crossval.run import groups_of
+from vivit_train.tools.crossval.groups import groups_of
 from vivit_train.tools.overrides import compose_words, to_overrides
 from vivit_train.tools.probe.features import SplitFeatures, features_of, layers_of
 from vivit_train.tools.probe.table import BASELINES, Score, advice, table
