@@ -1,12 +1,17 @@
 """Checkpoints of random weights, which need no training."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from vivit_train.models.choices import Train
+from vivit_train.models.tuning import set_trained
 from vivit_train.models.vivit import ViViT
-from vivit_train.training.checkpoint import Metadata
+from vivit_train.training.checkpoint import Metadata, num_classes
+from vivit_train.training.targets import MODELS, build
 
 SIZES: dict[str, Any] = {"frames": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 24, "tubelet": [2, 16, 16]}
 DATA = {"_target_": "videos", "name": "x", "root": "x", "frames": 4, "stride": 2, "crop": 32, "short_side": 36}
@@ -21,11 +26,23 @@ def randomize(net: ViViT) -> ViViT:
     return net
 
 
-def checkpoint(path: Path, classes: dict[str, list[str]], multi_label: bool = False, **data: Any) -> Path:
-    """Writes a checkpoint of random weights; `data` are further settings of the data."""
-    heads = {head: len(names) for head, names in classes.items()}
-    node = {"_target_": "vivit", "model": "vivit_st", "image_size": 32, **SIZES}
-    net = randomize(ViViT("vivit_st", num_classes=heads if len(heads) > 1 else heads[""], image_size=32, **SIZES))
+def checkpoint(
+    path: Path,
+    classes: dict[str, list[str]],
+    multi_label: bool = False,
+    *,
+    model: Mapping[str, Any] = MappingProxyType({}),
+    tuning: Train = "all",
+    **data: Any,
+) -> Path:
+    """Writes a checkpoint of random weights.
+
+    `tuning` is the choice of `train`; `model` and `data` are further settings of their nodes.
+    """
+    node = {"_target_": "vivit", "model": "vivit_st", "image_size": 32, **SIZES, **model}
+    net = build(node, MODELS, "model", num_classes=num_classes(classes))
+    set_trained(net, tuning)
+    randomize(net)
     config = {"model": node, "data": DATA | data, "micro_batch_size": 4, "seed": 0}
     metadata = Metadata(config, classes, [0.4] * 3, [0.3] * 3, multi_label)
     state = {f"net.{name}": value for name, value in net.state_dict().items()}

@@ -115,7 +115,7 @@ def test_onnx(model: str, words: list[str], runs: Callable[[str], Path], videos:
 def test_formats_of_tensors(format: str, model: str, runs: Callable[[str], Path], tmp_path: Path) -> None:
     """The command itself compares the logits of what it wrote."""
     export(runs(model), "--format", format, "--out", tmp_path / "out")
-    assert (tmp_path / "out" / {"safetensors": "model.json", "scenic": "checkpoint_0"}[format]).is_file()
+    assert (tmp_path / "out" / {"safetensors": "vivit_train.json", "scenic": "checkpoint_0"}[format]).is_file()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from vivit_train.tools.cli import app
 from vivit_train.utils.errors import UserError
 
 REPO, COMMIT, TOKEN = "someone/vivit-mine", "0" * 40, "hf_right"
-FILES = {"README.md", "example.py", "model.json", "model.safetensors", "preprocessing.json", "vivit_train.json"}
+FILES = {"README.md", "example.py", "model.safetensors", "preprocessing.json", "vivit_train.json"}
 
 
 class Hub(ThreadingHTTPServer):

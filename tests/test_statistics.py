@@ -17,7 +17,7 @@ from vivit_train.training.result import Result
 from vivit_train.training.statistics import calibration, class_scores, confused
 from vivit_train.utils.intervals import bootstrap, wilson
 from vivit_train.utils.plots import accuracy_axis, confusion_axis
-from vivit_train.utils.text import csv_cell
+from vivit_train.utils.text import csv_cell, percent
 
 NAMES = ("push", "kick", "hug", "point", "=punch", "shake")
 
@@ -47,6 +47,18 @@ def several_labels(n: int = 50, failed: tuple[int, ...] = ()) -> Rows:
 
 def result(rows: Rows) -> Result:
     return Result(rows, {"": NAMES}, rows["index"])
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "text"),
+    [
+        *((0.0, 0, "0 %"), (1.0, 0, "100 %"), (0.384, 0, "38 %"), (0.384, 1, "38.4 %"), (math.nan, 0, "-")),
+        *((0.996, 0, "99.6 %"), (0.9999, 0, "> 99.9 %"), (0.0004, 0, "< 0.1 %"), (0.004, 0, "0.4 %")),
+        *((0.9996, 1, "99.96 %"), (1.0, 1, "100.0 %"), (0.994, 0, "99 %")),
+    ],
+)
+def test_only_all_is_100_percent_and_only_none_is_0(share: float, digits: int, text: str) -> None:
+    assert percent(share, digits) == text
 
 
 def test_wilson_s_interval() -> None:

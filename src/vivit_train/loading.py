@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.weights.backbone import read_backbone
 from vivit_train.models.weights.files import CHECKPOINT_JSON, is_hub_name
 from vivit_train.models.weights.source import Source
-from vivit_train.models.weights.whole import Hints, read_whole
+from vivit_train.models.weights.whole import Hints, arguments_of, read_whole
 from vivit_train.stored_data import stored_data
-from vivit_train.training.checkpoint import KEY, load_checkpoint, restore_net
+from vivit_train.training.checkpoint import KEY, Metadata, load_checkpoint, restore_net
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.run_folder import best_checkpoint
@@ -64,9 +65,9 @@ def load(
     path = checkpoint_at(folder)
     metadata, weights = load_checkpoint(path)
     net = restore_net(metadata, weights, path, trusted)
-    classes = renamed(metadata.classes, labels, name)
-    task = VideoClassifier(net, classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
-    return VideoModel(task, partial(stored_data, metadata, path, trusted), device)
+    metadata = replace(metadata, classes=renamed(metadata.classes, labels, name))
+    task = VideoClassifier(net, metadata.classes, metadata.mean, metadata.std, multi_label=metadata.multi_label)
+    return VideoModel(task, partial(stored_data, metadata, path, trusted), device, metadata)
 
 
 def is_backbone(source: Source, name: str) -> bool:
@@ -101,8 +102,12 @@ def from_others(
         raise UserError(f"{source.name} names no classes: pass their names as labels, in the order of the logits")
     logits = [f"class {k}" for k in range(whole.net.head.out_features)]
     classes = renamed({"": whole.classes or logits}, labels, source.name)
-    task = VideoClassifier(whole.net, classes, *whole.statistics, multi_label=bool(whole.multi_label))
-    return VideoModel(task, partial(VideoDataModule, **with_short_side(whole.clip)), device)
+    mean, std = map(list, whole.statistics)
+    clip, is_multi_label = with_short_side(whole.clip), bool(whole.multi_label)
+    config = {"model": {"_target_": "vivit", **arguments_of(whole.net)}, "data": {"_target_": "videos", **clip}}
+    metadata = Metadata(config, classes, mean, std, is_multi_label)
+    task = VideoClassifier(whole.net, classes, mean, std, multi_label=is_multi_label)
+    return VideoModel(task, partial(VideoDataModule, **clip), device, metadata)
 
 
 def checkpoint_at(path: Path) -> Path:
@@ -124,20 +129,20 @@ def checkpoint_at(path: Path) -> Path:
 
 def renamed(
     classes: Mapping[str, Sequence[str]], labels: StrPath | Sequence[str] | None, name: str
-) -> Mapping[str, Sequence[str]]:
+) -> dict[str, list[str]]:
     """Returns the classes with the names in `labels`, if there are any.
 
     Raises:
         UserError: The number of names does not fit the model, or the model has several heads.
     """
     if labels is None:
-        return classes
+        return {head: list(names) for head, names in classes.items()}
     names = read_classes(existing(labels)) if isinstance(labels, str | os.PathLike) else tuple(labels)
     if len(classes) > 1:
         raise UserError(f"{name} has the heads {', '.join(classes)}, whose names cannot be replaced: omit labels")
     if len(names) != (expected := len(classes[""])):
         raise UserError(f"labels has {plural(len(names), 'name')}, but {name} has {expected} classes")
-    return {"": names}
+    return {"": list(names)}
 
 
 def existing(file: StrPath) -> Path:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivit_train.utils.text import printable
+from vivit_train.utils.text import percent, printable
 
 ACTION = "action"  # the name of the tuple of the classes of several heads, as in the scores of an evaluation
 
@@ -68,7 +68,7 @@ class Prediction:
         return data | ({"error": self.error} if self.failed else {"labels": heads.get("", heads)})
 
     def __str__(self) -> str:
-        lines = [f"{label.probability:7.1%}  {printable(label.name)}" for label in self.labels]
+        lines = [f"{percent(label.probability, 1):>9}  {printable(label.name)}" for label in self.labels]
         return "\n".join([printable(self.video), *(lines or [f"  cannot be read: {self.error}"])])
 
 

@@ -26,6 +26,7 @@ from vivit_train.data.dataset import ClipBatch, EvalProtocol
 from vivit_train.data.watchdog import LoaderDiedError
 from vivit_train.models.embeddings import Level, embeddings
 from vivit_train.predictions import Prediction, best_labels
+from vivit_train.training.checkpoint import Metadata
 from vivit_train.training.evaluation import parse_views
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError, VideoError
@@ -44,6 +45,7 @@ class VideoModel:
             arguments of `VideoDataModule`.
         device: "cpu", "cuda", or "auto", which is a GPU if there is one. On a GPU, the model computes in bf16, as
             eval.py does.
+        metadata: What `load` needs beside the weights to build the model again; None without classes.
 
     Attributes:
         classes: The class names of each head in the order of the logits. A single head has the name "".
@@ -52,12 +54,16 @@ class VideoModel:
     """
 
     def __init__(
-        self, task: VideoClassifier, build_data: Callable[..., VideoDataModule], device: str = "auto"
+        self,
+        task: VideoClassifier,
+        build_data: Callable[..., VideoDataModule],
+        device: str = "auto",
+        metadata: Metadata | None = None,
     ) -> None:
         self.device = usable_device(device)
         self.task = task.to(self.device).eval()
         self.classes, self.multi_label = task.classes, task.multi_label
-        self.build_data = build_data
+        self.build_data, self.metadata = build_data, metadata
 
     @overload
     def predict(self, videos: Video, *, views: str = ..., top: int = ..., **loading: Any) -> Prediction: ...

@@ -14,6 +14,7 @@ from vivit_train.data.video.scan import probe
 from vivit_train.data.video.storage import is_plain
 from vivit_train.utils.errors import VideoError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
+from vivit_train.utils.progress import tracked
 from vivit_train.utils.text import plural, printable
 
 log = logging.getLogger(__name__)
@@ -112,11 +113,9 @@ def across_splits(paths_of: Mapping[str, Sequence[str]], what: str = "splits") -
 
 def fingerprints_of(paths: Sequence[str]) -> list[VideoFingerprint]:
     """Returns the fingerprints of the videos that can be read, in child processes."""
-    from rich.progress import track
-
     paths = [path for path in paths if not is_plain(path) or (os.path.isfile(path) and os.path.getsize(path))]
     with closing(run_isolated(fingerprint_of, dict.fromkeys(paths, TIMEOUT_S), usable_cores())) as results:
-        found = track(results, "looking for videos that look alike", len(paths), disable=len(paths) < 100)
+        found = tracked(results, "looking for videos that look alike", len(paths))
         looks = {path: look for path, look in found if not isinstance(look, Failure)}
     return [looks[path] for path in paths if path in looks]
 
@@ -126,8 +125,6 @@ def similar(looks: Iterable[VideoFingerprint]) -> Iterator[tuple[str, str, int]]
 
     Only videos whose durations differ by at most 10% are compared.
     """
-    from rich.progress import track
-
     seen = [look for look in looks if look.fingerprint]
     if not seen:
         return
@@ -138,7 +135,8 @@ def similar(looks: Iterable[VideoFingerprint]) -> Iterator[tuple[str, str, int]]
         bits[order] * np.float32(2) - 1,
         np.searchsorted(ones[order], ones[order] + SAME_BITS, side="right"),
     )
-    for start in track(range(0, len(order), 256), "comparing videos", disable=len(order) < 20_000):
+    starts = range(0, len(order), 256)
+    for start in tracked(starts, "comparing videos", len(starts)):
         stop = min(start + 256, len(order))
         differing = (bits.shape[1] - signs[start:stop] @ signs[start : ends[stop - 1]].T) / 2
         for i, j in np.argwhere(differing <= SAME_BITS).tolist():

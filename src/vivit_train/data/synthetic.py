@@ -21,11 +21,12 @@ from uuid import uuid4
 import av
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from vivit_train.data.annotations.folder import read_folder
 from vivit_train.data.annotations.table import Splits
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.progress import tracked
+from vivit_train.utils.text import printable
 
 Array = NDArray[np.floating]
 Path_T4 = Array  # per frame: x and y of the shape (in frame widths, y down), its angle, the log of its diameter
@@ -215,7 +216,7 @@ def make_demo(
             for label in CLASSES:
                 (unfinished / split / label).mkdir(parents=True)
         with ThreadPoolExecutor() as pool:  # numpy and x264 release the GIL
-            for _ in track(pool.map(lambda name: make(*name), names), f"Making {root}", total=len(names)):
+            for _ in tracked(pool.map(lambda name: make(*name), names), f"making {printable(root)}", len(names)):
                 pass
         (unfinished / MARKER).write_text(marker, encoding="utf-8")
         try:

@@ -286,11 +286,12 @@ class Encoder(nn.Module):
         Places are relative to the image, from -1 to 1. Class and register tokens are not rotated.
         """
         num_cls, num_reg = (0 if x is None else x.shape[1] for x in (self.cls_token, self.reg_token))
-        y, x = (2 * (torch.arange(size) + 0.5) / size - 1 for size in (rows, columns))
+        # No weights file holds these numbers, so they exist even while a model of a checkpoint has only shapes.
+        y, x = (2 * (torch.arange(size, device="cpu") + 0.5) / size - 1 for size in (rows, columns))
         place_n2 = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
         for attention in (module for module in self.blocks.modules() if isinstance(module, Attention)):
             d = attention.out.in_features // attention.heads
-            periods = 100.0 ** (2 * torch.arange(d // 4) / (d // 2))
+            periods = 100.0 ** (2 * torch.arange(d // 4, device="cpu") / (d // 2))
             angles_nd = (2 * math.pi * place_n2[:, :, None] / periods).flatten(1).repeat(1, 2)
             steps = (math.prod(self.grid) - num_cls) // len(angles_nd)
             angles_Nd = F.pad(angles_nd.repeat(steps, 1), (0, 0, num_cls, num_reg))

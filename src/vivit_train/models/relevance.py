@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vivit_train.models.layers import Attention, Encoder
+from vivit_train.models.probe import FrameProbe
 from vivit_train.models.vivit import ViViT
 
 Axis = Literal["space", "time"]
@@ -87,9 +88,11 @@ def passed_back(net: ViViT, maps: Sequence[Tensor], B: int, keep: float) -> Tens
         if temporal is not None:
             weight_BN = through(temporal, start(temporal, maps[depth]), maps[depth:], keep, gain)
             weight_Bt = patches(temporal, weight_BN, t)
-        found_BtN = through(net.encoder, start(net.encoder, maps[0]), maps[:depth], keep, gain).unflatten(
-            0, (B, t)
-        )
+        first = start(net.encoder, maps[0])
+        if isinstance(net, FrameProbe) and net.space != "cls":  # Its head sees means of patches.
+            first = torch.zeros_like(first)
+            patches(net.encoder, first, n).fill_(1 / n)
+        found_BtN = through(net.encoder, first, maps[:depth], keep, gain).unflatten(0, (B, t))
         return patches(net.encoder, found_BtN, n) * weight_Bt[..., None]
     r_Btn = maps[0].new_full((B, t, n), 1 / (t * n))
     axes: tuple[Axis, Axis] = (

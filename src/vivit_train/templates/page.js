@@ -4,7 +4,11 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 // Plotly reads some HTML in labels, so names are escaped like in HTML.
 const escaped = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 const short = (text, length = 28) => escaped(text.length > length ? `${text.slice(0, length - 1)}…` : text);
-const percent = (x) => (x === null ? "-" : `${(100 * x).toFixed(0)} %`);
+const percent = (x) => { // as utils/text.py: only none is 0 %, and only all is 100 %
+  if (x === null) return "-";
+  const text = [0, 1].map((digits) => (100 * x).toFixed(digits)).find((text) => x === 0 || x === 1 || (text > 0 && text < 100));
+  return text ? `${text} %` : x > 0.5 ? "> 99.9 %" : "< 0.1 %";
+};
 
 // Tables: a click on a heading sorts, the search box filters by the text of the first column.
 function sortTable(table, column, descending) {

@@ -18,7 +18,7 @@ from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap, wilson
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.page import check_replaceable, render
-from vivit_train.utils.text import plural, printable, shorten_list
+from vivit_train.utils.text import percent, plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def accuracy(result: Scored) -> str:
     """Return the accuracy of a result with its interval."""
     right, n = int(result.right.sum()), len(result.right)
     low, high = wilson(right, n)
-    return f"{100 * right / n:.1f} % ({right:,} of {n:,}, 95 % CI {100 * low:.0f} to {100 * high:.0f})"
+    return f"{percent(right / n, 1)} ({right:,} of {n:,}, 95 % CI {100 * low:.0f} to {100 * high:.0f})"
 
 
 def summary(comparison: Comparison) -> str:
@@ -227,7 +227,7 @@ def text(results: Sequence[Scored], comparisons: Sequence[Comparison]) -> Iterat
         changed = [row for row in found.by_class() if row["difference"]][:LISTED]
         for row in changed:
             yield (
-                f"  {printable(row['class'])}: {row['first']:.0%} -> {row['second']:.0%} of {row['n']}, "
+                f"  {printable(row['class'])}: {percent(row['first'])} -> {percent(row['second'])} of {row['n']}, "
                 f"{row['gained']} gained, {row['lost']} lost"
             )
         for title, rows in (("gained", found.gained), ("lost", found.lost)):

@@ -20,6 +20,7 @@ from vivit_train.data.video.decode import read_frames
 from vivit_train.utils.files import read_records
 from vivit_train.utils.plots import CAPTION, confusion_axis, drawn, save
 from vivit_train.utils.startup import prepare_process
+from vivit_train.utils.text import percent
 
 log = logging.getLogger("vivit_train.tools.demo_report")  # run as a module, its name would be __main__
 
@@ -47,17 +48,25 @@ def draw(path: Path, predictions: dict[str, list[tuple[str, str, str]]], root: P
     for axis, (order, rows) in zip(halves[1].subplots(1, 3), predictions.items(), strict=True):
         labels = np.array([CLASSES.index(label) for _, label, _ in rows])
         guesses = np.array([CLASSES.index(prediction) for *_, prediction in rows])
-        confusion_axis(axis, labels, guesses, CLASSES, f"{order}: {np.mean(labels == guesses):.1%} correct")
+        confusion_axis(
+            axis, labels, guesses, CLASSES, f"{order}: {percent(float(np.mean(labels == guesses)), 1)} correct"
+        )
     save(figure, path)
 
 
 def main(run: Path) -> None:
     predictions = {order: read_predictions(run / folder) for order, folder in ORDERS.items()}
-    right = {order: np.mean([label == guess for _, label, guess in rows]) for order, rows in predictions.items()}
-    partner = np.mean([PARTNER[label] == guess for _, label, guess in predictions["reversed"]])
-    log.info(f"frames in order:  {right['forward']:.1%} of {len(predictions['forward'])} test videos correct")
-    log.info(f"frames reversed:  {partner:.1%} predicted as the partner class (left as right, approach as recede)")
-    log.info(f"frames shuffled:  {right['shuffled']:.1%} correct")
+    right = {
+        order: float(np.mean([label == guess for _, label, guess in rows])) for order, rows in predictions.items()
+    }
+    partner = float(np.mean([PARTNER[label] == guess for _, label, guess in predictions["reversed"]]))
+    log.info(
+        f"frames in order:  {percent(right['forward'], 1)} of {len(predictions['forward'])} test videos correct"
+    )
+    log.info(
+        f"frames reversed:  {percent(partner, 1)} predicted as the partner (left as right, approach as recede)"
+    )
+    log.info(f"frames shuffled:  {percent(right['shuffled'], 1)} correct")
     draw(run / "demo.png", predictions, Path("data/demo"))
     log.info(
         f"See {run}/report.html (what it does well), {run}/demo.png (results), {run}/curves.png (training) and\n"

@@ -10,15 +10,11 @@ import logging
 import os
 import re
 import shutil
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-
-from rich.progress import Progress
 
 from vivit_train.data.annotations.files import below, list_videos, raise_listed, shown_endings, walk
 from vivit_train.tools.encode import Settings, encode
@@ -34,13 +30,13 @@ from vivit_train.tools.manifest import (
 )
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
+from vivit_train.utils.progress import progress
 from vivit_train.utils.text import plural, printable, shorten_list
 
 log = logging.getLogger(__name__)
 
 ANNOTATIONS = {".csv", ".tsv", ".txt", ".json"}
 S_PER_BYTE = 1e-5  # Large files get extra time: the limit is for videos that hang, not for long ones.
-LINE_EVERY_S = 30.0  # This is the interval of the progress lines if the output is not a terminal.
 
 
 def prepare(
@@ -181,17 +177,18 @@ def _encode_all(
 ) -> Generator[tuple[Job, Row | Failure], None, None]:
     """Re-encode videos in child processes, show the progress, and yield each video with its result."""
     limits = {job: timeout_s + S_PER_BYTE * job.num_bytes for job in todo}
-    num_failed = 0
+    num_failed = num_bytes = 0
     with (
         closing(run_isolated(partial(make, settings=settings), limits, workers)) as results,
-        _progress(len(todo), sum(job.num_bytes for job in todo)) as step,
+        progress("re-encoding", sum(job.num_bytes for job in todo)) as step,
     ):
-        for job, result in results:
+        for done, (job, result) in enumerate(results, 1):
             if isinstance(result, Failure):
                 num_failed += 1
                 _discard(job.partial)
             yield job, result
-            step(job.num_bytes, num_failed)
+            num_bytes += job.num_bytes
+            step(num_bytes, f"{done:,} of {plural(len(todo), 'video')}, {num_failed} failed")
 
 
 def _report_failures(table: Path, failed: list[Row], num_videos: int) -> None:
@@ -275,31 +272,6 @@ def _copy_annotations(source: Path, target: Path) -> None:
                 _discard(str(made))
     if copied:
         log.info(f"{plural(copied, 'annotation file')} ({', '.join(sorted(ANNOTATIONS))}) copied")
-
-
-@contextmanager
-def _progress(count: int, num_bytes: int) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress: a bar on a terminal, otherwise one line every half minute.
-
-    Yields:
-        A function to call after each video, with its size in bytes and the number of failures so far.
-    """
-    live = sys.stdout.isatty()
-    start = logged = time.monotonic()
-    done = bytes_done = 0
-
-    def step(more_bytes: int, failed: int) -> None:
-        nonlocal done, bytes_done, logged
-        done, bytes_done, now = done + 1, bytes_done + more_bytes, time.monotonic()
-        bar.update(task, advance=more_bytes, description=f"{done}/{count}, {failed} failed")
-        if not live and (done == count or now - logged > LINE_EVERY_S):
-            logged, minutes = now, (now - start) / 60
-            left = minutes * (num_bytes - bytes_done) / max(bytes_done, 1)
-            log.info(f"{done}/{count}, {failed} failed, {minutes:.1f} min, {left:.0f} min left")
-
-    with Progress(disable=not live) as bar:
-        task = bar.add_task(f"0/{count}", total=num_bytes)
-        yield step
 
 
 def _log_renamed(jobs: list[Job]) -> None:

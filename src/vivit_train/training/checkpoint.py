@@ -236,7 +236,8 @@ def write_checkpoint_folder(folder: Path, metadata: Metadata, weights: Mapping[s
 
     Args:
         folder: The folder.
-        metadata, weights: Those of `load_checkpoint`.
+        metadata: That of `load_checkpoint`.
+        weights: The weights of the model by parameter name.
     """
     config, data = metadata.config, dict(metadata.config.get("data") or {})
     kept: dict[str, Any] = {key: config[key] for key in ("model", "micro_batch_size", "seed") if key in config}
@@ -244,7 +245,7 @@ def write_checkpoint_folder(folder: Path, metadata: Metadata, weights: Mapping[s
     content = Metadata(**vars(metadata) | {"config": kept}).to_dict()
     text = json.dumps(content, indent=2)
     (folder / CHECKPOINT_JSON).write_text(text + "\n", encoding="utf-8")
-    plain = {name: value.detach().float().contiguous() for name, value in weights.items()}
+    plain = {name: value.detach().contiguous() for name, value in weights.items()}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
 
 

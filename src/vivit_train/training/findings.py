@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivit_train.training.answers import Answers, chance
-from vivit_train.training.result import TITLES, Result, percent
+from vivit_train.training.result import TITLES, Result
 from vivit_train.training.statistics import calibration, confused, views_accuracy
-from vivit_train.utils.text import plural, shorten
+from vivit_train.utils.text import percent, plural, shorten
 
 NAMED, NAME = 3, 40  # classes in a sentence, and the length of their names
 MOSTLY = 0.6  # A class that gets this share of the predictions is pointed out if no class is that frequent.

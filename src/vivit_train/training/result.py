@@ -20,7 +20,7 @@ from vivit_train.training.statistics import (
     map_interval,
     top_intervals,
 )
-from vivit_train.utils.text import plural, printable, shorten
+from vivit_train.utils.text import percent, plural, printable, shorten
 
 LISTED, LOWEST = 10, 5  # A result lists up to 10 classes in the terminal, and else the 5 with the lowest recall.
 NAME = 32  # Class names are shortened to this many characters in the terminal.
@@ -145,7 +145,7 @@ class Result:
             return f"{value:.3f} ({of}, 95 % CI {low:.2f} to {high:.2f})"
         digits = 0 if high - low > NARROW else 1
         interval = f"95 % CI {100 * low:.{digits}f} to {100 * high:.{digits}f}"
-        return f"{100 * value:.1f} % ({round(value * n):,} of {n:,}, {interval})"
+        return f"{percent(value, 1)} ({round(value * n):,} of {n:,}, {interval})"
 
 
 def class_table(head: Answers, scores: ClassScores) -> list[str]:
@@ -166,11 +166,6 @@ def class_table(head: Answers, scores: ClassScores) -> list[str]:
             f"{percent(scores.precision[k]):>10} {f1:>5} {auc:>5}"
         )
     return lines
-
-
-def percent(value: float) -> str:
-    """Returns a share as a percentage, or "-" if it is undefined."""
-    return "-" if math.isnan(value) else f"{100 * value:.0f} %"
 
 
 def defined(value: Any) -> Any:

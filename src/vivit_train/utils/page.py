@@ -16,7 +16,7 @@ from PIL import Image
 
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import read_text
-from vivit_train.utils.text import printable_lines
+from vivit_train.utils.text import percent, printable_lines
 from vivit_train.utils.version import package_version
 
 MARK = '<meta name="generator" content="vivit-train">'
@@ -56,7 +56,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: shown(value) if type(value) is str else value,
     )
-    found.filters["percent"] = lambda value: "-" if value is None else f"{100 * value:.0f} %"
+    found.filters["percent"] = lambda value: "-" if value is None else percent(value)
     found.filters["two"] = lambda value: "-" if value is None else f"{value:.2f}"
     found.filters["json"] = embedded
     found.filters["path"] = breakable

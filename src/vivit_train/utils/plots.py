@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vivit_train.utils.intervals import wilson
-from vivit_train.utils.text import printable, shorten
+from vivit_train.utils.text import percent, printable, shorten
 
 if TYPE_CHECKING:  # A sweep draws plots without importing torch.
     from torch import Tensor
@@ -261,7 +261,7 @@ def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequenc
     if K <= 20:
         for row, column in zip(*np.nonzero(counts), strict=True):
             share = shares[row, column]
-            text = f"{int(counts[row, column])}" + (f"\n{share:.0%}" if K <= 12 else "")
+            text = f"{int(counts[row, column])}" + (f"\n{percent(share)}" if K <= 12 else "")
             color = "white" if share > 0.5 else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 

@@ -2,11 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 LINE_EVERY_S = 30.0
 Step = Callable[[float, str], None]
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -43,3 +45,11 @@ def progress(what: str, total: float, unit: str = "") -> Iterator[Step]:
     with Progress(*columns, console=Console(stderr=True), disable=not live, transient=True) as bar:
         task = bar.add_task(what, total=total, note="")
         yield step
+
+
+def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Yields the items, and shows how many of them the caller has done; see `progress`."""
+    with progress(what, total) as step:
+        for done, item in enumerate(items, 1):
+            yield item
+            step(done, "")

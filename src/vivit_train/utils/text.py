@@ -4,6 +4,7 @@ Hydra imports this module at startup, so it must not import anything heavy.
 """
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -50,6 +51,22 @@ def plural(count: int, noun: str) -> str:
     """Returns a count with its noun: "1 device", "1,200 devices", "2 classes"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Returns a share as a percentage, "38 %", or "-" if it is undefined.
+
+    Only none is 0 % and only all is 100 %: what would round to them has a further digit, "99.6 %", or a bound,
+    "> 99.9 %".
+    """
+    if math.isnan(share):
+        return "-"
+    for places in (digits, digits + 1):
+        text = f"{100 * share:.{places}f}"
+        if share in (0, 1) or 0 < float(text) < 100:
+            return f"{text} %"
+    least = 10.0 ** -(digits + 1)
+    return f"> {100 - least:.{digits + 1}f} %" if share > 0.5 else f"< {least:.{digits + 1}f} %"
 
 
 def printable_lines(text: object) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from vivit_train.models.weights.files import Statistics
-from vivit_train.utils.text import plural
+from vivit_train.utils.text import percent, plural
 
 MOST_ACTIONS = 7  # Without notes and license, this limits a report to ten lines on the terminal.
 
@@ -52,7 +52,7 @@ class LoadReport:
         for name, action in self.rows.items():
             actions.setdefault(action, {})[re.sub(r"blocks\.\d+\.", "blocks.*.", name)] = None
         counts = Counter(self.rows.values())
-        lines = [f"weights from {self.source}: {self.coverage:.1%} of what {self.kind} can fill"]
+        lines = [f"weights from {self.source}: {percent(self.coverage, 1)} of what {self.kind} can fill"]
         for action, names in list(actions.items())[:MOST_ACTIONS]:
             shown = ", ".join([*list(names)[:2], *(["..."] if len(names) > 2 else [])])
             lines.append(f"  {action:<18} {plural(counts[action], 'parameter')}: {shown}")

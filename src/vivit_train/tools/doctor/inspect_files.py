@@ -29,6 +29,7 @@ from vivit_train.utils.arguments import conforms
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.files import read_text
 from vivit_train.utils.process_pool import Failure, run_isolated
+from vivit_train.utils.progress import tracked
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -241,8 +242,6 @@ def inspect_files(
     Raises:
         UserError: Ctrl-C interrupts the inspection.
     """
-    from rich.progress import track
-
     with ThreadPool(32) as threads:  # Servers and network disks handle many requests at a time.
         described = f"{settings}, {SCANNED_BY}"
         unseen = threads.map(partial(_unseen, described, settings.allow_private_urls), paths)
@@ -261,7 +260,7 @@ def inspect_files(
         closing(run_isolated(partial(entry, settings=settings), todo, workers)) as results,
     ):
         try:
-            for path, found in track(results, "checking files", len(todo), disable=not todo):
+            for path, found in tracked(results, "checking files", len(todo)):
                 seen = (
                     FileReport(path, kind=found.kind, detail=found.detail) if isinstance(found, Failure) else found
                 )

@@ -108,6 +108,18 @@ for head, names in settings["classes"].items():
     for k in probabilities.argsort()[::-1][:5]:
         print(head, names[k], f"{{probabilities[k]:.3f}}")
 '''
+OUR_EXAMPLE = '''"""Prints the most probable classes of a video: python example.py VIDEO. It needs vivit-train."""
+
+import sys
+from pathlib import Path
+
+import vivit_train
+
+model = vivit_train.load(Path(__file__).parent)
+for head, labels in model.predict(sys.argv[1]).heads.items():
+    for label in labels:
+        print(head, label.name, f"{label.probability:.3f}")
+'''
 NORMALIZED = """
 mean, std = (np.array(settings[name], np.float32).reshape(3, 1, 1) * 255 for name in ("mean", "std"))
 video = torch.from_numpy((clips - mean) / std)
@@ -132,24 +144,18 @@ PARTS = {
         "model = VivitForVideoClassification.from_pretrained(folder).eval()\n",
         f"{NORMALIZED}logits = model(video).logits[0].detach().numpy()\n",
     ),
-    "safetensors": (
-        "vivit-train",
-        "import torch\nfrom safetensors.torch import load_file\nfrom vivit_train import ViViT\n",
-        'model = ViViT(**json.loads((folder / "model.json").read_text(encoding="utf-8"))).eval()\n'
-        'model.load_state_dict(load_file(folder / "model.safetensors"))\n',
-        f"{NORMALIZED}output = model(video.transpose(1, 2))\n"
-        "output = output if isinstance(output, torch.Tensor) else torch.cat(list(output.values()), 1)\n"
-        "logits = output[0].detach().numpy()\n",
-    ),
 }
 
 
 def write_example(folder: Path, format: str) -> None:
     """Writes example.py; the authors' code has its own."""
+    if format == "scenic":
+        return
+    text = OUR_EXAMPLE
     if format in PARTS:
         packages, imports, load, run = PARTS[format]
         text = EXAMPLE.format(packages=packages, imports=imports, load=load, run=run)
-        (folder / "example.py").write_text(text, encoding="utf-8")
+    (folder / "example.py").write_text(text, encoding="utf-8")
 
 
 def write_card(
@@ -181,7 +187,7 @@ def write_card(
         "- Preprocessing and class names: `preprocessing.json`.",
         *training_lines(run),
         "",
-        *(["```", "python example.py VIDEO", "```"] if format in PARTS else []),
+        *(["```", "python example.py VIDEO", "```"] if format != "scenic" else []),
     ]
     (folder / "README.md").write_text("\n".join(map(printable_lines, lines)) + "\n", encoding="utf-8")
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vivit_train.models.vivit import ViViT
+from vivit_train.models.weights.files import CHECKPOINT_JSON
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
 from vivit_train.models.weights.scenic import load_scenic, read_scenic, save_scenic
-from vivit_train.models.weights.settings import shown_settings
+from vivit_train.models.weights.whole import arguments_of
 from vivit_train.tools.export.card import Preprocessing
+from vivit_train.training.checkpoint import Metadata, load_checkpoint, restore_net, write_checkpoint_folder
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError
 
@@ -34,12 +35,14 @@ class Format:
         can_be_half: Whether it can hold float16.
         can_be_int8: Whether it can hold int8.
         packages: The packages that it needs beyond those of this package.
+        holds_all: Whether it holds every model.
     """
 
     write: Callable[["Model", Path], Logits]
     can_be_half: bool = False
     can_be_int8: bool = False
     packages: tuple[str, ...] = ()
+    holds_all: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ class Model:
     Attributes:
         task: The model with its classes and its normalization, on the CPU.
         preprocessing: How its clips are made.
+        metadata: What `load` needs beside the weights.
         half: Whether to store and compute in float16.
         int8: Whether to store the weights of matrix products in int8.
     """
 
     task: VideoClassifier
     preprocessing: Preprocessing
+    metadata: Metadata
     half: bool = False
     int8: bool = False
 
@@ -124,12 +129,10 @@ def captured(model: Model) -> Any:
 
 
 def write_safetensors(model: Model, folder: Path) -> Logits:
-    net, file = model.task.net, folder / "model.safetensors"
-    dtype = torch.float16 if model.half else torch.float32
-    save_file({k: v.to(dtype).contiguous() for k, v in net.state_dict().items()}, file, metadata={"format": "pt"})
-    loaded = ViViT(**arguments_of(net))
-    loaded.load_state_dict(load_file(file))
-    return with_pixels(model, loaded)
+    net, dtype = model.task.net, torch.float16 if model.half else torch.float32
+    write_checkpoint_folder(folder, model.metadata, {k: v.to(dtype) for k, v in net.state_dict().items()})
+    package = type(net).__module__.partition(".")[0]  # Loading the checkpoint has run its code.
+    return with_pixels(model, restore_net(*load_checkpoint(file := folder / CHECKPOINT_JSON), file, [package]))
 
 
 def write_huggingface(model: Model, folder: Path) -> Logits:
@@ -160,25 +163,12 @@ def with_pixels(model: Model, net: ViViT) -> Logits:
     return VideoClassifier(net, task.classes, *model.preprocessing.statistics).eval()
 
 
-def arguments_of(net: ViViT) -> dict[str, Any]:
-    """Returns the arguments of `ViViT` that build the net."""
-    index = net.embedding.frame_index
-    return {
-        **shown_settings(net.state_dict()),
-        **net.settings(),
-        "frames": net.input_shape[1],
-        "image_size": net.input_shape[2:],
-        "sampled_frames": None if index is None else len(index),
-        "num_classes": net.head_sizes.get("", net.head_sizes),
-    }
-
-
 FORMATS = {
     "onnx": Format(write_onnx, True, True, ("onnx", "onnxscript", "onnxruntime")),
     "torch-export": Format(write_torch_export, can_be_half=True),
     "safetensors": Format(write_safetensors, can_be_half=True),
-    "huggingface": Format(write_huggingface),
-    "scenic": Format(write_scenic),
+    "huggingface": Format(write_huggingface, holds_all=False),
+    "scenic": Format(write_scenic, holds_all=False),
 }
 
 

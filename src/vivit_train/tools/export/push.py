@@ -8,11 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vivit_train.loading import checkpoint_at, load
+from vivit_train.loading import load
 from vivit_train.models.weights.files import HUB_NAME
 from vivit_train.models.weights.source import Source
 from vivit_train.tools.export.run import write_folder
-from vivit_train.training.checkpoint import load_checkpoint, write_checkpoint_folder
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.files import read_text
 from vivit_train.utils.text import printable
@@ -64,18 +63,17 @@ def push(checkpoint: str, repository: str, *, private: bool = False) -> str:
     others = Source(checkpoint)
     if others.is_flax or others.config is not None:
         raise UserError(f"{checkpoint} is no checkpoint of vivit-train: vivit export writes other formats")
-    metadata, weights = load_checkpoint(checkpoint_at(Path(checkpoint)))
+    model = load(checkpoint, device="cpu")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        write_folder(load(checkpoint, device="cpu"), checkpoint, folder, "safetensors")
-        write_checkpoint_folder(folder, metadata, weights)
+        write_folder(model, checkpoint, folder, "safetensors")
         card = folder / "README.md"
         text = HEADER + read_text(card) + USAGE.format(repository=repository)
         card.write_text(text, encoding="utf-8")
         with translated(repository):
             api = huggingface_hub.HfApi(library_name="vivit-train", library_version=package_version()["version"])
             url = api.create_repo(repository, private=private or None, exist_ok=True)
-            words = f"Upload {metadata.config.get('model', {}).get('model', 'ViViT')} with vivit-train"
+            words = f"Upload {model.task.net.model} with vivit-train"
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=words)
     log.info(f"uploaded: {printable(str(url))}; vivit_train.load({url.repo_id!r}) loads it")
     return str(url)

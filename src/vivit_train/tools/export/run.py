@@ -1,7 +1,6 @@
 """Exports a model to a new folder, after comparing the logits of its files with those of the model."""
 
 import copy
-import json
 import logging
 import os
 import shutil
@@ -12,7 +11,7 @@ import torch
 from vivit_train.data.annotations.table import Splits
 from vivit_train.loading import checkpoint_at
 from vivit_train.tools.export.card import Preprocessing, write_card, write_example
-from vivit_train.tools.export.formats import Model, arguments_of, check_format
+from vivit_train.tools.export.formats import FORMATS, Format, Model, check_format
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.text import printable
 from vivit_train.video_model import VideoModel, clip_table, no_annotations
@@ -52,6 +51,7 @@ def write_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists: choose another folder for --out")
     writer = check_format(format, half, int8)
+    assert model.metadata is not None  # `load` gives it to each model with classes
     nothing = clip_table([])
     splits = Splits({}, nothing, nothing, None, "videos")
     data = model.build_data(name="videos", root=".", reader=no_annotations, splits=splits)
@@ -60,15 +60,13 @@ def write_folder(
     part.mkdir(parents=True)
     try:
         clips = torch.randint(256, (CLIPS, *swapped(model.task.net.input_shape)), dtype=torch.uint8)
+        number = "int8" if int8 else "float16" if half else "float32"
         with torch.no_grad():
             expected = model.task(clips)
-            written = writer.write(Model(copy.deepcopy(model.task), preprocessing, half, int8), part)(clips)
-        number = "int8" if int8 else "float16" if half else "float32"
-        difference = compare(written.float(), expected, number)
+            of_copy = Model(copy.deepcopy(model.task), preprocessing, model.metadata, half, int8)
+            difference = write_and_compare(writer, of_copy, part, clips, expected, number)
         parity = f"On {CLIPS} random clips, its logits differ from the checkpoint's by at most {difference:.2g}."
         preprocessing.write(part)
-        if format == "safetensors":
-            write_arguments(part, model)
         write_example(part, format)
         write_card(part, format, checkpoint, run_of(checkpoint), parity, model.task)
         if out.exists():
@@ -78,6 +76,23 @@ def write_folder(
         shutil.rmtree(part, ignore_errors=True)
         raise
     return number, parity
+
+
+def write_and_compare(
+    writer: Format, model: Model, folder: Path, clips: torch.Tensor, expected: torch.Tensor, number: str
+) -> float:
+    """Writes the files of a model, and returns the largest difference of their logits from the expected ones.
+
+    Raises:
+        UserError: The format cannot hold the model, or the logits differ. The message names formats that can.
+    """
+    try:
+        return compare(writer.write(model, folder)(clips).float(), expected, number)
+    except UserError as error:
+        if writer.holds_all:
+            raise
+        able = ", ".join(name for name, known in FORMATS.items() if known.holds_all)
+        raise UserError(f"{error}: choose another --format; every model can be {able}") from error
 
 
 def compare(written: torch.Tensor, expected: torch.Tensor, number: str) -> float:
@@ -100,12 +115,6 @@ def swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of a uint8 clip [T, C, H, W] from that of the net's input [C, T, H, W]."""
     channels, frames, height, width = shape
     return frames, channels, height, width
-
-
-def write_arguments(folder: Path, model: VideoModel) -> None:
-    """Writes model.json: the arguments of `ViViT`."""
-    text = json.dumps(arguments_of(model.task.net), indent=2)
-    (folder / "model.json").write_text(text + "\n", encoding="utf-8")
 
 
 def run_of(checkpoint: str) -> Path | None:

@@ -12,7 +12,7 @@ import typer
 from vivit_train.predictions import ACTION, Prediction
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
-from vivit_train.utils.text import csv_cell, plural, printable
+from vivit_train.utils.text import csv_cell, percent, plural, printable
 
 
 def check_free(files: Sequence[Path], overwrite: bool) -> None:
@@ -62,7 +62,7 @@ def print_table(predictions: Sequence[Prediction]) -> None:
             for rank, label in enumerate(labels):
                 style = "" if rank else "bold"
                 cells = [Text(name), *([Text(printable(head) if not rank else "")] if has_heads else [])]
-                cells += [Text(printable(label.name), style), Text(f"{label.probability:.1%}", style)]
+                cells += [Text(printable(label.name), style), Text(percent(label.probability, 1), style)]
                 table.add_row(*cells)
                 name = ""
         table.add_section()

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from vivit_train.segments import Segment, Segmentation
-from vivit_train.utils.text import plural, printable
+from vivit_train.utils.text import percent, plural, printable
 
 # Neighbors on the color wheel are far apart in the order of the classes (the golden angle).
 HUE_STEP = 137.508
@@ -105,7 +105,8 @@ def track(result: Segmentation, head: str, hues: dict[tuple[str, str], int]) -> 
         if one.head == head:
             left, width = (100 * time_s / total_s for time_s in (one.start_s, one.end_s - one.start_s))
             place = f"left: {left:.3f}%; width: {width:.3f}%"
-            title = f"{text(one.name)}, {seconds(one.start_s)} to {seconds(one.end_s)}, {one.probability:.0%}"
+            share = text(percent(one.probability))
+            title = f"{text(one.name)}, {seconds(one.start_s)} to {seconds(one.end_s)}, {share}"
             style = f"--hue: {hues[one.head, one.name]}; {place}"
             buttons.append(f'<button {times(one)} style="{style}" title="{title}">{text(one.name)}</button>')
     marks = "".join(f"<span>{seconds(result.duration_s * k / 4)}</span>" for k in range(5))
@@ -124,7 +125,7 @@ def table(segments: Sequence[Segment], hues: dict[tuple[str, str], int]) -> str:
         cells = [seconds(one.start_s), seconds(one.end_s), *([text(one.head)] if has_heads else [])]
         dot = f'<span class="dot" style="--hue: {hues[one.head, one.name]}"></span>'
         row = "".join(f"<td>{cell}</td>" for cell in cells)
-        row += f'<td class="name">{dot}{text(one.name)}</td><td>{one.probability:.0%}</td>'
+        row += f'<td class="name">{dot}{text(one.name)}</td><td>{text(percent(one.probability))}</td>'
         rows.append(f"<tr {times(one)}>{row}</tr>")
     columns = ["start", "end", *(["head"] if has_heads else []), "class", "probability"]
     header = "".join(f"<th>{column}</th>" for column in columns)

@@ -24,7 +24,7 @@ from vivit_train.tools.predict.page import page
 from vivit_train.tools.predict.sources import Clip
 from vivit_train.utils.errors import UserError, VideoError
 from vivit_train.utils.progress import Step, progress
-from vivit_train.utils.text import csv_cell, file_stem, printable
+from vivit_train.utils.text import csv_cell, file_stem, percent, printable
 from vivit_train.video_model import VideoModel
 
 ENDINGS = (".csv", ".srt", ".json", ".html")
@@ -185,7 +185,7 @@ def show(result: Segmentation) -> None:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for one in result.segments:
         table.add_row(
-            clock(one.start_s), clock(one.end_s), Text(printable(label_of(one))), f"{one.probability:.1%}"
+            clock(one.start_s), clock(one.end_s), Text(printable(label_of(one))), percent(one.probability, 1)
         )
     Console().print(table)
 

@@ -34,6 +34,7 @@ from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.conf import with_values
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
+from vivit_train.utils.progress import tracked
 from vivit_train.utils.text import file_stem, plural
 
 log = logging.getLogger(__name__)
@@ -186,15 +187,13 @@ def folds_of(
 
 def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> dict[str, Choice]:
     """Returns the best choice of each row of the table, with a progress bar."""
-    from rich.progress import track
-
     net = task.net
     assert isinstance(net, FrameProbe)
     spaces: tuple[Space, ...] = ("mean", "grid") if net.encoder.cls_token is None else ("cls", "mean", "grid")
     named = poolings(spaces, layers_of(net))
     rows = [(name, pooling) for name, several in named.items() for pooling in several]
     found: dict[str, Choice] = {}
-    for name, pooling in track(rows, "fitting heads", len(rows)):
+    for name, pooling in tracked(rows, "fitting heads", len(rows)):
         choice = choose(train.features, pooling, len(task.classes[""]), fold_N)
         if name not in found or choice.rank > found[name].rank:
             found[name] = choice
