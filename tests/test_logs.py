@@ -43,5 +43,5 @@ def test_a_module_run_as_a_program_is_heard(tmp_path: Path) -> None:
         (tmp_path / "run" / order / "predictions.csv").write_text("id,label,prediction\n" + rows)
     command = [sys.executable, "-m", "vivit_train.tools.demo_report", "run"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "frames in order:  100.0% of 8 test videos correct" in done.stdout
+    assert "frames in order:  100.0 % of 8 test videos correct" in done.stdout
     assert "Try next:" in done.stdout

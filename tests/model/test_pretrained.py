@@ -243,7 +243,7 @@ def test_receipt_says_what_happened_to_every_parameter(
     without_cls = ["cls_token"] if model in ("vivit_fsa", "vivit_fdp") else []
     assert sorted(report.unused) == sorted([*without_cls, "head.weight", "head.bias"])
     assert all(name in report.full() for name in report.rows)
-    assert "100.0%" in str(report)
+    assert "100.0 %" in str(report)
     assert "not used: " in str(report)
 
 

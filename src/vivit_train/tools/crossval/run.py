@@ -84,7 +84,7 @@ class Plan:
     seeds: list[int]
     fold_of: dict[str, int]
     val_percent: float
-    probe: bool
+    probe: bool = False
 
 
 @dataclass
