@@ -161,7 +161,7 @@ def test_every_debug_choice_runs(
         ["model.temporal_depth=0", "model.pool=mean", "data.num_workers=2", "eval.views=2x3"],
         pytest.param(["model.sampled_frames=2", "model.tubelet=[1,16,16]"], marks=pytest.mark.slow),
         pytest.param(
-            ["data.sampling=segments", "data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
+            ["data.clips_per_video=2", "data.balance=sqrt", "data.num_workers=1"],
             marks=pytest.mark.slow,
         ),
         [
@@ -545,13 +545,11 @@ def test_activations_computed_again_train_to_the_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", ["vivit_st", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vivit_fsa", "vivit_fdp"))]
-)
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fsa", "vivit_fdp"])
 def test_a_model_that_has_no_temporal_encoder_is_scored_whatever_its_depth_is_set_to(
     model: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
-    """As conf/data/demo.yaml sets it for every model."""
-    train(config(*folder(videos), f"model={model}", "+model.temporal_depth=2"))
+    """As conf/recipe/demo.yaml sets it for every model."""
+    train(config(*folder(videos), "recipe=demo", f"model={model}"))
     scores = evaluate(config(f"ckpt_path={tmp_path}/run/checkpoints/best.ckpt", name="eval"))
     assert scores["n"] == 16
