@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from vivit_train import create_model
 from vivit_train.data.annotations.csv_file import read_csv
 from vivit_train.data.annotations.table import ClipTable
+from vivit_train.tools.crossval import command
 from vivit_train.tools.crossval.groups import groups_of
 from vivit_train.tools.crossval.run import Choices, crossval, joined, training_words
 from vivit_train.utils.errors import UserError
@@ -143,6 +144,11 @@ def test_what_cannot_be_divided_is_refused(config: Config, videos: Path, tmp_pat
     (tmp_path / "out/mine.txt").touch()
     with pytest.raises(UserError, match="out exists and holds no cross-validation: choose another --out"):
         crossval(cfg, tmp_path / "out", [], Choices(2, "none"))
+
+
+def test_a_probe_has_no_checkpoints_to_choose_from() -> None:
+    with pytest.raises(UserError, match="--val-percent: a probe has no checkpoints"):
+        command.crossval(["videos"], probe=True, val_percent=20.0)
 
 
 @pytest.mark.slow

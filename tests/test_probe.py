@@ -21,8 +21,9 @@ from vivit_train.models.probe import (
     motion_energy,
     pooled,
 )
+from vivit_train.models.tuning import feature_shape
 from vivit_train.run import evaluate
-from vivit_train.tools.probe.run import probe
+from vivit_train.tools.probe.run import compose_probe, probe
 from vivit_train.training.attentive import cross_validate_attentive, fit_attentive
 from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
 from vivit_train.training.folds import assign_folds, sources
@@ -98,6 +99,13 @@ def test_what_a_probe_needs(overrides: list[str], message: str, videos: Path, tm
     given = given[1:] if "data=demo" in overrides else given
     with pytest.raises(UserError, match=message):
         probe([word for word in given if word != "data=demo"], tmp_path / "out", 3, "source")
+
+
+def test_a_window_that_is_typed_keeps_its_stride(videos: Path) -> None:
+    given = ["data=folder", f"data.root={videos}", "init=imagenet"]
+    by_default, typed = compose_probe(given).data, compose_probe([*given, "data.sampling=window"]).data
+    assert (by_default.sampling, by_default.stride, by_default.resize_mode) == ("segments", 1, "stretch")
+    assert (typed.sampling, typed.stride, typed.resize_mode) == ("window", "auto", "keep_ratio")
 
 
 def test_features_that_were_computed_survive_an_interruption(tmp_path: Path) -> None:
@@ -187,6 +195,7 @@ def test_poolings_of_the_frames() -> None:
             made = FrameProbe(num_classes=3, space="cls", time=time, **TINY_NET).eval()  # type: ignore[arg-type]
             assert made.features(video).shape == (2, size)
             assert made(video).shape == (2, 3)
+            assert feature_shape(made, "head") == (size,)  # as cache=true asks
     still = video[:, :, :1].expand_as(video)
     assert motion_energy(luminance(still)).abs().max() < 1e-6
     assert pooled(regions, luminance(still), "none", "mean", "map").shape == (2, 27)

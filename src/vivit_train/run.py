@@ -110,8 +110,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     run_dir = Path(cfg.run_dir)
     data = build_data(cfg, splits=splits)
     log.info(data.splits.summary())
-    notices = [data.flip_notice(), alike_notice(data) if cfg.eval.report else ""]
-    for notice in filter(None, notices):
+    if notice := data.flip_notice():
         log.info(f"note     {notice}")
     differences = (
         recipe.table(cfg) if recipe else "recipe: not composed by Hydra, so there is no recipe to compare with"
@@ -124,6 +123,10 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     if cfg.loss is not None:
         check_losses(cfg, data.splits.multi_label, data.splits.class_counts)
     resumed = resumed_from(cfg, data, run_dir)
+    if (
+        not resumed and cfg.eval.report and (notice := alike_notice(data))
+    ):  # Looking takes a second per 100 videos.
+        log.info(f"note     {notice}")
     write_record(run_dir, differences, resumed)
     if resumed and resumed.is_complete:
         log.info(

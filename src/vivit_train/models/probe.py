@@ -111,6 +111,7 @@ class AttentiveHead(nn.Module):
 
     def __init__(self, tokens: int, width: int, num_classes: int, heads: int = HEADS) -> None:
         super().__init__()
+        self.in_features, self.out_features = tokens * width, num_classes  # as `nn.Linear` has them
         self.query = nn.Parameter(torch.zeros(width, heads))
         self.place = nn.Parameter(torch.zeros(tokens, heads))
         self.weight = nn.Parameter(torch.zeros(heads * width, num_classes))

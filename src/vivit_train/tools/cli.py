@@ -20,7 +20,7 @@ from vivit_train.tools.export import command as export_command
 from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.tools.probe import command as probe_command
-from vivit_train.tools.usage import HELP, run_app
+from vivit_train.tools.usage import HELP, Videos, run_app
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
@@ -38,12 +38,6 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides as for vivit train: data=csv data.root=DIR data.frames=16 ..."),
-]
-Videos = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
-    ),
 ]
 bench = typer.Typer(no_args_is_help=True, help="Measure the speed of data loader and model on this machine.")
 app.add_typer(bench, name="bench")

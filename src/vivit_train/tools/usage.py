@@ -1,4 +1,7 @@
-"""Wrong words of the command `vivit` end in one message of this package, not in the usage text of Typer."""
+"""What the commands of `vivit` share: an argument, and what is said of wrong words.
+
+They end in one message of this package, not in the usage text of Typer.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +19,12 @@ from vivit_train.utils.text import printable
 # Later versions of Typer have their own copy of Click, so the class is found by what Typer exports.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 HELP = {"help_option_names": ["--help", "-h"]}
+Videos = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
+    ),
+]
 BY_VIDEO = ("predict", "explain")  # The exit code 1 of these commands says that a video is unreadable.
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivit_train.models.probe import AttentiveHead, attentive_logits
+from vivit_train.training.folds import held_out_logits
 
 STEPS, BATCH, LR = 200, 32, 3e-3
 Parameters = dict[str, Tensor]
@@ -61,9 +62,8 @@ def cross_validate_attentive(
     x_NE: Tensor, width: int, label_N: Tensor, num_classes: int, decays: Sequence[float], fold_N: Tensor
 ) -> Tensor:
     """Returns the logits of each clip by the head that has not seen its fold, [decays, N, K]."""
-    folds = int(fold_N.max()) + 1
-    kept_FN = fold_N[None] != torch.arange(folds)[:, None]
-    decay_P = [decay for decay in decays for _ in range(folds)]
-    net = fit_attentive(x_NE, width, label_N, num_classes, decay_P, kept_FN.repeat(len(decays), 1))
-    logits = attentive_logits(x_NE, **net).unflatten(0, (len(decays), folds))
-    return logits[:, fold_N, torch.arange(len(fold_N))]
+
+    def logits_of(decay_P: list[float], weight_PN: Tensor) -> Tensor:
+        return attentive_logits(x_NE, **fit_attentive(x_NE, width, label_N, num_classes, decay_P, weight_PN))
+
+    return held_out_logits(logits_of, decays, fold_N)

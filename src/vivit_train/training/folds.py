@@ -2,13 +2,33 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vivit_train.data.annotations.hold_out import order_key, source_of
+
+
+def held_out_logits(
+    logits_of: Callable[[list[float], Tensor], Tensor], decays: Sequence[float], fold_N: Tensor
+) -> Tensor:
+    """Returns the logits of each clip by the head that has not seen its fold, [decays, N, K].
+
+    Args:
+        logits_of: Fits P heads to weight decays and to weights of the clips [P, N], which are 0 for a fold that is
+            held out, and returns the logits of all clips, [P, N, K].
+        decays: The weight decays, each of which is tried with each fold held out.
+        fold_N: The fold of each clip.
+    """
+    folds = int(fold_N.max()) + 1
+    kept_FN = fold_N[None] != torch.arange(folds, device=fold_N.device)[:, None]
+    decay_P = [decay for decay in decays for _ in range(folds)]
+    logits = logits_of(decay_P, kept_FN.repeat(len(decays), 1)).unflatten(0, (len(decays), folds))
+    return logits[:, fold_N, torch.arange(len(fold_N), device=fold_N.device)]
 
 
 def sources(ids: Sequence[str], label_N: NDArray[np.int64], classes: Sequence[str]) -> list[str]:

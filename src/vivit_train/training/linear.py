@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vivit_train.training.folds import held_out_logits
+
 MOST_DIRECTIONS = 1000  # More clips and features than this are reduced to their directions of largest variance.
 ITERATIONS = 100
 
@@ -94,14 +96,9 @@ def cross_validate(
     x_Nr: Tensor, label_N: Tensor, num_classes: int, decays: Sequence[float], fold_N: Tensor
 ) -> Tensor:
     """Returns the logits of each clip by the regression that has not seen its fold, [decays, N, K]."""
-    folds = int(fold_N.max()) + 1
-    kept_FN = fold_N[None] != torch.arange(folds, device=fold_N.device)[:, None]
-    weight, bias = fit(
-        x_Nr,
-        label_N,
-        num_classes,
-        [decay for decay in decays for _ in range(folds)],
-        kept_FN.repeat(len(decays), 1),
-    )
-    logits = (x_Nr @ weight + bias[:, None]).unflatten(0, (len(decays), folds))
-    return logits[:, fold_N, torch.arange(len(fold_N), device=fold_N.device)]
+
+    def logits_of(decay_P: list[float], weight_PN: Tensor) -> Tensor:
+        weight, bias = fit(x_Nr, label_N, num_classes, decay_P, weight_PN)
+        return x_Nr @ weight + bias[:, None]
+
+    return held_out_logits(logits_of, decays, fold_N)

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.usage import Videos
+from vivit_train.utils.errors import UserError
+
 EXAMPLES = (
     "vivit crossval videos --folds 5 --seeds 3 --out crossval",
     "vivit crossval data=csv data.root=videos --group column:person   # leave one person out",
@@ -14,12 +17,7 @@ EXAMPLES = (
 
 
 def crossval(
-    videos: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
-        ),
-    ] = None,
+    videos: Videos = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")] = Path("crossval"),
     folds: Annotated[int | None, typer.Option(min=2, help="Number of folds. Default: one per group.")] = None,
     group: Annotated[
@@ -32,8 +30,9 @@ def crossval(
     ] = "source",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each fold, with seeds 0, 1, ...")] = 1,
     val_percent: Annotated[
-        float, typer.Option(min=1, max=50, help="Percentage of the training clips that choose the checkpoint.")
-    ] = 10,
+        float | None,
+        typer.Option(min=1, max=50, help="Percentage of training clips that choose the checkpoint. Default: 10."),
+    ] = None,
     with_test: Annotated[
         bool, typer.Option("--with-test", help="Also divide the clips of the data's own test split.")
     ] = False,
@@ -50,6 +49,8 @@ def crossval(
     from vivit_train.tools.crossval.run import crossval as run
     from vivit_train.tools.overrides import compose_videos, to_overrides
 
+    if probe and val_percent is not None:
+        raise UserError("--val-percent: a probe has no checkpoints to choose from: leave out one of the two")
     cfg = compose_videos(videos, Path("."), "vivit crossval")
-    choices = Choices(folds, group, seeds, val_percent, with_test, probe)
+    choices = Choices(folds, group, seeds, val_percent or 10, with_test, probe)
     run(cfg, out, to_overrides(videos), choices)

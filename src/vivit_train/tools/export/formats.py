@@ -131,8 +131,10 @@ def captured(model: Model) -> Any:
 def write_safetensors(model: Model, folder: Path) -> Logits:
     net, dtype = model.task.net, torch.float16 if model.half else torch.float32
     write_checkpoint_folder(folder, model.metadata, {k: v.to(dtype) for k, v in net.state_dict().items()})
+    file = folder / CHECKPOINT_JSON
+    metadata, weights = load_checkpoint(file)
     package = type(net).__module__.partition(".")[0]  # Loading the checkpoint has run its code.
-    return with_pixels(model, restore_net(*load_checkpoint(file := folder / CHECKPOINT_JSON), file, [package]))
+    return with_pixels(model, restore_net(metadata, weights, file, [package]))
 
 
 def write_huggingface(model: Model, folder: Path) -> Logits:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vivit_train.tools.usage import Videos
+
 EXAMPLES = (
     "vivit probe videos init=imagenet",
     "vivit probe data=csv data.root=videos data.train=train.csv data.val=test.csv init.path=FILE",
@@ -12,12 +14,7 @@ EXAMPLES = (
 
 
 def probe(
-    videos: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
-        ),
-    ] = None,
+    videos: Videos = None,
     out: Annotated[Path | None, typer.Option(help="New folder. Default: probe/<data name>/1, 2, ...")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of cross-validation.")] = 10,
     group: Annotated[

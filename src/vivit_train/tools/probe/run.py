@@ -18,6 +18,7 @@ from vivit_train.build import build_data, init_weights, resolve_clip
 from vivit_train.config import derive, validate
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.models.probe import FrameProbe, Space
+from vivit_train.models.vivit import ViViT
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
 from vivit_train.tools.crossval.groups import groups_of
@@ -107,7 +108,8 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
             "(README, Weights in and out)"
         )
     settings: dict[str, Any] = {key: PIXELS for key in ("short_side", "crop") if cfg.data[key] == "auto"}
-    if cfg.data.stride == "auto" and "data.fps" not in typed:
+    has_window = "data.fps" in typed or ("data.sampling" in typed and cfg.data.sampling == "window")
+    if cfg.data.stride == "auto" and not has_window:
         # As in conf/recipe/few_clips.yaml: frames of the whole video, uncropped.
         settings |= {"sampling": "segments", "stride": 1, "resize_mode": "stretch"}
     cfg = with_values(cfg, data={key: value for key, value in settings.items() if f"data.{key}" not in typed})
@@ -161,10 +163,17 @@ def frozen_task(cfg: DictConfig, names: list[str], folder: Path) -> VideoClassif
     classes = {"": names}
     whole = build_net(uncompiled(cfg.model), classes)
     mean, std = init_weights(whole, cfg.init, cfg.model.get("size"), folder, classes, False)
-    net = build_net(probe_node(cfg), classes)
-    net.embedding.load_state_dict(whole.embedding.state_dict())
-    net.encoder.load_state_dict(whole.encoder.state_dict())
+    net = probe_of(whole, probe_node(cfg), classes)
     return VideoClassifier(net, classes, mean, std).eval().requires_grad_(False)
+
+
+def probe_of(source: ViViT, node: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> FrameProbe:
+    """Returns the probe that a `model` node describes, with the embedding and the encoder of another model."""
+    net = build_net(node, classes)
+    assert isinstance(net, FrameProbe)
+    net.embedding.load_state_dict(source.embedding.state_dict())
+    net.encoder.load_state_dict(source.encoder.state_dict())
+    return net
 
 
 def folds_of(
@@ -237,10 +246,7 @@ def scores(
 def save(cfg: DictConfig, task: VideoClassifier, best: Choice, head: nn.Module, folder: Path) -> FrameProbe:
     """Writes the chosen head with the frozen encoder as a checkpoint, and returns this model."""
     node = probe_node(cfg, **best.pooling._asdict())
-    net = build_net(node, task.classes)
-    assert isinstance(net, FrameProbe)
-    net.embedding.load_state_dict(task.net.embedding.state_dict())
-    net.encoder.load_state_dict(task.net.encoder.state_dict())
+    net = probe_of(task.net, node, task.classes)
     net.head.load_state_dict(head.state_dict())
     config: Any = OmegaConf.to_container(derive(cfg))
     classes = {name: list(of_head) for name, of_head in task.classes.items()}
