@@ -83,6 +83,8 @@ def protocol(contents: Mapping[str, Any], data: VideoDataModule, model: str) -> 
     """Returns the settings that the result depends on, as pairs of a name and a value."""
     clip, (clips, crops) = data.sampling, data.protocol.views
     step = f"stride {clip.stride}" if clip.fps is None else f"{clip.fps:g} frames per second"
+    if clip.kind == "segments":
+        step = "one from each equal part of the video"
     return [
         ("Checkpoint", contents["checkpoint"]),
         ("Model", model),

@@ -261,7 +261,8 @@ def confusion_axis(axis: Axes, label_N: Ids, prediction_N: Ids, classes: Sequenc
     if K <= 20:
         for row, column in zip(*np.nonzero(counts), strict=True):
             share = shares[row, column]
-            text = f"{int(counts[row, column])}" + (f"\n{percent(share)}" if K <= 12 else "")
+            narrow = percent(share).replace(" ", "")  # A cell of the smallest chart has no place for the blank.
+            text = f"{int(counts[row, column])}" + (f"\n{narrow}" if K <= 12 else "")
             color = "white" if share > 0.5 else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
