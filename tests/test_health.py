@@ -292,15 +292,22 @@ def test_the_plan_and_the_log_say_what_training_costs(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_no_linear_layer_is_far_above_the_peak(dtype: torch.dtype) -> None:
-    """In float16 torch multiplies fifty times as slowly where the second matrix is not transposed."""
+    """In float16 torch multiplies at least twenty times as slowly where the second matrix is not transposed.
+
+    Other processes slow down either measurement, so they are repeated until both have had a quiet moment.
+    """
     layer, x = torch.nn.Linear(512, 512, bias=False).to(dtype), torch.rand(512, 512).to(dtype)
-    seconds = []
+    peak, fastest_s = 0.0, float("inf")
     with torch.inference_mode():
-        for _ in range(5):
+        for _ in range(20):
+            matmul_peak.cache_clear()
+            peak = max(peak, matmul_peak(torch.device("cpu"), dtype))
             start_s = time.perf_counter()
             layer(x)
-            seconds.append(time.perf_counter() - start_s)
-    assert 2 * 512**3 / min(seconds) < 3 * matmul_peak(torch.device("cpu"), dtype)
+            fastest_s = min(fastest_s, time.perf_counter() - start_s)
+            if 2 * 512**3 / fastest_s < 3 * peak:
+                return
+    pytest.fail(f"the layer has {2 * 512**3 / fastest_s / 1e9:.0f} GFLOP/s, the peak is {peak / 1e9:.0f}")
 
 
 def test_the_precision_s_name_says_what_products_are_computed_in() -> None:
