@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "vivit_fsa": {"model": {"model": "vivit_fsa"}},
     "vivit_fdp": {"model": {"model": "vivit_fdp"}},
     "probe": {"model": PROBE | {"motion": "map"}},  # of `vivit probe`
+    "probe_st": {"model": PROBE | {"model": "vivit_st", "tubelet": [2, 16, 16], "input": "foreground"}},
     "few_clips": {"model": PROBE | {"layers": 1}},
     "lora": {"model": {"model": "vivit_fe"}, "tuning": "lora"},
     "adapter": {"tuning": "adapter"},

@@ -61,7 +61,9 @@ def test_a_probe_ends_with_a_checkpoint_that_scores_the_same(
     report = json.loads((tmp_path / "probe/folder/1/probe.json").read_text())
     rows = {row["name"].removesuffix(" *"): row for row in report["rows"]}
     (chosen,) = (row for row in report["rows"] if row["name"].endswith("*"))
-    assert rows.keys() > BASELINES | {"appearance", "appearance and motion", "mean", "differences", "attentive"}
+    assert rows.keys() > BASELINES | {
+        *("appearance", "appearance and motion", "mean", "differences", "attentive", "foreground")
+    }
     assert {name for name, row in rows.items() if row["tested"] is None}.isdisjoint(BASELINES)
     ckpt = tmp_path / "probe/folder/1/checkpoints/best.ckpt"
     found = evaluate(config(f"ckpt_path={ckpt}", name="eval"))

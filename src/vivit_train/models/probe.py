@@ -236,8 +236,9 @@ def pool_time(x_BtE: Tensor, time: Time) -> Tensor:
 
 def foreground(video_BCTHW: Tensor) -> Tensor:
     """Returns what moves before a static background: each frame minus the median of the clip over time."""
-    middle = (video_BCTHW.shape[2] + 1) // 2  # `torch.median` is wrong where a frame is expanded over time
-    return GAIN * (video_BCTHW - video_BCTHW.kthvalue(middle, dim=2, keepdim=True).values)
+    middle = (video_BCTHW.shape[2] - 1) // 2
+    in_order = video_BCTHW.sort(dim=2).values  # ONNX has no median.
+    return GAIN * (video_BCTHW - in_order[:, :, middle : middle + 1])
 
 
 def luminance(video_BCTHW: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from vivit_train.training.linear import Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "ordered", "differences", "attentive")
-TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "differences")  # after fewer than all layers too
-TIMES_OF_FOREGROUND: tuple[Time, ...] = ("mean_std", "ordered", "differences")
+# These have won somewhere, so that they are also tried after fewer than all layers, and on the foreground.
+TIMES_OF_SOME: tuple[Time, ...] = ("mean_std", "ordered", "differences")
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 
@@ -36,8 +36,8 @@ class Pooling(NamedTuple):
     @property
     def described(self) -> str:
         """What the head sees of a frame, such as "grid after 8 layers + motion"."""
-        seen = "foreground, " if self.input == "foreground" else ""
-        parts = [] if self.layers is None else [f"{seen}{self.space} after {self.layers} layers"]
+        how = f", {self.time}" if self.input == "foreground" else ""
+        parts = [] if self.layers is None else [f"{self.space} after {self.layers} layers{how}"]
         return " + ".join([*parts, *["motion"] * (self.motion == "map")])
 
 
@@ -93,8 +93,7 @@ def poolings(spaces: Sequence[Space], layers: Sequence[int], by_frame: bool) -> 
 
     Args:
         spaces: The features of a frame that the model has.
-        layers: The numbers of layers after which they are known, the last of which is all. After fewer, and of the
-            foreground, only the kinds that have won somewhere are tried, as each one costs time.
+        layers: The numbers of layers after which they are known, the last of which is all.
         by_frame: Whether the model sees each frame by itself. Otherwise no frame shows appearance alone, and the
             class token, if any, is that of the clip, which has no order.
     """
@@ -116,10 +115,11 @@ def poolings(spaces: Sequence[Space], layers: Sequence[int], by_frame: bool) -> 
             for motion in motions
             if by_frame or space != "cls" or time == "mean"
         ]
-        if time in TIMES_OF_LOWER:
+        if time in TIMES_OF_SOME:
             named[time] += [Pooling("grid", time, motion, number) for number in lower for motion in motions]
-        if time in TIMES_OF_FOREGROUND:
-            named[time] += [Pooling("grid", time, layers=number, input="foreground") for number in layers]
+    named["foreground"] = [
+        Pooling("grid", time, layers=number, input="foreground") for time in TIMES_OF_SOME for number in layers
+    ]
     return named
 
 

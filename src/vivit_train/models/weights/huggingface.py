@@ -287,6 +287,8 @@ def export_problems(net: ViViT) -> list[str]:
             problems.append("mean pooling (pool=mean)")
         added = [name for name, _ in net.named_parameters() if not their_names(VIVIT_HUB_KEYS, name)]
         problems += [f"the parameter {name}" for name in added[:1]]
+    if net.head.in_features != net.encoder.norm.weight.numel():
+        problems.append("features that are pooled otherwise (vivit probe)")
     if net.rope:
         problems.append("rotary positions (rope)")
     if net.embedding.frame_index is not None:
