@@ -344,7 +344,7 @@ def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: 
     [
         (["+lr=1"], "lr: there is no such key"),
         (["eval.order=backward"], "eval.order=backward: must be one of forward, reversed, shuffled"),
-        (["eval.views=4x2"], "eval.views=4x2: must be temporal clips x spatial crops"),
+        (["eval.views=4x2"], "eval.views=4x2: must be up to 999 temporal clips x spatial crops"),
         (["+eval.view=4x3"], "eval.view: there is no such key; did you mean eval.views?"),
         (["data.frames=many"], "data.frames=many: must be a whole number"),
         (["+data.flip=0.5", "micro_batch_size=0"], "micro_batch_size=0: must be between 1 and 4,096"),

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vivit_train.keys import group_options
+from vivit_train.keys import group_options, groups
 from vivit_train.recipe import typed_keys, without_foreign_arguments
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
@@ -81,6 +81,19 @@ def check_recipe(overrides: Iterable[str], folders: Sequence[Path]) -> None:
         if group == "recipe" and not any((folder / f"recipe/{name}.yaml").is_file() for folder in folders):
             names = sorted({option for folder in folders for option in group_options(folder, "recipe")})
             raise UserError(f"recipe={name} does not exist: choose from {', '.join(names)}")
+
+
+def refuse_repeated(overrides: Iterable[str]) -> None:
+    """Refuses overrides of which Hydra would use only the last one.
+
+    Raises:
+        UserError: Two of them set the same key or group to different values.
+    """
+    found: dict[str, str] = {}
+    for word in overrides:
+        key, equals, value = word.lstrip("+").partition("=")
+        if equals and not key.startswith("~") and found.setdefault(key, value) != value:
+            raise UserError(f"{key} is set to {found[key]} and to {value}: leave out one of them")
 
 
 @contextmanager
@@ -166,6 +179,10 @@ def unknown_key(error: HydraException, command: str) -> str:
         known = known_keys(command)
         if text.startswith("Could not delete") and key in known:
             return f"~{key}: {key} is null, so there is nothing to leave out"
+        other = "train" if command == "eval" else "eval"
+        name = key.partition("=")[0]
+        if name not in known and (name in known_keys(other) or name in groups(CONF, other)):
+            return f"{name} has no effect here, only for vivit {other}"
         left_out = f"{key}: the group {key.partition('.')[0]} is left out by ~, or has another option"
         return left_out if key in known else unknown(key.partition("=")[0], known)
     return text

@@ -242,7 +242,12 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
             problems += node_problems(f"data.{key}", value)
         elif value is not None or key not in hints:
             problems += argument_problems("data", key, value, hints, False, "VideoDataModule")
-    return problems + node_problems("trainer", cfg.trainer)
+    if not isinstance(cfg.trainer, DictConfig):
+        return problems + node_problems("trainer", cfg.trainer)
+    of_training = [str(key) for key in cfg.trainer if key in GIVEN["trainer"]]
+    problems += [f"trainer.{key} has no effect in an evaluation" for key in of_training]
+    others = OmegaConf.masked_copy(cfg.trainer, [str(key) for key in cfg.trainer if key not in of_training])
+    return problems + node_problems("trainer", others)
 
 
 def evaluation_model_problems(node: DictConfig) -> list[str]:

@@ -20,7 +20,7 @@ from vivit_train.tools.export import command as export_command
 from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.tools.probe import command as probe_command
-from vivit_train.tools.usage import HELP, Videos, run_app
+from vivit_train.tools.usage import HELP, Videos, check_new, run_app
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
@@ -236,6 +236,7 @@ def replay(
     """Repeat a step whose loss or gradient was not finite and report where the first NaN or inf appears."""
     from vivit_train.tools.replay import replay as repeat
 
+    check_new("--out", out)
     repeat(file, out or file.with_suffix(".png"), trusted or ())
 
 
@@ -260,7 +261,7 @@ def loader(
         int, typer.Option(min=1, help="GOP size in frames of the files that `vivit prepare` would write.")
     ] = 32,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write results to this JSON file.")
+        Path | None, typer.Option(metavar="FILE", help="Also write results to this new JSON file.")
     ] = None,
 ) -> None:
     """Measure the throughput of the data loader and the time of its stages, and advise how to speed it up.
@@ -274,6 +275,7 @@ def loader(
 
     if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
         raise UserError(f"--workers {workers}: expected comma-separated numbers, such as 1,2,4")
+    check_new("--json", json)
     numbers = [int(number) for number in workers.split(",") if number]
     with TemporaryDirectory() as folder:
         cfg = compose_data(videos, Path(folder), "vivit bench loader")
@@ -287,7 +289,7 @@ Batches = Annotated[str, typer.Option("--batch", help="Batch sizes in clips, suc
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda if available, otherwise cpu.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Timed steps of each. Medians are reported.")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write results to this JSON file.")
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write results to this new JSON file.")
 ]
 
 
@@ -312,10 +314,11 @@ def model(
     """Measure a model's clips/s, peak memory and MFU, with eager, fused or compiled attention."""
     from vivit_train.build import resolve_clip
     from vivit_train.tools.bench import model
-    from vivit_train.tools.overrides import compose_words
+    from vivit_train.tools.overrides import OF_TRAINING, compose_words
 
+    check_new("--json", json)
     cells = model.cells(
-        resolve_clip(compose_words(overrides, Path("runs/bench")))[0].model,
+        resolve_clip(compose_words(overrides, Path("runs/bench"), OF_TRAINING))[0].model,
         batches=model.numbers("--batch", batch),
         modes=model.choices("--mode", mode, model.MODES),
         dtypes=model.choices("--dtype", dtype, tuple(model.DTYPES)),
@@ -349,6 +352,7 @@ def train(
     from vivit_train.tools.bench.train import bench_train, save, table
     from vivit_train.tools.overrides import compose_words
 
+    check_new("--json", json)
     with TemporaryDirectory() as folder:
         result = bench_train(resolve_clip(compose_words(overrides, Path(folder)))[0], steps=steps)
     log.info(table(result, overrides or []))

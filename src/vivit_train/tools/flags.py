@@ -12,11 +12,12 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from vivit_train.composition import known_keys
+from vivit_train.composition import known_keys, refuse_repeated
 from vivit_train.keys import group_options, groups
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.moved_keys import unknown
+from vivit_train.utils.rank import is_first_rank
 
 # Flags that take a value.
 VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
@@ -62,9 +63,28 @@ def checked_words(words: Sequence[str], command: str) -> list[str]:
         return ["--hydra-help"]
     for word in overrides:
         check_override(word, command)
+    if is_first_rank():  # Lightning appends the folder of the first rank to the words of the others.
+        refuse_repeated(overrides)
+    check_repeated(flags)
     check_modes(known, command, overrides)
     check_places(known, command, overrides)
     return [*flags, *overrides]
+
+
+def check_repeated(flags: Sequence[str]) -> None:
+    """Check that no flag has two values, of which argparse would use the last one.
+
+    Raises:
+        UserError: A flag has two values.
+    """
+    found: dict[str, str] = {}
+    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+        name, equals, own = flag.partition("=")
+        if name in VALUED:
+            value = own if equals else following
+            long = VALUED[VALUED.index(name) // 2 * 2]
+            if found.setdefault(long, value) != value:
+                fail(f"{long} is given with {found[long]} and with {value}: leave out one of them")
 
 
 def check_override(word: str, command: str) -> None:

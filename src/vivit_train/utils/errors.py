@@ -1,5 +1,6 @@
 """Errors that a user can act on. All other errors keep their traceback, because they are bugs."""
 
+import errno
 import logging
 import os
 import signal
@@ -11,6 +12,9 @@ from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.text import printable, printable_lines
 
 log = logging.getLogger(__name__)
+IN_THE_WAY = "a file is where a folder is needed: choose another path"
+# What the system says of a path, and what is said instead.
+SYSTEM = {errno.EEXIST: IN_THE_WAY, errno.ENOTDIR: IN_THE_WAY, errno.EISDIR: "this is a folder, not a file"}
 
 
 class UserError(Exception):
@@ -93,6 +97,11 @@ def reason(error: Exception) -> str:
     return printable(str(error).partition("\n")[0]) or type(error).__name__  # Some errors have no text.
 
 
+def system_reason(error: OSError) -> str:
+    """Returns why the system refuses a path, without the path."""
+    return SYSTEM.get(error.errno or 0, error.strerror or reason(error))
+
+
 def exit_with_message(main: Callable[[], object]) -> None:
     """Runs a main function; errors that a user can fix become one message and exit code 1, with no traceback."""
     add_terminal_handler()
@@ -118,6 +127,6 @@ def end_with_message(error: Exception) -> None:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            text = f"{error.filename}: {error.strerror}"
+            text = f"{error.filename}: {system_reason(error)}"
         log.error(f"error: {text}{cause}")
         sys.exit(1)

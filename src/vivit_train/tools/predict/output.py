@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from vivit_train.predictions import ACTION, Prediction
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
+from vivit_train.utils.run_folder import best_checkpoint
 from vivit_train.utils.text import csv_cell, percent, plural, printable
 
 
@@ -27,6 +28,19 @@ def check_free(files: Sequence[Path], overwrite: bool) -> None:
         raise UserError(f"{'; '.join(problems)}: choose another file, or add --overwrite to replace it")
     if len({os.path.abspath(file) for file in files}) < len(files):
         raise UserError("two outputs have the same path: choose two files")
+
+
+def check_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Check that no output is a file that the command reads, which --overwrite would replace.
+
+    Raises:
+        UserError: An option names such a file.
+    """
+    names = [name for name in inputs if name is not None]
+    read = {os.path.realpath(best_checkpoint(Path(name)) or name) for name in names}
+    for option, file in outputs.items():
+        if file is not None and os.path.realpath(file) in read:
+            raise UserError(f"{option} {file}: the command reads this file: choose another one")
 
 
 def clip_name(prediction: Prediction) -> str:
