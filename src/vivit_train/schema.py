@@ -242,12 +242,10 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
             problems += node_problems(f"data.{key}", value)
         elif value is not None or key not in hints:
             problems += argument_problems("data", key, value, hints, False, "VideoDataModule")
-    if not isinstance(cfg.trainer, DictConfig):
-        return problems + node_problems("trainer", cfg.trainer)
-    of_training = [str(key) for key in cfg.trainer if key in GIVEN["trainer"]]
-    problems += [f"trainer.{key} has no effect in an evaluation" for key in of_training]
-    others = OmegaConf.masked_copy(cfg.trainer, [str(key) for key in cfg.trainer if key not in of_training])
-    return problems + node_problems("trainer", others)
+    found = node_problems("trainer", cfg.trainer)
+    keys = [f"trainer.{key}" for key in GIVEN["trainer"]]  # The advice about these is for a training.
+    problems += [f"{key} has no effect in an evaluation" for key in keys if OmegaConf.select(cfg, key) is not None]
+    return problems + [problem for problem in found if problem.partition(":")[0] not in keys]
 
 
 def evaluation_model_problems(node: DictConfig) -> list[str]:

@@ -116,7 +116,9 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
     given = given_data(metadata, cfg)
     known = VideoDataModule.__init__
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
-    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
+    is_only_split = cfg.data.name is not None and cfg.data.test not in (None, "auto")  # See `evaluated_lists`.
+    split = None if is_only_split and cfg.eval.split == "test" else cfg.eval.split
+    protocol = EvalProtocol(split, parse_views(cfg.eval.views), cfg.eval.order)
     return stored_data(metadata, cfg.ckpt_path, cfg.trusted, **given, protocol=protocol)
 
 

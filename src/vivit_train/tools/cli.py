@@ -141,7 +141,9 @@ def prepare(
         int,
         typer.Option(min=2, max=8192, help="Short side in pixels, as data.short_side. Videos are never upscaled."),
     ] = 256,
-    gop: Annotated[int, typer.Option(min=1, help="GOP size: frames from one key frame to the next.")] = 32,
+    gop: Annotated[
+        int, typer.Option(min=1, max=10_000, help="GOP size: frames from one key frame to the next.")
+    ] = 32,
     crf: Annotated[
         int,
         typer.Option(min=0, max=51, help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts."),
@@ -258,7 +260,8 @@ def loader(
         typer.Option(min=0.1, help="Clips/s that the advice aims at. Default: what the model consumes here."),
     ] = None,
     gop: Annotated[
-        int, typer.Option(min=1, help="GOP size in frames of the files that `vivit prepare` would write.")
+        int,
+        typer.Option(min=1, max=10_000, help="GOP size in frames of the files that `vivit prepare` would write."),
     ] = 32,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write results to this new JSON file.")
@@ -277,6 +280,8 @@ def loader(
         raise UserError(f"--workers {workers}: expected comma-separated numbers, such as 1,2,4")
     check_new("--json", json)
     numbers = [int(number) for number in workers.split(",") if number]
+    if max(numbers, default=0) > 512:
+        raise UserError(f"--workers {workers}: must be numbers up to 512")
     with TemporaryDirectory() as folder:
         cfg = compose_data(videos, Path(folder), "vivit bench loader")
         result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, target_clips_per_s=target, gop=gop)

@@ -78,7 +78,7 @@ def check_repeated(flags: Sequence[str]) -> None:
         UserError: A flag has two values.
     """
     found: dict[str, str] = {}
-    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
         name, equals, own = flag.partition("=")
         if name in VALUED:
             value = own if equals else following
@@ -93,6 +93,8 @@ def check_override(word: str, command: str) -> None:
     Raises:
         UserError: The override has no key, or changes nothing in a group.
     """
+    if not word:
+        raise UserError("one of the words is empty: leave it out, or write its value (a variable may be unset)")
     if word.lstrip("+~").startswith("="):
         raise UserError(f"{word} is not an override: expected KEY=VALUE, without blanks around =")
     name, _, value = word.lstrip("+~").partition("=")

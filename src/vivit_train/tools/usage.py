@@ -105,7 +105,7 @@ def describe(error: Any, root: Any, words: Sequence[str]) -> str:
     """
     command, name = command_of(root, words)  # Not all errors know their command.
     option: Any = getattr(error, "option_name", None)
-    parameter = getattr(error, "param", None)
+    parameter: Any = getattr(error, "param", None)
     if type(error).__name__ == "NoSuchOption":
         known = [text.strip("-") for other in command.params for text in other.opts if text.startswith("-")]
         key = option.strip("-").replace("-", "_")
@@ -153,7 +153,7 @@ def usage(command: Any) -> str:
 
 def given(options: Sequence[str], words: Sequence[str]) -> list[str]:
     """Return the values of an option in the words of a command."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip(words, [*words[1:], ""], strict=False)
     parts = [(*word.partition("="), following) for word, following in pairs]
     return [own if equals else following for name, equals, own, following in parts if name in options]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from vivit_train.predictions import ACTION, Prediction
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import IN_THE_WAY, UserError
 from vivit_train.utils.files import replacing
 from vivit_train.utils.run_folder import best_checkpoint
 from vivit_train.utils.text import csv_cell, percent, plural, printable
@@ -24,6 +24,9 @@ def check_free(files: Sequence[Path], overwrite: bool) -> None:
     """
     problems = [f"{file} exists" for file in files if os.path.lexists(file) and not overwrite]
     problems += [f"{file} is a folder" for file in files if file.is_dir()]
+    above = [next(folder for folder in file.absolute().parents if folder.exists()) for file in files]
+    if in_the_way := next((folder for folder in above if not folder.is_dir()), None):
+        raise UserError(f"{in_the_way}: {IN_THE_WAY}")
     if problems:
         raise UserError(f"{'; '.join(problems)}: choose another file, or add --overwrite to replace it")
     if len({os.path.abspath(file) for file in files}) < len(files):
