@@ -33,11 +33,16 @@ from vivit_train.utils.errors import UserError
         (["~loss"], "~loss: no option of this group is chosen"),
         (["optimizer", "=", "sgd"], "= is not an override: expected KEY=VALUE, without blanks around ="),
         (["--c"], "--c is cut short: it could be --cfg"),
+        (["--cfg", "job", "-c=all"], "--cfg is given with job and with all: leave out one of them"),
+        (["data=csv"], "data is set to csv and to folder: leave out one of them"),
+        (["seed=1", "+seed=2"], "seed is set to 1 and to 2: leave out one of them"),
+        ([""], "one of the words is empty"),
+        (["hydra.searchpath=[file://nowhere]"], "hydra.searchpath: there is no folder nowhere"),
     ],
 )
 def test_a_flag_without_effect_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        checked_words([*words, "data=folder"], "train") if words[-1][0] != "-" else checked_words(words, "train")
+        checked_words([*words, "data=folder"], "train") if words[-1][:1] != "-" else checked_words(words, "train")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

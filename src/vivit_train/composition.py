@@ -173,6 +173,8 @@ def unknown_key(error: HydraException, command: str) -> str:
     if text.startswith("Error merging override +"):
         word = text.removeprefix("Error merging override ")
         return f"{word.lstrip('+').partition('=')[0]} has a value already: write {word.lstrip('+')}, without +"
+    if text.startswith("Error merging override "):
+        return f"{text.removeprefix('Error merging override ')}: this key takes a value of another type"
     if text.startswith("Could not append"):
         return f"{key} has a value already: write {key}=VALUE, without +"
     if key and text.startswith("Could not"):

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from vivit_train.composition import known_keys, refuse_repeated
+from vivit_train.composition import PATHS, known_keys, refuse_repeated
 from vivit_train.keys import group_options, groups
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
@@ -155,6 +155,9 @@ def check_places(known: argparse.Namespace, command: str, overrides: Sequence[st
     others = {"train", "eval"} - {command}
     if name in others or "/" in name:
         fail(f"--config-name {name}: this command needs {command}, or a file of yours that includes it")
+    for folder in (folder for word in overrides if "searchpath" in word for folder in PATHS.findall(word)):
+        if not Path(folder).is_dir():
+            fail(f"hydra.searchpath: there is no folder {folder}")
     elsewhere = any(word.lstrip("+").startswith("hydra.searchpath") for word in overrides)
     if elsewhere or "://" in (known.config_path or ""):
         return

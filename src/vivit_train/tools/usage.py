@@ -65,13 +65,15 @@ def word_problem(root: Any, words: Sequence[str]) -> str:
     """
     command, name = command_of(root, words)
     if any(word == "" or re.fullmatch(r"--[\w-]+=", word) for word in words):
-        return f"{name}: one of the words is empty: leave it out, or write its value (a variable may be unset)"
+        text = "one of the words is empty: leave it out, or write its value (a variable may be unset)"
+        return f"{name}: {text}; {name} --help explains more"
     for option in command.params:
         if option.param_type_name != "option" or option.is_flag or option.multiple:
             continue
         values = [*dict.fromkeys(given(option.opts, words))]
         if len(values) > 1:
-            return f"{name}: {option.opts[0]} is given with {' and with '.join(values)}: leave out all but one"
+            text = f"{option.opts[0]} is given with {' and with '.join(values)}: leave out all but one"
+            return f"{name}: {text}; {name} --help explains more"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Errors that a user can act on. All other errors keep their traceback, because they are bugs."""
 
 import errno
+import inspect
 import logging
 import os
 import signal
@@ -93,13 +94,19 @@ class OutOfMemoryError(UserError):
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of a library's error message, or the name of its type if there is none."""
+    """Returns why something failed: the first line of a library's message, or the name of its type without one."""
+    if isinstance(error, OSError) and error.strerror:
+        return system_reason(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"there is no module {error.name}"
+    if isinstance(error, AttributeError) and inspect.ismodule(error.obj) and error.name:
+        return f"the module {error.obj.__name__} has no {error.name}"
     return printable(str(error).partition("\n")[0]) or type(error).__name__  # Some errors have no text.
 
 
 def system_reason(error: OSError) -> str:
     """Returns why the system refuses a path, without the path."""
-    return SYSTEM.get(error.errno or 0, error.strerror or reason(error))
+    return SYSTEM.get(error.errno or 0, printable(error.strerror or type(error).__name__))
 
 
 def exit_with_message(main: Callable[[], object]) -> None:
