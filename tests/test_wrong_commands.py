@@ -22,7 +22,7 @@ WRONG = {
     "eval.py ckpt_path=none.ckpt": "ckpt_path=none.ckpt: no such file",
     "eval.py ckpt_path=text.ckpt": "text.ckpt cannot be read as a checkpoint: it is damaged or not a checkpoint",
     "eval.py ckpt_path=list.csv": "list.csv cannot be read as a checkpoint: it is damaged or not a checkpoint",
-    "eval.py ckpt_path=run ckpt_path=good.ckpt": "ckpt_path is set to run and to good.ckpt",
+    "eval.py ckpt_path=run data=folder data=csv": "data is set to folder and to csv: leave out one of them",
     "eval.py ckpt_path=run hydra.run.dir=run overwrite=true": "would move run aside, but ckpt_path=run is in it",
     "eval.py ckpt_path=run hydra.run.dir=text.mp4": "text.mp4: a file is where a folder is needed",
     "eval.py ckpt_path=run trusted=[nosuchpackage]": "trusted: there is no package nosuchpackage",

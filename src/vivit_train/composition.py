@@ -1,7 +1,7 @@
 """Composes a configuration from conf/ and overrides, and says in one sentence what is wrong with an override."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,17 +83,31 @@ def check_recipe(overrides: Iterable[str], folders: Sequence[Path]) -> None:
             raise UserError(f"recipe={name} does not exist: choose from {', '.join(names)}")
 
 
-def refuse_repeated(overrides: Iterable[str]) -> None:
-    """Refuses overrides of which Hydra would use only the last one.
+def repeated(overrides: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Yields each key or group that is set to another value than before, of which Hydra uses the last one.
 
-    Raises:
-        UserError: Two of them set the same key or group to different values.
+    Yields:
+        The key, the value before, and the value.
     """
     found: dict[str, str] = {}
     for word in overrides:
         key, equals, value = word.lstrip("+").partition("=")
-        if equals and not key.startswith("~") and found.setdefault(key, value) != value:
-            raise UserError(f"{key} is set to {found[key]} and to {value}: leave out one of them")
+        if not equals or key.startswith("~"):
+            continue
+        if key in found and found[key] != value:
+            yield key, found[key], value
+        found[key] = value
+
+
+def refuse_repeated(overrides: Iterable[str], keys: Collection[str] = ()) -> None:
+    """Refuses a group, or one of some keys, that overrides set twice: the whole first choice would be ignored.
+
+    Raises:
+        UserError: One is set to different values.
+    """
+    for key, before, value in repeated(overrides):
+        if key in keys or (CONF / key).is_dir():
+            raise UserError(f"{key} is set to {before} and to {value}: leave out one of them")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Hydra's flags such as --cfg must answer within a second, so this module must not
 """
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from vivit_train.composition import PATHS, known_keys, refuse_repeated
+from vivit_train.composition import PATHS, known_keys, refuse_repeated, repeated
 from vivit_train.keys import group_options, groups
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
@@ -21,6 +22,7 @@ from vivit_train.utils.rank import is_first_rank
 
 # Flags that take a value.
 VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+log = logging.getLogger(__name__)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 INSTEAD = {"run": "--run", "multirun": "--multirun", "cfg": "--cfg", "shell_completion": "--shell-completion"}
 COMPLETION = re.compile(r"(install|uninstall|query)=(bash|fish|zsh)")
@@ -63,8 +65,10 @@ def checked_words(words: Sequence[str], command: str) -> list[str]:
         return ["--hydra-help"]
     for word in overrides:
         check_override(word, command)
-    if is_first_rank():  # Lightning appends the folder of the first rank to the words of the others.
-        refuse_repeated(overrides)
+    refuse_repeated(overrides)
+    if known.cfg is None and known.info is None and is_first_rank():  # Lightning adds words for the other ranks.
+        for key, before, value in repeated(overrides):
+            log.info(f"note     {key}={value} takes the place of {key}={before}, which is also typed")
     check_repeated(flags)
     check_modes(known, command, overrides)
     check_places(known, command, overrides)

@@ -93,5 +93,5 @@ def to_overrides(words: Sequence[str] | None) -> list[str]:
             )
         else:
             raise UserError(f"{word} is neither a folder nor an override such as data.frames=16")
-    refuse_repeated(overrides)
+    refuse_repeated(overrides, ["data.root"])
     return overrides
