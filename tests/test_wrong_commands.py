@@ -53,7 +53,7 @@ WRONG = {
     "vivit crossval videos seed=3": "seed=3 has no effect here: --seeds N trains with the seeds 0 to N - 1",
     "vivit crossval videos resume=auto": "resume=auto has no effect here",
     "vivit crossval videos --group '('": "neither a file nor a regular expression that is complete",
-    "vivit compare run run": "run, run: a result is named twice",
+    "vivit compare nobest holds": "nobest/metrics.json cannot be read: there is no such file; name the folder",
     "vivit doctor videos --out holds": "holds exists and holds no report of vivit doctor",
     "vivit doctor videos trainer.max_epochs=3": "trainer.max_epochs=3 has no effect here",
     "vivit doctor videos data.root=other": "data.root is set to 'videos' and to other",

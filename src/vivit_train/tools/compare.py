@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,8 +189,6 @@ def compare(folders: Sequence[Path], out: Path) -> list[Comparison]:
     """
     if len(folders) < 2:
         raise UserError("vivit compare needs the folders of at least two results")
-    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
-        raise UserError(f"{', '.join(map(str, folders))}: a result is named twice: leave out one")
     check_replaceable(out)
     results = [read_result(folder) for folder in folders]
     check_comparable(results)
