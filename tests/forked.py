@@ -45,6 +45,7 @@ def _run(words: Sequence[str], folder: Path, env: dict[str, str], outputs: list[
             os.dup2(opened.fileno(), number)
         stream = open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115 it stays open
         setattr(sys, name, stream)
+    multiprocessing.set_start_method(None, force=True)  # Else the program's own children need a fork server, too.
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)

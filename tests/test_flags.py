@@ -33,11 +33,15 @@ from vivit_train.utils.errors import UserError
         (["~loss"], "~loss: no option of this group is chosen"),
         (["optimizer", "=", "sgd"], "= is not an override: expected KEY=VALUE, without blanks around ="),
         (["--c"], "--c is cut short: it could be --cfg"),
+        (["--cfg", "job", "-c=all"], "--cfg is given with job and with all: leave out one of them"),
+        (["data=csv"], "data is set to csv and to folder: leave out one of them"),
+        ([""], "one of the words is empty"),
+        (["hydra.searchpath=[file://nowhere]"], "hydra.searchpath: there is no folder nowhere"),
     ],
 )
 def test_a_flag_without_effect_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        checked_words([*words, "data=folder"], "train") if words[-1][0] != "-" else checked_words(words, "train")
+        checked_words([*words, "data=folder"], "train") if words[-1][:1] != "-" else checked_words(words, "train")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -49,3 +53,12 @@ def test_flags_may_be_anywhere_and_come_first(tmp_path: Path) -> None:
     assert checked_words(["--info", "seed=1"], "train") == ["--info=all", "seed=1"]
     assert checked_words(["--info", "config"], "train") == ["--info=config"]
     assert checked_words(["data=folder", "--hydra-help"], "train") == ["--hydra-help"]
+
+
+def test_a_key_that_is_typed_twice_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts append the words of a user to their own, so the last value counts."""
+    words = ["seed=1", "data=folder", "seed=2", "data=folder"]
+    assert checked_words(words, "train") == words
+    assert capsys.readouterr().out == "note     seed=2 takes the place of seed=1, which is also typed\n"
+    checked_words([*words, "--cfg", "job"], "train")
+    assert capsys.readouterr().out == ""

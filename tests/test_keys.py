@@ -208,6 +208,15 @@ def test_what_has_no_effect_is_refused_if_it_is_typed(config: Config) -> None:
             ["patience=3", "trainer.limit_val_batches=0"],
             "patience=3 has no effect, because trainer.limit_val_batches=0",
         ),
+        (
+            ["patience=9", "trainer.max_epochs=9"],
+            "patience=9 has no effect, because training ends at trainer.max_",
+        ),
+        (
+            ["+callbacks.x={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: epoch, patience: 5}"],
+            "callbacks.x.patience=5 has no effect, because training ends at trainer.max_epochs=1",
+        ),
+        (["callbacks.advice.epochs=7"], "callbacks.advice.epochs=7 has no effect, because training ends at"),
         (["trainer.check_val_every_n_epoch=2"], "because trainer.max_epochs=1 ends before the first validation"),
         (["+trainer.min_epochs=1"], "trainer.min_epochs=1 has no effect, because nothing ends this run before"),
         (
@@ -248,7 +257,7 @@ def test_what_another_key_makes_meaningless_is_refused_if_it_is_typed(
         ["trainer.gradient_clip_val=null"],
         ["init.min_coverage=0", "init.path=x"],
         ["data.changed=accept", "resume=auto"],
-        ["patience=3", "+trainer.min_epochs=1"],
+        ["patience=3", "+trainer.min_epochs=1", "trainer.max_epochs=9"],
         ["scheduler.warmup_epochs=1"],
         ["train=temporal", "model.drop_path=0.2"],
     ],
@@ -266,6 +275,14 @@ def test_what_has_an_effect_may_be_typed(words: list[str], config: Config) -> No
         (["data.stride=2", "data.fps=5"], "data.stride=2 has no effect, because data.fps=5 is set"),
         (["data.sampling=segments", "data.stride=3"], "because data.sampling=segments spreads the frames"),
         (["seed=3"], "seed=3 has no effect without eval.order=shuffled"),
+        (["data.test=null"], "data.test=null has no effect, as null is what the checkpoint has: eval.split=val"),
+        (["data.fps=null"], "data.fps=null has no effect, as null is what the checkpoint has: set data.stride"),
+        (
+            ["data=folder", "eval.split=train"],
+            "an evaluation with data=folder reads no training clips",
+        ),
+        (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run has no effect in an evaluation"),
+        (["eval.views=999999999x3"], "eval.views=999999999x3: must be up to 999 temporal clips"),
         (["data=csv", "data.val=a", "data.test=b"], "data.val=a has no effect, because data.test=b is evaluated"),
     ],
 )
@@ -344,7 +361,7 @@ def test_a_wrong_word_of_the_command_is_one_sentence(words: list[str], message: 
     [
         (["+lr=1"], "lr: there is no such key"),
         (["eval.order=backward"], "eval.order=backward: must be one of forward, reversed, shuffled"),
-        (["eval.views=4x2"], "eval.views=4x2: must be temporal clips x spatial crops"),
+        (["eval.views=4x2"], "eval.views=4x2: must be up to 999 temporal clips x spatial crops"),
         (["+eval.view=4x3"], "eval.view: there is no such key; did you mean eval.views?"),
         (["data.frames=many"], "data.frames=many: must be a whole number"),
         (["+data.flip=0.5", "micro_batch_size=0"], "micro_batch_size=0: must be between 1 and 4,096"),

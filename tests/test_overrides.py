@@ -38,6 +38,8 @@ def test_a_configuration_of_one_s_own(tmp_path: Path) -> None:
         (["data.rot=1"], "data.rot: there is no such key; did you mean data.root?"),
         (["recipe.optimizer.lr=1"], "recipe.optimizer.lr is now optimizer.lr"),
         (["lr=1"], "lr: there is no such key; did you mean optimizer.lr?"),
+        (["data=csv", "data=folder"], "data is set to csv and to folder: leave out one of them"),
+        (["run_dir=x"], "run_dir=x has no effect here"),
         (["+data.frames=3"], "data.frames has a value already: write data.frames=VALUE, without +"),
     ],
 )

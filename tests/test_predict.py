@@ -91,7 +91,7 @@ def test_bad_files_are_listed_and_the_others_are_kept(predict: Predict, tmp_path
     [
         (["nothing/*.mp4"], "no file matches nothing/*.mp4"),
         (["empty"], "no videos in the folder empty"),
-        (["a.mp4", "--views", "3x2"], "expected temporal clips x spatial crops"),
+        (["a.mp4", "--views", "3x2"], "--views 3x2: must be up to 999 temporal clips x spatial crops"),
         (["a.mp4", "--csv", "there.csv"], "there.csv exists"),
         (["a.mp4", "--csv", "new", "--json", "new"], "same path"),
         (["a.mp4", "--device", "tpu"], "must be cpu, cuda or auto"),

@@ -1,7 +1,7 @@
 """Composes a configuration from conf/ and overrides, and says in one sentence what is wrong with an override."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vivit_train.keys import group_options
+from vivit_train.keys import group_options, groups
 from vivit_train.recipe import typed_keys, without_foreign_arguments
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
@@ -81,6 +81,33 @@ def check_recipe(overrides: Iterable[str], folders: Sequence[Path]) -> None:
         if group == "recipe" and not any((folder / f"recipe/{name}.yaml").is_file() for folder in folders):
             names = sorted({option for folder in folders for option in group_options(folder, "recipe")})
             raise UserError(f"recipe={name} does not exist: choose from {', '.join(names)}")
+
+
+def repeated(overrides: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Yields each key or group that is set to another value than before, of which Hydra uses the last one.
+
+    Yields:
+        The key, the value before, and the value.
+    """
+    found: dict[str, str] = {}
+    for word in overrides:
+        key, equals, value = word.lstrip("+").partition("=")
+        if not equals or key.startswith("~"):
+            continue
+        if key in found and found[key] != value:
+            yield key, found[key], value
+        found[key] = value
+
+
+def refuse_repeated(overrides: Iterable[str], keys: Collection[str] = ()) -> None:
+    """Refuses a group, or one of some keys, that overrides set twice: the whole first choice would be ignored.
+
+    Raises:
+        UserError: One is set to different values.
+    """
+    for key, before, value in repeated(overrides):
+        if key in keys or (CONF / key).is_dir():
+            raise UserError(f"{key} is set to {before} and to {value}: leave out one of them")
 
 
 @contextmanager
@@ -160,12 +187,18 @@ def unknown_key(error: HydraException, command: str) -> str:
     if text.startswith("Error merging override +"):
         word = text.removeprefix("Error merging override ")
         return f"{word.lstrip('+').partition('=')[0]} has a value already: write {word.lstrip('+')}, without +"
+    if text.startswith("Error merging override "):
+        return f"{text.removeprefix('Error merging override ')}: this key takes a value of another type"
     if text.startswith("Could not append"):
         return f"{key} has a value already: write {key}=VALUE, without +"
     if key and text.startswith("Could not"):
         known = known_keys(command)
         if text.startswith("Could not delete") and key in known:
             return f"~{key}: {key} is null, so there is nothing to leave out"
+        other = "train" if command == "eval" else "eval"
+        name = key.partition("=")[0]
+        if name not in known and (name in known_keys(other) or name in groups(CONF, other)):
+            return f"{name} has no effect here, only for vivit {other}"
         left_out = f"{key}: the group {key.partition('.')[0]} is left out by ~, or has another option"
         return left_out if key in known else unknown(key.partition("=")[0], known)
     return text

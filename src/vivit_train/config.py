@@ -229,8 +229,9 @@ def validate_evaluation(cfg: DictConfig, typed: Collection[str] = ()) -> None:
     """
     problems = evaluation_key_problems(cfg)
     problems += [f"{key} has no effect in an evaluation" for key in typed if key in ONLY_TRAINING]
+    problems = [*dict.fromkeys(problems)]
     if not problems:
-        problems += stride_problems(typed, cfg)
+        problems += stride_problems(typed, cfg) + stored_problems(typed, cfg)
         if "data.padding" in typed and cfg.data.sampling == "segments":
             problems.append("data.padding has no effect, because data.sampling=segments needs none")
         if "seed" in typed and cfg.eval.order != "shuffled":
@@ -245,6 +246,25 @@ def validate_evaluation(cfg: DictConfig, typed: Collection[str] = ()) -> None:
                 f"data.val={cfg.data.val} has no effect, because data.test={cfg.data.test} is evaluated"
             )
     refuse(problems or machine_problems(cfg))
+
+
+def stored_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
+    """Returns a message for each key of an evaluation that cannot change what the checkpoint states."""
+    problems = []
+    if "data.fps" in typed and cfg.data.fps is None and cfg.data.stride is None:
+        problems.append("data.fps=null has no effect, as null is what the checkpoint has: set data.stride=NUMBER")
+    for key in ("data.val", "data.test"):
+        if cfg.data.name is None and key in typed and OmegaConf.select(cfg, key) is None:
+            problems.append(
+                f"{key}=null has no effect, as null is what the checkpoint has: eval.split=val or eval.split=test "
+                "chooses what is evaluated"
+            )
+    if cfg.data.name is not None and cfg.eval.split == "train":
+        problems.append(
+            f"eval.split=train: an evaluation with data={cfg.data.name} reads no training clips: set data.val to "
+            "their list or folder, without eval.split"
+        )
+    return problems
 
 
 def machine_problems(cfg: DictConfig) -> list[str]:

@@ -3,6 +3,8 @@
 A recipe may state such a key; only what the user types is refused.
 """
 
+import logging
+import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.utils.errors import UserError
 from vivit_train.values import written
 
+log = logging.getLogger(__name__)
 # A key that a user sets has no effect without one of the others.
 SOURCE = ("init.path", "init.name")
 NEEDS = {
@@ -29,6 +32,7 @@ OF_VALIDATION = (
     *("patience", "trainer.num_sanity_val_steps", "trainer.check_val_every_n_epoch"),
     "trainer.val_check_interval",
 )
+WAITS = ("epochs", "every_n_epochs")  # Arguments of callbacks that count epochs.
 OF_HOLDING_OUT = ("data.reader.val_percent", "data.reader.seed")
 
 
@@ -57,6 +61,13 @@ def has_early_end(cfg: DictConfig) -> bool:
     targets = [str(node.get("_target_")) for node in (cfg.get("callbacks") or {}).values() if node]
     harmless = [name.startswith("vivit_train.training.") or name.endswith(".ModelCheckpoint") for name in targets]
     return bool(cfg.patience or cfg.trainer.get("max_time") or not all(harmless))
+
+
+def most_validations(cfg: DictConfig) -> float:
+    """Returns the largest number of validations of a run, which is infinite if it validates within epochs."""
+    if cfg.trainer.get("val_check_interval") not in (None, 1.0):
+        return math.inf
+    return float(cfg.trainer.max_epochs // (cfg.trainer.get("check_val_every_n_epoch") or 1))
 
 
 def is_warmed_up_too_late(cfg: DictConfig) -> bool:
@@ -91,6 +102,11 @@ RULES = (
         validates_too_late,
         "trainer.max_epochs={trainer.max_epochs} ends before the first validation, which "
         "trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} sets",
+    ),
+    Rule(
+        ("patience",),
+        lambda cfg: cfg.patience and cfg.patience >= most_validations(cfg) > 0,
+        "training ends at trainer.max_epochs={trainer.max_epochs}, before that many without a better score",
     ),
     Rule(
         ("trainer.min_epochs", "trainer.min_steps"),
@@ -138,7 +154,7 @@ RULES = (
 
 def unused_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
     """Returns a message for each key that the user sets although another one makes it meaningless."""
-    problems = stride_problems(typed, cfg)
+    problems = stride_problems(typed, cfg) + callback_problems(typed, cfg)
     for key, others in NEEDS.items():
         names = [other.partition("=")[0] for other in others]
         if is_set(typed, cfg, key) and not any(OmegaConf.select(cfg, name) for name in names):
@@ -151,6 +167,43 @@ def unused_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
                 why = re.sub(r"\{(.+?)\}", lambda match: value_of(cfg, match[1]), rule.why)
                 problems.append(f"{key}={value_of(cfg, key)} has no effect, because {why}")
     return problems
+
+
+def callback_problems(typed: Collection[str], cfg: DictConfig) -> list[str]:
+    """Returns a message for each callback that the user has wait for longer than training lasts."""
+    limits = {"patience": most_validations(cfg), **dict.fromkeys(WAITS, float(cfg.trainer.max_epochs + 1))}
+    nodes = {f"callbacks.{name}": node for name, node in (cfg.get("callbacks") or {}).items() if node}
+    why = f"training ends at trainer.max_epochs={cfg.trainer.max_epochs}"
+    return [
+        f"{name}.{key}={node[key]} has no effect, because {why}"
+        for name, node in nodes.items()
+        for key, limit in limits.items()
+        if {name, f"{name}.{key}", f"{name}._target_"} & {*typed}
+        and isinstance(node.get(key), int)
+        and node[key] >= limit > 0
+    ]
+
+
+def check_warmup(typed: Collection[str], cfg: DictConfig, steps_per_epoch: int) -> None:
+    """Logs that training ends within the warmup of the recipe, and what to set instead.
+
+    Raises:
+        UserError: The user sets that warmup.
+    """
+    limits = [("trainer.max_epochs", cfg.trainer.max_epochs * steps_per_epoch)]
+    limits += [("trainer.max_steps", cfg.trainer.max_steps)] if (cfg.trainer.get("max_steps") or -1) > 0 else []
+    limit, steps = min(limits, key=lambda pair: pair[1])
+    epochs = cfg.scheduler.get("warmup_epochs") or 0
+    if int(epochs * steps_per_epoch) <= steps:
+        return
+    text = (
+        f"training ends within the warmup and never reaches optimizer.lr, because "
+        f"scheduler.warmup_epochs={epochs:g} is more than {limit}={value_of(cfg, limit)}: set "
+        f"scheduler.warmup_epochs={steps / steps_per_epoch / 10:.2g}"
+    )
+    if "scheduler.warmup_epochs" in typed:
+        raise UserError(text)
+    log.info(f"note     {text}")
 
 
 def is_set(typed: Collection[str], cfg: DictConfig, key: str) -> bool:

@@ -19,7 +19,7 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import coverage, sample_lengths
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.look_alikes import across_splits
-from vivit_train.effects import check_effects_in_data
+from vivit_train.effects import check_effects_in_data, check_warmup
 from vivit_train.finetune import resolve_training
 from vivit_train.models.tuning import set_trained
 from vivit_train.parts import check_losses, check_monitors, check_schedule
@@ -120,6 +120,7 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     log.info(differences)
     check_effects_in_data(recipe.typed if recipe else (), cfg, data.splits)
     check_schedule(cfg, data.steps_per_epoch)
+    check_warmup(recipe.typed if recipe else (), cfg, data.steps_per_epoch)
     if cfg.loss is not None:
         check_losses(cfg, data.splits.multi_label, data.splits.class_counts)
     resumed = resumed_from(cfg, data, run_dir)

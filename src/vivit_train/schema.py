@@ -242,7 +242,10 @@ def evaluation_key_problems(cfg: DictConfig) -> list[str]:
             problems += node_problems(f"data.{key}", value)
         elif value is not None or key not in hints:
             problems += argument_problems("data", key, value, hints, False, "VideoDataModule")
-    return problems + node_problems("trainer", cfg.trainer)
+    found = node_problems("trainer", cfg.trainer)
+    keys = [f"trainer.{key}" for key in GIVEN["trainer"]]  # The advice about these is for a training.
+    problems += [f"{key} has no effect in an evaluation" for key in keys if OmegaConf.select(cfg, key) is not None]
+    return problems + [problem for problem in found if problem.partition(":")[0] not in keys]
 
 
 def evaluation_model_problems(node: DictConfig) -> list[str]:

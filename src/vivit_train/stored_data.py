@@ -24,6 +24,7 @@ from vivit_train.training.evaluation import parse_views
 from vivit_train.training.targets import DATA, MODELS, build, resolve_target
 from vivit_train.utils.arguments import check_arguments, shown
 from vivit_train.utils.errors import UserError
+from vivit_train.values import written
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,10 @@ def given_data(metadata: Metadata, cfg: DictConfig) -> dict[str, Any]:
         if metadata.multi_label and "multi_label" in given["reader"]:
             given["reader"]["multi_label"] = True  # Multi-label follows the model.
         given["reader"] = instantiate(given["reader"], _convert_="all")
-    if cfg.data.name is not None and "data.train" in typed_in_job():
+    if (cfg.data.name is not None or cfg.eval.split != "train") and "data.train" in typed_in_job():
         raise UserError(
-            f"data.train={cfg.data.train} has no effect: an evaluation of a checkpoint reads no training clips"
+            f"data.train={written(cfg.data.train)} has no effect: an evaluation of a checkpoint reads no training "
+            "clips"
         )
     if cfg.data.name is not None:  # The labels of other data are mapped to the model's classes.
         given["reader"] = partial(given["reader"], classes=metadata.classes.get("", metadata.classes))
@@ -114,7 +116,9 @@ def evaluation_data(metadata: Metadata, cfg: DictConfig) -> VideoDataModule:
     given = given_data(metadata, cfg)
     known = VideoDataModule.__init__
     check_arguments(VideoDataModule, given, "data", also=tuple(inspect.signature(known).parameters))
-    protocol = EvalProtocol(cfg.eval.split, parse_views(cfg.eval.views), cfg.eval.order)
+    is_only_split = cfg.data.name is not None and cfg.data.test not in (None, "auto")  # See `evaluated_lists`.
+    split = None if is_only_split and cfg.eval.split == "test" else cfg.eval.split
+    protocol = EvalProtocol(split, parse_views(cfg.eval.views), cfg.eval.order)
     return stored_data(metadata, cfg.ckpt_path, cfg.trusted, **given, protocol=protocol)
 
 
@@ -138,6 +142,11 @@ def stored_data(metadata: Metadata, path: str | Path, trusted: Sequence[str], **
     if "." in str(node.get("decoder", "")):
         resolve_target(node["decoder"], set(), f"{where}.decoder", trusted)
     data: VideoDataModule = build(node, DATA, where, trusted, **given)
+    if data.crop > data.short_side:
+        raise UserError(
+            f"data.crop={data.crop} is larger than data.short_side={data.short_side}: set both, or neither "
+            f"for those of {path}"
+        )
     return data
 
 
@@ -170,9 +179,11 @@ def check_splits(data: VideoDataModule, metadata: Metadata, cfg: DictConfig, lab
     try:
         classes = {head: list(names) for head, names in data.splits.classes.items()}
     except UserError:
+        lists = [f"data.{key}={cfg.data[key]}" for key in ("val", "test") if cfg.data[key] is not None]
+        given = f" with {' and '.join(lists)}" if lists else ""
         raise UserError(
-            f"the data that the checkpoint names, in {shown(data.root)}, cannot be read as it was in training: "
-            f"{advice}; the message then shows what is wrong with it"
+            f"the data that the checkpoint names, in {shown(data.root)}, cannot be read{given} as it was in "
+            f"training: {advice}; the message then shows what is wrong with it"
         ) from None
     if classes != metadata.classes:
         raise UserError(

@@ -239,12 +239,12 @@ def damaged_files(numbered: Make, folder: Path) -> dict[str, tuple[str, str]]:
         "missing.mp4": ("missing", "file does not exist"),
         "directory.mp4": ("unreadable", "is a directory"),
         "empty.mp4": ("empty", "file is empty (0 bytes)"),
-        "text.mp4": ("unreadable", "not a video file that FFmpeg can read (Invalid data"),
-        "random.mp4": ("unreadable", "not a video file that FFmpeg can read (Invalid data"),
-        "no_moov.mp4": ("unreadable", "not a video file that FFmpeg can read (Invalid data"),
+        "text.mp4": ("unreadable", "not a video file that FFmpeg can read"),
+        "random.mp4": ("unreadable", "not a video file that FFmpeg can read"),
+        "no_moov.mp4": ("unreadable", "not a video file that FFmpeg can read"),
         "audio.wav": ("no video", "no video stream"),
         "truncated.mp4": ("truncated", "of 200 frames"),
-        "zeros.mp4": ("damaged", "damaged (Invalid data"),
+        "zeros.mp4": ("damaged", "damaged"),
     }
 
 

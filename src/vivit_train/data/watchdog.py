@@ -166,7 +166,7 @@ def start_worker(statuses: Array[WorkerStatus], worker: int) -> None:
     It ends when the main process says so (see `end_workers`) or is gone, which torch checks every few seconds.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():
+    if parent is not None and not parent.is_alive():  # With a fork server, its id is not that of getppid().
         os._exit(1)  # The parent was killed during startup, and torch would mistake init for the parent.
     torch.set_num_threads(1)  # the workers provide the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)

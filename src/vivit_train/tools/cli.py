@@ -20,7 +20,7 @@ from vivit_train.tools.export import command as export_command
 from vivit_train.tools.features import command as features_command
 from vivit_train.tools.predict import command as predict_command
 from vivit_train.tools.probe import command as probe_command
-from vivit_train.tools.usage import HELP, Videos, run_app
+from vivit_train.tools.usage import HELP, Videos, check_new, run_app
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.startup import prepare_process
@@ -141,7 +141,9 @@ def prepare(
         int,
         typer.Option(min=2, max=8192, help="Short side in pixels, as data.short_side. Videos are never upscaled."),
     ] = 256,
-    gop: Annotated[int, typer.Option(min=1, help="GOP size: frames from one key frame to the next.")] = 32,
+    gop: Annotated[
+        int, typer.Option(min=1, max=10_000, help="GOP size: frames from one key frame to the next.")
+    ] = 32,
     crf: Annotated[
         int,
         typer.Option(min=0, max=51, help="x264 quality: 18 is almost lossless to the eye, 28 shows artifacts."),
@@ -236,6 +238,7 @@ def replay(
     """Repeat a step whose loss or gradient was not finite and report where the first NaN or inf appears."""
     from vivit_train.tools.replay import replay as repeat
 
+    check_new("--out", out)
     repeat(file, out or file.with_suffix(".png"), trusted or ())
 
 
@@ -257,10 +260,11 @@ def loader(
         typer.Option(min=0.1, help="Clips/s that the advice aims at. Default: what the model consumes here."),
     ] = None,
     gop: Annotated[
-        int, typer.Option(min=1, help="GOP size in frames of the files that `vivit prepare` would write.")
+        int,
+        typer.Option(min=1, max=10_000, help="GOP size in frames of the files that `vivit prepare` would write."),
     ] = 32,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write results to this JSON file.")
+        Path | None, typer.Option(metavar="FILE", help="Also write results to this new JSON file.")
     ] = None,
 ) -> None:
     """Measure the throughput of the data loader and the time of its stages, and advise how to speed it up.
@@ -274,7 +278,10 @@ def loader(
 
     if not re.fullmatch(r"(\d+(,\d+)*)?", workers):
         raise UserError(f"--workers {workers}: expected comma-separated numbers, such as 1,2,4")
+    check_new("--json", json)
     numbers = [int(number) for number in workers.split(",") if number]
+    if max(numbers, default=0) > 512:
+        raise UserError(f"--workers {workers}: must be numbers up to 512")
     with TemporaryDirectory() as folder:
         cfg = compose_data(videos, Path(folder), "vivit bench loader")
         result = bench_loader(cfg, clips=clips, rounds=rounds, workers=numbers, target_clips_per_s=target, gop=gop)
@@ -287,7 +294,7 @@ Batches = Annotated[str, typer.Option("--batch", help="Batch sizes in clips, suc
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda if available, otherwise cpu.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Timed steps of each. Medians are reported.")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write results to this JSON file.")
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write results to this new JSON file.")
 ]
 
 
@@ -312,10 +319,11 @@ def model(
     """Measure a model's clips/s, peak memory and MFU, with eager, fused or compiled attention."""
     from vivit_train.build import resolve_clip
     from vivit_train.tools.bench import model
-    from vivit_train.tools.overrides import compose_words
+    from vivit_train.tools.overrides import OF_TRAINING, compose_words
 
+    check_new("--json", json)
     cells = model.cells(
-        resolve_clip(compose_words(overrides, Path("runs/bench")))[0].model,
+        resolve_clip(compose_words(overrides, Path("runs/bench"), OF_TRAINING))[0].model,
         batches=model.numbers("--batch", batch),
         modes=model.choices("--mode", mode, model.MODES),
         dtypes=model.choices("--dtype", dtype, tuple(model.DTYPES)),
@@ -349,6 +357,7 @@ def train(
     from vivit_train.tools.bench.train import bench_train, save, table
     from vivit_train.tools.overrides import compose_words
 
+    check_new("--json", json)
     with TemporaryDirectory() as folder:
         result = bench_train(resolve_clip(compose_words(overrides, Path(folder)))[0], steps=steps)
     log.info(table(result, overrides or []))

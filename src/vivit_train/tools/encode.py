@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vivit_train.data.video.color import to_bt709, wide_color
-from vivit_train.data.video.container import OPENING, best_video_stream
+from vivit_train.data.video.container import OPENING, best_video_stream, ffmpeg_reason
 from vivit_train.data.video.display import DisplayShape
 from vivit_train.data.video.scan import VideoInfo, probe
 from vivit_train.utils.errors import UserError, VideoError, reason
@@ -122,7 +122,7 @@ def _encode(source: str, target: str, info: VideoInfo, settings: Settings, skip:
                 count += 1
             out.mux(encoder.encode(None))
     except av.error.InvalidDataError as error:
-        raise VideoError(source, f"damaged ({error.strerror})", kind="damaged") from error
+        raise VideoError(source, f"damaged{ffmpeg_reason(error)}", kind="damaged") from error
     except av.FFmpegError as error:  # This may also be a write error of the target disk.
         raise VideoError(source, reason(error)) from error
     return count

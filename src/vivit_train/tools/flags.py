@@ -4,6 +4,7 @@ Hydra's flags such as --cfg must answer within a second, so this module must not
 """
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -12,14 +13,16 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from vivit_train.composition import known_keys
+from vivit_train.composition import PATHS, known_keys, refuse_repeated, repeated
 from vivit_train.keys import group_options, groups
 from vivit_train.utils.conf import CONF
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.moved_keys import unknown
+from vivit_train.utils.rank import is_first_rank
 
 # Flags that take a value.
 VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+log = logging.getLogger(__name__)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 INSTEAD = {"run": "--run", "multirun": "--multirun", "cfg": "--cfg", "shell_completion": "--shell-completion"}
 COMPLETION = re.compile(r"(install|uninstall|query)=(bash|fish|zsh)")
@@ -62,9 +65,30 @@ def checked_words(words: Sequence[str], command: str) -> list[str]:
         return ["--hydra-help"]
     for word in overrides:
         check_override(word, command)
+    refuse_repeated(overrides)
+    if known.cfg is None and known.info is None and is_first_rank():  # Lightning adds words for the other ranks.
+        for key, before, value in repeated(overrides):
+            log.info(f"note     {key}={value} takes the place of {key}={before}, which is also typed")
+    check_repeated(flags)
     check_modes(known, command, overrides)
     check_places(known, command, overrides)
     return [*flags, *overrides]
+
+
+def check_repeated(flags: Sequence[str]) -> None:
+    """Check that no flag has two values, of which argparse would use the last one.
+
+    Raises:
+        UserError: A flag has two values.
+    """
+    found: dict[str, str] = {}
+    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
+        name, equals, own = flag.partition("=")
+        if name in VALUED:
+            value = own if equals else following
+            long = VALUED[VALUED.index(name) // 2 * 2]
+            if found.setdefault(long, value) != value:
+                fail(f"{long} is given with {found[long]} and with {value}: leave out one of them")
 
 
 def check_override(word: str, command: str) -> None:
@@ -73,6 +97,8 @@ def check_override(word: str, command: str) -> None:
     Raises:
         UserError: The override has no key, or changes nothing in a group.
     """
+    if not word:
+        raise UserError("one of the words is empty: leave it out, or write its value (a variable may be unset)")
     if word.lstrip("+~").startswith("="):
         raise UserError(f"{word} is not an override: expected KEY=VALUE, without blanks around =")
     name, _, value = word.lstrip("+~").partition("=")
@@ -133,6 +159,9 @@ def check_places(known: argparse.Namespace, command: str, overrides: Sequence[st
     others = {"train", "eval"} - {command}
     if name in others or "/" in name:
         fail(f"--config-name {name}: this command needs {command}, or a file of yours that includes it")
+    for folder in (folder for word in overrides if "searchpath" in word for folder in PATHS.findall(word)):
+        if not Path(folder).is_dir():
+            fail(f"hydra.searchpath: there is no folder {folder}")
     elsewhere = any(word.lstrip("+").startswith("hydra.searchpath") for word in overrides)
     if elsewhere or "://" in (known.config_path or ""):
         return

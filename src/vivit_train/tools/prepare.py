@@ -66,7 +66,8 @@ def prepare(
         timeout_s: Time limit per video in seconds, plus 10 s per MB.
 
     Raises:
-        UserError: The folders or options are wrong, or none of the videos could be re-encoded.
+        UserError: The folders or options are wrong, the target holds videos of others, or none of the videos could
+            be re-encoded.
     """
     source, target = Path(os.path.abspath(source)), Path(os.path.abspath(target))
     part, parts = read_shard(shard)
@@ -75,8 +76,11 @@ def prepare(
     _check_inside(target, {os.path.dirname(job.target) for job in jobs})
     ending = f"-{part}of{parts}.csv" if parts > 1 else ".csv"
     manifest, failures = target / f"manifest{ending}", target / f"failed{ending}"
+    is_new = not any(MANIFEST.fullmatch(path.name) for path in target.iterdir())
+    if is_new and (found := [job.target for job in jobs if os.path.lexists(job.target)]):
+        raise_listed("videos that vivit prepare has not made", found, "Choose another folder for DST.")
     if part == 0:
-        _copy_annotations(source, target)
+        _copy_annotations(source, target, is_new=is_new)
         _log_ignored_files(source)
     _clear(target, {job.target_name for job in jobs})
     rows = _finished_rows(target, jobs, settings, keeps_others=parts == 1)
@@ -245,7 +249,8 @@ def _log_ignored_files(source: Path) -> None:
         log.info(f"files without a video extension are ignored in {printable(source)}: {endings}")
 
 
-def _copy_annotations(source: Path, target: Path) -> None:
+def _copy_annotations(source: Path, target: Path, *, is_new: bool) -> None:
+    """Copy the annotation files; into a folder that is new to `vivit prepare`, only those that it lacks."""
     copied = 0
     for folder, _, files in walk(source):
         for name in files:
@@ -257,6 +262,9 @@ def _copy_annotations(source: Path, target: Path) -> None:
                 continue
             if path.is_symlink() and not path.resolve().is_relative_to(source.resolve()):
                 log.info(f"{printable(path)} is not copied: it is a link to a file outside of {printable(source)}")
+                continue
+            if is_new and os.path.lexists(place):
+                log.info(f"{printable(path)} is not copied: {printable(place)} exists")
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             _check_inside(target, [str(place.parent)])

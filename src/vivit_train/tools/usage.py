@@ -3,16 +3,19 @@
 They end in one message of this package, not in the usage text of Typer.
 """
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
 from vivit_train.utils.arguments import wording
-from vivit_train.utils.errors import CTRL_C, NOTHING_DONE, exit_with_message, log
+from vivit_train.utils.errors import CTRL_C, NOTHING_DONE, UserError, exit_with_message, log
 from vivit_train.utils.moved_keys import COMMON_WORDS
 from vivit_train.utils.text import printable
 
@@ -25,7 +28,8 @@ Videos = Annotated[
         metavar="FOLDER | OVERRIDES", help="Folder of the videos, or overrides: data=csv data.root=DIR ..."
     ),
 ]
-BY_VIDEO = ("predict", "explain")  # The exit code 1 of these commands says that a video is unreadable.
+# The exit code 1 of these commands says that a video is unreadable, or that a part of the work is not done.
+BY_VIDEO = ("predict", "explain", "features", "search", "export", "push")
 
 
 def run_app(app: typer.Typer) -> None:
@@ -33,6 +37,8 @@ def run_app(app: typer.Typer) -> None:
 
     def run() -> None:
         root = typer.main.get_command(app)
+        if problem := word_problem(root, sys.argv[1:]):
+            end(problem)
         try:
             sys.exit(root.main(prog_name="vivit", standalone_mode=False))
         except typer.Abort:  # Ctrl-C, with earlier versions of Typer
@@ -41,10 +47,54 @@ def run_app(app: typer.Typer) -> None:
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
                 sys.exit(1)
-            log.error(f"error: {printable(describe(error, root, sys.argv[1:]))}")
-            sys.exit(NOTHING_DONE if sys.argv[1] in BY_VIDEO else 1)
+            end(describe(error, root, sys.argv[1:]))
 
     exit_with_message(run)
+
+
+def end(problem: str) -> NoReturn:
+    """End the process with a message about the words of the command line."""
+    log.error(f"error: {printable(problem)}")
+    sys.exit(NOTHING_DONE if sys.argv[1] in BY_VIDEO else 1)
+
+
+def word_problem(root: Any, words: Sequence[str]) -> str:
+    """Return what Typer itself would not say of the words of a command, or "".
+
+    An option of two values would have the last one, and an empty word would be the current folder.
+    """
+    command, name = command_of(root, words)
+    if any(word == "" or re.fullmatch(r"--[\w-]+=", word) for word in words):
+        text = "one of the words is empty: leave it out, or write its value (a variable may be unset)"
+        return f"{name}: {text}; {name} --help explains more"
+    for option in command.params:
+        if option.param_type_name != "option" or option.is_flag or option.multiple:
+            continue
+        values = [*dict.fromkeys(given(option.opts, words))]
+        if len(values) > 1:
+            text = f"{option.opts[0]} is given with {' and with '.join(values)}: leave out all but one"
+            return f"{name}: {text}; {name} --help explains more"
+    return ""
+
+
+def command_of(root: Any, words: Sequence[str]) -> tuple[Any, str]:
+    """Return the command that the first words name, and its full name."""
+    command, name = root, "vivit"
+    for word in words:
+        if word not in getattr(command, "commands", ()):
+            break
+        command, name = command.commands[word], f"{name} {word}"
+    return command, name
+
+
+def check_new(option: str, file: Path | None) -> None:
+    """Check before any work that a file that an option names can be written, and replaces nothing.
+
+    Raises:
+        UserError: It exists.
+    """
+    if file is not None and os.path.lexists(file):
+        raise UserError(f"{option} {file} exists: choose another file")
 
 
 def describe(error: Any, root: Any, words: Sequence[str]) -> str:
@@ -55,13 +105,9 @@ def describe(error: Any, root: Any, words: Sequence[str]) -> str:
         root: The command `vivit`.
         words: The words after it.
     """
-    command, name = root, "vivit"
-    for word in words:  # Not all errors know their command.
-        if word not in getattr(command, "commands", ()):
-            break
-        command, name = command.commands[word], f"{name} {word}"
+    command, name = command_of(root, words)  # Not all errors know their command.
     option: Any = getattr(error, "option_name", None)
-    parameter = getattr(error, "param", None)
+    parameter: Any = getattr(error, "param", None)
     if type(error).__name__ == "NoSuchOption":
         known = [text.strip("-") for other in command.params for text in other.opts if text.startswith("-")]
         key = option.strip("-").replace("-", "_")
@@ -76,9 +122,10 @@ def describe(error: Any, root: Any, words: Sequence[str]) -> str:
         with_value = next((word for word in words if word.startswith(f"{option}=")), "")
         text = f"{with_value}: {option} takes no value" if with_value else f"{option} needs a value"
     elif type(error).__name__ == "MissingParameter":
-        text = f"{label(parameter)} is missing: expected {usage(command)}"
+        is_option = parameter.param_type_name == "option"
+        text = f"{label(parameter)} is missing" + ("" if is_option else f": expected {usage(command)}")
     elif parameter is not None:
-        value = given(parameter.opts, words)
+        value = (given(parameter.opts, words) or [""])[-1]
         text = f"{parameter.opts[0]} {value}: must be {expected(command.callback, parameter.name)}"
     elif hasattr(command, "commands"):
         word = next((word for word in words if repr(word) in error.message), "this")
@@ -106,14 +153,11 @@ def usage(command: Any) -> str:
     return " ".join(label(other) for other in command.params if other.param_type_name == "argument")
 
 
-def given(options: Sequence[str], words: Sequence[str]) -> str:
-    """Return the last value of an option in the words of a command."""
-    value = ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, own = word.partition("=")
-        if name in options:
-            value = own if equals else following
-    return value
+def given(options: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the values of an option in the words of a command."""
+    pairs = zip(words, [*words[1:], ""], strict=False)
+    parts = [(*word.partition("="), following) for word, following in pairs]
+    return [own if equals else following for name, equals, own, following in parts if name in options]
 
 
 def expected(function: Callable[..., Any], name: str) -> str:

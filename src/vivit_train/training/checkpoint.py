@@ -1,7 +1,6 @@
 """The metadata that makes a checkpoint self-contained, and functions that read checkpoints."""
 
 import json
-import pickle
 import re
 import warnings
 from collections import Counter
@@ -29,7 +28,7 @@ from vivit_train.models.weights.files import (
     tensors_of,
 )
 from vivit_train.training.stored_keys import with_current_keys
-from vivit_train.training.targets import MODELS, build, with_short_names
+from vivit_train.training.targets import MODELS, build, check_trusted, with_short_names
 from vivit_train.utils.arguments import conforms, shown
 from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.text import plural, shorten_list
@@ -151,7 +150,9 @@ def restore_net(
 
     Raises:
         UserError: Metadata and weights do not fit together, weights are not finite, or the model is not built in.
+            A trusted package does not exist.
     """
+    check_trusted(trusted)
     node = uncompiled(stored) if isinstance(stored := metadata.config.get("model"), dict) else None
     for part, key in (("encoder", "depth"), ("temporal_encoder", "temporal_depth")):
         there = len({match[1] for name in weights if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))})
@@ -208,15 +209,15 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
             " or the authors' checkpoint; a training can start from it by init.path"
         )
     refuse_bomb(path)
-    why = "it is not a checkpoint, or holds more than tensors and plain data"
+    why = "it is damaged or not a checkpoint, or holds more than tensors and plain data"
     if mmap and not is_zipfile(path):
         raise UserError(f"{path} cannot be read as a checkpoint: {why}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:  # torch raises many kinds of errors for damaged and unsafe files.
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+        raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
     check_content(checkpoint, path)
     if not isinstance(checkpoint, dict) or not {KEY, "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of vivit-train (use init.path for other weights)")

@@ -177,13 +177,17 @@ def draw_result(out: Path, result: Result, protocol: str) -> list[str]:
     return files
 
 
-def parse_views(views: str) -> tuple[int, int]:
+def parse_views(views: str, name: str = "views=") -> tuple[int, int]:
     """Parses a number of temporal clips x spatial crops, such as "4x3".
+
+    Args:
+        views: The text.
+        name: What the message calls it.
 
     Raises:
         UserError: The text has another form.
     """
-    match = re.fullmatch(r"([1-9]\d*)x([13])", str(views))
+    match = re.fullmatch(r"([1-9]\d{0,2})x([13])", str(views))
     if not match:
-        raise UserError(f"eval.views={views}: expected temporal clips x spatial crops (1 or 3), such as 4x3")
+        raise UserError(f"{name}{views}: must be up to 999 temporal clips x spatial crops (1 or 3), such as 4x3")
     return int(match[1]), int(match[2])

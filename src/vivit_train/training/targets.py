@@ -8,6 +8,7 @@ the call. Code from the user's own packages is called only if the user trusts th
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any
 
@@ -145,6 +146,20 @@ def package_of(function: Any) -> str | None:
     owner = getattr(function, "__self__", None)
     module = getattr(owner if isinstance(owner, type) else function, "__module__", None)
     return module.partition(".")[0] if isinstance(module, str) else None
+
+
+def check_trusted(trusted: Sequence[str]) -> None:
+    """Checks that each package that the user trusts exists. None is imported.
+
+    Raises:
+        UserError: There is no package of one of these names.
+    """
+    for name in trusted:
+        if not name.isidentifier() or find_spec(name) is None:
+            raise UserError(
+                f"trusted: there is no package {name}: name one that Python can import, without its modules; "
+                "PYTHONPATH=FOLDER adds a folder to those in which Python looks"
+            )
 
 
 def resolve_target(target: Any, allowed: set[str], where: str, trusted: Sequence[str]) -> Callable[..., Any]:

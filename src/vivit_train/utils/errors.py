@@ -1,5 +1,7 @@
 """Errors that a user can act on. All other errors keep their traceback, because they are bugs."""
 
+import errno
+import inspect
 import logging
 import os
 import signal
@@ -11,6 +13,9 @@ from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.text import printable, printable_lines
 
 log = logging.getLogger(__name__)
+IN_THE_WAY = "a file is where a folder is needed: choose another path"
+# What the system says of a path, and what is said instead.
+SYSTEM = {errno.EEXIST: IN_THE_WAY, errno.ENOTDIR: IN_THE_WAY, errno.EISDIR: "this is a folder, not a file"}
 
 
 class UserError(Exception):
@@ -89,8 +94,19 @@ class OutOfMemoryError(UserError):
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of a library's error message, or the name of its type if there is none."""
+    """Returns why something failed: the first line of a library's message, or the name of its type without one."""
+    if isinstance(error, OSError) and error.strerror:
+        return system_reason(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"there is no module {error.name}"
+    if isinstance(error, AttributeError) and inspect.ismodule(error.obj) and error.name:
+        return f"the module {error.obj.__name__} has no {error.name}"
     return printable(str(error).partition("\n")[0]) or type(error).__name__  # Some errors have no text.
+
+
+def system_reason(error: OSError) -> str:
+    """Returns why the system refuses a path, without the path."""
+    return SYSTEM.get(error.errno or 0, printable(error.strerror or type(error).__name__))
 
 
 def exit_with_message(main: Callable[[], object]) -> None:
@@ -118,6 +134,6 @@ def end_with_message(error: Exception) -> None:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            text = f"{error.filename}: {error.strerror}"
+            text = f"{error.filename}: {system_reason(error)}"
         log.error(f"error: {text}{cause}")
         sys.exit(1)

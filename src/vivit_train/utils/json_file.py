@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.errors import UserError
 
 
 def parse_json(text: str, file: Path) -> Any:
@@ -23,5 +23,5 @@ def parse_json(text: str, file: Path) -> Any:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}; is the file complete?") from None
     except RecursionError:
         raise UserError(f"{file}: the JSON is nested too deeply") from None
-    except ValueError as error:  # an integer has more digits than Python parses
-        raise UserError(f"{file}: the JSON cannot be parsed: {reason(error)}") from None
+    except ValueError:
+        raise UserError(f"{file}: the JSON cannot be parsed: a number has too many digits") from None

@@ -41,6 +41,8 @@ def check_replaceable(file: Path) -> None:
     Raises:
         UserError: The file is something else.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: set --out to a file")
     if file.exists() and MARK not in read_text(file, errors="replace")[:2000]:
         raise UserError(f"{file} exists and is no page of vivit-train: set --out")
 

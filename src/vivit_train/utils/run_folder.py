@@ -69,6 +69,12 @@ class RunFolder:
                 "(for a sweep: hydra.sweep.dir=DIR; in Python: run_dir=DIR) chooses another folder, and "
                 "overwrite=true moves the earlier run aside"
             )
+        if not resumes(self.path, config) and (inside := used_by(config, self.path)):
+            self.lock.release(restore=True)
+            raise UserError(
+                f"overwrite=true would move {shown_path(folder)} aside, but {' and '.join(inside)} is in it: "
+                "choose another folder with hydra.run.dir=DIR"
+            )
         self.before = dict(self.files()) if resumes(self.path, config) else {}
         if not resumes(self.path, config):
             self.aside = self.move_aside()
@@ -135,6 +141,19 @@ class RunFolder:
                 file.rename(aside / file.name)
         log.info(f"the earlier run in {self.path} is now in {aside}")
         return aside
+
+
+def used_by(config: Mapping[Any, Any], folder: Path) -> list[str]:
+    """Returns the keys of a configuration that name something in a folder, with their values."""
+    nodes = [("", config), *((f"{name}.", config.get(name) or {}) for name in ("init", "data"))]
+    paths = {f"{prefix}{key}": node.get(key) for prefix, node in nodes for key in ("ckpt_path", "path", "root")}
+    given = {key: path for key, path in paths.items() if isinstance(path, str) and path}
+    return [f"{key}={path}" for key, path in given.items() if is_in(Path(os.path.realpath(path)), folder)]
+
+
+def is_in(path: Path, folder: Path) -> bool:
+    """Returns whether a path is a folder or something in it."""
+    return folder in (path, *path.parents)
 
 
 def resumes(folder: Path, config: Mapping[Any, Any]) -> bool:

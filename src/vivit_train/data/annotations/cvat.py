@@ -95,7 +95,8 @@ def _annotations(file: Path) -> Iterator[Annotation | Skipped]:
     try:
         top = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise UserError(f"{file} is not XML: {reason(error)}. Export the task as CVAT for video 1.1") from None
+        line, _ = error.position
+        raise UserError(f"{file} is not XML in line {line}. Export the task as CVAT for video 1.1") from None
     if top.tag != "annotations":
         raise UserError(f"{file}: <{top.tag}> instead of <annotations>. Export the task as CVAT for video 1.1")
     videos, annotated = _videos(file, top), set[str]()

@@ -10,7 +10,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vivit_train.data.video import storage
-from vivit_train.utils.errors import VideoError, reason
+from vivit_train.utils.errors import VideoError
 
 # The allowed formats, whatever the file extension. Formats that refer to other files (ffconcat, m3u8, dash, sdp,
 # numbered pictures) are excluded. Audio formats are included so that an audio file gets its own error message.
@@ -75,7 +75,7 @@ def open_video(
         try:
             yield opened.container, opened.stream
         except av.FFmpegError as error:
-            raise VideoError(path, f"damaged ({error.strerror})", kind="damaged") from error
+            raise VideoError(path, f"damaged{ffmpeg_reason(error)}", kind="damaged") from error
         if leave_open:
             _last_container.append(opened._replace(stack=stack.pop_all()))
 
@@ -111,10 +111,15 @@ def best_video_stream(container: InputContainer) -> VideoStream | None:
     return next(iter(defaults or streams), None)
 
 
+def ffmpeg_reason(error: av.FFmpegError) -> str:
+    """Returns FFmpeg's reason in parentheses, or "" if it only says that the data is invalid."""
+    return "" if isinstance(error, av.error.InvalidDataError) else f" ({error.strerror})"
+
+
 def _container(path: str, file: str | BinaryIO) -> InputContainer:
     try:
         return av.open(file, "r", options=OPENING, metadata_errors="ignore")
     except av.FFmpegError as error:
-        raise VideoError(path, f"not a video file that FFmpeg can read ({error.strerror})") from error
-    except ValueError as error:  # the name contains a zero byte
-        raise VideoError(path, f"not a video file that FFmpeg can read ({reason(error)})") from error
+        raise VideoError(path, f"not a video file that FFmpeg can read{ffmpeg_reason(error)}") from error
+    except ValueError as error:
+        raise VideoError(path, "its name contains a zero byte") from error

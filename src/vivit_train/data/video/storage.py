@@ -324,8 +324,7 @@ def _index(tar: str, version: int, size: int) -> _Index:
                     found[posixpath.normpath(member.name).lstrip("/")] = member.offset_data, member.size
     # tarfile raises the others for numbers that are absurd or none, and for headers of headers without end.
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        why = f"not an uncompressed tar archive, or damaged ({reason(error)})"
-        raise VideoError(tar, why) from error
+        raise VideoError(tar, "not an uncompressed tar archive, or damaged") from error
     names = sorted(found)
     extents = np.array([found[name] for name in names], np.int64).reshape(-1, 2)
     return _Index(np.array(names, np.dtypes.StringDType()), extents)

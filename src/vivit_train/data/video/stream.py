@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import av
 import numpy as np
@@ -111,7 +112,8 @@ def translate_live_errors(url: str) -> Iterator[None]:
     except av.error.ExitError as error:  # The time limit of `live_container` is over.
         raise VideoError(url, f"sent nothing for {ANSWER_S:.0f} s") from error
     except (av.FFmpegError, ValueError) as error:
-        raise VideoError(url, f"cannot be read as a live stream ({reason(error)})") from error
+        why = "it is a file: leave out --live" if Path(url).is_file() else reason(error)
+        raise VideoError(url, f"cannot be read as a live stream: {why}") from error
 
 
 def live_frames(

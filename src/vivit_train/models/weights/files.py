@@ -27,6 +27,13 @@ SHARD_INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)  # A name in the same folder, never a path.
 MAX_SHARDS = 1024
 CHECKPOINT_JSON = "vivit_train.json"  # It makes a folder a checkpoint of vivit-train; see training/checkpoint.py.
+# What a status of the Hub's answer means, and the errors of a network that does not reach it.
+HUB_ANSWERS = {
+    401: "there is no such model, or it is private: run `hf auth login`",
+    403: "its owner restricts the access",
+    404: "there is no such model",
+}
+UNREACHABLE = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "gaierror")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 # The mean and std of a normalization, for pixels in [0, 1].
@@ -81,8 +88,10 @@ def read_file(path: str | Path) -> Any:
             # as a Namespace, which only holds attributes.
             with open(path, "rb") as file, torch.serialization.safe_globals([Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as weights: it is damaged or of another kind") from error
     except Exception as error:  # weights_only rejects everything but tensors.
         raise UserError(f"{path} is refused: it holds more than tensors ({type(error).__name__})") from error
     check_content(content, path)
@@ -127,6 +136,21 @@ def is_hub_name(name: str) -> bool:
     return is_free and HUB_NAME.fullmatch(name) is not None
 
 
+def hub_reason(error: Exception) -> str:
+    """Returns why the Hugging Face Hub did not answer as expected."""
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return "HF_HUB_OFFLINE is set"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in HUB_ANSWERS:
+        return HUB_ANSWERS[status]
+    found: list[BaseException] = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None and len(found) < 9:
+        found.append(cause)
+    if any(type(cause).__name__ in UNREACHABLE or isinstance(cause, ConnectionError) for cause in found):
+        return "it cannot be reached"
+    return f"{type(error).__name__}: {reason(error)}"
+
+
 def hub_folder(source: str | Path) -> Path:
     """Returns a local model folder, or downloads the model of that name from the Hugging Face Hub.
 
@@ -146,11 +170,10 @@ def hub_folder(source: str | Path) -> Path:
         try:
             folder = Path(huggingface_hub.snapshot_download(str(source), allow_patterns=files))
         except Exception as error:  # Downloads fail in many ways that this package cannot control.
-            offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
             raise UserError(
                 f"no weights at {source}, and the Hugging Face Hub did not provide a model of that name "
-                f"({type(error).__name__}: {reason(error)}{offline}): check the name and the network, or download "
-                "the model elsewhere and pass its folder"
+                f"({hub_reason(error)}): check the name and the network, or download the model elsewhere and pass "
+                "its folder"
             ) from error
     if not any((folder / name).is_file() for name in ("config.json", CHECKPOINT_JSON)):
         raise UserError(f"{source} is not a Hugging Face model folder: it has no config.json")

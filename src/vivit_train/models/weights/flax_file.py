@@ -8,7 +8,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import check_is_file
 
 MAX_BYTES = 1 << 35  # The authors' largest checkpoint, with the state of its optimizer, has a quarter of that.
@@ -102,7 +102,7 @@ def read_flax(path: str | Path) -> dict[str, Any]:
         TypeError,
         ValueError,
     ) as error:
-        raise UserError(f"{path} cannot be read as a flax checkpoint: {reason(error)}") from error
+        raise UserError(f"{path} cannot be read as a flax checkpoint: it is damaged or another file") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} is not a flax checkpoint: it does not contain a tree")
     return tree

@@ -15,11 +15,12 @@ from vivit_train.models.weights.files import (
     WEIGHT_FILES,
     Statistics,
     folder_weights,
+    hub_reason,
     read_file,
     tensors_of,
     unwrapped,
 )
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.errors import UserError
 
 # These are timm's ImageNet-21k ViTs for each model size, by init.name. The first are those of Steiner et al.
 # (arXiv 2106.10270), which exist for every size but H; the second are those of the ViT paper (arXiv 2010.11929).
@@ -104,7 +105,7 @@ def download(name: str) -> Mapping[str, Tensor]:
         raise
     except Exception as error:  # Downloads fail in many ways that this package cannot control.
         raise UserError(
-            f"timm's '{name}' cannot be downloaded ({type(error).__name__}: {reason(error)}): "
+            f"timm's '{name}' cannot be downloaded ({hub_reason(error)}): "
             "check the network, pass a file with init.path=FILE, or train from random weights with init=none"
         ) from error
 

@@ -51,6 +51,9 @@ def crossval(
 
     if probe and val_percent is not None:
         raise UserError("--val-percent: a probe has no checkpoints to choose from: leave out one of the two")
-    cfg = compose_videos(videos, Path("."), "vivit crossval")
+    overrides = to_overrides(videos)
+    if seed := next((word for word in overrides if word.startswith("seed=")), None):
+        raise UserError(f"{seed} has no effect here: --seeds N trains with the seeds 0 to N - 1")
+    cfg = compose_videos(videos, Path("."), "vivit crossval", ("resume", "ckpt_path", "overwrite"))
     choices = Choices(folds, group, seeds, val_percent or 10, with_test, probe)
-    run(cfg, out, to_overrides(videos), choices)
+    run(cfg, out, overrides, choices)

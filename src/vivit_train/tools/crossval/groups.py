@@ -49,7 +49,7 @@ def groups_of(how: str, table: ClipTable, names: Sequence[str]) -> list[str]:
         try:
             pattern = re.compile(how)
         except re.error as error:
-            raise UserError(f"--group {how}: neither a file nor a regular expression ({error})") from error
+            raise UserError(f"--group {how}: neither a file nor a regular expression that is complete") from error
         if not pattern.groups:
             raise UserError(f"--group {how}: the expression needs a group, such as 'person(\\d+)'")
         found = [match and match[1] for match in map(pattern.search, paths)]

@@ -20,6 +20,7 @@ from vivit_train.data.video.urls import private_urls
 from vivit_train.tools.doctor.inspect_files import Settings, inspect_files
 from vivit_train.tools.doctor.problems import KINDS, NOT_LISTED, TO_ENCODE, Problem, find_problems
 from vivit_train.tools.doctor.report import report, strips_of
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import check_folder
 from vivit_train.utils.text import csv_cell, plural, printable, shorten_list
 
@@ -60,13 +61,12 @@ def examine(
         overrides: Overrides of the command line, for the training command that is logged at the end.
 
     Raises:
-        UserError: The lists of the dataset cannot be read.
+        UserError: The lists of the dataset cannot be read, or `out` holds something else.
     """
     splits, data, settings = read_splits(cfg), cfg.data, _settings(cfg.data, every_frame)
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     manifests = {split: manifest for split, manifest in named.items() if manifest}
-    out.mkdir(parents=True, exist_ok=True)
-    check_folder(out, ("", "clean"), "choose another folder with --out DIR")
+    take_folder(out)
     log.info(splits.summary())
     paths = list(dict.fromkeys(str(path) for manifest in manifests.values() for path in manifest.paths))
     limit_s = float(data.timeout_s if timeout_s is None else timeout_s)
@@ -97,6 +97,18 @@ def examine(
     log.info(f"report   {out / 'report.html'}; in the same folder: problems.csv, re-encode.txt, clean/")
     log.info(advice)
     return problems
+
+
+def take_folder(out: Path) -> None:
+    """Create the folder of the report, or check that one that exists is of an earlier report.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    check_folder(out, ("", "clean"), "choose another folder with --out DIR")
+    if any(out.iterdir()) and not (out / "files.jsonl").is_file():
+        raise UserError(f"{out} exists and holds no report of vivit doctor: choose another folder with --out DIR")
 
 
 def _settings(data: DictConfig, every_frame: bool) -> Settings:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vivit_train.loading import load
-from vivit_train.models.weights.files import HUB_NAME
+from vivit_train.models.weights.files import HUB_NAME, hub_reason
 from vivit_train.models.weights.source import Source
 from vivit_train.tools.export.run import write_folder
 from vivit_train.utils.errors import UserError, reason
@@ -101,8 +101,7 @@ def translated(repository: str) -> Iterator[None]:
         said = printable(getattr(error, "server_message", None) or reason(error))
         raise UserError(f"the Hugging Face Hub refuses {repository} ({status}: {said}): {advice}") from error
     except Exception as error:  # Uploads fail in many ways that this package cannot control.
-        offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise UserError(
-            f"{repository} could not be uploaded ({type(error).__name__}: {reason(error)}{offline}): check the "
+            f"{repository} could not be uploaded ({hub_reason(error)}): check the "
             "network, and run the same command again"
         ) from error

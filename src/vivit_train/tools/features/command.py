@@ -81,13 +81,16 @@ def features(
     with wrong_words():
         from vivit_train.loading import load
         from vivit_train.tools.features.run import Wanted, write_embeddings
+        from vivit_train.tools.predict.output import check_inputs
         from vivit_train.tools.predict.sources import find_clips
 
+        clips = find_clips(videos)
+        check_inputs({"--out": out}, (checkpoint, *videos, *(clip.path for clip in clips)))
         wanted = Wanted(out, level, views, half, overwrite)
         source = partial(load, checkpoint, device=device, trusted=trusted or (), head=False)
         loading = {"batch_size": batch_size, "allow_private_urls": allow_private_urls}
         loading |= {} if workers is None else {"num_workers": workers}
-        is_fine = write_embeddings(source, checkpoint, find_clips(videos), wanted, **loading)
+        is_fine = write_embeddings(source, checkpoint, clips, wanted, **loading)
     if not is_fine:
         raise typer.Exit(1)
 
@@ -110,8 +113,13 @@ def search(
     """
     with wrong_words():
         from vivit_train.loading import load
+        from vivit_train.tools.features.file import read_features
+        from vivit_train.tools.features.nearest import row_of
         from vivit_train.tools.features.nearest import search as run
         from vivit_train.video_model import VideoModel
+
+        if checkpoint and row_of(read_features(features), video) is not None:
+            raise UserError(f"--checkpoint has no effect, because {video} is in {features}: leave it out")
 
         def source(stated: str | None) -> VideoModel:
             name = checkpoint or stated

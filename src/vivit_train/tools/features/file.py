@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from vivit_train.models.weights.files import refuse_bomb
 from vivit_train.utils.arguments import conforms
-from vivit_train.utils.errors import UserError, reason
+from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
 from vivit_train.utils.json_file import parse_json
 
@@ -147,7 +147,7 @@ def read_features(file: Path) -> StoredFeatures:
     try:
         shape, spans_s, ids, about = read(file)
     except (SafetensorError, OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{file} is not a file of features: {reason(error)}") from error
+        raise UserError(f"{file} is not a file of features, or is damaged") from error
     parse = partial(parse_json, file=file)
     listed, stated = parse(ids) if isinstance(ids, str) else ids, parse(about)
     is_whole = conforms(listed, list[str]) and isinstance(stated, dict) and len(shape) >= 2 and min(shape) > 0

@@ -65,7 +65,7 @@ class Wanted:
         """
         check_ending(self.out)
         check_free([self.out], self.overwrite)
-        _, crops = parse_views(self.views)
+        _, crops = parse_views(self.views, "--views ")
         if self.level == "token" and crops > 1:
             raise UserError(f"--views {self.views}: tokens of {crops} crops show different places: set Nx1")
 

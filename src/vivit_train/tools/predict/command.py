@@ -21,6 +21,7 @@ EXAMPLES = (
     "vivit predict runs/mine rtsp://camera.example.org/1 --live 60",
     "vivit predict hf://google/vivit-b-16x2-kinetics400 'clips/*.mp4' https://example.org/a.mp4",
 )
+DAY = 86_400.0  # seconds
 Checkpoint = Annotated[
     str,
     typer.Argument(
@@ -70,17 +71,21 @@ Live = Annotated[
     float | None,
     typer.Option(
         min=0.1,
+        max=1000 * DAY,
         metavar="SECONDS",
         help="A timeline of a camera (/dev/video0) or a stream (rtsp://...), read for so many seconds.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder of the timelines. Default: timelines.")]
 Window = Annotated[
-    float | None, typer.Option(min=0.01, metavar="SECONDS", help="Length of a window. Default: as in training.")
+    float | None,
+    typer.Option(min=0.01, max=DAY, metavar="SECONDS", help="Length of a window. Default: as in training."),
 ]
 Move = Annotated[
     float | None,
-    typer.Option(min=0.01, metavar="SECONDS", help="Distance between two windows. Default: half a window."),
+    typer.Option(
+        min=0.01, max=DAY, metavar="SECONDS", help="Distance between two windows. Default: half a window."
+    ),
 ]
 
 
@@ -137,22 +142,28 @@ def predict(
     of_timeline = {"out": out, "window": window, "step": step}
     with wrong_words():
         refuse_unused(of_labels if timeline or live else of_timeline, timeline=bool(timeline or live))
+        if overwrite and not (timeline or live or json or csv or fiftyone):
+            raise UserError("--overwrite has no effect without --json, --csv, --fiftyone or --timeline")
         from vivit_train.loading import load
+        from vivit_train.tools.predict.output import check_inputs
         from vivit_train.tools.predict.run import Outputs, predict_labels
         from vivit_train.tools.predict.sources import find_clips
         from vivit_train.tools.predict.timeline import Timelines, predict_live, predict_timelines
 
         source = partial(load, checkpoint, labels=labels, device=device, trusted=trusted or ())
+        clips = [] if live else find_clips(videos)
+        files = {"--json": json, "--csv": csv, "--fiftyone": fiftyone}
+        check_inputs(files, (checkpoint, *videos, labels, *(clip.path for clip in clips)))
         wanted = Timelines(out or Path("timelines"), overwrite, views, window, step, allow_private_urls, fiftyone)
         if live:
             refuse_unused({"fiftyone": fiftyone}, timeline=True)
             is_fine = predict_live(source, videos, live, wanted)
         elif timeline:
-            is_fine = predict_timelines(source, find_clips(videos), wanted)
+            is_fine = predict_timelines(source, clips, wanted)
         else:
             outputs = Outputs(json, csv, fiftyone, overwrite)
             loading = {"views": views, "batch_size": batch_size, "allow_private_urls": allow_private_urls}
             loading |= {} if workers is None else {"num_workers": workers}
-            is_fine = predict_labels(source, checkpoint, find_clips(videos), top or 5, outputs, **loading)
+            is_fine = predict_labels(source, checkpoint, clips, top or 5, outputs, **loading)
     if not is_fine:
         raise typer.Exit(1)

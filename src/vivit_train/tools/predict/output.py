@@ -4,14 +4,15 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import typer
 
 from vivit_train.predictions import ACTION, Prediction
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import IN_THE_WAY, UserError
 from vivit_train.utils.files import replacing
+from vivit_train.utils.run_folder import best_checkpoint
 from vivit_train.utils.text import csv_cell, percent, plural, printable
 
 
@@ -23,10 +24,26 @@ def check_free(files: Sequence[Path], overwrite: bool) -> None:
     """
     problems = [f"{file} exists" for file in files if os.path.lexists(file) and not overwrite]
     problems += [f"{file} is a folder" for file in files if file.is_dir()]
+    above = [next(folder for folder in file.absolute().parents if folder.exists()) for file in files]
+    if in_the_way := next((folder for folder in above if not folder.is_dir()), None):
+        raise UserError(f"{in_the_way}: {IN_THE_WAY}")
     if problems:
         raise UserError(f"{'; '.join(problems)}: choose another file, or add --overwrite to replace it")
     if len({os.path.abspath(file) for file in files}) < len(files):
         raise UserError("two outputs have the same path: choose two files")
+
+
+def check_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Check that no output is a file that the command reads, which --overwrite would replace.
+
+    Raises:
+        UserError: An option names such a file.
+    """
+    names = [name for name in inputs if name is not None]
+    read = {os.path.realpath(best_checkpoint(Path(name)) or name) for name in names}
+    for option, file in outputs.items():
+        if file is not None and os.path.realpath(file) in read:
+            raise UserError(f"{option} {file}: the command reads this file: choose another one")
 
 
 def clip_name(prediction: Prediction) -> str:

@@ -85,7 +85,7 @@ def predict_labels(
     outputs.check()
     if outputs.fiftyone:
         check_clips([clip.span_s for clip in clips])
-    parse_views(loading["views"])
+    parse_views(loading["views"], "--views ")
     model = source()
     spans_s = [clip.span_s or WHOLE for clip in clips] if any(clip.span_s for clip in clips) else None
     table = clip_table([clip.path for clip in clips], spans_s)

@@ -22,7 +22,7 @@ from vivit_train.models.vivit import ViViT
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
 from vivit_train.tools.crossval.groups import groups_of
-from vivit_train.tools.overrides import compose_words, to_overrides
+from vivit_train.tools.overrides import OF_TRAINING, compose_words, to_overrides
 from vivit_train.tools.probe.features import SplitFeatures, features_of, layers_of
 from vivit_train.tools.probe.table import BASELINES, Score, advice, table
 from vivit_train.training.checkpoint import KEY, Metadata, build_net, uncompiled
@@ -33,7 +33,7 @@ from vivit_train.training.probing import Choice, choose, head_of, motion_net_sco
 from vivit_train.training.result import Result
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.conf import with_values
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, system_reason
 from vivit_train.utils.files import replacing
 from vivit_train.utils.progress import tracked
 from vivit_train.utils.text import file_stem, plural
@@ -97,7 +97,7 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
     Raises:
         UserError: The words do not say which videos or weights to use, or a word is invalid.
     """
-    cfg = compose_words(words, Path("."))
+    cfg = compose_words(words, Path("."), OF_TRAINING)
     typed = typed_keys(to_overrides(words))
     if cfg.data.name == "demo" and "data" not in typed:
         raise UserError("which videos? vivit probe FOLDER, or vivit probe data=NAME data.root=DIR")
@@ -138,7 +138,7 @@ def new_folder(out: Path | None, name: str) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from error
+        raise UserError(f"--out {out}: {system_reason(error)}") from error
     return out
 
 
