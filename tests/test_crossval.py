@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from forked import run_python
-from helpers import TINY
+from helpers import TINY, TINY_PROBE
 from omegaconf import DictConfig
 
 from vivit_train import create_model
@@ -146,7 +146,9 @@ def test_what_cannot_be_divided_is_refused(config: Config, videos: Path, tmp_pat
         crossval(cfg, tmp_path / "out", [], Choices(2, "none"))
 
 
-def test_a_probe_has_no_checkpoints_to_choose_from() -> None:
+def test_a_probe_has_no_epochs_and_no_checkpoints_to_choose_from(videos: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.max_epochs=3 has no effect here"):
+        command.crossval([str(videos), "init=imagenet", "trainer.max_epochs=3"], probe=True)
     with pytest.raises(UserError, match="--val-percent: a probe has no checkpoints"):
         command.crossval(["videos"], probe=True, val_percent=20.0)
 
@@ -205,7 +207,7 @@ def test_runs_that_fail_are_named(videos: Path, tmp_path: Path) -> None:
 def test_probes_of_all_folds_share_the_features(videos: Path, tmp_path: Path) -> None:
     net = create_model("vivit_fe", "Ti", num_classes=8, **TINY_NET)  # type: ignore[arg-type]
     torch.save(net.state_dict(), tmp_path / "weights.pt")
-    tiny = [word for word in TINY if not word.startswith(("trainer.", "model.tubelet"))]
+    tiny = [word for word in TINY_PROBE if not word.startswith("model.tubelet")]
     options = ["--probe", "--folds", "2", "--group", "none", "--out", "out"]
     words = [str(videos), *options, "init.path=weights.pt", *tiny]
     done = run_python("-m", "vivit_train.tools.cli", "crossval", *words, folder=tmp_path, timeout_s=900)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY
+from helpers import TINY_PROBE
 from omegaconf import DictConfig
 
 from vivit_train import create_model
@@ -37,7 +37,7 @@ BASELINES = {"chance", "majority class", "motion", "motion in regions", "motion,
 
 
 def words(videos: Path, init: Path) -> list[str]:
-    shape = [word for word in TINY if not word.startswith("model.tubelet")]
+    shape = [word for word in TINY_PROBE if not word.startswith("model.tubelet")]
     return ["data=folder", f"data.root={videos}", f"init.path={init}", *shape]
 
 
@@ -124,6 +124,16 @@ def test_what_a_probe_needs(overrides: list[str], message: str, videos: Path, tm
     given = given[1:] if "data=demo" in overrides else given
     with pytest.raises(UserError, match=message):
         probe([word for word in given if word != "data=demo"], tmp_path / "out", 3, "source")
+
+
+def test_a_group_that_tells_nothing_is_refused_before_the_features(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gives 24 clips no group"):
+        probe(words(videos, pretrained(tmp_path)), None, 3, "(nowhere)")
+    assert not (tmp_path / "features").exists()
+    assert not list(tmp_path.glob("probe/folder/*"))
 
 
 def test_a_window_that_is_typed_keeps_its_stride(videos: Path) -> None:

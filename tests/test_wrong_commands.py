@@ -44,7 +44,7 @@ WRONG = {
     "vivit predict run videos --timeline --window 1e30": "--window 1e30: must be a number between 0.01 and 86400",
     "vivit predict run videos --trusted nosuchpackage": "trusted: there is no package nosuchpackage",
     "vivit features run videos --level video": "--level video: must be one of clip, frame, token",
-    "vivit features good.ckpt videos --out good.ckpt --overwrite": "the command reads this file: choose another one",
+    "vivit features good.ckpt videos --out good.ckpt --overwrite": "the command reads this file",
     "vivit search text.mp4 x.mp4": "text.mp4 is not a file of features, or is damaged",
     "vivit search text.mp4 x.mp4 --out holds": "holds is a folder: set --out to a file",
     "vivit export run --format onnx": "vivit export: --out is missing; vivit export --help",

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -60,12 +61,22 @@ def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str)
     quiet_lightning()
     cfg = compose_probe(words)
     folder = new_folder(out, str(cfg.data.name))
-    cfg = with_values(cfg, run_dir=str(folder))
-    validate(cfg, typed_keys(to_overrides(words)))
+    try:
+        cfg = with_values(cfg, run_dir=str(folder))
+        validate(cfg, typed_keys(to_overrides(words)))
+        run(cfg, folder, folds, group)
+    finally:
+        with suppress(OSError):  # It holds something, unless the command was refused.
+            folder.rmdir()
+
+
+def run(cfg: DictConfig, folder: Path, folds: int, group: str) -> None:
+    """Does what `probe` describes, for a configuration that is valid."""
     cfg, splits = resolve_clip(cfg)
     data = build_data(cfg, splits=splits)
     log.info(data.splits.summary())
     names = probe_classes(data)
+    groups_of(group, data.splits.train, names)  # An error should come before the features, which take minutes.
     task = frozen_task(cfg, names, folder)
     train = features_of(cfg, task, data, "train")
     started_s = time.monotonic()
