@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import SIZES, checkpoint
 from typer.testing import CliRunner
+from videos import encode
 
 import vivit_train
 from vivit_train import create_model, load_pretrained
@@ -152,20 +153,22 @@ def test_a_folder_of_a_stranger_that_lies_is_one_message(change: str, message: s
 
 
 @pytest.mark.parametrize(
-    ("sampling", "padding", "stride"),
+    ("sampling", "padding", "stride", "rotation"),
     [
-        ("segments", "wrap", 2),
-        *(pytest.param("window", how, 40, marks=pytest.mark.slow) for how in ("wrap", "repeat_last", "black")),
-        pytest.param("window", "wrap", 1, marks=pytest.mark.slow),
+        ("segments", "wrap", 2, 0),
+        *(pytest.param("window", how, 40, 0, marks=pytest.mark.slow) for how in ("wrap", "repeat_last", "black")),
+        *(pytest.param("window", "wrap", 1, degrees, marks=pytest.mark.slow) for degrees in (0, 90, -90)),
     ],
 )
 def test_its_example_reads_the_frames_that_we_read(
-    sampling: str, padding: str, stride: int, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampling: str, padding: str, stride: int, rotation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The example that ONNX models have, with a session that keeps the clips it is given."""
     folder = exported(tmp_path, "safetensors", sampling=sampling, padding=padding, stride=stride)
     write_example(folder, "onnx")
-    video, given = next(videos.glob("test/*/*.mp4")), []
+    given: list[np.ndarray] = []
+    video = tmp_path / "a.mp4"
+    encode(video, rotation=rotation)
 
     class InferenceSession:
         def __init__(self, _: Path) -> None:
