@@ -38,8 +38,8 @@ def load(
 
     Args:
         source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; a folder
-            with a ViViT of Hugging Face or from `vivit push`, or "user/name" or "hf://user/name" for one on the
-            Hub; or a checkpoint of the authors.
+            with a ViViT of Hugging Face or from `vivit export` (safetensors, scenic) or `vivit push`, or
+            "user/name" or "hf://user/name" for one on the Hub; or a checkpoint of the authors.
         labels: The class names in the order of the logits, or a file with one name per line, for weights that come
             without names.
         device: "cpu", "cuda", or "auto", which is a GPU if there is one.
