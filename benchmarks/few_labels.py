@@ -5,7 +5,7 @@ python benchmarks/few_labels.py runs/pretrained/checkpoints/best.ckpt [--labels 
 
 WORDS are those of train.py, with the same model. Each point is a training on `data.limit_per_class` clips a class,
 which the seed draws; the best of its checkpoints on the validation clips is scored on the test clips.
-Results that are in the folder already are not computed again.
+Runs that are in the folder already are not repeated, and an interrupted one goes on.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def score(words: Sequence[str], folder: Path, steps: int) -> float:
         length = [f"trainer.max_epochs={epochs // every * every}", f"trainer.check_val_every_n_epoch={every}"]
         length += [f"scheduler.warmup_epochs={WARMUP / steps_per_epoch}"]
         folder.mkdir(parents=True, exist_ok=True)
-        train(compose(*words, *length, run_dir=folder))
+        train(compose(*words, *length, "resume=auto", run_dir=folder))
     contents = json.loads(metrics.read_text(encoding="utf-8"))
     return float(contents[f"{contents['split']}/top1@{contents['views']}"])
 

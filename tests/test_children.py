@@ -89,16 +89,15 @@ def test_children_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch
         list(run_isolated(_not_there, {"a": 30.0}, workers=1))
 
 
+# It has no guard `if __name__ == "__main__"`: no child runs it again.
 SCRIPT = """
-import sys
 from contextlib import closing
 from vivit_train.utils.process_pool import run_isolated
 from test_children import work
 
-if __name__ == "__main__":
-    with closing(run_isolated(work, {"fine": 30, "hang": 300, "hang:2": 300}, workers=2)) as results:
-        for job, result in results:
-            print(result, flush=True)
+with closing(run_isolated(work, {"fine": 30, "hang": 300, "hang:2": 300}, workers=2)) as results:
+    for job, result in results:
+        print(result, flush=True)
 """
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from vivit_train.models.probe import (
     AttentiveHead,
     FrameProbe,
     attentive_logits,
+    foreground,
     luminance,
     motion_energy,
     pooled,
@@ -68,6 +70,24 @@ def test_a_probe_ends_with_a_checkpoint_that_scores_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fsa", "vivit_fdp"])
+def test_models_that_attend_over_time_are_probed_too(
+    model: str, videos: Path, config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = create_model(model, "Ti", num_classes=8, **TINY_NET | {"tubelet": (2, 16, 16)})  # type: ignore[arg-type]
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    probe(
+        [*words(videos, tmp_path / "weights.pt"), f"model={model}", "model.tubelet=[2,16,16]"], None, 3, "source"
+    )
+    report = json.loads((tmp_path / "probe/folder/1/probe.json").read_text())
+    (chosen,) = (row for row in report["rows"] if row["name"].endswith("*"))
+    assert not {row["name"].removesuffix(" *") for row in report["rows"]} & {"appearance", "appearance and motion"}
+    found = evaluate(config(f"ckpt_path={tmp_path / 'probe/folder/1/checkpoints/best.ckpt'}", name="eval"))
+    assert found["test/top1@1x1"] == pytest.approx(chosen["tested"] / report["n_test"])
+
+
+@pytest.mark.slow
 def test_features_of_a_video_that_changed_are_computed_again(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +110,10 @@ def test_features_of_a_video_that_changed_are_computed_again(
     ("overrides", "message"),
     [
         (["init.name=null"], "set init=imagenet"),
-        (["model=vivit_st"], "leave out model="),
+        (
+            ["model._target_=vivit_train.models.vivit.ViViTFactorizedEncoder.from_size"],
+            "needs one of vivit_fe, ",
+        ),
         (["data=demo"], "which videos"),
     ],
 )
@@ -182,6 +205,25 @@ def test_clips_of_one_source_stay_in_one_fold() -> None:
     assert sources(plain, np.repeat([0, 1], 3), ["a", "b"]) == plain  # names that tell nothing
 
 
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fsa", "vivit_fdp"])
+def test_the_time_indices_of_a_video_model_are_its_frames(
+    model: Literal["vivit_st", "vivit_fsa", "vivit_fdp"],
+) -> None:
+    """The mean over all tokens is what the model pools itself, and a class token is that of the clip."""
+    video, sizes = torch.randn(2, 3, 4, 32, 32), TINY_NET | {"tubelet": (2, 16, 16), "pool": "mean"}
+    whole = create_model(model, "Ti", num_classes=3, **sizes).eval()  # type: ignore[arg-type]
+    net = FrameProbe(model, num_classes=3, space="mean", time="mean", **sizes).eval()  # type: ignore[arg-type]
+    net.load_state_dict(whole.state_dict())
+    assert torch.allclose(net.features(video), whole.features(video), atol=1e-5)
+    (regions,) = net.regions(video, [1])
+    assert regions.shape == (2, 2, 11, 32)
+    if model == "vivit_st":
+        whole = create_model(model, "Ti", num_classes=3, **sizes | {"pool": "cls"}).eval()  # type: ignore[arg-type]
+        net = FrameProbe(model, num_classes=3, space="cls", time="mean", **sizes | {"pool": "cls"}).eval()  # type: ignore[arg-type]
+        net.load_state_dict(whole.state_dict())
+        assert torch.allclose(net.features(video), whole.features(video), atol=1e-5)
+
+
 def test_poolings_of_the_frames() -> None:
     video = torch.randn(2, 3, 4, 32, 32)
     net = FrameProbe(num_classes=3, space="cls", time="mean_diff", motion="energy", **TINY_NET).eval()  # type: ignore[arg-type]
@@ -197,6 +239,11 @@ def test_poolings_of_the_frames() -> None:
             assert made(video).shape == (2, 3)
             assert feature_shape(made, "head") == (size,)  # as cache=true asks
     still = video[:, :, :1].expand_as(video)
+    assert foreground(still).abs().max() == 0
+    moved = FrameProbe(num_classes=3, space="mean", input="foreground", **TINY_NET).eval()  # type: ignore[arg-type]
+    seen = FrameProbe(num_classes=3, space="mean", **TINY_NET).eval()  # type: ignore[arg-type]
+    seen.load_state_dict(moved.state_dict())
+    assert torch.equal(moved.features(video), seen.features(foreground(video)))
     assert motion_energy(luminance(still)).abs().max() < 1e-6
     assert pooled(regions, luminance(still), "none", "mean", "map").shape == (2, 27)
     with pytest.raises(ValueError, match="no features"):

@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivit_train.models.vivit import ViViTFactorizedEncoder
+from vivit_train.models.vivit import (
+    ModelName,
+    ViViT,
+    ViViTFactorizedDotProduct,
+    ViViTFactorizedEncoder,
+    ViViTFactorizedSelfAttention,
+    ViViTSpaceTime,
+    unknown_model,
+)
 
+Input = Literal["frames", "foreground"]
 Space = Literal["none", "cls", "mean", "grid"]
 Time = Literal[
     "middle", "mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff", "differences", "attentive"
@@ -24,12 +33,18 @@ REGIONS = {"cls": slice(0, 1), "mean": slice(1, 2), "grid": slice(2, 2 + SIDE**2
 LUMA = 32  # The side of the small frames in which motion is measured, in pixels.
 HEADS = 4  # of an attentive head
 MOTION = 7  # See `motion_energy`.
+GAIN = 2.0  # of a foreground, whose contrast is lower than that of frames
 
 
-class FrameProbe(ViViTFactorizedEncoder):
-    """The spatial encoder of vivit_fe, whose features of the frames are pooled without weights, and a head.
+class FrameProbe(ViViT):
+    """The encoder of a ViViT, whose features of the frames are pooled without weights, and a head.
+
+    With vivit_fe, it is the spatial encoder, which sees each frame by itself. With the other models, the features
+    of a frame are those of a time index of the token grid, and depend on the whole clip.
 
     Args:
+        model: The name of one of the four models, each of which has a subclass; the default is vivit_fe.
+        input: What the encoder sees: the frames, or their `foreground`.
         space: The features of a frame: its class token, the mean of its patch tokens, their means in each of 3 x 3
             regions ("grid"), or "none".
         time: How the features of the frames become those of the clip: the middle frame's, their mean, their mean
@@ -47,10 +62,19 @@ class FrameProbe(ViViTFactorizedEncoder):
         ValueError: There are no features, or `ViViT` refuses the other arguments.
     """
 
+    def __new__(cls, model: str | None = None, *args: Any, **kwargs: Any) -> "FrameProbe":
+        """Creates an instance of the subclass for the named model, or of the subclass that is called."""
+        if cls is not FrameProbe:
+            return nn.Module.__new__(cls)
+        if (model := model or "vivit_fe") not in PROBES:
+            raise ValueError(unknown_model(model))
+        return nn.Module.__new__(PROBES[model])
+
     def __init__(
         self,
-        model: Literal["vivit_fe"] | None = None,
+        model: ModelName | None = None,
         *,
+        input: Input = "frames",
         space: Space = "grid",
         time: Time = "ordered",
         motion: Motion = "none",
@@ -66,34 +90,72 @@ class FrameProbe(ViViTFactorizedEncoder):
             raise ValueError("space is cls, but with pool=mean there is no class token")
         if layers is not None and not 1 <= layers <= len(self.encoder.blocks):
             raise ValueError(f"layers is {layers}, but the encoder has {len(self.encoder.blocks)}")
-        self.space, self.time, self.motion, self.layers = space, time, motion, layers
+        self.input, self.space, self.time, self.motion, self.layers = input, space, time, motion, layers
         t, width = self.grid[0], self.head.in_features
         frames = torch.empty(1, t, REGIONS["grid"].stop, width, device="meta")
         luma = torch.empty(1, max(2, self.input_shape[1]), LUMA, LUMA, device="meta")
         size = pooled(frames, luma, space, time, motion).shape[1]
         self.head = head_for(time, size, width, self.head.out_features)  # type: ignore[assignment]
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether one axis has the tokens of all frames, so that there is one class token for all of them."""
+        return self.layout.covers("encoder", "t") and len(self.layout.encoders["encoder"]) == 1
+
     def regions(self, video_BCTHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Returns what each kind of `space` takes from each frame after each number of layers, each [B, t, s, D].
 
         `layers` ascend. `REGIONS` says which kind of `space` takes which places of the axis s.
         """
-        return [self.averaged(x) for x in self.encoder.intermediates(self.embedding(video_BCTHW), layers)]
+        x_BtnD = self.embedding(video_BCTHW)
+        tokens = x_BtnD.flatten(1, 2) if self.is_joint else x_BtnD
+        return [self.averaged(x) for x in self.encoder.intermediates(tokens, layers)]
 
     def averaged(self, tokens: Tensor) -> Tensor:
         """Returns the class token, the mean of the patches and their means in regions, [B, t, s, D]."""
-        first, n = int(self.encoder.cls_token is not None), self.grid[1] * self.grid[2]
-        patches = tokens[..., first : first + n, :]
+        first, (t, rows, columns) = int(self.encoder.cls_token is not None), self.grid
+        count = t * rows * columns if self.is_joint else rows * columns
+        patches, cls_token = tokens[..., first : first + count, :], tokens[..., :1, :]
+        if self.is_joint:
+            patches, cls_token = patches.unflatten(1, (t, -1)), cls_token[:, None].expand(-1, t, -1, -1)
         mean = patches.mean(-2, keepdim=True)
-        maps = patches.mT.unflatten(-1, self.grid[1:]).flatten(0, 1)
-        grid = F.adaptive_avg_pool2d(maps, SIDE).flatten(2).mT.unflatten(0, tokens.shape[:2])
-        return torch.cat([mean if self.encoder.cls_token is None else tokens[..., :1, :], mean, grid], dim=2)
+        maps = patches.mT.unflatten(-1, (rows, columns)).flatten(0, 1)
+        grid = F.adaptive_avg_pool2d(maps, SIDE).flatten(2).mT.unflatten(0, (-1, t))
+        return torch.cat([mean if self.encoder.cls_token is None else cls_token, mean, grid], dim=2)
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         self.check_input(video_BCTHW)
         layers = [self.layers or len(self.encoder.blocks)]
-        regions = video_BCTHW if self.space == "none" else self.regions(video_BCTHW, layers)[0]
+        seen = foreground(video_BCTHW) if self.input == "foreground" else video_BCTHW
+        regions = seen if self.space == "none" else self.regions(seen, layers)[0]
         return pooled(regions, luminance(video_BCTHW), self.space, self.time, self.motion)
+
+
+class FactorizedEncoderProbe(FrameProbe, ViViTFactorizedEncoder):
+    """The probe of vivit_fe."""
+
+
+class SpaceTimeProbe(FrameProbe, ViViTSpaceTime):
+    """The probe of vivit_st."""
+
+
+class FactorizedSelfAttentionProbe(FrameProbe, ViViTFactorizedSelfAttention):
+    """The probe of vivit_fsa."""
+
+
+class FactorizedDotProductProbe(FrameProbe, ViViTFactorizedDotProduct):
+    """The probe of vivit_fdp."""
+
+
+PROBES: dict[str, type[FrameProbe]] = {
+    probe.layout.name: probe
+    for probe in (
+        FactorizedEncoderProbe,
+        SpaceTimeProbe,
+        FactorizedSelfAttentionProbe,
+        FactorizedDotProductProbe,
+    )
+}
 
 
 class AttentiveHead(nn.Module):
@@ -170,6 +232,12 @@ def pool_time(x_BtE: Tensor, time: Time) -> Tensor:
         "differences": [x_BtE.flatten(1), differences.flatten(1)],
     }
     return torch.cat(parts[time], dim=1)
+
+
+def foreground(video_BCTHW: Tensor) -> Tensor:
+    """Returns what moves before a static background: each frame minus the median of the clip over time."""
+    middle = (video_BCTHW.shape[2] + 1) // 2  # `torch.median` is wrong where a frame is expanded over time
+    return GAIN * (video_BCTHW - video_BCTHW.kthvalue(middle, dim=2, keepdim=True).values)
 
 
 def luminance(video_BCTHW: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def passed_back(net: ViViT, maps: Sequence[Tensor], B: int, keep: float) -> Tens
     t, n = net.grid[0], net.grid[1] * net.grid[2]
     gain = 1.0 if keep == 1 else 1 - keep
     if net.model == "vivit_st":
-        found_BN = through(net.encoder, start(net.encoder, maps[0]), maps, keep, gain)
+        found_BN = through(net.encoder, seen_by_head(net, maps[0], t * n), maps, keep, gain)
         return patches(net.encoder, found_BN, t * n).unflatten(1, (t, n))
     if net.model == "vivit_fe":
         depth, temporal = len(net.encoder.blocks), net.temporal_encoder
@@ -88,10 +88,7 @@ def passed_back(net: ViViT, maps: Sequence[Tensor], B: int, keep: float) -> Tens
         if temporal is not None:
             weight_BN = through(temporal, start(temporal, maps[depth]), maps[depth:], keep, gain)
             weight_Bt = patches(temporal, weight_BN, t)
-        first = start(net.encoder, maps[0])
-        if isinstance(net, FrameProbe) and net.space != "cls":  # Its head sees means of patches.
-            first = torch.zeros_like(first)
-            patches(net.encoder, first, n).fill_(1 / n)
+        first = seen_by_head(net, maps[0], n)
         found_BtN = through(net.encoder, first, maps[:depth], keep, gain).unflatten(0, (B, t))
         return patches(net.encoder, found_BtN, n) * weight_Bt[..., None]
     r_Btn = maps[0].new_full((B, t, n), 1 / (t * n))
@@ -117,6 +114,15 @@ def start(encoder: Encoder, weights: Tensor) -> Tensor:
         pooled = weights.shape[-1] - (0 if encoder.reg_token is None else encoder.reg_token.shape[1])
         r[..., :pooled] = 1 / pooled
     return r
+
+
+def seen_by_head(net: ViViT, weights: Tensor, count: int) -> Tensor:
+    """Returns the relevance of the tokens after the last block of `net.encoder`, `count` of which are patches."""
+    first = start(net.encoder, weights)
+    if isinstance(net, FrameProbe) and net.space != "cls":  # Its head sees means of patches.
+        first = torch.zeros_like(first)
+        patches(net.encoder, first, count).fill_(1 / count)
+    return first
 
 
 def through(encoder: Encoder, r: Tensor, maps: Sequence[Tensor], keep: float, gain: float) -> Tensor:

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivit_train.models.probe import Motion, Space, Time, head_for, pooled
+from vivit_train.models.probe import Input, Motion, Space, Time, head_for, pooled
 from vivit_train.training.attentive import cross_validate_attentive, fit_attentive, random_batches
 from vivit_train.training.linear import Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "ordered", "differences", "attentive")
 TIMES_OF_LOWER: tuple[Time, ...] = ("mean_std", "ordered", "differences")  # after fewer than all layers too
+TIMES_OF_FOREGROUND: tuple[Time, ...] = ("mean_std", "ordered", "differences")
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 
@@ -30,11 +31,13 @@ class Pooling(NamedTuple):
     time: Time
     motion: Motion = "none"
     layers: int | None = None
+    input: Input = "frames"
 
     @property
     def described(self) -> str:
         """What the head sees of a frame, such as "grid after 8 layers + motion"."""
-        parts = [] if self.layers is None else [f"{self.space} after {self.layers} layers"]
+        seen = "foreground, " if self.input == "foreground" else ""
+        parts = [] if self.layers is None else [f"{seen}{self.space} after {self.layers} layers"]
         return " + ".join([*parts, *["motion"] * (self.motion == "map")])
 
 
@@ -43,18 +46,18 @@ class Features:
     """The features of clips.
 
     Attributes:
-        regions: Those of `FrameProbe.regions`, [N, t, s, D], by the number of layers.
+        regions: Those of `FrameProbe.regions`, [N, t, s, D], by the input and the number of layers.
         luma: The small frames of `luminance`, [N, T, L, L].
         labels: The class ids, [N].
     """
 
-    regions: dict[int, Tensor]
+    regions: dict[tuple[Input, int], Tensor]
     luma: Tensor
     labels: Tensor
 
     def pooled(self, pooling: Pooling) -> Tensor:
         """Returns the features of the clips by a pooling, [N, E]."""
-        regions = self.luma if pooling.layers is None else self.regions[pooling.layers]
+        regions = self.luma if pooling.layers is None else self.regions[pooling.input, pooling.layers]
         return pooled(regions, self.luma, pooling.space, pooling.time, pooling.motion)
 
     @property
@@ -85,27 +88,38 @@ class Choice:
         return self.right, -self.loss
 
 
-def poolings(spaces: Sequence[Space], layers: Sequence[int]) -> dict[str, list[Pooling]]:
-    """Returns the poolings of each row of the table by its name; the first four rows are baselines.
+def poolings(spaces: Sequence[Space], layers: Sequence[int], by_frame: bool) -> dict[str, list[Pooling]]:
+    """Returns the poolings of each row of the table by its name; the first rows are baselines.
 
     Args:
         spaces: The features of a frame that the model has.
-        layers: The numbers of layers after which they are known, the last of which is all. After fewer, only the
-            kinds that have won somewhere are tried, as each one costs time.
+        layers: The numbers of layers after which they are known, the last of which is all. After fewer, and of the
+            foreground, only the kinds that have won somewhere are tried, as each one costs time.
+        by_frame: Whether the model sees each frame by itself. Otherwise no frame shows appearance alone, and the
+            class token, if any, is that of the clip, which has no order.
     """
     *lower, top = layers
     named = {
         "motion": [Pooling("none", "mean", "energy")],
         "motion in regions": [Pooling("none", "mean", "map")],
-        "appearance": [Pooling(space, "middle", layers=top) for space in spaces],
-        "appearance and motion": [Pooling(space, "middle", "energy", top) for space in spaces],
     }
+    if by_frame:
+        named |= {
+            "appearance": [Pooling(space, "middle", layers=top) for space in spaces],
+            "appearance and motion": [Pooling(space, "middle", "energy", top) for space in spaces],
+        }
     for time in TIMES:
         motions = MOTIONS[:1] if time == "attentive" else MOTIONS
-        kinds = [(space, motion, top) for space in spaces for motion in motions]
+        named[time] = [
+            Pooling(space, time, motion, top)
+            for space in spaces
+            for motion in motions
+            if by_frame or space != "cls" or time == "mean"
+        ]
         if time in TIMES_OF_LOWER:
-            kinds += [("grid", motion, number) for number in lower for motion in motions]
-        named[time] = [Pooling(space, time, motion, number) for space, motion, number in kinds]
+            named[time] += [Pooling("grid", time, motion, number) for number in lower for motion in motions]
+        if time in TIMES_OF_FOREGROUND:
+            named[time] += [Pooling("grid", time, layers=number, input="foreground") for number in layers]
     return named
 
 

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from vivit_train.utils.errors import VideoError, reason
@@ -51,7 +53,8 @@ def run_isolated(
     Ctrl-C. They do not outlive this process either.
 
     Args:
-        work: The function to run. A child imports it by name, as well as the classes of jobs and results.
+        work: The function to run. A child imports it by name, as well as the classes of jobs and results, so that
+            none of them may be defined in a script.
         jobs: The jobs, each with its time limit in seconds.
         workers: The number of children that run at the same time.
 
@@ -91,7 +94,7 @@ class _Child(Generic[J, R]):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, work), daemon=True)
-        with _ctrl_c_held_back():
+        with _without_main_module(), _ctrl_c_held_back():
             self.process.start()
         other.close()
         self.job: J | None = None
@@ -125,6 +128,21 @@ class _Child(Generic[J, R]):
         self.process.join()
         self.process.close()
         self.pipe.close()
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Starts children that do not run the caller's script again.
+
+    "spawn" would run it, so a script of three lines would start itself anew in each child unless it had the guard
+    `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

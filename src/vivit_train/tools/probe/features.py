@@ -11,7 +11,7 @@ from torch import Tensor
 from vivit_train.build import precision
 from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.dataset import EvalProtocol
-from vivit_train.models.probe import FrameProbe, luminance
+from vivit_train.models.probe import FrameProbe, Input, foreground, luminance
 from vivit_train.training.features import (
     FeatureStore,
     StoredClip,
@@ -28,6 +28,9 @@ from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
 VIEW = EvalProtocol()
+
+
+INPUTS: tuple[Input, ...] = ("frames", "foreground")
 
 
 def layers_of(net: FrameProbe) -> list[int]:
@@ -57,7 +60,7 @@ def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, s
     assert isinstance(net, FrameProbe)
     layers = layers_of(net)
     about = {
-        "features": f"FrameProbe.regions after {layers} layers, luminance",
+        "features": f"FrameProbe.regions of {', '.join(INPUTS)} after {layers} layers, luminance",
         **describe_model(task, net.embedding, net.encoder, precision=precision(cfg)),
         "frames": preprocessing(data),
     }
@@ -76,7 +79,7 @@ def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, s
         raise UserError(f"no {split} video could be read: {data.bad_videos.file} says why")
     loaded = store.load([clips[row] for row in kept])
     label_N = torch.tensor([manifest.labels_of(row)[0] for row in kept])
-    regions = {number: loaded[f"regions_{number}"] for number in layers}
+    regions = {(seen, number): loaded[f"{seen}_{number}"] for seen in INPUTS for number in layers}
     return SplitFeatures(Features(regions, loaded["luma"], label_N), kept, len(clips))
 
 
@@ -108,9 +111,10 @@ def computed(
         half = "bf16" in precision(cfg)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             video_BCTHW = task.normalise(video_BTCHW).transpose(1, 2)
-            regions = zip(layers, net.regions(video_BCTHW, layers), strict=True)
-            found = {f"regions_{number}": x.float() for number, x in regions}
-            found["luma"] = luminance(video_BCTHW).float()
+            found = {"luma": luminance(video_BCTHW).float()}
+            for seen, x_BCTHW in zip(INPUTS, (video_BCTHW, foreground(video_BCTHW)), strict=True):
+                regions = zip(layers, net.regions(x_BCTHW, layers), strict=True)
+                found |= {f"{seen}_{number}": x.float() for number, x in regions}
         plain = {key: x.cpu() for key, x in found.items()}
         yield [clips[row] for row in batch["index"][read].tolist()], plain, failed
     task.to("cpu")

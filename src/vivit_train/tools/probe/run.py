@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vivit_train.build import build_data, init_weights, resolve_clip
 from vivit_train.config import derive, validate
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.models.probe import FrameProbe, Space
+from vivit_train.models.probe import PROBES, FrameProbe, Space
 from vivit_train.models.vivit import ViViT
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
@@ -40,7 +40,9 @@ from vivit_train.utils.text import file_stem, plural
 
 log = logging.getLogger(__name__)
 TARGET = "vivit_train.models.probe.FrameProbe.from_size"
-PIXELS = 224  # Most image ViTs are trained at this size, and each clip passes only once.
+OWN_MODELS = "vivit_train.models.vivit.ViViT.from_size"
+PIXELS = 224  # Most ViTs are trained at this size, and each clip passes only once.
+FRAMES = 16  # VideoMAE is trained with as many.
 
 
 def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str) -> None:
@@ -88,7 +90,9 @@ def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str)
 
 
 def compose_probe(words: Sequence[str] | None) -> DictConfig:
-    """Composes the configuration: one frame per token, and the pixels of image ViTs unless others are set.
+    """Composes the configuration: the pixels of image ViTs, segments and, for vivit_fe, one frame per token.
+
+    What is typed stays as it is.
 
     Raises:
         UserError: The words do not say which videos or weights to use, or a word is invalid.
@@ -97,10 +101,10 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
     typed = typed_keys(to_overrides(words))
     if cfg.data.name == "demo" and "data" not in typed:
         raise UserError("which videos? vivit probe FOLDER, or vivit probe data=NAME data.root=DIR")
-    if cfg.model.get("model") != "vivit_fe":
+    if cfg.model._target_ != OWN_MODELS:
         raise UserError(
-            f"model={cfg.model.get('model')}: vivit probe encodes each frame by itself, as vivit_fe does: leave "
-            "out model="
+            f"model._target_={cfg.model._target_}: vivit probe needs one of {', '.join(PROBES)}: set model= to "
+            "one of them"
         )
     if cfg.init.name is None and cfg.init.path is None:
         raise UserError(
@@ -108,12 +112,14 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
             "(README, Weights in and out)"
         )
     settings: dict[str, Any] = {key: PIXELS for key in ("short_side", "crop") if cfg.data[key] == "auto"}
+    if cfg.data.frames == "auto" and cfg.model.model != "vivit_fe":
+        settings["frames"] = FRAMES
     has_window = "data.fps" in typed or ("data.sampling" in typed and cfg.data.sampling == "window")
     if cfg.data.stride == "auto" and not has_window:
         # As in conf/recipe/few_clips.yaml: frames of the whole video, uncropped.
         settings |= {"sampling": "segments", "stride": 1, "resize_mode": "stretch"}
     cfg = with_values(cfg, data={key: value for key, value in settings.items() if f"data.{key}" not in typed})
-    if "model.tubelet" not in typed:
+    if "model.tubelet" not in typed and cfg.model.model == "vivit_fe":
         cfg = with_values(cfg, model={"tubelet": [1, *cfg.model.tubelet[1:]]})
     return cfg
 
@@ -152,14 +158,14 @@ def probe_classes(data: VideoDataModule) -> list[str]:
 
 
 def probe_node(cfg: DictConfig, **pooling: Any) -> dict[str, Any]:
-    """Returns the `model` node of the probe of a vivit_fe."""
+    """Returns the `model` node of the probe of a model."""
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     node = {key: value for key, value in uncompiled(node).items() if key != "temporal_depth"}
     return node | {"_target_": TARGET} | pooling
 
 
 def frozen_task(cfg: DictConfig, names: list[str], folder: Path) -> VideoClassifier:
-    """Returns the probe with the pretrained weights, which load into the whole vivit_fe."""
+    """Returns the probe with the pretrained weights, which load into the whole model."""
     classes = {"": names}
     whole = build_net(uncompiled(cfg.model), classes)
     mean, std = init_weights(whole, cfg.init, cfg.model.get("size"), folder, classes, False)
@@ -199,7 +205,7 @@ def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> d
     net = task.net
     assert isinstance(net, FrameProbe)
     spaces: tuple[Space, ...] = ("mean", "grid") if net.encoder.cls_token is None else ("cls", "mean", "grid")
-    named = poolings(spaces, layers_of(net))
+    named = poolings(spaces, layers_of(net), by_frame=net.model == "vivit_fe")
     rows = [(name, pooling) for name, several in named.items() for pooling in several]
     found: dict[str, Choice] = {}
     for name, pooling in tracked(rows, "fitting heads", len(rows)):
