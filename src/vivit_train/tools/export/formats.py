@@ -4,6 +4,7 @@ The models of the formats onnx and torch-export take uint8 clips [B, T, C, H, W]
 themselves.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -120,7 +121,13 @@ def quantize(file: Path) -> None:
     part = file.with_name("float.onnx")
     file.rename(part)
     # The patch embedding, a convolution, has few weights, and onnxruntime has no fast kernel for it in int8.
-    quantize_dynamic(part, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    # onnxruntime warns by the root logger, which would then get a handler and print our messages a second time.
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)
+    try:
+        quantize_dynamic(part, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    finally:
+        root.removeHandler(silent)
     for rest in file.parent.glob("float.onnx*"):
         rest.unlink()
 
