@@ -124,4 +124,5 @@ def test_the_command_compares(tmp_path: Path) -> None:
     folders = [str(result(tmp_path / name, videos("+-+-"))) for name in "ab"]
     done = CliRunner().invoke(app, ["compare", *folders, "--out", str(tmp_path / "page.html")])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "page.html").is_file()
+    assert "0.0 points (95 % CI 0.0 to 0.0)" in done.output
+    assert "+0" not in done.output + (tmp_path / "page.html").read_text()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -229,6 +230,8 @@ def test_the_report_escapes_names_and_shows_pictures(sick: Examined, happened: H
     assert [row["kind"] for row in rows] == [problem.kind for problem in sick.problems]
     to_encode = {os.path.basename(line) for line in (sick.out / "re-encode.txt").read_text().splitlines()}
     assert to_encode == {"slow.avi"}
+    assert re.search(r"<pre>vivit prepare \S+ small --list \S+re-encode\.txt</pre>", page)
+    assert "Seeking is slow: consider <code>vivit prepare</code>." in page
 
 
 def test_nothing_is_looked_at_twice(sick: Examined) -> None:

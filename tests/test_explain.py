@@ -38,6 +38,7 @@ def test_a_page_and_a_heat_map_per_video(
     page = (tmp_path / "out/index.html").read_text()
     assert page.count("data:image/webp;base64,") == 2 * (1 + 4)
     assert page.count("speak for <strong>recede</strong>") == 2
+    assert '<a href="#video1">0000.mp4</a><a href="#reading">How to read this</a>' in page
     for name in ("1_0000.mp4", "2_0000.mp4"):
         with av.open(str(tmp_path / "out" / name)) as container:
             frames = list(container.decode(video=0))

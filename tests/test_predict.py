@@ -325,10 +325,11 @@ def test_a_decoder_that_dies_or_hangs_costs_one_video(videos: Path, tmp_path: Pa
         text=True,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        timeout=120,
+        timeout=600,  # On a busy machine, its imports alone have taken more than two minutes.
         check=False,
     )
     assert done.returncode == 1, done.stderr
+    assert "Exception ignored" not in done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == ["1.mp4", "2.mp4", "3.mp4", "4.mp4"]
     assert len({tuple(line[1:]) for line in lines}) == 1

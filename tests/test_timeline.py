@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from browser import BROWSER, browse
 from checkpoints import checkpoint
 from hydra.core.hydra_config import HydraConfig
 from typer.testing import CliRunner
@@ -105,6 +106,26 @@ def test_files_of_a_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert HOSTILE.replace("\x1b", r"\x1b") in tags.text
     assert not re.search(r"https?://", page)
     assert "prefers-color-scheme: dark" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_page_says_that_its_video_cannot_be_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mp4", "old.avi", "moved.mp4"):
+        encode(Path(name), frames=72)
+        times_s = probe(name).times_s
+        segments = [Segment(0, 2.4, "", "walk", 0.9)]
+        write_timeline(Segmentation(name, 2.4, 0.4, 0.2, segments), Path(Path(name).stem), times_s)
+    Path("moved.mp4").unlink()
+    script = """const video = document.querySelector('video'), says = document.querySelector('.unplayable');
+        while (!video.error && video.readyState < 1) await new Promise((done) => setTimeout(done, 20));
+        await new Promise((done) => setTimeout(done, 100));
+        return says.getBoundingClientRect().height > 0 && says.textContent;"""
+    said = {name: browse(Path(f"{name}.html").resolve(), script) for name in ("a", "old", "moved")}
+    assert said["a"] is False
+    assert said["old"] == said["moved"]
+    assert "This browser cannot play the video" in said["old"]
 
 
 @pytest.fixture(scope="module")

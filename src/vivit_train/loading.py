@@ -38,8 +38,8 @@ def load(
 
     Args:
         source: A checkpoint of vivit-train; the folder of a run, which stands for its best checkpoint; a folder
-            with a ViViT of Hugging Face or from `vivit push`, or "user/name" or "hf://user/name" for one on the
-            Hub; or a checkpoint of the authors.
+            with a ViViT of Hugging Face or from `vivit export` (safetensors, scenic) or `vivit push`, or
+            "user/name" or "hf://user/name" for one on the Hub; or a checkpoint of the authors.
         labels: The class names in the order of the logits, or a file with one name per line, for weights that come
             without names.
         device: "cpu", "cuda", or "auto", which is a GPU if there is one.
@@ -92,11 +92,13 @@ def from_others(
 ) -> VideoModel:
     """Returns the model of a Hugging Face folder or of a checkpoint of the authors.
 
-    Their clips have the authors' stride of 2, which no file states.
+    Their clips have the authors' stride of 2, which no file states, except for an export of this package.
 
     Raises:
         UserError: The source cannot be read, or there are no names for its classes.
     """
+    if source.is_file and source.path is not None and (source.path.parent / CHECKPOINT_JSON).is_file():
+        raise UserError(f"{source.name} holds weights alone: name its folder, {source.path.parent}")
     whole = read_whole(source, Hints(None, "space_time", None, LARGE.frames, LARGE.crop))
     if head and whole.classes is None and labels is None:
         raise UserError(f"{source.name} names no classes: pass their names as labels, in the order of the logits")

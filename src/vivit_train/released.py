@@ -19,6 +19,7 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import LARGE
 from vivit_train.data.video import urls
 from vivit_train.models.vivit import SIZES, ViViT
+from vivit_train.models.weights.files import CHECKPOINT_JSON
 from vivit_train.models.weights.heads import authors_order, check_order, from_single_output
 from vivit_train.models.weights.source import Source
 from vivit_train.models.weights.whole import Hints, WholeModel, arguments_of, read_whole
@@ -82,7 +83,11 @@ def read_evaluated(cfg: DictConfig) -> Evaluated:
     source = Source(path)
     if source.path is None:
         raise UserError(f"ckpt_path={path}: no such file")
-    if not source.is_file or source.is_flax:
+    if (exported := source.path / CHECKPOINT_JSON).is_file():
+        path = str(exported)
+        if cfg.data.name is None:
+            raise UserError(f"{source.name} names no videos: set data=NAME data.root=DIR to those to score it on")
+    elif not source.is_file or source.is_flax:
         return read_released(source, cfg)
     metadata, weights = load_checkpoint(path)
     if typed := stated_by_checkpoint(cfg, metadata.multi_label):
@@ -116,11 +121,11 @@ def best_in(path: str) -> str:
         log.info(f"ckpt_path={path} is a folder: evaluating {file}")
         return str(file)
     source = Source(path)
-    if source.config is not None or source.is_flax:
+    if source.config is not None or source.is_flax or (Path(path) / CHECKPOINT_JSON).is_file():
         return path
     raise UserError(
-        f"ckpt_path={path}: the folder has no best.ckpt, no config.json (Hugging Face) and no checkpoint_<step> "
-        "(the authors'); name a checkpoint file"
+        f"ckpt_path={path}: the folder has no best.ckpt, no {CHECKPOINT_JSON} (vivit export), no config.json "
+        "(Hugging Face) and no checkpoint_<step> (the authors'); name a checkpoint file"
     )
 
 

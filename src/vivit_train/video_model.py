@@ -6,6 +6,7 @@
 The model, its class names and its preprocessing come from the checkpoint. Predictions are those of eval.py.
 """
 
+import gc
 import math
 import os
 from collections import deque
@@ -228,6 +229,8 @@ class VideoModel:
                 if not set(error.videos) - refused.keys():
                     raise
                 refused |= dict.fromkeys(error.videos, error.why)
+            del batches, loader, data
+            gc.collect()  # The next processes would inherit the dead loader, and complain when they drop it.
 
     def data_for(self, clips: ClipTable, *, views: str, **settings: Any) -> VideoDataModule:
         """Returns a data module of clips, with the preprocessing of the model.

@@ -18,7 +18,7 @@ from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap, wilson
 from vivit_train.utils.json_file import parse_json
 from vivit_train.utils.page import check_replaceable, render
-from vivit_train.utils.text import percent, plural, printable, shorten_list
+from vivit_train.utils.text import percent, plural, printable, shorten_list, signed
 
 log = logging.getLogger(__name__)
 
@@ -209,10 +209,10 @@ def accuracy(result: Scored) -> str:
 
 def summary(comparison: Comparison) -> str:
     """Return the difference with its interval and the test in one line."""
-    ends = f"{100 * comparison.low:+.1f} to {100 * comparison.high:+.1f}"
+    ends = f"{signed(100 * comparison.low, 1)} to {signed(100 * comparison.high, 1)}"
     flips = f"{len(comparison.gained)} gained, {len(comparison.lost)} lost"
     return (
-        f"{100 * comparison.difference:+.1f} points (95 % CI {ends}); {flips}; McNemar's exact test "
+        f"{signed(100 * comparison.difference, 1)} points (95 % CI {ends}); {flips}; McNemar's exact test "
         f"p = {comparison.p:.2g}: {comparison.verdict}"
     )
 

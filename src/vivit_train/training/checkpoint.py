@@ -27,6 +27,9 @@ from vivit_train.models.weights.files import (
     refuse_bomb,
     tensors_of,
 )
+from vivit_train.models.weights.flax_file import checkpoint_file, has_checkpoint
+from vivit_train.models.weights.heads import authors_order, from_single_output
+from vivit_train.models.weights.scenic import count_blocks, layouts_of, scenic_state, vit_parameters
 from vivit_train.training.stored_keys import with_current_keys
 from vivit_train.training.targets import MODELS, build, check_trusted, with_short_names
 from vivit_train.utils.arguments import conforms, shown
@@ -204,6 +207,8 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: no such file")
     if kind_of(path) == "safetensors":
+        if any((path.parent / name).is_file() for name in (CHECKPOINT_JSON, "config.json")):
+            raise UserError(f"{path} holds weights alone: name its folder, {path.parent}")
         raise UserError(
             f"{path} holds weights alone: name a checkpoint of vivit-train, a Hugging Face folder with config.json"
             " or the authors' checkpoint; a training can start from it by init.path"
@@ -240,27 +245,60 @@ def write_checkpoint_folder(folder: Path, metadata: Metadata, weights: Mapping[s
         metadata: That of `load_checkpoint`.
         weights: The weights of the model by parameter name.
     """
+    write_metadata(folder / CHECKPOINT_JSON, metadata)
+    plain = {name: value.detach().contiguous() for name, value in weights.items()}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_metadata(file: Path, metadata: Metadata) -> None:
+    """Writes the part of the metadata that predictions need as JSON."""
     config, data = metadata.config, dict(metadata.config.get("data") or {})
     kept: dict[str, Any] = {key: config[key] for key in ("model", "micro_batch_size", "seed") if key in config}
     kept["data"] = {key: value for key, value in data.items() if key not in LOCAL}
     content = Metadata(**vars(metadata) | {"config": kept}).to_dict()
     text = json.dumps(content, indent=2)
-    (folder / CHECKPOINT_JSON).write_text(text + "\n", encoding="utf-8")
-    plain = {name: value.detach().contiguous() for name, value in weights.items()}
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def read_checkpoint_folder(file: Path) -> tuple[Metadata, dict[str, Tensor]]:
     """Reads what `write_checkpoint_folder` has written; `file` is the JSON file in it.
+
+    The weights may also be a checkpoint of the authors' code (`vivit export --format scenic`).
 
     Raises:
         UserError: A file is missing or damaged.
     """
     content, weights = read_json_object(file), file.parent / "model.safetensors"
     check_content(content, file)
+    metadata = Metadata.from_stored(content, file)
+    if not weights.is_file() and has_checkpoint(file.parent):
+        return metadata, scenic_weights(metadata, file)
     if not weights.is_file():
         raise UserError(f"{weights}: no such file, though there is {file}: is the download complete?")
-    return Metadata.from_stored(content, file), tensors_of(read_file(weights), weights)
+    return metadata, tensors_of(read_file(weights), weights)
+
+
+def scenic_weights(metadata: Metadata, file: Path) -> dict[str, Tensor]:
+    """Returns the weights in the authors' checkpoint beside the metadata in `file`, by our parameter names.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or does not fit the model of the metadata.
+    """
+    path, sizes = checkpoint_file(file.parent), num_classes(metadata.classes)
+    params = vit_parameters(path)
+    (layout, *_), node = layouts_of(params), metadata.config.get("model")
+    if isinstance(node, dict):  # Building as many layers as a stranger's file claims may take too long.
+        parts = {"depth": "encoder", "temporal_depth": "temporal_encoder"}
+        node = node | {key: count_blocks(params, layout, part) for key, part in parts.items() if node.get(key)}
+    with torch.device("meta"):
+        net: ViViT = build(node, MODELS, f"{file}: model", num_classes=sizes)
+    try:
+        state = scenic_state(params, net)
+        if isinstance(sizes, dict) and (rows := authors_order(sizes)):
+            state |= {key: from_single_output(state[key], sizes, rows) for key in ("head.weight", "head.bias")}
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"{path} does not fit the model of {file}: {reason(error)}") from error
+    return state
 
 
 def load_checkpoint(path: str | Path) -> tuple[Metadata, dict[str, Tensor]]:

@@ -207,9 +207,9 @@ def video_groups(result: Result, data: VideoDataModule) -> Iterator[dict[str, An
 
 
 WRONG_HINT = (
-    "The model is wrong here and sure of itself. Look for wrong labels, for clips that show two classes, and for "
-    "what the predicted class has in common with them. The pictures show what the model sees: one view of each "
-    "video."
+    "The model is wrong here, and surer than of its other mistakes. Look for wrong labels, for clips that show "
+    "two classes, and for what the predicted class has in common with them. The pictures show what the model "
+    "sees: one view of each video."
 )
 HARD_HINT = "After those above, these true classes got the lowest probability (the highest loss)."
 

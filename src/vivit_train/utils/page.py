@@ -16,7 +16,7 @@ from PIL import Image
 
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import read_text
-from vivit_train.utils.text import percent, printable_lines
+from vivit_train.utils.text import percent, printable_lines, signed
 from vivit_train.utils.version import package_version
 
 MARK = '<meta name="generator" content="vivit-train">'
@@ -61,6 +61,8 @@ def environment() -> Environment:
     found.filters["percent"] = lambda value: "-" if value is None else percent(value)
     found.filters["two"] = lambda value: "-" if value is None else f"{value:.2f}"
     found.filters["json"] = embedded
+    found.filters["signed"] = signed
+    found.filters["code"] = with_code
     found.filters["path"] = breakable
     found.globals["include_text"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
     found.globals["plotly"] = plotly
@@ -75,6 +77,12 @@ def shown(text: str) -> str:
 def breakable(text: str) -> Markup:
     """Returns text with paths that break between folders rather than within names."""
     return Markup("/<wbr>").join(escape(part) for part in shown(text).split("/"))
+
+
+def with_code(text: str) -> Markup:
+    """Returns text whose parts between backticks are shown as code."""
+    parts = [escape(part) for part in shown(text).split("`")]
+    return Markup("").join(Markup(f"<code>{part}</code>") if i % 2 else part for i, part in enumerate(parts))
 
 
 def embedded(data: Any) -> Markup:

@@ -69,6 +69,12 @@ def percent(share: float, digits: int = 0) -> str:
     return f"> {100 - least:.{digits + 1}f} %" if share > 0.5 else f"< {least:.{digits + 1}f} %"
 
 
+def signed(number: float, digits: int = 0) -> str:
+    """Returns a number with its sign; what rounds to zero has none."""
+    text = f"{number:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
 def printable_lines(text: object) -> str:
     """Returns text with control and invisible characters escaped, but keeps its line breaks."""
     return _CONTROL_WITHIN_LINES.sub(_escape, str(text))

@@ -35,6 +35,9 @@ HUB_ANSWERS = {
 }
 UNREACHABLE = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "gaierror")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+EXPORT_JSON = "preprocessing.json"  # `vivit export` writes it beside a model.
+# What `vivit export` writes for other programs, and the programs. Their graphs cannot become a model again.
+GRAPHS = {"model.onnx": "onnxruntime", "model.pt2": "torch.export.load"}
 PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 # The mean and std of a normalization, for pixels in [0, 1].
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -68,6 +71,26 @@ def refuse_bomb(path: str | Path) -> None:
             raise UserError(f"{path} cannot be read because it is damaged or cut off: {error}") from error
     if claimed > os.path.getsize(path):
         raise UserError(f"{path} is refused: it would unpack to {claimed:,} bytes, more than torch saved")
+
+
+def refuse_graph(path: Path) -> None:
+    """Checks that a file or folder is no model that only other programs run.
+
+    Raises:
+        UserError: It is an ONNX or torch.export file, or a folder of `vivit export` with one. The message says
+            what runs it, and what to name instead.
+    """
+    name = next((name for name in GRAPHS if path.suffix == Path(name).suffix and path.is_file()), None)
+    if name is None and (path / EXPORT_JSON).is_file() and not (path / "config.json").is_file():
+        name = next((name for name in GRAPHS if (path / name).is_file()), None)
+    if name is None:
+        return
+    example = (path if path.is_dir() else path.parent) / "example.py"
+    shows = f"; python {example} VIDEO predicts with it" if example.is_file() else ""
+    raise UserError(
+        f"{path} is an export for other programs, which {GRAPHS[name]} runs{shows}. Name the checkpoint that it "
+        "was exported from instead, or export that with --format safetensors"
+    )
 
 
 def read_file(path: str | Path) -> Any:
@@ -161,7 +184,7 @@ def hub_folder(source: str | Path) -> Path:
     """
     folder = Path(source)
     files = ["*config.json", "model.safetensors", SHARD_INDEX, "model-*.safetensors", "pytorch_model.bin"]
-    files.append(CHECKPOINT_JSON)
+    files += [CHECKPOINT_JSON, EXPORT_JSON]
     if not folder.is_dir():
         if not HUB_NAME.fullmatch(str(source)):
             raise UserError(f"no weights at {source}")
@@ -255,6 +278,29 @@ def resizing(folder: Path) -> dict[str, Any]:
         if key in found and not conforms(found[key], int):
             raise UserError(f"{file}: the size for {key} is {shown(found[key])}, but must be a whole number")
         if key in found and (problems := limit_problems(f"{file}: {key}", key, found[key])):
+            raise UserError(problems[0])
+    return found
+
+
+def exported_sampling(folder: Path) -> dict[str, Any]:
+    """Returns how frames make a clip, as `vivit export` states it beside a model: the settings of `data`.
+
+    Raises:
+        UserError: A setting is malformed.
+    """
+    file = folder / EXPORT_JSON
+    content = read_json_object(file) if file.is_file() else {}
+    hints: dict[str, Any] = {
+        "stride": int,
+        "fps": float | None,
+        "sampling": Literal["window", "segments"],
+        "padding": Literal["wrap", "repeat_last", "black"],
+    }
+    found = {key: content[key] for key in hints if key in content}
+    for key, value in found.items():
+        if not conforms(value, hints[key]):
+            raise UserError(f"{file}: {key} is {shown(value)}, which is no {key} of a clip")
+        if problems := limit_problems(f"{file}: {key}", key, value):
             raise UserError(problems[0])
     return found
 

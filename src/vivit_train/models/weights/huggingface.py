@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -239,6 +239,7 @@ def save_huggingface(
     mean: Sequence[float],
     std: Sequence[float],
     short_side: int,
+    resize_mode: Literal["keep_ratio", "stretch"] = "keep_ratio",
 ) -> None:
     """Writes a folder with weights, labels, and preprocessing that transformers and `load_huggingface` can load.
 
@@ -251,6 +252,7 @@ def save_huggingface(
         mean: The per-channel mean that `net` was trained with, for pixels in [0, 1].
         std: The per-channel standard deviation that `net` was trained with, for pixels in [0, 1].
         short_side: The length in pixels to which the short side of a video is resized before the center crop.
+        resize_mode: "stretch" resizes both sides to it.
 
     Raises:
         UserError: transformers cannot represent the model: it is not a vivit_st, or it uses mean pooling, sampled
@@ -261,9 +263,10 @@ def save_huggingface(
     if len(classes) != net.head.out_features:
         raise UserError(f"got {len(classes)} class names for {net.head.out_features} logits")
     _, _, height, width = net.input_shape
+    square = {"height": short_side, "width": short_side}
     preprocessor = {
         **PREPROCESSOR,
-        "size": {"shortest_edge": short_side},
+        "size": {"shortest_edge": short_side} if resize_mode == "keep_ratio" else square,
         "crop_size": {"height": height, "width": width},
         # Hugging Face's processors compute (x / 127.5 - 1 - image_mean) / image_std, and the video processor
         # always subtracts the 1, so image_mean and image_std refer to pixels in [-1, 1].

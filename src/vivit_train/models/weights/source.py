@@ -17,6 +17,7 @@ from vivit_train.models.weights.files import (
     kind_of,
     read_file,
     read_json_object,
+    refuse_graph,
     unwrapped,
 )
 from vivit_train.models.weights.flax_file import has_checkpoint
@@ -37,10 +38,11 @@ class Source:
         """The file or folder, downloaded if it is a name on the Hugging Face Hub, or None for a name of timm.
 
         Raises:
-            UserError: The Hub does not provide the model.
+            UserError: The Hub does not provide the model, or only other programs run it.
         """
         path = Path(self.name)
         if path.is_file() or path.is_dir():
+            refuse_graph(path)
             return path
         return hub_folder(self.name) if is_hub_name(self.name) else None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from vivit_train.models.tuning import merge_lora
 from vivit_train.models.vivit import SIZES, ViViT
 from vivit_train.models.weights.checks import check_statistics
+from vivit_train.models.weights.files import CHECKPOINT_JSON, folder_weights, read_json_object
 from vivit_train.models.weights.source import Source, VideoWeights
 from vivit_train.utils.arguments import conforms, limit_problems
 from vivit_train.utils.errors import UserError, reason
@@ -18,7 +19,16 @@ SETTINGS = {"act": "gelu_tanh", "fc_norm": False, "rope": False}
 
 
 def detect_vivit_file(source: Source, net: ViViT) -> VideoWeights | None:
-    """Returns the weights in a checkpoint of vivit-train, or in a file with the state dict of a ViViT."""
+    """Returns the weights in a checkpoint of vivit-train, or in a file with the state dict of a ViViT.
+
+    A checkpoint may be a folder of `vivit export --format safetensors`.
+
+    Raises:
+        UserError: The metadata of the checkpoint has an unexpected form.
+    """
+    if source.path is not None and (source.path / CHECKPOINT_JSON).is_file() and not source.is_flax:
+        metadata = read_json_object(source.path / CHECKPOINT_JSON)
+        return checkpoint_weights(source.name, folder_weights(source.path), metadata)
     if not source.is_file:
         return None
     if "embedding.projection.weight" in source.tensors:

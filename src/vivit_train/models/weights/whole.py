@@ -10,7 +10,15 @@ from typing import Any, Literal
 from vivit_train.models.vivit import ModelName, ViViT
 from vivit_train.models.weights.adapt import guess_grid
 from vivit_train.models.weights.build import load_exactly
-from vivit_train.models.weights.files import Statistics, normalizes_twice, preprocessor, resizing, video_statistics
+from vivit_train.models.weights.files import (
+    EXPORT_JSON,
+    Statistics,
+    exported_sampling,
+    normalizes_twice,
+    preprocessor,
+    resizing,
+    video_statistics,
+)
 from vivit_train.models.weights.flax_file import Tree, checkpoint_file
 from vivit_train.models.weights.huggingface import load_huggingface, named_classes
 from vivit_train.models.weights.scenic import HALF, empty_net, layouts_of, scenic_state, vit_parameters
@@ -118,7 +126,7 @@ def scenic_net(params: Tree, model: ModelName, hints: Hints) -> ViViT:
 
 
 def from_huggingface(source: Source, hints: Hints) -> WholeModel:
-    """Reads a Hugging Face folder, which states everything but the stride."""
+    """Reads a Hugging Face folder, which states everything but the stride, and one of `vivit export` also that."""
     if source.path is None or source.config is None:
         raise UserError(f"{source.name} has neither config.json (Hugging Face) nor checkpoint_<step> (scenic)")
     kind = source.config.get("model_type")
@@ -148,7 +156,9 @@ def from_huggingface(source: Source, hints: Hints) -> WholeModel:
     stated_in["mean, std"] = f"{normalized_in}{file.name}" if config else AUTHORS
     stated_in |= dict.fromkeys(resized, file.name)
     multi_label = source.config.get("problem_type") == "multi_label_classification"
-    return WholeModel(net, names, multi_label, statistics, size | resized, stated_in)
+    sampled = exported_sampling(source.path)
+    stated_in |= dict.fromkeys(sampled, EXPORT_JSON)
+    return WholeModel(net, names, multi_label, statistics, size | resized | sampled, stated_in)
 
 
 def arguments_of(net: ViViT) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def report(
     strips: Mapping[str, NDArray[np.uint8]],
     notes: Sequence[str],
     advice: str = "",
+    prepare: str = "",
 ) -> str:
     """Return the HTML page.
 
@@ -54,6 +55,7 @@ def report(
         strips: Film strips by path, from `strips_of`.
         notes: Remarks about the dataset as a whole.
         advice: How to train on the clean lists: a sentence and, on further lines, a command.
+        prepare: The command that re-encodes the files that are slow or ambiguous to read.
     """
     counts = Counter(problem.kind for problem in problems)
     labels, folder = labels_of(problems, splits, manifests), common_folder(entries)
@@ -81,8 +83,8 @@ def report(
         f"{title}: {plural(len(entries), 'file')}",
         source=splits.source,
         tiles=tiles(manifests, entries, problems),
-        actions=actions(counts, advice),
-        notes=notes,
+        actions=actions(counts, advice, prepare),
+        notes=[*splits.notices, *notes],
         kinds=kinds,
         histograms=histograms(entries),
         class_counts=class_counts(splits, manifests),
@@ -105,7 +107,7 @@ def tiles(
     return found
 
 
-def actions(counts: Counts, advice: str) -> list[tuple[str, str]]:
+def actions(counts: Counts, advice: str, prepare: str) -> list[tuple[str, str]]:
     """Return what to do, the most important first, as pairs of a text and a command or ""."""
 
     def total(*kinds: str) -> int:
@@ -121,10 +123,11 @@ def actions(counts: Counts, advice: str) -> list[tuple[str, str]]:
     ]
     found = [(f"{plural(count, 'clip')} {text}.", "") for count, text in texts if count]
     if total(*TO_ENCODE):
-        text = "Re-encode the files that are slow or ambiguous to read; re-encode.txt lists them."
-        found.append((text, "vivit prepare SRC DST --list re-encode.txt"))
+        text = "Re-encode the files that are slow or ambiguous to read, and use the copies from then on."
+        found.append((text, prepare))
     text, _, command = advice.partition("\n")
     if text:
+        text = f"to use the files as they are, {text}" if command and total(*TO_ENCODE) else text
         found.append((text[0].upper() + text[1:], command.strip()))
     return found
 

@@ -72,8 +72,7 @@ def examine(
     limit_s = float(data.timeout_s if timeout_s is None else timeout_s)
     entries = inspect_files(paths, out / "files.jsonl", settings, workers, limit_s)
 
-    (names, *_) = splits.classes.values()
-    problems, left_out = find_problems(manifests, names, entries, settings)
+    problems, left_out = find_problems(manifests, next(iter(splits.classes.values())), entries, settings)
     listed = [(path, split) for split, paths in splits.missing.items() for path in paths]
     problems += [Problem(path, split, "missing", "listed but not on disk") for path, split in listed]
     with open(out / "problems.csv", "w", newline="", encoding="utf-8") as file:
@@ -86,11 +85,12 @@ def examine(
         scans = ((entry.path, entry.version, entry.size, base64.b64decode(entry.scan)) for entry in seen)
         index.write(out / "clean" / index.NAME, scans)
     kept = ", ".join(f"{split} {len(m) - len(left_out[split]):,} of {len(m):,}" for split, m in manifests.items())
-    to_do = f"to re-encode: {plural(len(to_encode), 'file')}"
-    notes = [*counts_notes(cfg, splits, manifests), f"clean: {kept}", to_do]
+    to_do = [f"clean: {kept}", f"to re-encode: {plural(len(to_encode), 'file')}"]
+    notes = [*counts_notes(cfg, splits, manifests), *to_do]
     advice = _advice(splits.classes, clean, overrides)
     strips = strips_of(problems, workers, limit_s)
-    page = report(str(data.name), splits, manifests, entries, problems, strips, [*splits.notices, *notes], advice)
+    prepare = _prepare(str(data.root), out / "re-encode.txt", is_for_all=len(to_encode) == len(paths))
+    page = report(str(data.name), splits, manifests, entries, problems, strips, notes, advice, prepare)
     (out / "report.html").write_text(page, encoding="utf-8")
     _log_problems(problems)
     log.info("\n".join(f"note     {note}" for note in notes))
@@ -133,6 +133,12 @@ def _advice(classes: Classes, clean: str, overrides: Sequence[str]) -> str:
         return "no clean lists are written, as they cannot hold segments or labels for several heads"
     command = " ".join(["vivit train", clean, *map(shlex.quote, filter(is_kept, overrides))])
     return f"train on the clean lists:\n  {command}"
+
+
+def _prepare(root: str, listed: Path, *, is_for_all: bool) -> str:
+    """Return the command that re-encodes the listed files of a folder, or all of its files."""
+    words = ["vivit", "prepare", root, "small", *([] if is_for_all else ["--list", str(listed)])]
+    return shlex.join(words)
 
 
 def _log_problems(problems: Sequence[Problem]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.data.transforms import ResizeMode
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.arguments import shown
 from vivit_train.utils.files import read_text
@@ -25,7 +26,12 @@ class Preprocessing:
         frames: The number of frames of a clip.
         stride: The distance between two frames of a clip, in frames of the video, or of `fps`.
         fps: The frame rate to which the stride refers; None is that of the video.
+        sampling: "window" takes frames at the stride, from the middle of the video; "segments" takes the frame in
+            the middle of each of `frames` equal parts of the video.
+        padding: What fills the window of a shorter video: "wrap" starts it again, "repeat_last" repeats its last
+            frame, and "black" appends black frames.
         short_side: The pixels to which the short side of a frame is resized.
+        resize_mode: "keep_ratio", or "stretch", which resizes both sides to `short_side`.
         crop: The pixels of the square in the center.
         mean: The per-channel mean of the normalization, for pixels in [0, 1].
         std: The per-channel standard deviation of the normalization, for pixels in [0, 1].
@@ -36,7 +42,10 @@ class Preprocessing:
     frames: int
     stride: int
     fps: float | None
+    sampling: str
+    padding: str
     short_side: int
+    resize_mode: ResizeMode
     crop: int
     mean: RGB
     std: RGB
@@ -49,7 +58,18 @@ class Preprocessing:
         clip = data.sampling
         classes = {head: list(names) for head, names in task.classes.items()}
         return cls(
-            clip.frames, clip.stride, clip.fps, data.short_side, data.crop, mean, std, classes, task.multi_label
+            frames=clip.frames,
+            stride=clip.stride,
+            fps=clip.fps,
+            sampling=clip.kind,
+            padding=clip.padding,
+            short_side=data.short_side,
+            resize_mode=data.resize_mode,
+            crop=data.crop,
+            mean=mean,
+            std=std,
+            classes=classes,
+            multi_label=task.multi_label,
         )
 
     @property
@@ -77,21 +97,33 @@ settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"
 {load}
 
 def read_clip(path: str) -> np.ndarray:
-    """Returns one clip from the middle of a video, uint8 [T, C, H, W]. Short videos start again."""
-    short_side, crop = settings["short_side"], settings["crop"]
+    """Returns one clip from the middle of a video, uint8 [T, C, H, W]."""
+    frames, short_side, crop = settings["frames"], settings["short_side"], settings["crop"]
     with av.open(path) as container:
         stream = container.streams.video[0]
         rate = float(stream.average_rate)
         images = []
         for frame in container.decode(stream):
-            scale = short_side / min(frame.width, frame.height)
-            size = {{"width": round(frame.width * scale), "height": round(frame.height * scale)}}
-            image = frame.reformat(**size, format="rgb24").to_ndarray()
+            shortest = min(frame.width, frame.height)
+            size = [short_side * side // shortest for side in (frame.width, frame.height)]
+            if settings["resize_mode"] == "stretch":
+                size = [short_side, short_side]
+            image = frame.reformat(*size, format="rgb24").to_ndarray()
             top, left = (image.shape[0] - crop) // 2, (image.shape[1] - crop) // 2
-            images.append(image[top : top + crop, left : left + crop])
-    step = settings["stride"] * (rate / settings["fps"] if settings["fps"] else 1)
-    start = max(0, (len(images) - (settings["frames"] - 1) * step - 1) / 2)
-    numbers = np.round(start + step * np.arange(settings["frames"])).astype(int) % len(images)
+            square = image[top : top + crop, left : left + crop]
+            images.append(np.rot90(square, frame.rotation // 90))  # upright, as a player shows it
+    count = len(images)
+    if settings["sampling"] == "segments":
+        numbers = np.floor((np.arange(frames) + 0.5) * count / frames).astype(int)
+    else:
+        step = rate / settings["fps"] if settings["fps"] else settings["stride"]
+        start = max(0, int(count - frames * step)) // 2
+        numbers = np.floor(start + step * np.arange(frames) + 1e-6).astype(int)
+    if settings["padding"] == "wrap":
+        numbers %= count
+    else:
+        images.append(images[-1] * (settings["padding"] == "repeat_last"))
+        numbers = np.minimum(numbers, count)
     return np.stack([images[i] for i in numbers]).transpose(0, 3, 1, 2)
 
 
@@ -106,7 +138,7 @@ for head, names in settings["classes"].items():
     else:
         probabilities = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     for k in probabilities.argsort()[::-1][:5]:
-        print(head, names[k], f"{{probabilities[k]:.3f}}")
+        print(*filter(None, [head, names[k], f"{{probabilities[k]:.3f}}"]))
 '''
 OUR_EXAMPLE = '''"""Prints the most probable classes of a video: python example.py VIDEO. It needs vivit-train."""
 
@@ -118,7 +150,7 @@ import vivit_train
 model = vivit_train.load(Path(__file__).parent)
 for head, labels in model.predict(sys.argv[1]).heads.items():
     for label in labels:
-        print(head, label.name, f"{label.probability:.3f}")
+        print(*filter(None, [head, label.name, f"{label.probability:.3f}"]))
 '''
 NORMALIZED = """
 mean, std = (np.array(settings[name], np.float32).reshape(3, 1, 1) * 255 for name in ("mean", "std"))

@@ -4,9 +4,10 @@ The models of the formats onnx and torch-export take uint8 clips [B, T, C, H, W]
 themselves.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ from torch import Tensor, nn
 from vivit_train.models.vivit import ViViT
 from vivit_train.models.weights.files import CHECKPOINT_JSON
 from vivit_train.models.weights.huggingface import load_huggingface, save_huggingface
-from vivit_train.models.weights.scenic import load_scenic, read_scenic, save_scenic
+from vivit_train.models.weights.scenic import save_scenic
 from vivit_train.models.weights.whole import arguments_of
 from vivit_train.tools.export.card import Preprocessing
-from vivit_train.training.checkpoint import Metadata, load_checkpoint, restore_net, write_checkpoint_folder
+from vivit_train.training.checkpoint import (
+    Metadata,
+    load_checkpoint,
+    restore_net,
+    write_checkpoint_folder,
+    write_metadata,
+)
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.errors import UserError
 
@@ -114,7 +121,13 @@ def quantize(file: Path) -> None:
     part = file.with_name("float.onnx")
     file.rename(part)
     # The patch embedding, a convolution, has few weights, and onnxruntime has no fast kernel for it in int8.
-    quantize_dynamic(part, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    # onnxruntime warns by the root logger, which would then get a handler and print our messages a second time.
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)
+    try:
+        quantize_dynamic(part, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    finally:
+        root.removeHandler(silent)
     for rest in file.parent.glob("float.onnx*"):
         rest.unlink()
 
@@ -140,8 +153,8 @@ def write_safetensors(model: Model, folder: Path) -> Logits:
 def write_huggingface(model: Model, folder: Path) -> Logits:
     task, (mean, std) = model.task, model.preprocessing.statistics
     classes = [name for names in task.classes.values() for name in names]
-    short_side = model.preprocessing.short_side
-    save_huggingface(task.net, folder, classes=classes, mean=mean, std=std, short_side=short_side)
+    short_side, how = model.preprocessing.short_side, model.preprocessing.resize_mode
+    save_huggingface(task.net, folder, classes=classes, mean=mean, std=std, short_side=short_side, resize_mode=how)
     try:
         from transformers import VivitForVideoClassification
     except ImportError:
@@ -151,12 +164,16 @@ def write_huggingface(model: Model, folder: Path) -> Logits:
 
 
 def write_scenic(model: Model, folder: Path) -> Logits:
-    net, file = model.task.net, folder / "checkpoint_0"
-    save_scenic(net, file)
-    given = {key: value for key, value in arguments_of(net).items() if key in ("model", "frames", "pool", "order")}
-    sizes = None if "" in net.head_sizes else net.head_sizes
-    loaded = load_scenic(read_scenic(file), image_size=net.input_shape[2:], num_classes=sizes, **given)
-    return with_pixels(model, loaded)
+    net, file = model.task.net, folder / CHECKPOINT_JSON
+    save_scenic(net, folder / "checkpoint_0")
+    write_metadata(file, replace(model.metadata, config=model.metadata.config | {"model": node_of(net)}))
+    metadata, weights = load_checkpoint(file)
+    return with_pixels(model, restore_net(metadata, weights, file))
+
+
+def node_of(net: ViViT) -> dict[str, Any]:
+    """Returns the `model` node of a net that the authors' code has too, whatever class it is of."""
+    return {"_target_": "vivit", **arguments_of(net)}
 
 
 def with_pixels(model: Model, net: ViViT) -> Logits:

@@ -21,6 +21,7 @@ main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; letter-spacing: -0.01em; margin: 0 0 0.25rem; overflow-wrap: anywhere; }
 .about { color: var(--soft); margin: 0 0 1.5rem; }
 video { display: block; width: 100%; max-height: 68vh; background: #000; border-radius: 10px; }
+.unplayable { border-left: 3px solid var(--soft); padding-left: 0.75rem; color: var(--soft); }
 .track { margin: 1.25rem 0 0; }
 .track h2 { font-size: 0.8rem; font-weight: 600; color: var(--soft); margin: 0 0 0.35rem; }
 .bar { position: relative; height: 3rem; border-radius: 8px; background: var(--card); overflow: hidden;
@@ -59,8 +60,14 @@ function follow() {
   for (const part of parts)
     part.classList.toggle("now", part.dataset.start <= now && now < part.dataset.end);
 }
+function warn() { document.querySelector(".unplayable").hidden = false; }
+if (video) { video.addEventListener("error", warn); if (video.error) warn(); }
 if (video) { video.addEventListener("timeupdate", follow); video.addEventListener("seeked", follow); }
 """
+UNPLAYABLE = (
+    '<p class="unplayable" hidden>This browser cannot play the video: it has moved, or has a format that browsers '
+    "do not know, such as AVI. <code>vivit prepare</code> makes copies that they play.</p>"
+)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; media-src * file: data:"
 
 
@@ -81,7 +88,7 @@ def page(result: Segmentation, video: str | None) -> str:
     names = list(dict.fromkeys((one.head, one.name) for one in result.segments))
     hues = {key: round(number * HUE_STEP % 360) for number, key in enumerate(names)}
     tracks = [track(result, head, hues) for head in heads]
-    player = f'<video controls preload="metadata" src="{escape(video)}"></video>' if video else ""
+    player = f'<video controls preload="metadata" src="{escape(video)}"></video>\n{UNPLAYABLE}' if video else ""
     about = (
         f"{seconds(result.duration_s)}, {plural(len(result.segments), 'segment')}; windows of "
         f"{result.window_s:.2f} s every {result.step_s:.2f} s"
