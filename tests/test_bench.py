@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY_PROBE
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from typer.testing import CliRunner
@@ -143,7 +143,7 @@ OPTIONS = ["--clips", "4", "--rounds", "1", "--workers", "1"]
 
 
 def test_the_command_prints_a_table_and_writes_json(videos: Path, tmp_path: Path) -> None:
-    arguments = ["bench", "loader", "data=folder", f"data.root={videos}", *TINY, *OPTIONS]
+    arguments = ["bench", "loader", "data=folder", f"data.root={videos}", *TINY_PROBE, *OPTIONS]
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "loader.json")], catch_exceptions=False)
     assert done.exit_code == 0
     assert "| stage | ms per clip | share |" in done.stdout
@@ -164,7 +164,7 @@ def test_the_command_as_a_process(videos: Path) -> None:
         "data=folder",
         f"data.root={videos}",
     ]
-    done = subprocess.run([*command, *TINY, *OPTIONS], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *TINY_PROBE, *OPTIONS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Advice: training on this CPU, at up to " in done.stdout
 

@@ -84,7 +84,7 @@ def test_a_video_that_cannot_be_read_has_no_labels(
     for attempt in (model.predict, model.embed, model.preprocess):
         with pytest.raises(VideoError, match="does not exist"):
             attempt(tmp_path / "none.mp4")
-    with pytest.raises(UserError, match=r"eval\.views=3x2"):
+    with pytest.raises(UserError, match=r"^views=3x2: must be"):
         model.predict(good, views="3x2")
 
 
