@@ -20,6 +20,7 @@ from vivit_train.models.probe import (
     attentive_logits,
     foreground,
     luminance,
+    mirrored,
     motion_energy,
     pooled,
 )
@@ -30,6 +31,7 @@ from vivit_train.training.attentive import cross_validate_attentive, fit_attenti
 from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
 from vivit_train.training.folds import assign_folds, sources
 from vivit_train.training.linear import Standardized, cross_validate, fit
+from vivit_train.training.probing import Choice, Features, Pooling, head_of
 from vivit_train.utils.errors import UserError
 
 TINY_NET = {"dim": 32, "depth": 1, "heads": 2, "frames": 4, "image_size": 32, "tubelet": (1, 16, 16)}
@@ -187,6 +189,19 @@ def test_a_clip_is_held_out_with_its_fold() -> None:
     kept = (fold_N != 1).double()[None]
     weight, bias = fit(x_Nr, label_N, 2, [1e-1], kept)
     assert torch.allclose(held_out[1, 4:8], x_Nr[4:8] @ weight[0] + bias[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_with_flips_a_head_has_the_same_logits_for_a_clip_and_its_mirror_image(flip: bool) -> None:
+    torch.manual_seed(0)
+    regions, luma = torch.randn(12, 4, 11, 8), torch.randn(12, 4, 32, 32)
+    images = mirrored(regions), luma.flip(-1)
+    assert torch.equal(mirrored(images[0]), regions)
+    train = Features({("frames", 1): regions}, luma, torch.arange(12) % 3, flip)
+    for time in ("ordered", "differences", "mean_std"):
+        head = head_of(train, Choice(Pooling("grid", time, "map", 1), 1e-3, 0, 0.0), 3)
+        ours, theirs = (head(pooled(x, y, "grid", time, "map")) for x, y in ((regions, luma), images))
+        assert torch.allclose(ours, theirs, atol=1e-3) == flip
 
 
 def test_an_attentive_head_finds_the_token_that_tells_the_class() -> None:

@@ -201,6 +201,12 @@ def head_for(time: Time, size: int, width: int, num_classes: int) -> nn.Module:
     return head
 
 
+def mirrored(regions_BtsD: Tensor) -> Tensor:
+    """Returns the features of the regions as if the frames were mirrored: the columns of the grid are reversed."""
+    grid = regions_BtsD[:, :, REGIONS["grid"]].unflatten(2, (SIDE, SIDE)).flip(3).flatten(2, 3)
+    return torch.cat([regions_BtsD[:, :, : REGIONS["grid"].start], grid], dim=2)
+
+
 def pooled(regions: Tensor, luma_BTLL: Tensor, space: Space, time: Time, motion: Motion) -> Tensor:
     """Returns the features of a clip, [B, E].
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivit_train.models.probe import Input, Motion, Space, Time, head_for, pooled
+from vivit_train.models.probe import Input, Motion, Space, Time, head_for, mirrored, pooled
 from vivit_train.training.attentive import cross_validate_attentive, fit_attentive, random_batches
 from vivit_train.training.linear import Standardized, cross_validate, fit
 
@@ -49,16 +49,27 @@ class Features:
         regions: Those of `FrameProbe.regions`, [N, t, s, D], by the input and the number of layers.
         luma: The small frames of `luminance`, [N, T, L, L].
         labels: The class ids, [N].
+        flip: Whether a clip and its mirror image have the same class.
     """
 
     regions: dict[tuple[Input, int], Tensor]
     luma: Tensor
     labels: Tensor
+    flip: bool = False
 
     def pooled(self, pooling: Pooling) -> Tensor:
-        """Returns the features of the clips by a pooling, [N, E]."""
+        """Returns the features of the clips by a pooling, [N, E].
+
+        With `flip`, they are the mean of those of a clip and of its mirror image. A linear head that is fitted to
+        them has the same logits for both, as it would if both were training clips.
+        """
         regions = self.luma if pooling.layers is None else self.regions[pooling.input, pooling.layers]
-        return pooled(regions, self.luma, pooling.space, pooling.time, pooling.motion)
+        kinds = pooling.space, pooling.time, pooling.motion
+        x_NE = pooled(regions, self.luma, *kinds)
+        if not self.flip or pooling.time == "attentive":
+            return x_NE
+        other = self.luma if pooling.layers is None else mirrored(regions)
+        return (x_NE + pooled(other, self.luma.flip(-1), *kinds)) / 2
 
     @property
     def width(self) -> int:
@@ -182,8 +193,8 @@ class MotionNet(nn.Sequential):
         return logits
 
 
-def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed: int) -> MotionNet:
-    """Returns a `MotionNet` trained from random weights, with flips, for the same steps on any data."""
+def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed: int, flip: bool) -> MotionNet:
+    """Returns a `MotionNet` trained from random weights for the same steps on any data; see `Features.flip`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = MotionNet(luma_NTLL.shape[1], num_classes)
@@ -191,7 +202,7 @@ def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
         for batch in itertools.islice(random_batches(len(label_N), BATCH), STEPS):
             luma = luma_NTLL[batch]
-            luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5, luma.flip(3), luma)
+            luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5 * flip, luma.flip(3), luma)
             optimizer.zero_grad()
             F.cross_entropy(net(luma), label_N[batch]).backward()
             optimizer.step()
@@ -205,7 +216,7 @@ def motion_net_scores(
     """Returns how many training clips, when held out, and how many test clips a `MotionNet` has right."""
 
     def right(seen: Tensor, luma_NTLL: Tensor, label_N: Tensor) -> int:
-        net = train_motion_net(train.luma[seen], train.labels[seen], num_classes, seed)
+        net = train_motion_net(train.luma[seen], train.labels[seen], num_classes, seed, train.flip)
         with torch.inference_mode():
             return int((net(luma_NTLL).argmax(1) == label_N).sum())
 

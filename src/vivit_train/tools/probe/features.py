@@ -80,7 +80,8 @@ def features_of(cfg: DictConfig, task: VideoClassifier, data: VideoDataModule, s
     loaded = store.load([clips[row] for row in kept])
     label_N = torch.tensor([manifest.labels_of(row)[0] for row in kept])
     regions = {(seen, number): loaded[f"{seen}_{number}"] for seen in INPUTS for number in layers}
-    return SplitFeatures(Features(regions, loaded["luma"], label_N), kept, len(clips))
+    flip = split == "train" and bool(cfg.data.flip) and not cfg.data.mirror_labels
+    return SplitFeatures(Features(regions, loaded["luma"], label_N, flip), kept, len(clips))
 
 
 def computed(
