@@ -26,7 +26,7 @@ from vivit_train.models.probe import (
 )
 from vivit_train.models.tuning import feature_shape
 from vivit_train.run import evaluate
-from vivit_train.tools.probe.run import compose_probe, probe
+from vivit_train.tools.probe.run import best_of, compose_probe, probe
 from vivit_train.training.attentive import cross_validate_attentive, fit_attentive
 from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
 from vivit_train.training.folds import assign_folds, sources
@@ -202,6 +202,20 @@ def test_with_flips_a_head_has_the_same_logits_for_a_clip_and_its_mirror_image(f
         head = head_of(train, Choice(Pooling("grid", time, "map", 1), 1e-3, 0, 0.0), 3)
         ours, theirs = (head(pooled(x, y, "grid", time, "map")) for x, y in ((regions, luma), images))
         assert torch.allclose(ours, theirs, atol=1e-3) == flip
+
+
+def test_a_baseline_is_kept_only_if_it_is_clearly_better() -> None:
+    def named(baseline: int, head: int) -> dict[str, Choice]:
+        rights = {"motion in regions": baseline, "mean": head - 1, "differences": head}
+        return {
+            name: Choice(Pooling("grid", "mean", layers=1), 1e-3, right, 0.5) for name, right in rights.items()
+        }
+
+    for baseline, kept in ((83, "differences"), (85, "motion in regions")):  # one standard error is 4 of 100 clips
+        choices = named(baseline, 80)
+        assert best_of(choices, 100) is choices[kept]
+    choices = named(10, 80)
+    assert best_of(choices, 100) is choices["differences"]
 
 
 def test_an_attentive_head_finds_the_token_that_tells_the_class() -> None:

@@ -84,7 +84,7 @@ def run(cfg: DictConfig, folder: Path, folds: int, group: str) -> None:
     seconds = time.monotonic() - started_s
     fold_N, how = folds_of(data, train, names, folds, group, cfg.seed)
     choices = choose_all(train, task, fold_N)
-    best = max(choices.values(), key=lambda choice: choice.rank)
+    best = best_of(choices, len(train.kept))
     head = head_of(train.features, best, len(names))
     rows = scores(choices, best, head, len(names), train, test, fold_N, cfg.seed)
     text = table(rows, len(train.kept), test.total, data.test_split, how)
@@ -224,6 +224,17 @@ def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> d
         if name not in found or choice.rank > found[name].rank:
             found[name] = choice
     return found
+
+
+def best_of(choices: Mapping[str, Choice], num_clips: int) -> Choice:
+    """Returns the head to keep: a baseline only if it leads by more than one standard error.
+
+    A baseline sees a part of what the clips show, so that it has to be clearly better to be believed.
+    """
+    best = max((choice for name, choice in choices.items() if name not in BASELINES), key=lambda one: one.rank)
+    leader = max(choices.values(), key=lambda choice: choice.rank)
+    error = (best.right * (1 - best.right / num_clips)) ** 0.5
+    return leader if leader.right > best.right + error else best
 
 
 def scores(
