@@ -93,7 +93,7 @@ def main() -> None:
     found = measure(arguments, words)
     data = build_data(resolve_clip(compose(*words, run_dir=arguments.out))[0])
     (classes,) = data.splits.classes.values()
-    draw(arguments.picture, found, data.name, len(classes))
+    draw(arguments.picture, found, str(data.name), len(classes))
     rows = [
         f"| {start} | {n} | {np.mean(scores):.3f} | {', '.join(f'{x:.3f}' for x in scores)} |"
         for (start, n), scores in found.items()
