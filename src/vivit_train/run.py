@@ -124,9 +124,8 @@ def train_once(cfg: DictConfig, recipe: Recipe | None, splits: Splits | None, fo
     if cfg.loss is not None:
         check_losses(cfg, data.splits.multi_label, data.splits.class_counts)
     resumed = resumed_from(cfg, data, run_dir)
-    if (
-        not resumed and cfg.eval.report and (notice := alike_notice(data))
-    ):  # Looking takes a second per 100 videos.
+    # Looking takes a second per 100 videos, and has been done where a run is resumed.
+    if not resumed and cfg.eval.report and (notice := alike_notice(data)):
         log.info(f"note     {notice}")
     write_record(run_dir, differences, resumed)
     if resumed and resumed.is_complete:

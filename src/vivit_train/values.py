@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from vivit_train.keys import TYPES
 from vivit_train.models.vivit import SIZES
-from vivit_train.utils.arguments import LIMITS, conforms, wording
+from vivit_train.utils.arguments import LIMITS, VIEWS, conforms, wording
 
 AUTOMATIC = ("data.frames", "data.stride", "data.short_side", "data.crop", "model.frames", "model.image_size")
 COUNT = (1, 2**40)
@@ -89,14 +89,13 @@ PARTS_OF_EPOCH = tuple(
 )
 MAY_BE_NONE = ("trainer.limit_val_batches", "trainer.overfit_batches")  # 0 means none of them.
 DURATION = r"\d+:\d\d:\d\d:\d\d"
-VIEWS = r"[1-9]\d{0,2}x[13]"
 # Texts of a fixed form: a regular expression and the form in words.
 FORMS = {
     "trainer.max_time": (DURATION, "days:hours:minutes:seconds, such as 00:12:00:00"),
     "trainer.val_check_interval": (DURATION, "a number, or days:hours:minutes:seconds, such as 00:00:30:00"),
     "trainer.gradient_clip_algorithm": ("norm|value", "norm or value"),
     "trainer.profiler": ("simple|advanced|pytorch", "simple, advanced or pytorch"),
-    "eval.views": (VIEWS, "up to 999 temporal clips x spatial crops (1 or 3), such as 4x3"),
+    "eval.views": VIEWS,
     "callbacks.checkpoint.filename": (r"[^/\\\\]+", "the name of a file, without folders"),
     "model.size": ("|".join(SIZES), f"one of {', '.join(SIZES)}"),
     "loss.reduction": (r"mean|sum", "mean or sum"),

@@ -16,6 +16,7 @@ from vivit_train.training.checkpoint import load_checkpoint, restore_net
 from vivit_train.training.loggers import log_image
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.result import TITLES, Result
+from vivit_train.utils.arguments import VIEWS
 from vivit_train.utils.distributed import translate_rank_errors
 from vivit_train.utils.errors import UserError
 from vivit_train.utils.files import replacing
@@ -187,7 +188,8 @@ def parse_views(views: str, name: str = "views=") -> tuple[int, int]:
     Raises:
         UserError: The text has another form.
     """
-    match = re.fullmatch(r"([1-9]\d{0,2})x([13])", str(views))
-    if not match:
-        raise UserError(f"{name}{views}: must be up to 999 temporal clips x spatial crops (1 or 3), such as 4x3")
-    return int(match[1]), int(match[2])
+    pattern, form = VIEWS
+    if not re.fullmatch(pattern, str(views)):
+        raise UserError(f"{name}{views}: must be {form}")
+    clips, crops = str(views).split("x")
+    return int(clips), int(crops)

@@ -19,7 +19,7 @@ from vivit_train.training.linear import Standardized, cross_validate, fit
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "ordered", "differences", "attentive")
 # These have won somewhere, so that they are also tried after fewer than all layers, and on the foreground.
-TIMES_OF_SOME: tuple[Time, ...] = ("mean_std", "ordered", "differences")
+BEST_TIMES: tuple[Time, ...] = ("mean_std", "ordered", "differences")
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
 
@@ -126,10 +126,10 @@ def poolings(spaces: Sequence[Space], layers: Sequence[int], by_frame: bool) -> 
             for motion in motions
             if by_frame or space != "cls" or time == "mean"
         ]
-        if time in TIMES_OF_SOME:
+        if time in BEST_TIMES:
             named[time] += [Pooling("grid", time, motion, number) for number in lower for motion in motions]
     named["foreground"] = [
-        Pooling("grid", time, layers=number, input="foreground") for time in TIMES_OF_SOME for number in layers
+        Pooling("grid", time, layers=number, input="foreground") for time in BEST_TIMES for number in layers
     ]
     return named
 
@@ -202,7 +202,8 @@ def train_motion_net(luma_NTLL: Tensor, label_N: Tensor, num_classes: int, seed:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
         for batch in itertools.islice(random_batches(len(label_N), BATCH), STEPS):
             luma = luma_NTLL[batch]
-            luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5 * flip, luma.flip(3), luma)
+            if flip:
+                luma = torch.where(torch.rand(len(luma), 1, 1, 1) < 0.5, luma.flip(3), luma)
             optimizer.zero_grad()
             F.cross_entropy(net(luma), label_N[batch]).backward()
             optimizer.step()

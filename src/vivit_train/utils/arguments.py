@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from vivit_train.utils.errors import UserError, reason
 
+# The form of `eval.views`, as a regular expression and in words.
+VIEWS = (r"[1-9]\d{0,2}x[13]", "up to 999 temporal clips x spatial crops (1 or 3), such as 4x3")
 # The smallest and largest value of each number that determines memory or time, by argument name. The bounds are
 # ample for any existing model or dataset; a file that asks for more is damaged or hostile.
 LIMITS: dict[str, tuple[float, float]] = {

@@ -47,14 +47,14 @@ def crossval(
     """
     from vivit_train.tools.crossval.run import Choices
     from vivit_train.tools.crossval.run import crossval as run
-    from vivit_train.tools.overrides import OF_TRAINING, compose_videos, to_overrides
+    from vivit_train.tools.overrides import OF_RUN, OF_TRAINING, compose_videos, to_overrides
 
     if probe and val_percent is not None:
         raise UserError("--val-percent: a probe has no checkpoints to choose from: leave out one of the two")
     overrides = to_overrides(videos)
     if seed := next((word for word in overrides if word.startswith("seed=")), None):
         raise UserError(f"{seed} has no effect here: --seeds N trains with the seeds 0 to N - 1")
-    unused = OF_TRAINING if probe else ("resume", "ckpt_path", "overwrite")
+    unused = OF_TRAINING if probe else OF_RUN
     cfg = compose_videos(videos, Path("."), "vivit crossval", unused)
     choices = Choices(folds, group, seeds, val_percent or 10, with_test, probe)
     run(cfg, out, overrides, choices)

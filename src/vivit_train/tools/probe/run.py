@@ -76,13 +76,13 @@ def run(cfg: DictConfig, folder: Path, folds: int, group: str) -> None:
     data = build_data(cfg, splits=splits)
     log.info(data.splits.summary())
     names = probe_classes(data)
-    groups_of(group, data.splits.train, names)  # An error should come before the features, which take minutes.
+    groups = groups_of(group, data.splits.train, names)  # Errors come before the features, which take minutes.
     task = frozen_task(cfg, names, folder)
     train = features_of(cfg, task, data, "train")
     started_s = time.monotonic()
     test = features_of(cfg, task, data, data.test_split)
     seconds = time.monotonic() - started_s
-    fold_N, how = folds_of(data, train, names, folds, group, cfg.seed)
+    fold_N, how = folds_of(train, groups, folds, group, cfg.seed)
     choices = choose_all(train, task, fold_N)
     best = best_of(choices, len(train.kept))
     head = head_of(train.features, best, len(names))
@@ -193,15 +193,20 @@ def probe_of(source: ViViT, node: Mapping[str, Any], classes: Mapping[str, Seque
     return net
 
 
-def folds_of(
-    data: VideoDataModule, train: SplitFeatures, names: Sequence[str], folds: int, group: str, seed: int
-) -> tuple[Tensor, str]:
-    """Returns the fold of each training clip, and in words how they are made.
+def folds_of(train: SplitFeatures, groups: Sequence[str], folds: int, group: str, seed: int) -> tuple[Tensor, str]:
+    """Returns the fold of each training clip that could be read, and in words how they are made.
+
+    Args:
+        train: The features of the training clips.
+        groups: The group of each clip, of those that could not be read too.
+        folds: The number of folds; at most the number of groups.
+        group: How the groups are made, for the message.
+        seed: The seed of the folds.
 
     Raises:
-        UserError: There is only one source, or `group` does not tell that of a clip.
+        UserError: There is only one group.
     """
-    groups = groups_of(group, data.splits.train.select(np.array(train.kept)), names)
+    groups = [groups[row] for row in train.kept]
     number = len(set(groups))
     if number < 2:
         raise UserError(f"--group {group}: all training clips are one group, but cross-validation needs two")
