@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from vivit_train import create_model
 from vivit_train.models.probe import (
     AttentiveHead,
     FrameProbe,
+    Pooling,
     attentive_logits,
     foreground,
     luminance,
@@ -24,14 +26,15 @@ from vivit_train.models.probe import (
     motion_energy,
     pooled,
 )
+from vivit_train.models.relevance import relevance
 from vivit_train.models.tuning import feature_shape
 from vivit_train.run import evaluate
-from vivit_train.tools.probe.run import best_of, compose_probe, probe
+from vivit_train.tools.probe.run import compose_probe, heads_to_keep, probe
 from vivit_train.training.attentive import cross_validate_attentive, fit_attentive
 from vivit_train.training.features import FeatureStore, StoredClip, store_in_shards
 from vivit_train.training.folds import assign_folds, sources
 from vivit_train.training.linear import Standardized, cross_validate, fit
-from vivit_train.training.probing import Choice, Features, Pooling, head_of
+from vivit_train.training.probing import Choice, Features, head_of, mean_head, num_right, pooled_by_all
 from vivit_train.utils.errors import UserError
 
 TINY_NET = {"dim": 32, "depth": 1, "heads": 2, "frames": 4, "image_size": 32, "tubelet": (1, 16, 16)}
@@ -200,22 +203,43 @@ def test_with_flips_a_head_has_the_same_logits_for_a_clip_and_its_mirror_image(f
     train = Features({("frames", 1): regions}, luma, torch.arange(12) % 3, flip)
     for time in ("ordered", "differences", "mean_std"):
         head = head_of(train, Choice(Pooling("grid", time, "map", 1), 1e-3, 0, 0.0), 3)
-        ours, theirs = (head(pooled(x, y, "grid", time, "map")) for x, y in ((regions, luma), images))
+        pooling = Pooling("grid", time, "map", 1)
+        ours, theirs = (head(pooled(x, y, pooling)) for x, y in ((regions, luma), images))
         assert torch.allclose(ours, theirs, atol=1e-3) == flip
 
 
-def test_a_baseline_is_kept_only_if_it_is_clearly_better() -> None:
-    def named(baseline: int, head: int) -> dict[str, Choice]:
-        rights = {"motion in regions": baseline, "mean": head - 1, "differences": head}
-        return {
-            name: Choice(Pooling("grid", "mean", layers=1), 1e-3, right, 0.5) for name, right in rights.items()
-        }
+def test_the_kept_head_has_the_mean_of_the_logits_of_the_best() -> None:
+    torch.manual_seed(0)
+    regions = {("frames", 1): torch.randn(12, 4, 11, 8), ("foreground", 1): torch.randn(12, 4, 11, 8)}
+    train = Features(regions, torch.randn(12, 4, 32, 32), torch.arange(12) % 3)  # type: ignore[arg-type]
+    kept = [
+        Choice(Pooling("grid", "ordered", layers=1), 1e-3, 0, 0.0),
+        Choice(Pooling("grid", "mean_std", "map", 1, "foreground"), 1e-2, 0, 0.0),
+        Choice(Pooling("none", "mean", "map"), 1e-2, 0, 0.0),
+    ]
+    logits = [head_of(train, one, 3)(train.pooled(one.pooling)) for one in kept]
+    head = mean_head(train, kept, 3)
+    assert torch.allclose(head(pooled_by_all(train, kept)), torch.stack(logits).mean(0), atol=1e-4)
+    assert num_right(train, kept, head) == int((torch.stack(logits).mean(0).argmax(1) == train.labels).sum())
 
-    for baseline, kept in ((83, "differences"), (85, "motion in regions")):  # one standard error is 4 of 100 clips
-        choices = named(baseline, 80)
-        assert best_of(choices, 100) is choices[kept]
-    choices = named(10, 80)
-    assert best_of(choices, 100) is choices["differences"]
+
+def test_a_baseline_is_kept_only_if_it_is_clearly_better() -> None:
+    def named(baseline: int, head: int) -> list[tuple[str, Choice]]:
+        motion = Choice(Pooling("none", "mean", "map"), 1e-3, baseline, 0.5)
+        poolings = [Pooling("grid", "mean", kind, layer) for layer in (1, 2, 3, 4) for kind in ("none", "map")]  # type: ignore[arg-type]
+        found = [("mean", Choice(one, 1e-3, head - fewer, 0.5)) for fewer, one in enumerate(poolings)]
+        return sorted([("motion in regions", motion), *found], key=lambda item: item[1].rank, reverse=True)
+
+    def rights(baseline: int, head: int) -> list[int]:
+        return [choice.right for choice in heads_to_keep(named(baseline, head), 100)]
+
+    assert rights(83, 80) == [80, 78, 76]  # one standard error is 4 of 100 clips
+    assert rights(85, 80) == [85]
+    assert rights(10, 80) == [80, 78, 76]
+    attentive = Choice(Pooling("grid", "attentive", layers=1), 1e-3, 90, 0.5)
+    assert heads_to_keep([("attentive", attentive), *named(10, 80)], 100) == [attentive]
+    later = [*named(10, 80)[:1], ("attentive", attentive), *named(10, 80)[1:]]
+    assert [choice.right for choice in heads_to_keep(later, 100)] == [80, 78, 76]
 
 
 def test_an_attentive_head_finds_the_token_that_tells_the_class() -> None:
@@ -286,6 +310,45 @@ def test_poolings_of_the_frames() -> None:
     seen.load_state_dict(moved.state_dict())
     assert torch.equal(moved.features(video), seen.features(foreground(video)))
     assert motion_energy(luminance(still)).abs().max() < 1e-6
-    assert pooled(regions, luminance(still), "none", "mean", "map").shape == (2, 27)
+    assert pooled(regions, luminance(still), Pooling("none", "mean", "map")).shape == (2, 27)
     with pytest.raises(ValueError, match="no features"):
         FrameProbe(num_classes=3, space="none", **TINY_NET)  # type: ignore[arg-type]
+
+
+def test_a_head_on_several_poolings_sees_the_features_of_each() -> None:
+    video, sizes = torch.randn(2, 3, 4, 32, 32), TINY_NET | {"depth": 3}
+    poolings = [
+        Pooling("grid", "ordered", "map", 1, "foreground"),
+        Pooling("mean", "mean_std", "none", 3, "foreground"),
+        Pooling("cls", "differences", "energy", 2),
+        Pooling("none", "mean", "map"),
+    ]
+    first, *more = map(asdict, poolings)
+    net = FrameProbe(num_classes=3, **first, more_poolings=more, **sizes).eval()
+    assert net.passes == {"foreground": [1, 3], "frames": [2]}
+    parts = []
+    for pooling in poolings:
+        alone = FrameProbe(num_classes=3, **asdict(pooling), **sizes).eval()
+        alone.load_state_dict({k: v for k, v in net.state_dict().items() if "head" not in k}, strict=False)
+        parts.append(alone.features(video))
+    assert torch.allclose(net.features(video), torch.cat(parts, 1), atol=1e-5)
+    assert net(video).shape == (2, 3)
+    found, logits = relevance(net, video)
+    assert found.shape == (2, 4, 2, 2)
+    assert torch.allclose(logits, net(video), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"space": "grid"}, r"more_poolings\[0\].time is missing"),
+        ({"space": "gird", "time": "mean"}, r"more_poolings\[0\].space is 'gird', but must be one of"),
+        ({"space": "grid", "time": "mean", "depth": 1}, r"more_poolings\[0\]: unknown setting 'depth'"),
+        ({"space": "none", "time": "mean"}, "no features"),
+        ({"space": "grid", "time": "attentive"}, "there can be no more_poolings"),
+        ({"space": "grid", "time": "mean", "layers": 2}, "the encoder has 1"),
+    ],
+)
+def test_poolings_that_a_head_cannot_have(more: dict[str, object], message: str) -> None:
+    with pytest.raises((UserError, ValueError), match=message):
+        FrameProbe(num_classes=3, more_poolings=[more], **TINY_NET)  # type: ignore[arg-type]

@@ -80,5 +80,5 @@ def few_notice(why: str) -> str:
     """Returns the line that says that a head is trained."""
     return (
         f"recipe   {PAGE}: a head on frozen features, because the start is an image ViT and {why} "
-        f"(at most {FEW:,}); train=all trains the whole model instead"
+        f"(at most {FEW:,}); train=all trains the whole model instead, and `vivit probe` compares many such heads"
     )

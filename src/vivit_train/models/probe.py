@@ -4,7 +4,8 @@ Shape suffixes as in models/vivit.py, and s regions of a frame, E features of a 
 small frames in which motion is measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from vivit_train.models.vivit import (
     ViViTSpaceTime,
     unknown_model,
 )
+from vivit_train.utils.arguments import check_arguments
 
 Input = Literal["frames", "foreground"]
 Space = Literal["none", "cls", "mean", "grid"]
@@ -34,6 +36,23 @@ LUMA = 32  # The side of the small frames in which motion is measured, in pixels
 HEADS = 4  # of an attentive head
 MOTION = 7  # See `motion_energy`.
 GAIN = 2.0  # of a foreground, whose contrast is lower than that of frames
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the features of the frames become those of a clip; see the arguments of `FrameProbe`."""
+
+    space: Space
+    time: Time
+    motion: Motion = "none"
+    layers: int | None = None
+    input: Input = "frames"
+
+    def __post_init__(self) -> None:
+        if self.space == self.motion == "none":
+            raise ValueError("space and motion are none, so the head would have no features")
+        if self.time == "attentive" and (self.space == "none" or self.motion != "none"):
+            raise ValueError("time is attentive, which needs a space and no motion")
 
 
 class FrameProbe(ViViT):
@@ -56,6 +75,8 @@ class FrameProbe(ViViT):
             numbers of `motion_energy`, or the mean of each difference in each of 3 x 3 regions ("map").
         layers: The number of layers whose output has the features of the frames; None means all. Those above them
             are not computed.
+        more_poolings: More poolings, each a mapping with these five arguments, of which `space` and `time` are
+            required. The head gets the features of all of them, one after the other.
         kwargs: Other arguments of `ViViT`. There is no temporal encoder.
 
     Raises:
@@ -79,23 +100,30 @@ class FrameProbe(ViViT):
         time: Time = "ordered",
         motion: Motion = "none",
         layers: int | None = None,
+        more_poolings: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
-        if space == motion == "none":
-            raise ValueError("space and motion are none, so the head would have no features")
-        if time == "attentive" and (space == "none" or motion != "none"):
-            raise ValueError("time is attentive, which needs a space and no motion")
+        for number, stated in enumerate(more_poolings):
+            check_arguments(Pooling, stated, f"more_poolings[{number}]")
+        more = [Pooling(**stated) for stated in more_poolings]
         super().__init__(model, **kwargs | {"temporal_depth": 0})
-        if space == "cls" and self.encoder.cls_token is None:
-            raise ValueError("space is cls, but with pool=mean there is no class token")
-        if layers is not None and not 1 <= layers <= len(self.encoder.blocks):
-            raise ValueError(f"layers is {layers}, but the encoder has {len(self.encoder.blocks)}")
-        self.input, self.space, self.time, self.motion, self.layers = input, space, time, motion, layers
+        self.poolings = [Pooling(space, time, motion, layers, input), *more]
+        self.check_poolings()
         t, width = self.grid[0], self.head.in_features
         frames = torch.empty(1, t, REGIONS["grid"].stop, width, device="meta")
         luma = torch.empty(1, max(2, self.input_shape[1]), LUMA, LUMA, device="meta")
-        size = pooled(frames, luma, space, time, motion).shape[1]
+        size = sum(pooled(frames, luma, pooling).shape[1] for pooling in self.poolings)
         self.head = head_for(time, size, width, self.head.out_features)  # type: ignore[assignment]
+
+    def check_poolings(self) -> None:
+        """Raises ValueError if the encoder does not have the features, or the head cannot have those of all."""
+        for pooling in self.poolings:
+            if pooling.space == "cls" and self.encoder.cls_token is None:
+                raise ValueError("space is cls, but with pool=mean there is no class token")
+            if pooling.layers is not None and not 1 <= pooling.layers <= len(self.encoder.blocks):
+                raise ValueError(f"layers is {pooling.layers}, but the encoder has {len(self.encoder.blocks)}")
+            if pooling.time == "attentive" and len(self.poolings) > 1:
+                raise ValueError("time is attentive, which needs a head of its own: there can be no more_poolings")
 
     @property
     def is_joint(self) -> bool:
@@ -123,12 +151,23 @@ class FrameProbe(ViViT):
         grid = F.adaptive_avg_pool2d(maps, SIDE).flatten(2).mT.unflatten(0, (-1, t))
         return torch.cat([mean if self.encoder.cls_token is None else cls_token, mean, grid], dim=2)
 
+    @property
+    def passes(self) -> dict[Input, list[int]]:
+        """The inputs that pass through the encoder, in order, with the numbers of layers, ascending."""
+        depth = len(self.encoder.blocks)
+        needed = [(one.input, one.layers or depth) for one in self.poolings if one.space != "none"]
+        return {seen: sorted({number for of, number in needed if of == seen}) for seen, _ in needed}
+
     def features(self, video_BCTHW: Tensor) -> Tensor:
         self.check_input(video_BCTHW)
-        layers = [self.layers or len(self.encoder.blocks)]
-        seen = foreground(video_BCTHW) if self.input == "foreground" else video_BCTHW
-        regions = seen if self.space == "none" else self.regions(seen, layers)[0]
-        return pooled(regions, luminance(video_BCTHW), self.space, self.time, self.motion)
+        luma = luminance(video_BCTHW)
+        found: dict[tuple[Input, int], Tensor] = {}
+        for seen, layers in self.passes.items():
+            x_BCTHW = foreground(video_BCTHW) if seen == "foreground" else video_BCTHW
+            found |= {(seen, n): x for n, x in zip(layers, self.regions(x_BCTHW, layers), strict=True)}
+        depth = len(self.encoder.blocks)
+        parts = [pooled(found.get((one.input, one.layers or depth), luma), luma, one) for one in self.poolings]
+        return torch.cat(parts, dim=1)
 
 
 class FactorizedEncoderProbe(FrameProbe, ViViTFactorizedEncoder):
@@ -207,16 +246,18 @@ def mirrored(regions_BtsD: Tensor) -> Tensor:
     return torch.cat([regions_BtsD[:, :, : REGIONS["grid"].start], grid], dim=2)
 
 
-def pooled(regions: Tensor, luma_BTLL: Tensor, space: Space, time: Time, motion: Motion) -> Tensor:
+def pooled(regions: Tensor, luma_BTLL: Tensor, pooling: Pooling) -> Tensor:
     """Returns the features of a clip, [B, E].
 
     Args:
-        regions: The features of the regions of each frame, [B, t, s, D]. They are not used if `space` is "none".
+        regions: The features of the regions of each frame for its input and layers, [B, t, s, D]. They are not
+            used if its space is "none".
         luma_BTLL: The small frames of `luminance`, which are used only for motion.
-        space, time, motion: See `FrameProbe`.
+        pooling: The pooling.
     """
+    space, time = pooling.space, pooling.time
     parts = [] if space == "none" else [pool_time(regions[:, :, REGIONS[space]].flatten(2), time)]
-    parts += {"none": [], "energy": [motion_energy(luma_BTLL)], "map": [motion_map(luma_BTLL)]}[motion]
+    parts += {"none": [], "energy": [motion_energy(luma_BTLL)], "map": [motion_map(luma_BTLL)]}[pooling.motion]
     return torch.cat(parts, dim=1)
 
 

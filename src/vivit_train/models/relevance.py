@@ -47,7 +47,8 @@ def relevance(
         gradients = torch.autograd.grad(score, maps)
         maps = [(m * g).clamp(min=0).detach() for m, g in zip(maps, gradients, strict=True)]
     keep = 0.5 if method == "rollout" else 1.0
-    found_Btn = passed_back(net, [m.mean(1) for m in maps], len(video_BCTHW), keep)
+    found = [passed_back(net, some, len(video_BCTHW), keep) for some in by_pass(net, [m.mean(1) for m in maps])]
+    found_Btn = torch.stack(found).mean(0)
     return found_Btn.unflatten(2, net.grid[1:]), torch.cat(heads, 1).detach()
 
 
@@ -65,6 +66,16 @@ def attention_maps(net: ViViT) -> Iterator[list[Tensor]]:
         for attention, eager, hook in zip(attentions, before, hooks, strict=True):
             attention.eager = eager
             hook.remove()
+
+
+def by_pass(net: ViViT, maps: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Divides maps by the passes through the encoder, of which a `FrameProbe` has one for each of its inputs."""
+    if not isinstance(net, FrameProbe):
+        return [maps]
+    depths = [layers[-1] for layers in net.passes.values()]
+    maps_per_layer = len(maps) // sum(depths)
+    ends = [maps_per_layer * sum(depths[: number + 1]) for number in range(len(depths))]
+    return [maps[end - maps_per_layer * depth : end] for depth, end in zip(depths, ends, strict=True)]
 
 
 def passed_back(net: ViViT, maps: Sequence[Tensor], B: int, keep: float) -> Tensor:
@@ -119,7 +130,9 @@ def start(encoder: Encoder, weights: Tensor) -> Tensor:
 def seen_by_head(net: ViViT, weights: Tensor, count: int) -> Tensor:
     """Returns the relevance of the tokens after the last block of `net.encoder`, `count` of which are patches."""
     first = start(net.encoder, weights)
-    if isinstance(net, FrameProbe) and net.space != "cls":  # Its head sees means of patches.
+    if isinstance(net, FrameProbe) and any(
+        one.space != "cls" for one in net.poolings
+    ):  # Its head sees means of patches.
         first = torch.zeros_like(first)
         patches(net.encoder, first, count).fill_(1 / count)
     return first

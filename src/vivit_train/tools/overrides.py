@@ -18,7 +18,7 @@ OF_RUN = ("resume", "ckpt_path", "overwrite")  # Keys of one run.
 # Keys and groups of a training that a command without one does not read.
 OF_TRAINING = (
     *("optimizer", "scheduler", "loss", "mixup", "cutmix", "ema_decay", "layer_decay", "scale_lr", "patience"),
-    *("cache", "cache_views", "callbacks", "logger", "eval", "debug", "hparams_search"),
+    *("train", "cache", "cache_views", "callbacks", "logger", "eval", "debug", "hparams_search"),
     *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps")),
     *(f"trainer.{name}" for name in ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch")),
     *OF_RUN,

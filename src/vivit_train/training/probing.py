@@ -4,17 +4,18 @@ Shape suffixes: N clips, s regions of a frame, L the side of small frames, K cla
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivit_train.models.probe import Input, Motion, Space, Time, head_for, mirrored, pooled
+from vivit_train.models.probe import Input, Motion, Pooling, Space, Time, head_for, mirrored, pooled
 from vivit_train.training.attentive import cross_validate_attentive, fit_attentive, random_batches
-from vivit_train.training.linear import Standardized, cross_validate, fit
+from vivit_train.training.linear import MOST_DIRECTIONS, Standardized, cross_validate, fit
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "ordered", "differences", "attentive")
@@ -22,23 +23,6 @@ TIMES: tuple[Time, ...] = ("mean", "mean_std", "mean_diff", "ordered", "differen
 BEST_TIMES: tuple[Time, ...] = ("mean_std", "ordered", "differences")
 MOTIONS: tuple[Motion, ...] = ("none", "map")
 STEPS, BATCH = 200, 32  # Training of the tiny model that sees only motion.
-
-
-class Pooling(NamedTuple):
-    """A pooling of the features of the frames; see `FrameProbe`. `layers` is None without such features."""
-
-    space: Space
-    time: Time
-    motion: Motion = "none"
-    layers: int | None = None
-    input: Input = "frames"
-
-    @property
-    def described(self) -> str:
-        """What the head sees of a frame, such as "grid after 8 layers + motion"."""
-        how = f", {self.time}" if self.input == "foreground" else ""
-        parts = [] if self.layers is None else [f"{self.space} after {self.layers} layers{how}"]
-        return " + ".join([*parts, *["motion"] * (self.motion == "map")])
 
 
 @dataclass(frozen=True)
@@ -63,13 +47,13 @@ class Features:
         With `flip`, they are the mean of those of a clip and of its mirror image. A linear head that is fitted to
         them has the same logits for both, as it would if both were training clips.
         """
-        regions = self.luma if pooling.layers is None else self.regions[pooling.input, pooling.layers]
-        kinds = pooling.space, pooling.time, pooling.motion
-        x_NE = pooled(regions, self.luma, *kinds)
+        seen = pooling.space != "none"
+        regions = self.regions[pooling.input, pooling.layers or 0] if seen else self.luma
+        x_NE = pooled(regions, self.luma, pooling)
         if not self.flip or pooling.time == "attentive":
             return x_NE
-        other = self.luma if pooling.layers is None else mirrored(regions)
-        return (x_NE + pooled(other, self.luma.flip(-1), *kinds)) / 2
+        other = mirrored(regions) if seen else self.luma
+        return (x_NE + pooled(other, self.luma.flip(-1), pooling)) / 2
 
     @property
     def width(self) -> int:
@@ -92,6 +76,15 @@ class Choice:
     decay: float
     right: int
     loss: float
+
+    @property
+    def described(self) -> str:
+        """What the head sees, and its weight decay, such as "grid after 8 layers + motion, decay 0.01"."""
+        pooling = self.pooling
+        how = f", {pooling.time}" if pooling.input == "foreground" else ""
+        parts = [] if pooling.space == "none" else [f"{pooling.space} after {pooling.layers} layers{how}"]
+        seen = " + ".join([*parts, *["motion"] * (pooling.motion == "map")])
+        return f"{seen}, decay {self.decay:g}".removeprefix(", ")
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -134,23 +127,75 @@ def poolings(spaces: Sequence[Space], layers: Sequence[int], by_frame: bool) -> 
     return named
 
 
-def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:
-    """Returns the weight decay with which most held-out clips are classified correctly, ties by the loss."""
+def held_out(
+    train: Features, pooling: Pooling, num_classes: int, decays: Sequence[float], fold_N: Tensor
+) -> Tensor:
+    """Returns the logits of each clip by the head that has not seen its fold, [decays, N, K]."""
     x_NE, label_N = train.pooled(pooling), train.labels
     if pooling.time == "attentive":
-        logits = cross_validate_attentive(x_NE, train.width, label_N, num_classes, DECAYS, fold_N)
-    else:
-        logits = cross_validate(Standardized.of(x_NE).x, label_N, num_classes, DECAYS, fold_N)
+        return cross_validate_attentive(x_NE, train.width, label_N, num_classes, decays, fold_N)
+    return cross_validate(Standardized.of(x_NE).x, label_N, num_classes, decays, fold_N)
+
+
+def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:
+    """Returns the weight decay with which most held-out clips are classified correctly, ties by the loss."""
+    logits = held_out(train, pooling, num_classes, DECAYS, fold_N)
     choices = [
         Choice(
             pooling,
             decay,
-            int((logits_NK.argmax(1) == label_N).sum()),
-            F.cross_entropy(logits_NK, label_N).item(),
+            int((logits_NK.argmax(1) == train.labels).sum()),
+            F.cross_entropy(logits_NK, train.labels).item(),
         )
         for decay, logits_NK in zip(DECAYS, logits, strict=True)
     ]
     return max(choices, key=lambda choice: choice.rank)
+
+
+def choose_each(
+    train: Features, poolings: Sequence[Pooling], num_classes: int, fold_N: Tensor
+) -> Iterator[Choice]:
+    """Yields the choice of each pooling, in order.
+
+    With few clips, each is computed in a thread of its own: torch's threads wait for each other longer than the
+    small operations take. With many clips, operations are large, and the random projections of `Standardized`
+    need an order.
+    """
+    with torch_threads(1 if len(train.labels) <= MOST_DIRECTIONS else torch.get_num_threads()) as at_once:
+        pool = ThreadPoolExecutor(at_once)
+        try:
+            yield from pool.map(lambda pooling: choose(train, pooling, num_classes, fold_N), poolings)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[int]:
+    """Sets the number of torch's threads in this context, and yields how many such contexts fit on the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield max(1, before // number)
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_held_out_right(train: Features, choices: Sequence[Choice], num_classes: int, fold_N: Tensor) -> int:
+    """Returns the number of held-out clips that the mean of the logits of heads classifies correctly."""
+    logits = [held_out(train, one.pooling, num_classes, [one.decay], fold_N)[0] for one in choices]
+    return int((torch.stack(logits).mean(0).argmax(1) == train.labels).sum())
+
+
+def mean_head(train: Features, choices: Sequence[Choice], num_classes: int) -> nn.Module:
+    """Returns one head on `pooled_by_all` whose logits are the mean of those of the heads of all choices."""
+    heads = [head_of(train, choice, num_classes) for choice in choices]
+    if len(heads) == 1:
+        return heads[0]
+    linear = [head for head in heads if isinstance(head, nn.Linear)]
+    head = nn.Linear(sum(one.in_features for one in linear), num_classes)
+    weight = torch.cat([one.weight for one in linear], dim=1) / len(linear)
+    head.load_state_dict({"weight": weight, "bias": torch.stack([one.bias for one in linear]).mean(0)})
+    return head.requires_grad_(False)
 
 
 def head_of(train: Features, choice: Choice, num_classes: int) -> nn.Module:
@@ -167,9 +212,14 @@ def head_of(train: Features, choice: Choice, num_classes: int) -> nn.Module:
     return head.requires_grad_(False)
 
 
-def num_right(test: Features, pooling: Pooling, head: nn.Module) -> int:
-    """Returns the number of clips that a head classifies correctly."""
-    return int((head(test.pooled(pooling)).argmax(1) == test.labels).sum())
+def pooled_by_all(features: Features, choices: Sequence[Choice]) -> Tensor:
+    """Returns the features of the clips for a `mean_head`, [N, E], in the order of the choices."""
+    return torch.cat([features.pooled(choice.pooling) for choice in choices], dim=1)
+
+
+def num_right(test: Features, choices: Sequence[Choice], head: nn.Module) -> int:
+    """Returns the number of clips that a `mean_head` classifies correctly."""
+    return int((head(pooled_by_all(test, choices)).argmax(1) == test.labels).sum())
 
 
 class MotionNet(nn.Sequential):
@@ -222,5 +272,6 @@ def motion_net_scores(
             return int((net(luma_NTLL).argmax(1) == label_N).sum())
 
     held_out = [fold_N == fold for fold in range(int(fold_N.max()) + 1)]
-    validated = sum(right(~rows, train.luma[rows], train.labels[rows]) for rows in held_out)
-    return validated, right(torch.ones_like(fold_N, dtype=torch.bool), test.luma, test.labels)
+    with torch_threads(1):  # The network is so small that a second thread only costs time.
+        validated = sum(right(~rows, train.luma[rows], train.labels[rows]) for rows in held_out)
+        return validated, right(torch.ones_like(fold_N, dtype=torch.bool), test.luma, test.labels)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vivit_train.build import build_data, init_weights, resolve_clip
 from vivit_train.config import derive, validate
 from vivit_train.data.datamodule import VideoDataModule
-from vivit_train.models.probe import PROBES, FrameProbe, Space
+from vivit_train.models.probe import PROBES, FrameProbe, Pooling, Space
 from vivit_train.models.vivit import ViViT
 from vivit_train.recipe import typed_keys
 from vivit_train.run import quiet_lightning
@@ -30,7 +30,16 @@ from vivit_train.training.checkpoint import KEY, Metadata, build_net, uncompiled
 from vivit_train.training.evaluation import log_result, result_contents, write_files
 from vivit_train.training.folds import assign_folds
 from vivit_train.training.module import VideoClassifier
-from vivit_train.training.probing import Choice, choose, head_of, motion_net_scores, num_right, poolings
+from vivit_train.training.probing import (
+    Choice,
+    choose_each,
+    mean_head,
+    motion_net_scores,
+    num_held_out_right,
+    num_right,
+    pooled_by_all,
+    poolings,
+)
 from vivit_train.training.result import Result
 from vivit_train.training.resume import AtomicCheckpointIO
 from vivit_train.utils.conf import with_values
@@ -44,10 +53,11 @@ TARGET = "vivit_train.models.probe.FrameProbe.from_size"
 OWN_MODELS = "vivit_train.models.vivit.ViViT.from_size"
 PIXELS = 224  # Most ViTs are trained at this size, and each clip passes only once.
 FRAMES = 16  # VideoMAE is trained with as many.
+AVERAGED = 3  # How many of the best heads are kept: their mean is more often right than the first of them.
 
 
 def probe(words: Sequence[str] | None, out: Path | None, folds: int, group: str) -> None:
-    """Trains a grid of heads on frozen features, writes the best one as a checkpoint, and scores it.
+    """Trains a grid of heads on frozen features, writes the mean of the best as a checkpoint, and scores it.
 
     Args:
         words: Overrides as for train.py, and folders; see `to_overrides`.
@@ -84,17 +94,17 @@ def run(cfg: DictConfig, folder: Path, folds: int, group: str) -> None:
     seconds = time.monotonic() - started_s
     fold_N, how = folds_of(train, groups, folds, group, cfg.seed)
     choices = choose_all(train, task, fold_N)
-    best = best_of(choices, len(train.kept))
-    head = head_of(train.features, best, len(names))
-    rows = scores(choices, best, head, len(names), train, test, fold_N, cfg.seed)
+    kept = heads_to_keep(choices, len(train.kept))
+    head = mean_head(train.features, kept, len(names))
+    rows = scores(choices, kept, head, len(names), train, test, fold_N, cfg.seed)
     text = table(rows, len(train.kept), test.total, data.test_split, how)
     log.info(text)
-    net = save(cfg, task, best, head, folder)
+    net = save(cfg, task, kept, head, folder)
     report = {"folds": how, "n_train": len(train.kept), "split": data.test_split, "n_test": test.total}
     with replacing(folder / "probe.json") as part:
         content = report | {"rows": [asdict(row) for row in rows]}
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    logits = head(test.features.pooled(best.pooling))
+    logits = head(pooled_by_all(test.features, kept))
     files = write_result(net, logits, test, data, folder, seconds)
     log.info("\n".join(advice(rows, test.total)))
     log.info(f"written: {folder}/checkpoints/best.ckpt, probe.json, {', '.join(files)}")
@@ -216,35 +226,47 @@ def folds_of(train: SplitFeatures, groups: Sequence[str], folds: int, group: str
     return torch.from_numpy(assign_folds(groups, train.features.labels.numpy(), folds, seed)), how
 
 
-def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> dict[str, Choice]:
-    """Returns the best choice of each row of the table, with a progress bar."""
+def choose_all(train: SplitFeatures, task: VideoClassifier, fold_N: Tensor) -> list[tuple[str, Choice]]:
+    """Returns the choice of each pooling with the name of its row in the table, the best ones first."""
     net = task.net
     assert isinstance(net, FrameProbe)
     spaces: tuple[Space, ...] = ("mean", "grid") if net.encoder.cls_token is None else ("cls", "mean", "grid")
     named = poolings(spaces, layers_of(net), by_frame=net.model == "vivit_fe")
-    rows = [(name, pooling) for name, several in named.items() for pooling in several]
-    found: dict[str, Choice] = {}
-    for name, pooling in tracked(rows, "fitting heads", len(rows)):
-        choice = choose(train.features, pooling, len(task.classes[""]), fold_N)
-        if name not in found or choice.rank > found[name].rank:
-            found[name] = choice
-    return found
+    names = [name for name, several in named.items() for _ in several]
+    every = [pooling for several in named.values() for pooling in several]
+    chosen = choose_each(train.features, every, len(task.classes[""]), fold_N)
+    found = zip(names, tracked(chosen, "fitting heads", len(every)), strict=True)
+    return sorted(found, key=lambda item: item[1].rank, reverse=True)
 
 
-def best_of(choices: Mapping[str, Choice], num_clips: int) -> Choice:
-    """Returns the head to keep: a baseline only if it leads by more than one standard error.
+def heads_to_keep(choices: Sequence[tuple[str, Choice]], num_clips: int) -> list[Choice]:
+    """Returns the heads whose mean is kept: the best ones, or a baseline that is clearly better.
 
-    A baseline sees a part of what the clips show, so that it has to be clearly better to be believed.
+    A baseline has to lead by more than one standard error. It sees a part of what the clips show, so that a small
+    lead is more likely to be luck. An attentive head is kept only alone, because it is not linear. Of heads that
+    differ only in motion, the best is kept.
+
+    Args:
+        choices: The choices with the names of their rows, the best ones first.
+        num_clips: The number of training clips.
     """
-    best = max((choice for name, choice in choices.items() if name not in BASELINES), key=lambda one: one.rank)
-    leader = max(choices.values(), key=lambda choice: choice.rank)
-    error = (best.right * (1 - best.right / num_clips)) ** 0.5
-    return leader if leader.right > best.right + error else best
+    leader = choices[0][1]
+    heads = [choice for name, choice in choices if name not in BASELINES]
+    error = (heads[0].right * (1 - heads[0].right / num_clips)) ** 0.5
+    if leader.right > heads[0].right + error:
+        return [leader]
+    if heads[0].pooling.time == "attentive":
+        return heads[:1]
+    different: dict[Pooling, Choice] = {}
+    for choice in heads:
+        if choice.pooling.time != "attentive":
+            different.setdefault(replace(choice.pooling, motion="none"), choice)
+    return list(different.values())[:AVERAGED]
 
 
 def scores(
-    choices: Mapping[str, Choice],
-    best: Choice,
+    choices: Sequence[tuple[str, Choice]],
+    kept: Sequence[Choice],
     head: nn.Module,
     num_classes: int,
     train: SplitFeatures,
@@ -252,7 +274,7 @@ def scores(
     fold_N: Tensor,
     seed: int,
 ) -> list[Score]:
-    """Returns the rows of the table. Of the grid, only the chosen head is scored on the test clips."""
+    """Returns the rows of the table. Apart from baselines, only what is kept is scored on the test clips."""
     counts = torch.bincount(train.features.labels, minlength=num_classes)
     majority = int(counts.argmax())
     of_majority = int((test.features.labels == majority).sum())
@@ -263,22 +285,32 @@ def scores(
     if train.features.luma.shape[1] > 1:
         right = motion_net_scores(train.features, test.features, num_classes, fold_N, seed)
         rows.append(Score("motion, tiny model", "differences of 32 x 32 pixels", *right))
-    for name, choice in choices.items():
-        tested = None
-        if choice is best:
-            tested = num_right(test.features, best.pooling, head)
-        elif name in BASELINES:
-            theirs = head_of(train.features, choice, num_classes)
-            tested = num_right(test.features, choice.pooling, theirs)
-        details = f"{choice.pooling.described}, decay {choice.decay:g}".removeprefix(", ")
-        rows.append(Score(name + " *" * (choice is best), details, choice.right, tested))
+    tested = num_right(test.features, kept, head)
+    best: dict[str, Choice] = {}
+    for name, choice in choices:
+        best.setdefault(name, choice)
+    for name, choice in best.items():
+        if kept == [choice]:
+            rows.append(Score(f"{name} *", choice.described, choice.right, tested))
+            continue
+        theirs = mean_head(train.features, [choice], num_classes) if name in BASELINES else None
+        of_baseline = num_right(test.features, [choice], theirs) if theirs else None
+        rows.append(Score(name, choice.described, choice.right, of_baseline))
+    if len(kept) > 1:
+        names = {id(choice): name for name, choice in choices}
+        details = "\n".join(f"{names[id(choice)]}: {choice.described}" for choice in kept)
+        right_N = num_held_out_right(train.features, kept, num_classes, fold_N)
+        rows.append(Score(f"mean of the {len(kept)} best *", details, right_N, tested))
     order = {name: place for place, name in enumerate(BASELINES)}
     return sorted(rows, key=lambda row: order.get(row.name.removesuffix(" *"), len(order)))
 
 
-def save(cfg: DictConfig, task: VideoClassifier, best: Choice, head: nn.Module, folder: Path) -> FrameProbe:
-    """Writes the chosen head with the frozen encoder as a checkpoint, and returns this model."""
-    node = probe_node(cfg, **best.pooling._asdict())
+def save(
+    cfg: DictConfig, task: VideoClassifier, kept: Sequence[Choice], head: nn.Module, folder: Path
+) -> FrameProbe:
+    """Writes the head with the frozen encoder as a checkpoint, and returns this model."""
+    first, *more = [asdict(choice.pooling) for choice in kept]
+    node = probe_node(cfg, **first, more_poolings=more)
     net = probe_of(task.net, node, task.classes)
     net.head.load_state_dict(head.state_dict())
     config: Any = OmegaConf.to_container(derive(cfg))

@@ -22,7 +22,7 @@ class Score:
 
     Attributes:
         name: What is scored.
-        details: The pooling and the weight decay.
+        details: The pooling and the weight decay; of several heads, one line each.
         validated: The number of training clips that are right when they are held out.
         tested: The number of test clips that are right; None if it is not measured.
     """
@@ -65,7 +65,8 @@ def advice(rows: Sequence[Score], n_test: int) -> Iterator[str]:
     right = tested.pop(best.name)
     baseline = max(tested, key=lambda name: tested[name])
     share = f"{tested[baseline] / n_test:.3f}"
-    yield f"chosen: {best.name.removesuffix(' *')} ({best.details}): {shown(right, n_test)}"
+    details = "; ".join(best.details.splitlines())
+    yield f"chosen: {best.name.removesuffix(' *')} ({details}): {shown(right, n_test)}"
     if wilson(right, n_test)[0] <= tested["majority class"] / n_test:
         yield "this is not surely better than always answering the most frequent class"
     if tested[baseline] > right:
