@@ -16,13 +16,14 @@ from vivit_train.training.advice import Advice, dominant
 from vivit_train.training.frame_order import difference
 
 Config = Callable[..., DictConfig]
-TASK: Any = SimpleNamespace(heads={"": 4}, classes={"": tuple("abcd")}, multi_label=False)
+TASK: Any = SimpleNamespace(heads={"": 4}, classes={"": tuple("abcd")}, multi_label=False, metadata={})
 
 
-def findings(history: Iterable[tuple[float, float, str]]) -> dict[str, str]:
+def findings(history: Iterable[tuple[float, float, str]], **config: Any) -> dict[str, str]:
     advice = Advice()
     advice.history = list(history)
-    return advice.findings(TASK)
+    task: Any = SimpleNamespace(**vars(TASK) | {"metadata": {"config": config}})
+    return advice.findings(task)
 
 
 def test_a_run_that_learns_is_left_alone() -> None:
@@ -38,6 +39,21 @@ def test_each_kind_of_trouble_has_its_words() -> None:
     assert "the training loss fell from 1.2 to 0.8 in the last 5" in told["overfitting"]
     assert "its best, 0.500" in told["overfitting"]
     assert findings([(80, 0.5, "")] + [(70 - 9 * i, 0.45, "") for i in range(5)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "tried"),
+    [
+        ({}, "try init=imagenet, mixup=0.8, patience=5 (ends training early), or more"),
+        ({"init": {"path": "a.pt"}, "mixup": 0.8, "patience": 3}, "try more training clips"),
+        ({"init": {"name": "imagenet"}, "train": "head", "cache": True}, "try `vivit probe` (it chooses"),
+        ({"init": {"name": "imagenet"}, "train": "temporal", "cache": True}, "try patience=5 (ends"),
+    ],
+)
+def test_only_what_a_run_does_not_do_yet_is_advised(config: dict[str, Any], tried: str) -> None:
+    history = [(1.3, 0.5, "")] + [(1.2 - 0.1 * i, 0.45, "") for i in range(5)]
+    assert tried in findings(history, **config)["overfitting"]
+    assert ("init=imagenet" in findings([(1.386, 0.25, "")] * 6, **config)["chance"]) == (not config)
 
 
 @pytest.mark.parametrize(("labels", "found"), [([0, 1, 2, 3] * 5, "c"), ([2] * 18 + [0, 1], "")])

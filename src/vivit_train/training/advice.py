@@ -83,10 +83,11 @@ class Advice(Callback):
         if not guess or any(abs(loss / guess - 1) > CHANCE for loss, *_ in self.history[-self.epochs :]):
             return ""
         name = "ln(2)" if task.multi_label else "ln(classes)"
+        start = "" if has_start(task) else "init=imagenet, "
         return (
             f"the training loss has stayed at {name} = {guess:.2f} in {self.span}, as if the model guessed. Try "
-            "another optimizer.lr (a third, or three times as much), init=imagenet, or debug=overfit, which tests "
-            "whether the model can learn two clips by heart"
+            f"another optimizer.lr (a third, or three times as much), {start}or debug=overfit, which tests "
+            "whether the model can memorize two clips"
         )
 
     def predicts_one_class(self) -> str:
@@ -101,17 +102,37 @@ class Advice(Callback):
 
     def overfits(self, task: VideoClassifier) -> str:
         losses = [loss for loss, *_ in self.history[-self.epochs :]]
-        if losses[-1] >= loss_of_guess(task):  # What falls from there has not been learned by heart.
+        if losses[-1] >= loss_of_guess(task):  # What falls from there is not memorized.
             return ""
         best = max(score for _, score, _ in self.history)
         earlier = max((score for _, score, _ in self.history[: -self.epochs]), default=-math.inf)
         if earlier < best or losses[-1] > FALLS * losses[0]:
             return ""
+        *others, last = remedies(task)
+        tried = f"{', '.join(others)}, or {last}" if others else last
         return (
             f"the training loss fell from {losses[0]:.3g} to {losses[-1]:.3g} in {self.span}, but val/score stays "
-            f"below its best, {best:.3f}. The model learns the training clips by heart: try init=imagenet, "
-            "mixup=0.8, patience=5 (ends training early), or more training clips"
+            f"below its best, {best:.3f}. The model memorizes the training clips: try {tried}"
         )
+
+
+def remedies(task: VideoClassifier) -> list[str]:
+    """Returns what can reduce overfitting and the run does not do yet."""
+    config = task.metadata.get("config", {})
+    found = [] if has_start(task) else ["init=imagenet"]
+    if config.get("train") == "head":
+        found.append("`vivit probe` (it chooses the weight decay of such a head)")
+    elif not config.get("mixup") and not config.get("cache"):
+        found.append("mixup=0.8")
+    if config.get("patience") is None:
+        found.append("patience=5 (ends training early)")
+    return [*found, "more training clips"]
+
+
+def has_start(task: VideoClassifier) -> bool:
+    """Returns whether the model started from pretrained weights."""
+    init = task.metadata.get("config", {}).get("init") or {}
+    return init.get("name") is not None or init.get("path") is not None
 
 
 def loss_of_guess(task: VideoClassifier) -> float:
