@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md, one after the other as real processes, on the videos of the tests."""
+"""The commands of docs/tutorial.md and the code of docs/python.md, as real processes on the videos of the tests."""
 
 import re
 from pathlib import Path
@@ -36,3 +36,19 @@ def test_the_commands_of_the_tutorial_run_in_their_order(videos: Path, tmp_path:
         done = run_python("-m", "vivit_train.tools.cli", name, *words, folder=tmp_path)
         assert done.returncode == 0, (name, words, done.stdout + done.stderr)
         assert (tmp_path / written[name]).exists(), name
+
+
+@pytest.mark.slow
+def test_the_code_of_the_python_page_runs(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").symlink_to(videos)
+    (tmp_path / "video.mp4").symlink_to(next(videos.glob("test/*/*.mp4")))
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    predict, train = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    start, tiny = '"init=imagenet"', ", ".join(map(repr, TINY))
+    assert start in train
+    (tmp_path / "page.py").write_text(f"import vivit_train\n{train.replace(start, tiny)}\n{predict}")
+    done = run_python("page.py", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs/mine/4x3/predictions.csv").exists()
+    *_, first, second, third = done.stdout.splitlines()
+    assert all(re.fullmatch(r"\w+ 0\.\d+", line) for line in (first, second, third)), done.stdout
