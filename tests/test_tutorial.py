@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md and the code of docs/python.md, as real processes on the videos of the tests."""
+"""The commands of docs/tutorial.md, and the code of docs/python.md, as real processes on the tests' videos."""
 
 import re
 from pathlib import Path
