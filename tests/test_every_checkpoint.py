@@ -16,6 +16,7 @@ from vivit_train.tools.compare import compare
 from vivit_train.utils.errors import UserError
 
 PROBE = {"_target_": "frame_probe", "model": "vivit_fe", "size": "Ti", "depth": 2, "tubelet": [1, 16, 16]}
+MOVED = {"input": "foreground", "space": "grid", "time": "ordered", "layers": 2}
 ODD = {"pre_norm": True, "reg_tokens": 2, "rope": True}
 EPIC = {"verb": ["take", "put"], "noun": ["cup", "door"]}
 KINDS: dict[str, dict[str, Any]] = {
@@ -25,7 +26,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "vivit_fdp": {"model": {"model": "vivit_fdp"}},
     "probe": {"model": PROBE | {"motion": "map"}},  # of `vivit probe`
     "probe_st": {"model": PROBE | {"model": "vivit_st", "tubelet": [2, 16, 16], "input": "foreground"}},
-    "few_clips": {"model": PROBE | {"layers": 1}},
+    "few_clips": {"model": PROBE | {"layers": 1, "time": "differences", "more_poolings": [MOVED]}},
+    "motion_probe": {"model": PROBE | {"space": "none", "time": "mean", "motion": "map"}},
     "lora": {"model": {"model": "vivit_fe"}, "tuning": "lora"},
     "adapter": {"tuning": "adapter"},
     "adapter_fsa": {"model": {"model": "vivit_fsa"}, "tuning": "adapter"},
@@ -81,7 +83,7 @@ def test_every_command(
     vivit("predict", ckpt, *few, "--workers", 0, "--json", "a.json", "--csv", "a.csv", "--fiftyone", "b.json")
     vivit("predict", ckpt, few[0], "--timeline")
     for method in ("gradient", "rollout"):
-        vivit("explain", ckpt, few[0], "--method", method, "--out", method)
+        vivit("explain", ckpt, few[0], "--method", method, "--out", method, code=2 * (kind == "motion_probe"))
     for level in ("clip", "frame", "token"):
         vivit("features", ckpt, *few, "--level", level, "--out", f"{level}.safetensors")
     vivit("search", "clip.safetensors", few[0])

@@ -11,10 +11,11 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vivit_train.data.annotations.table import Splits
 from vivit_train.data.annotations.unlabeled import without_labels
@@ -196,7 +197,8 @@ def build_trainer(cfg: DictConfig, first_step: int | None = None) -> L.Trainer:
     if cfg.get("patience"):
         callbacks.append(Patience(cfg.patience))
     if cfg.get("ema_decay"):
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
+        # Unlike EMAWeightAveraging, this interpolates, so the mean of frozen weights has the same bits as these.
+        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)))
     logger = build_part("logger", cfg.logger, {"first_step": first_step}) if cfg.get("logger") else False
     arguments = {
         "callbacks": callbacks,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vivit_train.models.probe import FrameProbe
 from vivit_train.models.relevance import Method, relevance
 from vivit_train.predictions import best_labels
 from vivit_train.tools.explain.pictures import (
@@ -55,10 +56,14 @@ def explain(
         method: See `relevance`.
 
     Raises:
-        UserError: The folder holds something, the class is unknown, or no video can be read.
+        UserError: The folder holds something, the class is unknown, no video can be read, or the model does not
+            attend to anything.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists: choose another folder for --out")
+    net = model.task.net
+    if isinstance(net, FrameProbe) and not net.passes:
+        raise UserError(f"{checkpoint}: it is a probe that sees only motion, so there is no attention to show")
     classes = chosen_classes(model, class_name)
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
