@@ -123,7 +123,7 @@ class FrameProbe(ViViT):
             if pooling.layers is not None and not 1 <= pooling.layers <= len(self.encoder.blocks):
                 raise ValueError(f"layers is {pooling.layers}, but the encoder has {len(self.encoder.blocks)}")
             if pooling.time == "attentive" and len(self.poolings) > 1:
-                raise ValueError("time is attentive, which needs a head of its own: there can be no more_poolings")
+                raise ValueError("time is attentive, which needs a head of its own: set more_poolings=[]")
 
     @property
     def is_joint(self) -> bool:

@@ -221,6 +221,8 @@ def wording(hint: Any) -> str:
         return f"a list of {len(args)}, each {wording(args[0])}"
     if origin in (tuple, list, Sequence):
         return f"a list, each {wording(args[0])}"
+    if origin in (dict, Mapping):
+        return "a mapping"
     if origin is Callable:
         return "one of the built-in readers"
     return WORDS.get(hint, "text" if hint is Path else PLAIN)
