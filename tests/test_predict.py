@@ -286,7 +286,7 @@ def test_processes_on_pipes_urls_and_a_terminal(ckpt: str, videos: Path, server:
     assert both.returncode == 0, both.stderr
     first, second = both.stdout.splitlines()
     assert first.split("\t")[1:] == second.split("\t")[1:]
-    env = os.environ | {"COLUMNS": "100", "TERM": "xterm"}
+    env = os.environ | {"COLUMNS": "200", "TERM": "xterm"}
     words = " ".join([*command, f"{videos}/test/recede", "--top", "2"])
     shown = subprocess.run(
         ["script", "-qec", words, "/dev/null"], capture_output=True, text=True, env=env, check=False

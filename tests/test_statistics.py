@@ -16,7 +16,7 @@ from vivit_train.training.metrics import Rows, average_precision, right_by_views
 from vivit_train.training.result import Result
 from vivit_train.training.statistics import calibration, class_scores, confused
 from vivit_train.utils.intervals import bootstrap, wilson
-from vivit_train.utils.plots import accuracy_axis, confusion_axis
+from vivit_train.utils.plots import accuracy_axis, choice_axis, confusion_axis
 from vivit_train.utils.text import csv_cell, percent
 
 NAMES = ("push", "kick", "hug", "point", "=punch", "shake")
@@ -67,6 +67,21 @@ def test_wilson_s_interval() -> None:
     assert high[:3] == pytest.approx([0.638, 0.278, 1.0], abs=1e-3)
     assert math.isnan(low[3])
     assert math.isnan(high[3])
+    for n in range(1, 300):  # With 60 of 60, rounding would make the upper end less than 1.
+        low, high = wilson(np.arange(n + 1), n)
+        share = np.arange(n + 1) / n
+        assert (low <= share).all()
+        assert (share <= high).all()
+
+
+@pytest.mark.parametrize("score", [1.0, 0.0, float(np.float32(1 / 3))])
+def test_any_share_of_the_videos_can_be_drawn(score: float) -> None:
+    figure = Figure()
+    axis = figure.subplots()
+    for n in (1, 3, 10, 13, 60, 300):
+        accuracy_axis(axis, [{"epoch": 1, "val/top1": score, "val/score": score, "val/n": n}])
+        choice_axis(axis, ["1", "2"], np.array([score, score]), [n, n])
+    assert len(axis.containers) == 3 * 6
 
 
 def test_the_bootstrap_repeats_itself_and_draws_clips_of_one_video_together() -> None:

@@ -14,17 +14,17 @@ RESAMPLES, FEWEST_RESAMPLES = 1000, 100
 def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the ends of Wilson's interval of a proportion; NaN where n is 0.
 
-    Unlike the normal approximation, it stays within 0 to 1 and has a width if all or none succeed (E. B. Wilson,
-    "Probable inference, the law of succession, and statistical inference", 1927).
+    Unlike the normal approximation, it stays within 0 to 1 and has a width if all or none succeed. It contains the
+    proportion (E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927).
     """
     n = np.asarray(n, float)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.asarray(successes, float) / n
         center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return np.where(n > 0, np.maximum(center - half, 0), np.nan), np.where(
-        n > 0, np.minimum(center + half, 1), np.nan
-    )
+    # If all or none succeed, an end is the proportion itself, but for rounding.
+    low, high = np.clip(center - half, 0, share), np.clip(center + half, share, 1)
+    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
 def bootstrap(

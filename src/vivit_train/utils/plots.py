@@ -218,10 +218,17 @@ def mark_best(axis: Axes, row: Mapping[str, float]) -> None:
     epoch, score = row["epoch"], row["val/score"]
     text = f"best: {score:.3f} in epoch {epoch:g}"
     if "val/n" in row and "val/map" not in row:
-        low, high = map(float, wilson(score * row["val/n"], row["val/n"]))
-        axis.errorbar(epoch, score, [[score - low], [high - score]], color=BLUE, capsize=3, linewidth=1)
+        low, high = interval_bar(axis, epoch, score, row["val/n"])
         text += f" (95 % CI {low:.2f} to {high:.2f})"
     axis.scatter([epoch], [score], s=90, marker="*", color=BLUE, zorder=3, label=text)
+
+
+def interval_bar(axis: Axes, x: float, score: float, n: float, **style: Any) -> tuple[float, float]:
+    """Draws the 95 % interval of a share of n videos as a bar, and returns its ends."""
+    low, high = map(float, wilson(score * n, n))
+    below, above = max(score - low, 0), max(high - score, 0)  # `score` may be rounded, and an end of its interval.
+    axis.errorbar(x, score, [[below], [above]], color=BLUE, capsize=3, linewidth=1, **style)
+    return low, high
 
 
 @styled
@@ -356,8 +363,7 @@ def choice_axis(
         )
     for x, score, n in zip(values, scores, counts, strict=True):
         if n:
-            low, high = map(float, wilson(score * n, n))
-            axis.errorbar(x, score, [[score - low], [high - score]], color=BLUE, capsize=3, linewidth=1, alpha=0.6)
+            interval_bar(axis, x, score, n, alpha=0.6)
     axis.scatter(values, scores, s=18, color=BLUE, zorder=3, clip_on=False)
     best = int(np.argmax(scores))
     axis.scatter([values[best]], [scores[best]], s=110, marker="*", color=ORANGE, zorder=4, clip_on=False)
