@@ -16,7 +16,7 @@ from vivit_train.training.metrics import Rows, average_precision, right_by_views
 from vivit_train.training.result import Result
 from vivit_train.training.statistics import calibration, class_scores, confused
 from vivit_train.utils.intervals import bootstrap, wilson
-from vivit_train.utils.plots import accuracy_axis, choice_axis, confusion_axis
+from vivit_train.utils.plots import accuracy_axis, choice_axis, confusion_axis, optional_picture
 from vivit_train.utils.text import csv_cell, percent
 
 NAMES = ("push", "kick", "hug", "point", "=punch", "shake")
@@ -233,6 +233,14 @@ def test_chance_knows_the_frequencies_only() -> None:
     assert chance(np.array([[0], [0], [0], [1]])) == 0.75
     assert chance(np.array([[0, 1], [0, 2], [0, 1], [1, 1]])) == 0.5
     assert chance(np.array([[True, False, False], [True, True, False]])) == 0.75
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    with optional_picture(Path("curves.png")):
+        raise ValueError("'yerr' must not contain negative values")
+    assert "curves.png could not be drawn, but the run continues: 'yerr' must not" in caplog.text
+    with pytest.raises(OSError, match="No space"), optional_picture(Path("curves.png")):
+        raise OSError(28, "No space left on device")
 
 
 def test_curves_have_a_full_axis_chance_and_the_best_epoch() -> None:

@@ -25,7 +25,7 @@ from vivit_train.training.profiling import (
     step_dtype,
 )
 from vivit_train.training.task import VideoTask
-from vivit_train.utils.plots import contact_sheet, learning_curves
+from vivit_train.utils.plots import contact_sheet, learning_curves, optional_picture
 from vivit_train.utils.text import plural, printable, shorten
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,8 @@ class Report(Callback):
                 "frames (`vivit prepare`) or more cores (data.num_workers); `vivit bench loader` says how many"
             )
         if trainer.is_global_zero and self.curves:
-            learning_curves(self.curves, self.history, self.chance)
+            with optional_picture(self.curves):
+                learning_curves(self.curves, self.history, self.chance)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and self.curves and self.curves.is_file():
@@ -267,8 +268,9 @@ class ContactSheet(Callback):
         ]
         title = "first training batch as the model sees it, after augmentation" + " and mixing" * pl_module.mixes
         frame_numbers, times_s = batch["frame_numbers"].cpu(), batch["times_s"].cpu()
-        contact_sheet(self.path, pixels.float().cpu(), captions, frame_numbers, times_s, title)
-        for logger in trainer.loggers:
+        with optional_picture(self.path):
+            contact_sheet(self.path, pixels.float().cpu(), captions, frame_numbers, times_s, title)
+        for logger in trainer.loggers if self.path.is_file() else ():
             log_image(logger, "train/contact_sheet", self.path, trainer.global_step)
 
 

@@ -1,8 +1,10 @@
 """Plots of data and results, saved as PNG files in one style."""
 
+import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,13 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from vivit_train.utils.errors import UserError, reason
 from vivit_train.utils.intervals import wilson
 from vivit_train.utils.text import percent, printable, shorten
 
 if TYPE_CHECKING:  # A sweep draws plots without importing torch.
     from torch import Tensor
+log = logging.getLogger(__name__)
 Ids = NDArray[np.integer]
 NAME, CAPTION = 40, 120  # Names and captions are shortened to this many characters.
 BLUE, ORANGE, GRAY = "#2563eb", "#d97706", "#6b7280"
@@ -68,6 +72,17 @@ def save(figure: Figure, path: Path | BytesIO) -> None:
         warnings.filterwarnings("ignore", message="Glyph ")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure.savefig(path, format="png")
+
+
+@contextmanager
+def optional_picture(path: Path) -> Iterator[None]:
+    """Turns an error while a picture is drawn into a warning, because it must not end a training."""
+    try:
+        yield
+    except (OSError, UserError):  # such as a full disk, which ends it with a message of its own
+        raise
+    except Exception as error:
+        log.warning(f"{path} could not be drawn, but the run continues: {reason(error)}")
 
 
 @styled
