@@ -71,7 +71,7 @@ def test_the_checkpoint_of_a_run_is_named_by_its_folder(trained: Path) -> None:
     assert again.stderr.startswith("error: eval holds an earlier run")
     assert "resume" not in again.stderr
     done = run_script("eval.py", "ckpt_path=eval", "hydra.run.dir=eval2", folder=trained)
-    assert "error: ckpt_path=eval: the folder has no best.ckpt, no config.json" in done.stderr
+    assert "error: ckpt_path=eval: the folder has no best.ckpt, no vivit_train.json" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
