@@ -94,7 +94,8 @@ def test_every_recipe_trains(
     recipe: str, videos: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # few_clips stores features there
-    tiny = ["model.layers=1", "model.more_poolings=[]", "data.sampling=window"] if recipe == "few_clips" else []
+    more = "model.more_poolings=[{input: foreground, space: grid, time: ordered, layers: 1}]"
+    tiny = ["model.layers=1", more, "data.sampling=window"] if recipe == "few_clips" else []
     train(config(*folder(videos), f"recipe={recipe}", "init=none", *tiny))
 
 

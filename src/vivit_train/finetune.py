@@ -10,7 +10,7 @@ from vivit_train.data.annotations.table import Splits
 from vivit_train.data.clip_size import SMALL
 from vivit_train.models.weights.load import is_image_vit
 from vivit_train.recipe import Recipe, composed_again, own_job, read_recipe
-from vivit_train.utils.conf import with_values
+from vivit_train.utils.conf import has_pretrained_start, with_values
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def resolve_training(cfg: DictConfig, recipe: Recipe | None) -> tuple[DictConfig
         return cfg, recipe, None
     whole = with_values(cfg, train="all")
     job = own_job()
-    if job is None and (cfg.init.path or cfg.init.name):
+    if job is None and has_pretrained_start(cfg.init):
         log.info(
             "note     train=auto trains the whole model: a composed configuration does not tell what the user has "
             "set; pass overrides to vivit_train.train, or set train=head"
@@ -59,7 +59,7 @@ def is_other(cfg: DictConfig, typed: Collection[str]) -> bool:
         typed: The keys that the user sets.
     """
     keys = [key for key in typed if key.startswith(OTHER) and key != "model.size"]
-    has_start = cfg.init.path is not None or cfg.init.name is not None
+    has_start = has_pretrained_start(cfg.init)
     return bool(keys) or not has_start or cfg.model.get("model") != "vivit_fe" or cfg.init.source is not None
 
 

@@ -151,11 +151,14 @@ class FrameProbe(ViViT):
         grid = F.adaptive_avg_pool2d(maps, SIDE).flatten(2).mT.unflatten(0, (-1, t))
         return torch.cat([mean if self.encoder.cls_token is None else cls_token, mean, grid], dim=2)
 
+    def source_of(self, pooling: Pooling) -> tuple[Input, int]:
+        """Returns the input and the number of layers whose features a pooling takes."""
+        return pooling.input, pooling.layers or len(self.encoder.blocks)
+
     @property
     def passes(self) -> dict[Input, list[int]]:
         """The inputs that pass through the encoder, in order, with the numbers of layers, ascending."""
-        depth = len(self.encoder.blocks)
-        needed = [(one.input, one.layers or depth) for one in self.poolings if one.space != "none"]
+        needed = [self.source_of(one) for one in self.poolings if one.space != "none"]
         return {seen: sorted({number for of, number in needed if of == seen}) for seen, _ in needed}
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
@@ -165,8 +168,7 @@ class FrameProbe(ViViT):
         for seen, layers in self.passes.items():
             x_BCTHW = foreground(video_BCTHW) if seen == "foreground" else video_BCTHW
             found |= {(seen, n): x for n, x in zip(layers, self.regions(x_BCTHW, layers), strict=True)}
-        depth = len(self.encoder.blocks)
-        parts = [pooled(found.get((one.input, one.layers or depth), luma), luma, one) for one in self.poolings]
+        parts = [pooled(found.get(self.source_of(one), luma), luma, one) for one in self.poolings]
         return torch.cat(parts, dim=1)
 
 

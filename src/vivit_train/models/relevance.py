@@ -10,6 +10,7 @@ Shape suffixes: B clips, t time indices, n places in space, N tokens, h heads.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -74,7 +75,7 @@ def by_pass(net: ViViT, maps: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         return [maps]
     depths = [layers[-1] for layers in net.passes.values()]
     maps_per_layer = len(maps) // sum(depths)
-    ends = [maps_per_layer * sum(depths[: number + 1]) for number in range(len(depths))]
+    ends = accumulate(maps_per_layer * depth for depth in depths)
     return [maps[end - maps_per_layer * depth : end] for depth, end in zip(depths, ends, strict=True)]
 
 
@@ -130,9 +131,8 @@ def start(encoder: Encoder, weights: Tensor) -> Tensor:
 def seen_by_head(net: ViViT, weights: Tensor, count: int) -> Tensor:
     """Returns the relevance of the tokens after the last block of `net.encoder`, `count` of which are patches."""
     first = start(net.encoder, weights)
-    if isinstance(net, FrameProbe) and any(
-        one.space != "cls" for one in net.poolings
-    ):  # Its head sees means of patches.
+    if isinstance(net, FrameProbe) and any(one.space != "cls" for one in net.poolings):
+        # The head of a probe sees means of patches.
         first = torch.zeros_like(first)
         patches(net.encoder, first, count).fill_(1 / count)
     return first

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from vivit_train.training.metrics import Rows
 from vivit_train.training.module import VideoClassifier
 from vivit_train.utils.arguments import conforms
+from vivit_train.utils.conf import has_pretrained_start
 from vivit_train.utils.text import plural, printable
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,7 @@ def remedies(task: VideoClassifier) -> list[str]:
 
 def has_start(task: VideoClassifier) -> bool:
     """Returns whether the model started from pretrained weights."""
-    init = task.metadata.get("config", {}).get("init") or {}
-    return init.get("name") is not None or init.get("path") is not None
+    return has_pretrained_start(task.metadata.get("config", {}).get("init") or {})
 
 
 def loss_of_guess(task: VideoClassifier) -> float:

@@ -127,7 +127,7 @@ def poolings(spaces: Sequence[Space], layers: Sequence[int], by_frame: bool) -> 
     return named
 
 
-def held_out(
+def logits_held_out(
     train: Features, pooling: Pooling, num_classes: int, decays: Sequence[float], fold_N: Tensor
 ) -> Tensor:
     """Returns the logits of each clip by the head that has not seen its fold, [decays, N, K]."""
@@ -139,7 +139,7 @@ def held_out(
 
 def choose(train: Features, pooling: Pooling, num_classes: int, fold_N: Tensor) -> Choice:
     """Returns the weight decay with which most held-out clips are classified correctly, ties by the loss."""
-    logits = held_out(train, pooling, num_classes, DECAYS, fold_N)
+    logits = logits_held_out(train, pooling, num_classes, DECAYS, fold_N)
     choices = [
         Choice(
             pooling,
@@ -161,8 +161,9 @@ def choose_each(
     small operations take. With many clips, operations are large, and the random projections of `Standardized`
     need an order.
     """
-    with torch_threads(1 if len(train.labels) <= MOST_DIRECTIONS else torch.get_num_threads()) as at_once:
-        pool = ThreadPoolExecutor(at_once)
+    threads, few = torch.get_num_threads(), len(train.labels) <= MOST_DIRECTIONS
+    with torch_threads(1 if few else threads):
+        pool = ThreadPoolExecutor(threads if few else 1)
         try:
             yield from pool.map(lambda pooling: choose(train, pooling, num_classes, fold_N), poolings)
         finally:
@@ -170,19 +171,19 @@ def choose_each(
 
 
 @contextmanager
-def torch_threads(number: int) -> Iterator[int]:
-    """Sets the number of torch's threads in this context, and yields how many such contexts fit on the cores."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Sets the number of torch's threads in this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
-        yield max(1, before // number)
+        yield
     finally:
         torch.set_num_threads(before)
 
 
 def num_held_out_right(train: Features, choices: Sequence[Choice], num_classes: int, fold_N: Tensor) -> int:
     """Returns the number of held-out clips that the mean of the logits of heads classifies correctly."""
-    logits = [held_out(train, one.pooling, num_classes, [one.decay], fold_N)[0] for one in choices]
+    logits = [logits_held_out(train, one.pooling, num_classes, [one.decay], fold_N)[0] for one in choices]
     return int((torch.stack(logits).mean(0).argmax(1) == train.labels).sum())
 
 

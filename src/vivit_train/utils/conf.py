@@ -1,5 +1,6 @@
 """The folder of the configuration files, copies of a configuration, and what several modules ask of one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ def with_values(cfg: DictConfig, **values: Any) -> DictConfig:
     changed = OmegaConf.merge(cfg, values)
     assert isinstance(changed, DictConfig)
     return changed
+
+
+def has_pretrained_start(init: Mapping[str, Any]) -> bool:
+    """Returns whether an `init` node names weights, so that a model does not start from random ones."""
+    return init.get("name") is not None or init.get("path") is not None
 
 
 def uses_fsdp(cfg: DictConfig) -> bool:

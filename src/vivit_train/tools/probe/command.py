@@ -24,7 +24,8 @@ def probe(
     """Get a first honest number for a dataset in minutes: heads on the frozen features of pretrained weights.
 
     A table compares them with chance, appearance alone and motion alone. Cross-validation within the training
-    clips chooses the head, OUT/checkpoints/best.ckpt. Features are stored in features/<data name>.
+    clips chooses three heads, whose mean is OUT/checkpoints/best.ckpt. Features are stored in
+    features/<data name>.
     """
     from vivit_train.tools.probe.run import probe as run
 

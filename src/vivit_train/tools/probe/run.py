@@ -42,7 +42,7 @@ from vivit_train.training.probing import (
 )
 from vivit_train.training.result import Result
 from vivit_train.training.resume import AtomicCheckpointIO
-from vivit_train.utils.conf import with_values
+from vivit_train.utils.conf import has_pretrained_start, with_values
 from vivit_train.utils.errors import UserError, system_reason
 from vivit_train.utils.files import replacing
 from vivit_train.utils.progress import tracked
@@ -127,7 +127,7 @@ def compose_probe(words: Sequence[str] | None) -> DictConfig:
             f"model._target_={cfg.model._target_}: vivit probe needs one of {', '.join(PROBES)}: set model= to "
             "one of them"
         )
-    if cfg.init.name is None and cfg.init.path is None:
+    if not has_pretrained_start(cfg.init):
         raise UserError(
             "vivit probe reads the features of pretrained weights: set init=imagenet, or init.path=FILE "
             "(README, Weights in and out)"
@@ -297,10 +297,9 @@ def scores(
         of_baseline = num_right(test.features, [choice], theirs) if theirs else None
         rows.append(Score(name, choice.described, choice.right, of_baseline))
     if len(kept) > 1:
-        names = {id(choice): name for name, choice in choices}
-        details = "\n".join(f"{names[id(choice)]}: {choice.described}" for choice in kept)
-        right_N = num_held_out_right(train.features, kept, num_classes, fold_N)
-        rows.append(Score(f"mean of the {len(kept)} best *", details, right_N, tested))
+        details = "\n".join(f"{name}: {choice.described}" for name, choice in choices if choice in kept)
+        validated = num_held_out_right(train.features, kept, num_classes, fold_N)
+        rows.append(Score(f"mean of the {len(kept)} best *", details, validated, tested))
     order = {name: place for place, name in enumerate(BASELINES)}
     return sorted(rows, key=lambda row: order.get(row.name.removesuffix(" *"), len(order)))
 
