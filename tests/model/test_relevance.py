@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vivit_train.models.layers import Attention
+from vivit_train.models.probe import SIDE, FrameProbe
 from vivit_train.models.relevance import Method, attention_maps, relevance
 from vivit_train.models.vivit import ModelName, ViViT
 
@@ -16,6 +18,7 @@ MODELS: list[tuple[ModelName, dict[str, Any]]] = [
     ("vivit_fe", {}),
     ("vivit_fe", {"temporal_depth": 0}),
     ("vivit_fe", {"pool": "mean"}),
+    ("vivit_fe", {"pool": "mean", "fc_norm": True, "temporal_depth": 0}),
     ("vivit_fsa", {}),
     ("vivit_fsa", {"order": "time_space"}),
     ("vivit_fdp", {}),
@@ -66,7 +69,11 @@ def expected(net: ViViT, maps: list[Tensor], method: Method) -> Tensor:
         product = torch.eye(found[0].shape[-1], dtype=found[0].dtype)
         for matrix in found:
             product = layer(method, matrix) @ product
-        return product[0, 1 : 1 + tokens] if has_cls else product[:tokens, :tokens].mean(0)
+        return product[0, 1 : 1 + tokens] if has_cls else passed(product)[:tokens, :tokens].mean(0)
+
+    def passed(product: Tensor) -> Tensor:
+        """Without what the residual connections alone pass on."""
+        return product - torch.eye(len(product), dtype=product.dtype) if method == "gradient" else product
 
     has_cls = net.encoder.cls_token is not None
     if net.model == "vivit_st":
@@ -83,7 +90,7 @@ def expected(net: ViViT, maps: list[Tensor], method: Method) -> Tensor:
             product = layer(method, (full[0] + full[1]) / 2) @ product
         else:
             product = layer(method, full[1]) @ layer(method, full[0]) @ product
-    return product.mean(0).reshape(t, n)
+    return passed(product).mean(0).reshape(t, n)
 
 
 @pytest.mark.parametrize("method", ["rollout", "gradient"])
@@ -124,3 +131,86 @@ def test_nothing_is_left_behind() -> None:
     net = small("vivit_fsa", {})
     relevance(net, torch.randn(1, *net.input_shape, dtype=torch.float64))
     assert not any(getattr(module, "eager", False) or module._forward_hooks for module in net.modules())
+
+
+def small_probe(model: ModelName, **options: Any) -> FrameProbe:
+    """6 x 6 patches, so that each of 3 x 3 regions has four."""
+    torch.manual_seed(0)
+    sizes = {"frames": 4, "image_size": 24, "tubelet": (1, 4, 4), "dim": 8, "depth": 3, "heads": 2}
+    net = FrameProbe(model, num_classes=3, **{**sizes, **options}).double().eval()  # type: ignore[arg-type]
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return net
+
+
+def without_attention(net: FrameProbe) -> FrameProbe:
+    """Attention adds nothing to the tokens, so the relevance is what the head takes from them."""
+    for module in net.modules():
+        if isinstance(module, Attention):
+            for parameter in module.out.parameters():
+                torch.nn.init.zeros_(parameter)
+    return net
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"])
+def test_the_relevance_of_a_probe_is_what_each_patch_adds_to_the_logit(model: ModelName) -> None:
+    net = without_attention(small_probe(model, layers=2))
+    video = torch.randn(1, *net.input_shape, dtype=torch.float64)
+    found, logits = relevance(net, video, [1])
+    (x,) = net.tokens_after(video, [2])
+    x_tnD = x[0].reshape(-1, x.shape[-1])[-4 * 36 :] if model == "vivit_st" else x[0, :, -36:]
+    x_trcD = x_tnD.reshape(4, 6, 6, -1).detach()
+    # The head has the mean of each region, a quarter of each of its patches, and its weights are [t, region, D].
+    weight = net.head.weight[1].detach().view(4, SIDE, SIDE, -1) / 4
+    weight_trcD = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    expected = ((x_trcD - x_trcD.mean((0, 1, 2))) * weight_trcD).sum(-1).clamp(min=0)
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(logits, net(video).detach())
+
+
+def test_the_relevance_of_a_probe_adds_up_over_its_poolings() -> None:
+    poolings = [
+        {"space": "grid", "time": "ordered", "layers": 1},
+        {"space": "mean", "time": "mean_diff", "layers": 3},
+        {"space": "grid", "time": "differences", "layers": 2, "input": "foreground"},
+        {"space": "cls", "time": "mean", "layers": 2},
+    ]
+    whole = without_attention(small_probe("vivit_fe", **poolings[0], more_poolings=poolings[1:]))
+    video = torch.randn(2, *whole.input_shape, dtype=torch.float64)
+    found, _ = relevance(whole, video, [2])
+    used, total = 0, torch.zeros_like(found)
+    for pooling in poolings:
+        part = without_attention(small_probe("vivit_fe", **pooling))
+        size = part.head.in_features
+        state = {name: value for name, value in whole.state_dict().items() if name != "head.weight"}
+        part.load_state_dict(state | {"head.weight": whole.head.weight[:, used : used + size]})
+        total += relevance(part, video, [2])[0]
+        used += size
+    assert used == whole.head.in_features
+    torch.testing.assert_close(found, total)
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fe"])
+def test_the_class_token_of_a_probe_passes_its_relevance_to_what_it_attends_to(model: ModelName) -> None:
+    net = small_probe(model, space="cls", time="mean", layers=1)
+    video = torch.randn(2, *net.input_shape, dtype=torch.float64)
+    found, _ = relevance(net, video)
+    assert (found.flatten(1).sum(1) > 0).all()
+    assert found.std() > 0.1 * found.mean()
+    assert relevance(without_attention(net), video)[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("model", ["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"])
+def test_clips_of_a_batch_do_not_mix_in_a_probe(model: ModelName) -> None:
+    more = [{"space": "mean", "time": "mean_std", "layers": 3, "input": "foreground"}]
+    net = small_probe(model, layers=2, more_poolings=more)
+    videos = torch.randn(3, *net.input_shape, dtype=torch.float64)
+    together, _ = relevance(net, videos)
+    for video, found in zip(videos, together, strict=True):
+        torch.testing.assert_close(relevance(net, video[None])[0][0], found)
+
+
+def test_a_probe_has_no_rollout() -> None:
+    net = small_probe("vivit_fe")
+    with pytest.raises(ValueError, match="has no rollout"):
+        relevance(net, torch.randn(1, *net.input_shape, dtype=torch.float64), method="rollout")

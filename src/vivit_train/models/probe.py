@@ -29,6 +29,7 @@ Time = Literal[
     "middle", "mean", "mean_std", "mean_diff", "diff", "ordered", "ordered_diff", "differences", "attentive"
 ]
 Motion = Literal["none", "energy", "map"]
+Source = tuple[Input, int]  # where features come from: the input of the encoder, and the number of layers
 SIDE = 3  # "grid" and "map" average a frame over 3 x 3 regions.
 # The places of each kind of features among those of `FrameProbe.regions`.
 REGIONS = {"cls": slice(0, 1), "mean": slice(1, 2), "grid": slice(2, 2 + SIDE**2)}
@@ -135,9 +136,12 @@ class FrameProbe(ViViT):
 
         `layers` ascend. `REGIONS` says which kind of `space` takes which places of the axis s.
         """
+        return [self.averaged(x) for x in self.tokens_after(video_BCTHW, layers)]
+
+    def tokens_after(self, video_BCTHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Returns all tokens of the encoder after each number of layers; see `Encoder.intermediates`."""
         x_BtnD = self.embedding(video_BCTHW)
-        tokens = x_BtnD.flatten(1, 2) if self.is_joint else x_BtnD
-        return [self.averaged(x) for x in self.encoder.intermediates(tokens, layers)]
+        return self.encoder.intermediates(x_BtnD.flatten(1, 2) if self.is_joint else x_BtnD, layers)
 
     def averaged(self, tokens: Tensor) -> Tensor:
         """Returns the class token, the mean of the patches and their means in regions, [B, t, s, D]."""
@@ -151,8 +155,8 @@ class FrameProbe(ViViT):
         grid = F.adaptive_avg_pool2d(maps, SIDE).flatten(2).mT.unflatten(0, (-1, t))
         return torch.cat([mean if self.encoder.cls_token is None else cls_token, mean, grid], dim=2)
 
-    def source_of(self, pooling: Pooling) -> tuple[Input, int]:
-        """Returns the input and the number of layers whose features a pooling takes."""
+    def source_of(self, pooling: Pooling) -> Source:
+        """Returns where the features of a pooling come from."""
         return pooling.input, pooling.layers or len(self.encoder.blocks)
 
     @property
@@ -163,13 +167,23 @@ class FrameProbe(ViViT):
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         self.check_input(video_BCTHW)
-        luma = luminance(video_BCTHW)
-        found: dict[tuple[Input, int], Tensor] = {}
+        return self.pool(self.tokens(video_BCTHW), video_BCTHW)
+
+    def tokens(self, video_BCTHW: Tensor) -> dict[Source, Tensor]:
+        """Returns all tokens of each source of the poolings, in the order of the passes."""
+        found: dict[Source, Tensor] = {}
         for seen, layers in self.passes.items():
             x_BCTHW = foreground(video_BCTHW) if seen == "foreground" else video_BCTHW
-            found |= {(seen, n): x for n, x in zip(layers, self.regions(x_BCTHW, layers), strict=True)}
-        parts = [pooled(found.get(self.source_of(one), luma), luma, one) for one in self.poolings]
-        return torch.cat(parts, dim=1)
+            found |= {(seen, n): x for n, x in zip(layers, self.tokens_after(x_BCTHW, layers), strict=True)}
+        return found
+
+    def pool(self, tokens: Mapping[Source, Tensor], video_BCTHW: Tensor) -> Tensor:
+        """Returns the features of a clip from its tokens, [B, E]."""
+        luma = luminance(video_BCTHW)
+        regions = {source: self.averaged(x) for source, x in tokens.items()}
+        return torch.cat(
+            [pooled(regions.get(self.source_of(one), luma), luma, one) for one in self.poolings], dim=1
+        )
 
 
 class FactorizedEncoderProbe(FrameProbe, ViViTFactorizedEncoder):

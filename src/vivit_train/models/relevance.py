@@ -1,16 +1,17 @@
 """How much each tubelet of a clip contributes to a prediction, for all four models.
 
-Both methods pass the relevance of the pooled token back through the attention maps, from the last layer to the
-first. Attention rollout (arXiv 2005.00928) passes half of it along the map, averaged over the heads, and half
-along the residual connection. The gradient method (arXiv 2103.15679) adds the positive part of map times gradient,
-so its result depends on the class.
+Relevance starts at the tokens that the head sees and passes back through the attention maps, from the last layer
+to the first. Attention rollout (arXiv 2005.00928) passes half of it along the map, averaged over the heads, and
+half along the residual connection. The gradient method (arXiv 2103.15679) adds the positive part of map times
+gradient, so its result depends on the class.
 
-Shape suffixes: B clips, t time indices, n places in space, N tokens, h heads.
+Shape suffixes: B clips, t time indices, n places in space, N tokens of an encoder, D their width, h heads,
+K classes. The relevance r of the tokens of an encoder has the shape [B, N] with vivit_st, [B t, N] with vivit_fe
+and [B, t, n] with the other two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -33,24 +34,63 @@ def relevance(
         net: The model, in evaluation mode.
         video_BCTHW: Normalized clips.
         classes: The class to explain, for each head; None, or a missing number, is the predicted class.
-        method: "gradient" or "rollout".
+        method: "gradient", or "rollout", which a `FrameProbe` does not have.
 
     The values are not negative. Those of "rollout" add up to at most 1.
+
+    Raises:
+        ValueError: The model is a `FrameProbe` and the method "rollout".
     """
+    if not isinstance(net, FrameProbe):
+        found_Btn, logits = of_vivit(net, video_BCTHW, classes, method)
+    elif method == "gradient":
+        found_Btn, logits = of_probe(net, video_BCTHW, classes)
+    else:
+        raise ValueError("a FrameProbe has no rollout, which treats all tokens that its head weighs as equal")
+    return found_Btn.unflatten(2, net.grid[1:]), logits.detach()
+
+
+def of_vivit(
+    net: ViViT, video_BCTHW: Tensor, classes: Sequence[int | None], method: Method
+) -> tuple[Tensor, Tensor]:
+    """Returns the relevance [B, t, n] and the logits of a model whose head sees one token, or the mean of all."""
     with torch.set_grad_enabled(method == "gradient"), attention_maps(net) as maps:
-        logits = net(video_BCTHW)
-        heads = [logits] if isinstance(logits, Tensor) else list(logits.values())
+        logits = net.head(net.features(video_BCTHW))
     if method == "gradient":
-        score = video_BCTHW.new_zeros(())
-        for i, logits_BK in enumerate(heads):
-            chosen = classes[i] if i < len(classes) else None
-            score = score + (logits_BK.max(1).values if chosen is None else logits_BK[:, chosen]).sum()
-        gradients = torch.autograd.grad(score, maps)
-        maps = [(m * g).clamp(min=0).detach() for m, g in zip(maps, gradients, strict=True)]
-    keep = 0.5 if method == "rollout" else 1.0
-    found = [passed_back(net, some, len(video_BCTHW), keep) for some in by_pass(net, [m.mean(1) for m in maps])]
-    found_Btn = torch.stack(found).mean(0)
-    return found_Btn.unflatten(2, net.grid[1:]), torch.cat(heads, 1).detach()
+        maps = weighted(maps, torch.autograd.grad(explained_score(net, logits, classes), maps))
+    means, keep = [m.mean(1) for m in maps], 0.5 if method == "rollout" else 1.0
+    B, (t, rows, columns), depth = len(video_BCTHW), net.grid, len(net.encoder.blocks)
+    if has_two_axes(net):
+        of_encoder, first = means, means[0].new_full((B, t, rows * columns), 1 / (t * rows * columns))
+    else:
+        of_encoder, first = means[:depth], pooled_tokens(net.encoder, means[0])
+    found_Btn = on_grid(net, through(net, {depth: first}, of_encoder, keep))
+    if method == "gradient":
+        # If the head sees the mean of the patches, residual connections alone give the same to all of them.
+        found_Btn = found_Btn - on_grid(net, first)
+    if net.temporal_encoder is not None:
+        found_Btn = found_Btn * over_time(net.temporal_encoder, means[depth:], t, keep)[..., None]
+    elif net.model == "vivit_fe":
+        found_Btn = found_Btn / t
+    return found_Btn, logits
+
+
+def of_probe(net: FrameProbe, video_BCTHW: Tensor, classes: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    """Returns the relevance [B, t, n] and the logits of a probe, whose head sees tokens after several layers."""
+    with torch.enable_grad(), attention_maps(net) as maps:
+        net.check_input(video_BCTHW)
+        tokens = net.tokens(video_BCTHW)
+        logits = net.head(net.pool(tokens, video_BCTHW))
+    gradients = torch.autograd.grad(explained_score(net, logits, classes), [*tokens.values(), *maps])
+    means = [m.mean(1) for m in weighted(maps, gradients[len(tokens) :])]
+    starts = {source: contributions(net, x, g) for (source, x), g in zip(tokens.items(), gradients, strict=False)}
+    found_Btn = video_BCTHW.new_zeros(len(video_BCTHW), net.grid[0], net.grid[1] * net.grid[2])
+    maps_per_layer = len(means) // sum(layers[-1] for layers in net.passes.values())
+    for seen, layers in net.passes.items():
+        of_pass, means = means[: maps_per_layer * layers[-1]], means[maps_per_layer * layers[-1] :]
+        r = through(net, {number: starts[seen, number] for number in layers}, of_pass, keep=1.0)
+        found_Btn = found_Btn + on_grid(net, r)
+    return found_Btn, logits
 
 
 @contextmanager
@@ -69,55 +109,36 @@ def attention_maps(net: ViViT) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def by_pass(net: ViViT, maps: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    """Divides maps by the passes through the encoder, of which a `FrameProbe` has one for each of its inputs."""
-    if not isinstance(net, FrameProbe):
-        return [maps]
-    depths = [layers[-1] for layers in net.passes.values()]
-    maps_per_layer = len(maps) // sum(depths)
-    ends = accumulate(maps_per_layer * depth for depth in depths)
-    return [maps[end - maps_per_layer * depth : end] for depth, end in zip(depths, ends, strict=True)]
+def weighted(maps: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the positive part of each map times its gradient."""
+    return [(m * g).clamp(min=0).detach() for m, g in zip(maps, gradients, strict=True)]
 
 
-def passed_back(net: ViViT, maps: Sequence[Tensor], B: int, keep: float) -> Tensor:
-    """Returns the relevance of the tokens of the embedding, [B, t, n].
+def explained_score(net: ViViT, logits_BK: Tensor, classes: Sequence[int | None]) -> Tensor:
+    """Returns the sum of the logits to explain, over clips and heads; see `relevance`."""
+    score = logits_BK.new_zeros(())
+    for i, of_head_BK in enumerate(logits_BK.split(list(net.head_sizes.values()), dim=1)):
+        chosen = classes[i] if i < len(classes) else None
+        score = score + (of_head_BK.max(1).values if chosen is None else of_head_BK[:, chosen]).sum()
+    return score
 
-    Args:
-        net: The model.
-        maps: The weights of each attention, in the order of the forward pass, averaged over the heads.
-        B: The number of clips.
-        keep: The share of the relevance that the residual connection passes; attention passes 1 - `keep` of it, or
-            adds to it if `keep` is 1.
+
+def contributions(net: FrameProbe, tokens: Tensor, gradient: Tensor) -> Tensor:
+    """Returns what each token adds to the score, as relevance r, from the gradient of the score; both [..., N, D].
+
+    The patches of a clip are compared with their mean, so that what they have in common does not count. Of the
+    class token, either sign counts: there is one in a frame, so nothing to compare it with.
     """
-    t, n = net.grid[0], net.grid[1] * net.grid[2]
-    gain = 1.0 if keep == 1 else 1 - keep
-    if net.model == "vivit_st":
-        found_BN = through(net.encoder, seen_by_head(net, maps[0], t * n), maps, keep, gain)
-        return patches(net.encoder, found_BN, t * n).unflatten(1, (t, n))
-    if net.model == "vivit_fe":
-        depth, temporal = len(net.encoder.blocks), net.temporal_encoder
-        weight_Bt = maps[0].new_full((B, t), 1 / t)
-        if temporal is not None:
-            weight_BN = through(temporal, start(temporal, maps[depth]), maps[depth:], keep, gain)
-            weight_Bt = patches(temporal, weight_BN, t)
-        first = seen_by_head(net, maps[0], n)
-        found_BtN = through(net.encoder, first, maps[:depth], keep, gain).unflatten(0, (B, t))
-        return patches(net.encoder, found_BtN, n) * weight_Bt[..., None]
-    r_Btn = maps[0].new_full((B, t, n), 1 / (t * n))
-    axes: tuple[Axis, Axis] = (
-        ("space", "time") if net.order == "space_time" and net.model == "vivit_fsa" else ("time", "space")
-    )
-    for pair in reversed(list(zip(maps[::2], maps[1::2], strict=True))):
-        if net.model == "vivit_fdp":  # Half of the heads of one attention cover time, the others space.
-            passed = [along(axis, r_Btn, weights) for axis, weights in zip(axes, pair, strict=True)]
-            r_Btn = keep * r_Btn + gain * (passed[0] + passed[1]) / 2
-            continue
-        for axis, weights in reversed(list(zip(axes, pair, strict=True))):
-            r_Btn = keep * r_Btn + gain * along(axis, r_Btn, weights)
-    return r_Btn
+    first, (t, rows, columns) = int(net.encoder.cls_token is not None), net.grid
+    x_BtND, g_BtND = (x.detach().reshape(-1, 1 if net.is_joint else t, *x.shape[-2:]) for x in (tokens, gradient))
+    patches = slice(first, first + rows * columns * (t if net.is_joint else 1))
+    added_BtN = (x_BtND * g_BtND).sum(-1).abs()
+    centered = x_BtND[:, :, patches] - x_BtND[:, :, patches].mean((1, 2), keepdim=True)
+    added_BtN[:, :, patches] = (centered * g_BtND[:, :, patches]).sum(-1).clamp(min=0)
+    return added_BtN if has_two_axes(net) else added_BtN.flatten(0, 1)
 
 
-def start(encoder: Encoder, weights: Tensor) -> Tensor:
+def pooled_tokens(encoder: Encoder, weights: Tensor) -> Tensor:
     """Returns the relevance of the tokens after the last block, [..., N]: one, or the mean, of them is pooled."""
     r = weights.new_zeros(*weights.shape[:-2], weights.shape[-1])
     if encoder.cls_token is not None:
@@ -128,20 +149,54 @@ def start(encoder: Encoder, weights: Tensor) -> Tensor:
     return r
 
 
-def seen_by_head(net: ViViT, weights: Tensor, count: int) -> Tensor:
-    """Returns the relevance of the tokens after the last block of `net.encoder`, `count` of which are patches."""
-    first = start(net.encoder, weights)
-    if isinstance(net, FrameProbe) and any(one.space != "cls" for one in net.poolings):
-        # The head of a probe sees means of patches.
-        first = torch.zeros_like(first)
-        patches(net.encoder, first, count).fill_(1 / count)
-    return first
+def has_two_axes(net: ViViT) -> bool:
+    """Returns whether attention of `net.encoder` covers time and space apart, as in models 3 and 4."""
+    return len(net.layout.encoders["encoder"]) > 1
 
 
-def through(encoder: Encoder, r: Tensor, maps: Sequence[Tensor], keep: float, gain: float) -> Tensor:
-    """Passes the relevance [..., N] back through the blocks of an encoder with one token axis."""
-    for weights in reversed(maps[: len(encoder.blocks)]):
-        r = keep * r + gain * (r.unsqueeze(-2) @ weights).squeeze(-2)
+def through(net: ViViT, starts: Mapping[int, Tensor], maps: Sequence[Tensor], keep: float) -> Tensor:
+    """Passes relevance back through the layers of `net.encoder`; returns that of the tokens of the embedding.
+
+    Args:
+        net: The model.
+        starts: The relevance r that starts after each of these numbers of layers.
+        maps: The weights of each attention, in the order of the forward pass, averaged over the heads.
+        keep: The share of the relevance that the residual connection passes; attention passes 1 - `keep` of it, or
+            adds to it if `keep` is 1.
+    """
+    gain = 1.0 if keep == 1 else 1 - keep
+    depth = max(starts)
+    maps_per_layer = len(maps) // depth
+    r = torch.zeros_like(starts[depth])
+    for number in range(depth, 0, -1):
+        r = r + starts[number] if number in starts else r
+        of_layer = maps[maps_per_layer * (number - 1) : maps_per_layer * number]
+        if len(of_layer) == 1:
+            r = keep * r + gain * along_tokens(r, of_layer[0])
+        elif net.model == "vivit_fdp":  # Half of the heads of one attention cover time, the others space.
+            r = keep * r + gain * (along("time", r, of_layer[0]) + along("space", r, of_layer[1])) / 2
+        else:
+            axes: list[Axis] = ["space", "time"] if net.order == "space_time" else ["time", "space"]
+            for axis, weights in reversed(list(zip(axes, of_layer, strict=True))):
+                r = keep * r + gain * along(axis, r, weights)
+    return r
+
+
+def over_time(encoder: Encoder, maps: Sequence[Tensor], t: int, keep: float) -> Tensor:
+    """Returns how much each time index counts, [B, t], from the maps of the temporal encoder of vivit_fe."""
+    first = r = pooled_tokens(encoder, maps[0])
+    for weights in reversed(maps):
+        r = keep * r + (1.0 if keep == 1 else 1 - keep) * along_tokens(r, weights)
+    return patches(encoder, r - first if keep == 1 else r, t)
+
+
+def on_grid(net: ViViT, r: Tensor) -> Tensor:
+    """Returns the relevance of the patches, [B, t, n]."""
+    t, n = net.grid[0], net.grid[1] * net.grid[2]
+    if net.model == "vivit_st":
+        return patches(net.encoder, r, t * n).unflatten(1, (t, n))
+    if net.model == "vivit_fe":
+        return patches(net.encoder, r, n).unflatten(0, (-1, t))
     return r
 
 
@@ -151,8 +206,13 @@ def patches(encoder: Encoder, r: Tensor, count: int) -> Tensor:
     return r[..., first : first + count]
 
 
+def along_tokens(r: Tensor, weights: Tensor) -> Tensor:
+    """Passes relevance [..., N] through weights [..., N, N] over all tokens."""
+    return (r.unsqueeze(-2) @ weights).squeeze(-2)
+
+
 def along(axis: Axis, r_Btn: Tensor, weights: Tensor) -> Tensor:
-    """Passes the relevance through weights over space, [B t, n, n], or over time, [B n, t, t]."""
+    """Passes relevance through weights over space, [B t, n, n], or over time, [B n, t, t]."""
     B, t, n = r_Btn.shape
     if axis == "space":
         return torch.einsum("btn,btnm->btm", r_Btn, weights.unflatten(0, (B, t)))

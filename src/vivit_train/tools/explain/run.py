@@ -56,14 +56,19 @@ def explain(
         method: See `relevance`.
 
     Raises:
-        UserError: The folder holds something, the class is unknown, no video can be read, or the model does not
-            attend to anything.
+        UserError: The folder holds something, the class is unknown, no video can be read, or the method has
+            nothing to show of this model.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists: choose another folder for --out")
     net = model.task.net
     if isinstance(net, FrameProbe) and not net.passes:
         raise UserError(f"{checkpoint}: it is a probe that sees only motion, so there is no attention to show")
+    if isinstance(net, FrameProbe) and method == "rollout":
+        raise UserError(
+            f"--method rollout: {checkpoint} is a probe, whose head weighs many tokens, and rollout treats them "
+            "as equal, so its map would be flat: use --method gradient"
+        )
     classes = chosen_classes(model, class_name)
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
