@@ -9,6 +9,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from vivit_train.tools.cli import app
+from vivit_train.tools.usage import label, readable
 
 HEAD = """# Commands
 
@@ -16,7 +17,6 @@ Every command of `vivit`. `vivit COMMAND --help` shows the same on a terminal, a
 turns on completion in your shell. This page is generated: `make configuration`.
 
 """
-KINDS = {"str": "TEXT", "list[str]": "TEXT", "int": "N", "int range": "N", "float range": "X", "path": "PATH"}
 
 
 def commands(group: TyperGroup, name: str) -> Iterator[tuple[str, TyperCommand]]:
@@ -32,8 +32,8 @@ def cells(parameter: TyperArgument | TyperOption, context: Context) -> tuple[str
     """Returns how a parameter is written, its default and its meaning."""
     written, meaning = parameter.get_help_record(context) or ("", "")
     if isinstance(parameter, TyperArgument):
-        written = re.sub(r" <.*>$", "", written)
-    written = re.sub(r"<(.*?)>", lambda kind: KINDS.get(kind[1], kind[1]), written)
+        written = label(parameter)
+    written = re.sub(r"<(.*?)>", r"\1", written)
     meaning, _, notes = meaning.partition("  [")
     default = re.search(r"default: ([^;\]]*)", notes)
     return f"`{written}`", f"`{default[1]}`" if default else "required" if parameter.required else "", meaning
@@ -47,10 +47,9 @@ def table_row(*texts: str) -> str:
 def section(name: str, command: TyperCommand) -> str:
     """Returns what the help of one command says."""
     context = Context(command, info_name=name)
-    help_text = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
     rows = [table_row(*cells(parameter, context)) for parameter in command.params]
     _, *examples = (command.epilog or "").split("\n\n")
-    lines = [f"## {name}", "", help_text, ""]
+    lines = [f"## {name}", "", command.help or "", ""]
     lines += ["| argument or option | default | meaning |", "|---|---|---|", *rows, ""]
     lines += ["```", *examples, "```", ""] if examples else []
     return "\n".join(lines)
@@ -58,12 +57,12 @@ def section(name: str, command: TyperCommand) -> str:
 
 def commands_page() -> str:
     """Returns docs/commands.md."""
-    group = get_command(app)
+    group = readable(get_command(app))
     assert isinstance(group, TyperGroup)
     found = list(commands(group, "vivit"))
     summary = [table_row("command", "what it does"), "|---|---|"]
     for name, command in found:
-        first = (command.help or "").partition("\n\n")[0].replace("\n", " ")
+        first = (command.help or "").partition("\n\n")[0]
         summary.append(table_row(f"[`{name}`](#{name.replace(' ', '-')})", first))
     return HEAD + "\n".join([*summary, "", *(section(*one) for one in found)]).rstrip() + "\n"
 

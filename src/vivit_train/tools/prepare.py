@@ -28,7 +28,7 @@ from vivit_train.tools.manifest import (
     write_failures,
     write_rows,
 )
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, interrupted
 from vivit_train.utils.process_pool import Failure, run_isolated, usable_cores
 from vivit_train.utils.progress import progress
 from vivit_train.utils.text import plural, printable, shorten_list
@@ -165,8 +165,8 @@ def _write_results(
                     writer.writerow(result)
                     file.flush()
     except KeyboardInterrupt:
-        text = f"interrupted with {len(made)} of {len(todo)} re-encoded; run the same command to continue"
-        raise UserError(text) from None
+        text = f"{len(made)} of {len(todo)} are re-encoded; run the same command to continue"
+        raise interrupted(text) from None
     finally:
         if len(made) + len(failed) < len(todo):
             _clear(manifest.parent, {job.target_name for job in todo})

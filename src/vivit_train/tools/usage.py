@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
 from vivit_train.utils.arguments import wording
-from vivit_train.utils.errors import CTRL_C, NOTHING_DONE, UserError, exit_with_message, log
+from vivit_train.utils.errors import CTRL_C, NOTHING_DONE, UserError, end_by_ctrl_c, exit_with_message, log
 from vivit_train.utils.moved_keys import COMMON_WORDS
 from vivit_train.utils.text import printable
 
@@ -36,20 +36,42 @@ def run_app(app: typer.Typer) -> None:
     """Run the command that sys.argv names, and end the process with its exit code."""
 
     def run() -> None:
-        root = typer.main.get_command(app)
+        root = readable(typer.main.get_command(app))
         if problem := word_problem(root, sys.argv[1:]):
             end(problem)
         try:
-            sys.exit(root.main(prog_name="vivit", standalone_mode=False))
+            code = root.main(prog_name="vivit", standalone_mode=False)
         except typer.Abort:  # Ctrl-C, with earlier versions of Typer
-            sys.exit(CTRL_C)
+            end_by_ctrl_c()
         except UsageError as error:
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
                 sys.exit(1)
             end(describe(error, root, sys.argv[1:]))
+        if code == CTRL_C:
+            end_by_ctrl_c()
+        sys.exit(code)
 
     exit_with_message(run)
+
+
+def readable(command: Any) -> Any:
+    """Return a command whose help names values N, X, PATH or TEXT, not by Python's types, and joins lines."""
+    for own in getattr(command, "commands", {}).values():
+        readable(own)
+    command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
+    for option in command.params:
+        if option.param_type_name == "option" and option.metavar is None:
+            option.metavar = "" if option.is_flag else value_word(command.callback, option.name)
+    return command
+
+
+def value_word(function: Callable[..., Any], name: str) -> str | None:
+    """Return how the help shows the value of an option, or None if its choices say it."""
+    kind, _ = annotated(function, name)
+    if get_origin(kind) is Literal:
+        return None
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
 def end(problem: str) -> NoReturn:
@@ -145,7 +167,8 @@ def label(parameter: Any) -> str:
     """Return an option, or the name of an argument as the help shows it."""
     if parameter.param_type_name == "option":
         return str(parameter.opts[0])
-    return str(parameter.metavar or parameter.name.upper())
+    name = str(parameter.metavar or parameter.name.upper())
+    return f"{name}..." if parameter.nargs == -1 and " " not in name else name
 
 
 def usage(command: Any) -> str:
@@ -162,13 +185,18 @@ def given(options: Sequence[str], words: Sequence[str]) -> list[str]:
 
 def expected(function: Callable[..., Any], name: str) -> str:
     """Return the type and range of an option in words, by the annotation of its argument."""
-    hint = get_type_hints(function, include_extras=True)[name]
-    described: Any = None
-    if get_origin(hint) is Annotated:
-        hint, described, *_ = get_args(hint)
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else []
-    text = wording(kinds[0] if kinds else hint)
+    kind, described = annotated(function, name)
+    text = wording(kind)
     low, high = (getattr(described, bound, None) for bound in ("min", "max"))
     if low is not None and high is not None:
         return f"{text} between {low:g} and {high:g}"
     return text if low is None else f"{text} of at least {low:g}"
+
+
+def annotated(function: Callable[..., Any], name: str) -> tuple[Any, Any]:
+    """Return the type of an argument of a function without None, and what its annotation adds, or None."""
+    hint, described = get_type_hints(function, include_extras=True)[name], None
+    if get_origin(hint) is Annotated:
+        hint, described, *_ = get_args(hint)
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else []
+    return kinds[0] if kinds else hint, described

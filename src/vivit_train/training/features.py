@@ -19,7 +19,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import state_of
 from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import conforms
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, interrupted
 from vivit_train.utils.files import check_folder, replacing
 from vivit_train.utils.progress import progress
 from vivit_train.utils.text import file_stem, plural, printable
@@ -250,6 +250,6 @@ def store_in_shards(
             write()
         except KeyboardInterrupt:
             write()
-            raise UserError(
-                f"interrupted; the features so far are in {store.folder}: run the same command to continue"
+            raise interrupted(
+                f"the features so far are in {store.folder}; run the same command to continue"
             ) from None

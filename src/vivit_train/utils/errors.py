@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from vivit_train.utils.logs import add_terminal_handler
 from vivit_train.utils.text import printable, printable_lines
@@ -65,6 +66,11 @@ class StoppedError(UserError):
         self.code = CTRL_C if received == signal.SIGINT else TRY_AGAIN
 
 
+def interrupted(text: str) -> StoppedError:
+    """Returns the error of a command that Ctrl-C ends; the text says what is kept, and how to go on."""
+    return StoppedError(signal.SIGINT, f"interrupted: {text}")
+
+
 def end_on_signals() -> None:
     """Makes a scheduler's signals end this process with the exit code `TRY_AGAIN`, and Ctrl-C with `CTRL_C`.
 
@@ -116,10 +122,16 @@ def exit_with_message(main: Callable[[], object]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(CTRL_C)
+        end_by_ctrl_c()
     except Exception as error:
         end_with_message(error)
         raise
+
+
+def end_by_ctrl_c() -> NoReturn:
+    """Ends the process as after Ctrl-C, and says so."""
+    log.error("stopped by Ctrl-C")
+    sys.exit(CTRL_C)
 
 
 def end_with_message(error: Exception) -> None:

@@ -32,7 +32,7 @@ from vivit_train.recipe import typed_keys
 from vivit_train.tools.crossval.groups import class_ids, groups_of
 from vivit_train.tools.doctor.run import PUBLISHED, is_kept, read_splits, write_clean
 from vivit_train.training.folds import assign_folds
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, interrupted
 from vivit_train.utils.files import read_records, read_text, replacing
 from vivit_train.utils.intervals import bootstrap
 from vivit_train.utils.json_file import parse_json
@@ -119,6 +119,7 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
 
     Raises:
         UserError: The data or the folds do not allow it, the folder holds another cross-validation, or runs fail.
+        StoppedError: Ctrl-C.
     """
     validate(cfg)
     splits = read_splits(cfg)
@@ -155,7 +156,13 @@ def crossval(cfg: DictConfig, out: Path, overrides: Sequence[str], choices: Choi
             lists = write_lists(out / f"fold_{job.fold}", job.fold, plan, table, groups, splits)
             folder = out / f"fold_{job.fold}/seed_{job.seed}"
             words = [*lists, *plan.overrides, f"seed={job.seed}"]
-            run(job, folder, probe_command(folder, words) if plan.probe else training_command(folder, words))
+            command = probe_command(folder, words) if plan.probe else training_command(folder, words)
+            try:
+                run(job, folder, command)
+            except KeyboardInterrupt:
+                raise interrupted(
+                    f"{done} of {len(jobs)} runs are done; run the same command to continue"
+                ) from None
             what = f"top-1 {job.top1:.3f} of {plural(len(job.right), 'clip')}" if job.right else job.failure
             log.info(f"fold {job.fold}/{count}  seed {job.seed}  {what}")
     return summarize(out, jobs, table, groups, len(names))

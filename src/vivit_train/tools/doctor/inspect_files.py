@@ -26,7 +26,7 @@ from vivit_train.data.video.decode import read_frames
 from vivit_train.data.video.index import SCANNED_BY
 from vivit_train.data.video.scan import other_size, packed_scan, probe
 from vivit_train.utils.arguments import conforms
-from vivit_train.utils.errors import UserError, VideoError
+from vivit_train.utils.errors import VideoError, interrupted
 from vivit_train.utils.files import read_text
 from vivit_train.utils.process_pool import Failure, run_isolated
 from vivit_train.utils.progress import tracked
@@ -240,7 +240,7 @@ def inspect_files(
         entry: Function that inspects a file, called as `entry(path, settings=settings)`.
 
     Raises:
-        UserError: Ctrl-C interrupts the inspection.
+        StoppedError: Ctrl-C interrupts the inspection.
     """
     with ThreadPool(32) as threads:  # Servers and network disks handle many requests at a time.
         described = f"{settings}, {SCANNED_BY}"
@@ -270,8 +270,8 @@ def inspect_files(
                 lines.flush()
                 done += 1
         except KeyboardInterrupt:
-            raise UserError(
-                f"interrupted; the results for {done:,} of {plural(len(todo), 'file')} are saved in {file}; "
+            raise interrupted(
+                f"the results for {done:,} of {plural(len(todo), 'file')} are saved in {file}; "
                 "run the same command to continue"
             ) from None
     return entries

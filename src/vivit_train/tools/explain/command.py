@@ -11,7 +11,7 @@ EXAMPLES = (
     "vivit explain runs/mine video.mp4",
     "vivit explain runs/mine a.mp4 b.mp4 --class running --out why",
 )
-Videos = Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Paths or URLs of videos.")]
+Videos = Annotated[list[str], typer.Argument(metavar="VIDEO", help="Paths or URLs of videos.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the page and the heat maps.")]
 ClassName = Annotated[
     str | None, typer.Option("--class", metavar="NAME", help="Class to explain. Default: the predicted one.")

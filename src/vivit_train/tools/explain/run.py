@@ -21,7 +21,7 @@ from vivit_train.tools.explain.pictures import (
     still,
     write_video,
 )
-from vivit_train.utils.errors import UserError
+from vivit_train.utils.errors import UserError, interrupted
 from vivit_train.utils.page import render
 from vivit_train.utils.progress import progress
 from vivit_train.utils.text import file_stem, plural, printable, shorten_list
@@ -56,6 +56,7 @@ def explain(
         method: See `relevance`.
 
     Raises:
+        StoppedError: Ctrl-C; the page has the videos so far.
         UserError: The folder holds something, the class is unknown, no video can be read, or the method has
             nothing to show of this model.
     """
@@ -72,25 +73,45 @@ def explain(
     classes = chosen_classes(model, class_name)
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    with progress("explaining", len(videos)) as step:
-        for batch in model.batches(clip_table(videos), batch_size=1):
-            failed |= {path: why for _, path, why in batch["errors"]}
-            for row, views in zip(batch["index"].tolist(), batch["video"], strict=True):
-                if videos[row] not in failed:
-                    name = f"{len(sections) + 1}_{file_stem(Path(videos[row]).stem)}.mp4"
-                    sections.append({"file": name} | explained(model, videos[row], views[0], classes, method))
-                    out.mkdir(parents=True, exist_ok=True)
-                    write_heat(out / sections[-1]["file"], sections[-1])
-                step(row + 1, "")
+    try:
+        explain_each(model, videos, out, classes, method, sections, failed)
+    except KeyboardInterrupt:
+        where = f"; their page is {out}/index.html" if sections else ""
+        raise interrupted(f"{len(sections)} of {plural(len(videos), 'video')} are done{where}") from None
+    finally:
+        if sections:
+            title = "Where and when the model looks"
+            page = render("explain.html", title, subtitle=checkpoint, method=METHODS[method], sections=sections)
+            (out / "index.html").write_text(page, encoding="utf-8")
     for path, why in failed.items():
         log.error(f"error: {printable(path)}: {why}")
     if not sections:
         raise UserError(f"{shorten_list(videos)}: no video can be read")
-    title = "Where and when the model looks"
-    page = render("explain.html", title, subtitle=checkpoint, method=METHODS[method], sections=sections)
-    (out / "index.html").write_text(page, encoding="utf-8")
     log.info(f"written: {out}/index.html, {plural(len(sections), 'heat map')} (.mp4)")
     return not failed
+
+
+def explain_each(
+    model: VideoModel,
+    videos: Sequence[str],
+    out: Path,
+    classes: Sequence[int | None],
+    method: Method,
+    sections: list[dict[str, Any]],
+    failed: dict[str, str],
+) -> None:
+    """Writes the heat map of each video, and appends what the page says to `sections` or why not to `failed`."""
+    with progress("explaining", len(videos)) as step:
+        for batch in model.batches(clip_table(videos), batch_size=1):
+            failed.update({path: why for _, path, why in batch["errors"]})
+            for row, views in zip(batch["index"].tolist(), batch["video"], strict=True):
+                if videos[row] not in failed:
+                    name = f"{len(sections) + 1}_{file_stem(Path(videos[row]).stem)}.mp4"
+                    section = {"file": name} | explained(model, videos[row], views[0], classes, method)
+                    out.mkdir(parents=True, exist_ok=True)
+                    write_heat(out / name, section)
+                    sections.append(section)
+                step(row + 1, "")
 
 
 def chosen_classes(model: VideoModel, name: str | None) -> list[int | None]:

@@ -31,7 +31,7 @@ Checkpoint = Annotated[
 Videos = Annotated[
     list[str],
     typer.Argument(
-        metavar="VIDEO...",
+        metavar="VIDEO",
         help="Videos, folders, patterns, URLs, tars, lists and tables of videos (.csv, .tsv, .txt), or - for a "
         "list on stdin.",
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from vivit_train.data.annotations.table import ClipTable
 from vivit_train.predictions import Prediction
 from vivit_train.tools.predict.fiftyone import check_clips, labels_of, write_labels
 from vivit_train.tools.predict.output import (
@@ -22,6 +23,7 @@ from vivit_train.tools.predict.output import (
 )
 from vivit_train.tools.predict.sources import Clip
 from vivit_train.training.evaluation import parse_views
+from vivit_train.utils.errors import interrupted
 from vivit_train.utils.progress import progress
 from vivit_train.utils.text import plural
 from vivit_train.video_model import VideoModel, clip_table
@@ -81,6 +83,7 @@ def predict_labels(
 
     Raises:
         UserError: An output file exists, the views are invalid, or the loader processes cannot go on.
+        StoppedError: Ctrl-C.
     """
     outputs.check()
     if outputs.fiftyone:
@@ -91,19 +94,16 @@ def predict_labels(
     table = clip_table([clip.path for clip in clips], spans_s)
     done: list[Prediction] = []
     on_terminal = sys.stdout.isatty()
-    start_s, failed = time.monotonic(), 0
+    start_s = time.monotonic()
     try:
-        with progress("predicting", len(clips), " videos") as step:
-            for prediction in model.stream(table, top=top, **loading):
-                done.append(prediction)
-                if not on_terminal:
-                    print_line(prediction)
-                failed += prediction.failed
-                step(len(done), f"{failed} failed" if failed else "")
+        collect(model, table, top, done, None if on_terminal else print_line, **loading)
+    except KeyboardInterrupt:
+        where = f"; their predictions are in {', '.join(map(str, outputs.files))}" if outputs.files else ""
+        raise interrupted(f"{len(done)} of {plural(len(clips), 'video')} are done{where}") from None
     finally:
         write_files(outputs, done, model, {"checkpoint": checkpoint, "views": loading["views"]})
-    if on_terminal:
-        print_table(done)
+        if on_terminal and done:
+            print_table(done)
     seconds = time.monotonic() - start_s
     words = [f"{plural(len(done), 'video')} in {seconds:.1f} s, {len(done) / seconds:.3g} per second"]
     words += [f"written: {', '.join(map(str, outputs.files))}"] if outputs.files else []
@@ -112,6 +112,25 @@ def predict_labels(
     if failures:
         report_failures(failures, len(done))
     return not failures
+
+
+def collect(
+    model: VideoModel,
+    table: ClipTable,
+    top: int,
+    done: list[Prediction],
+    show: Callable[[Prediction], None] | None,
+    **loading: Any,
+) -> None:
+    """Append the prediction of each clip to `done`, and show it, as soon as it is known."""
+    failed = 0
+    with progress("predicting", len(table), " videos") as step:
+        for prediction in model.stream(table, top=top, **loading):
+            done.append(prediction)
+            if show is not None:
+                show(prediction)
+            failed += prediction.failed
+            step(len(done), f"{failed} failed" if failed else "")
 
 
 def write_files(outputs: Outputs, done: Sequence[Prediction], model: VideoModel, about: Mapping[str, str]) -> None:
