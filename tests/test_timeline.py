@@ -179,6 +179,8 @@ def test_a_live_stream(ckpt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         url = f"http://127.0.0.1:{http.server_port}/camera.ts"
         result = invoke(ckpt, url, "--live", "1.5", "--window", "0.4")
         bad = invoke(ckpt, url.replace("camera", "text"), "--live", "1")
+        none = invoke(ckpt, url.replace("camera", "none"), "--live", "1")
+        short = invoke(ckpt, url, "--live", "60", "--window", "0.4", "--out", "short")
         http.shutdown()
     assert result.exit_code == 0, result.output
     lines = [line.split("\t") for line in result.stdout.splitlines()]
@@ -188,6 +190,9 @@ def test_a_live_stream(ckpt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "<video" not in Path("timelines/camera.html").read_text()
     assert bad.exit_code == 1
     assert "cannot be read as a live stream" in bad.stderr
+    assert "none.ts: cannot be read as a live stream: Server returned 404 Not Found" in none.stderr
+    assert short.exit_code == 0
+    assert "the stream ended after 3.0 of 60 s" in short.stderr
 
 
 @pytest.mark.slow

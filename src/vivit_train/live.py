@@ -23,6 +23,7 @@ from vivit_train.utils.text import plural, printable
 from vivit_train.video_model import VideoModel, clip_table
 
 USUAL_FPS = 25.0  # the frame rate of a stream that does not state one
+SLOWEST_S = 1.0  # the time between two frames of a slow camera
 MOST_WAITING = 64  # So many windows may wait for the model; later ones are dropped.
 
 
@@ -154,6 +155,8 @@ def segment_live(
         raise VideoError(url, f"ended after {reader.now_s:.1f} s, within the first window of {window_s:.1f} s")
     if isinstance(reader.error, VideoError):
         notes.append(f"the stream ended early: {reader.error.reason}")
+    elif not notes and reader.now_s < seconds - SLOWEST_S:
+        notes.append(f"the stream ended after {reader.now_s:.1f} of {seconds:g} s")
     if reader.dropped:
         notes.append(f"{plural(reader.dropped, 'window')} left out: the model is slower than the stream (--step)")
     windows = Windows(np.empty((0, 0), np.int64), np.array(starts_s), window_s, reader.now_s)

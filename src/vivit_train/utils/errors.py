@@ -107,7 +107,9 @@ def reason(error: Exception) -> str:
         return f"there is no module {error.name}"
     if isinstance(error, AttributeError) and inspect.ismodule(error.obj) and error.name:
         return f"the module {error.obj.__name__} has no {error.name}"
-    return printable(str(error).partition("\n")[0]) or type(error).__name__  # Some errors have no text.
+    # FFmpeg's errors have their text apart from their number; some errors have no text.
+    text = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return printable(text) or type(error).__name__
 
 
 def system_reason(error: OSError) -> str:
