@@ -17,7 +17,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trees import make_tree, write
+from typer.testing import CliRunner
 
+import vivit_train
 from vivit_train.build import build_data
 from vivit_train.config import derive, validate_evaluation
 from vivit_train.models.vivit import ModelName, ViViT
@@ -27,6 +29,7 @@ from vivit_train.models.weights.source import Source
 from vivit_train.models.weights.whole import Hints, arguments_of, read_whole
 from vivit_train.recipe import data_defaults
 from vivit_train.run import evaluate
+from vivit_train.tools.cli import app
 from vivit_train.training.checkpoint import Metadata
 from vivit_train.utils.errors import UserError
 
@@ -275,7 +278,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("hf", ["data.crop=64"], r"data\.crop=64 is larger than data\.short_side=36"),
         ("hf", ["data=folder"], r"neither .*hf nor data=folder states stride: set data\.stride=NUMBER"),
         ("fe", ["model=vivit_fsa"], "fe is a vivit_fe, not a vivit_fsa: set model=vivit_fe"),
-        ("fe", ["init.frames=8"], r"init\.frames=8: its position embeddings are those of 4 frames"),
+        ("fe", ["init.frames=8"], r"it has position embeddings of 4 frames, not of 8"),
         ("fdp", [], "fits vivit_st and vivit_fdp, .*: set model=vivit_st or model=vivit_fdp"),
         ("st", [], r"st cannot be evaluated: .*ambiguous: set init\.frames"),
         ("ours.ckpt", ["init.mean=[0.5,0.5,0.5]", "init.std=[0.5,0.5,0.5]"], "states this itself"),
@@ -294,6 +297,31 @@ def test_what_is_stated_nowhere_or_contradicts_the_source_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         score(config, sources / name, kinetics, *words)
+
+
+def test_the_options_of_vivit_say_what_a_checkpoint_of_the_authors_leaves_open(
+    sources: Path, tmp_path: Path
+) -> None:
+    """Models 1 and 4 have the same parameters, and their positions do not tell frames from pixels."""
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    words = ["--labels", str(tmp_path / "names.txt"), "--format", "safetensors", "--out"]
+
+    def export(*more: str, out: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["export", *more, *words, str(tmp_path / out)])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    checkpoint, model = str(sources / "fdp"), ("--model", "vivit_fdp")
+    assert "set model=vivit_st or model=vivit_fdp (--model NAME in vivit)" in export(checkpoint, out="a", code=2)
+    assert "set init.frames (--frames N in vivit)" in export(checkpoint, *model, out="a", code=2)
+    assert "ambiguous with 8 frames" in export(checkpoint, *model, "--frames", "8", out="a", code=2)
+    export(checkpoint, *model, "--frames", "4", out="a")
+    found = vivit_train.load(tmp_path / "a", device="cpu").task.net
+    for name, value in tiny("vivit_fdp").state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value)
+    for source in ("hf", "ours.ckpt"):
+        refused = export(str(sources / source), *model, out="b", code=2)
+        assert f"model can only be given for a checkpoint of the authors: {sources / source} states its" in refused
 
 
 def test_other_numbers_of_classes_are_refused(kinetics: Path, config: Config, tmp_path: Path) -> None:

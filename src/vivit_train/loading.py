@@ -11,6 +11,7 @@ from vivit_train.data.annotations.files import read_classes
 from vivit_train.data.annotations.table import StrPath
 from vivit_train.data.clip_size import LARGE
 from vivit_train.data.datamodule import VideoDataModule
+from vivit_train.models.vivit import ModelName
 from vivit_train.models.weights.backbone import read_backbone
 from vivit_train.models.weights.files import CHECKPOINT_JSON, is_hub_name
 from vivit_train.models.weights.source import Source
@@ -33,6 +34,8 @@ def load(
     device: str = "auto",
     trusted: Sequence[str] = (),
     head: bool = True,
+    model: ModelName | None = None,
+    frames: int | None = None,
 ) -> VideoModel:
     """Returns the model of a checkpoint, ready to predict. Nothing in its files is executed.
 
@@ -46,12 +49,18 @@ def load(
         trusted: Your own packages whose classes the checkpoint may name.
         head: Whether the model is to predict classes. Otherwise, it only embeds videos, and the source may be
             whatever training can start from (docs/weights.md), such as an image ViT or the name of a timm model.
+        model: The name of the model, for a checkpoint of the authors whose parameters fit two of them.
+        frames: The number of frames of a clip, for a checkpoint of the authors whose position embeddings leave it
+            open.
 
     Raises:
-        UserError: The source does not exist or cannot be read, or does not fit `labels`.
+        UserError: The source does not exist or cannot be read, does not fit `labels`, or states itself what
+            `model` or `frames` say.
     """
     name = os.fspath(source)
     others = Source(name.removeprefix(HUB))
+    if stated := [key for key, value in (("model", model), ("frames", frames)) if value is not None]:
+        check_left_open(others, stated)
     if not head and is_backbone(others, name):
         backbone = read_backbone(others)
         task = VideoClassifier(backbone.net, {}, *backbone.statistics)
@@ -60,7 +69,8 @@ def load(
     folder = others.path if is_on_hub else Path(name)
     if folder is None or not (folder / CHECKPOINT_JSON).is_file():
         if is_on_hub or (os.path.exists(name) and (others.is_flax or others.config is not None)):
-            return from_others(others, labels, device, head)
+            hints = Hints(model, "space_time", frames, LARGE.frames, LARGE.crop)
+            return from_others(others, labels, device, head, hints)
         folder = Path(name)
     path = checkpoint_at(folder)
     metadata, weights = load_checkpoint(path)
@@ -87,8 +97,17 @@ def with_short_side(clip: Mapping[str, Any]) -> dict[str, Any]:
     return {"short_side": round(clip["crop"] * LARGE.short_side / LARGE.crop)} | dict(clip)
 
 
+def check_left_open(source: Source, stated: Sequence[str]) -> None:
+    """Raises a UserError if a source is not a checkpoint of the authors, as all others state these settings."""
+    if not source.is_flax:
+        raise UserError(
+            f"{' and '.join(stated)} can only be given for a checkpoint of the authors: {source.name} states its "
+            "own, or does not exist"
+        )
+
+
 def from_others(
-    source: Source, labels: StrPath | Sequence[str] | None, device: str, head: bool = True
+    source: Source, labels: StrPath | Sequence[str] | None, device: str, head: bool, hints: Hints
 ) -> VideoModel:
     """Returns the model of a Hugging Face folder or of a checkpoint of the authors.
 
@@ -99,7 +118,7 @@ def from_others(
     """
     if source.is_file and source.path is not None and (source.path.parent / CHECKPOINT_JSON).is_file():
         raise UserError(f"{source.name} holds weights alone: name its folder, {source.path.parent}")
-    whole = read_whole(source, Hints(None, "space_time", None, LARGE.frames, LARGE.crop))
+    whole = read_whole(source, hints)
     if head and whole.classes is None and labels is None:
         raise UserError(f"{source.name} names no classes: pass their names as labels, in the order of the logits")
     logits = [f"class {k}" for k in range(whole.net.head.out_features)]

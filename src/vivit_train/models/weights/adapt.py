@@ -114,8 +114,8 @@ def guess_grid(net: ViViT, found: VideoWeights, frames: int | None) -> Grid:
         return candidates[0]
     raise UserError(
         f"{found.source} has {tokens} positions, the model {t}x{rows}x{columns}: their number of time indices is "
-        f"ambiguous{'' if frames is None else f' with init.frames={frames}'}: set init.frames to the number of "
-        "frames that the weights were trained with"
+        f"ambiguous{'' if frames is None else f' with {frames} frames'}: set init.frames (--frames N in vivit) to "
+        "the number of frames that the weights were trained with"
     )
 
 

@@ -95,7 +95,8 @@ def from_scenic(source: Source, hints: Hints) -> WholeModel:
         raise UserError(f"{file} is a {' or '.join(names)}, not a {hints.model}: set model={names[0]}")
     if hints.model is None and len(names) > 1:
         fits = " or ".join(f"model={name}" for name in names)
-        raise UserError(f"{file} fits {' and '.join(names)}, which have the same parameters: set {fits}")
+        same = f"{file} fits {' and '.join(names)}, which have the same parameters"
+        raise UserError(f"{same}: set {fits} (--model NAME in vivit)")
     try:
         net = scenic_net(params, hints.model or names[0], hints)  # type: ignore[arg-type]
     except UserError as error:
@@ -119,7 +120,7 @@ def scenic_net(params: Tree, model: ModelName, hints: Hints) -> ViViT:
     steps, rows, columns = guess_grid(expected, VideoWeights(model, state), hints.init_frames)
     frames = hints.frames if is_sampled else steps * t
     if hints.init_frames not in (None, frames):
-        raise UserError(f"init.frames={hints.init_frames}: its position embeddings are those of {frames} frames")
+        raise UserError(f"it has position embeddings of {frames} frames, not of {hints.init_frames}")
     net = empty_net(params, model, frames, (rows * h, columns * w), pool, hints.order)
     load_exactly(net, state)
     return net

@@ -1,11 +1,11 @@
 """The command `vivit explain`. Like cli.py, it imports its tools only when it is called."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vivit_train.tools.predict.command import Checkpoint, Device, Labels, Trusted, wrong_words
+from vivit_train.tools.predict.command import Checkpoint, Device, Frames, Labels, ModelOption, Trusted, wrong_words
 
 EXAMPLES = (
     "vivit explain runs/mine video.mp4",
@@ -29,6 +29,8 @@ def explain(
     class_name: ClassName = None,
     method: MethodOption = "gradient",
     labels: Labels = None,
+    model: ModelOption = None,
+    frames: Frames = None,
     device: Device = "auto",
     trusted: Trusted = None,
 ) -> None:
@@ -40,7 +42,8 @@ def explain(
         from vivit_train.loading import load
         from vivit_train.tools.explain.run import explain as run
 
-        model = load(checkpoint, labels=labels, device=device, trusted=trusted or ())
-        all_read = run(model, checkpoint, videos, out, class_name=class_name, method=method)
+        stated: dict[str, Any] = {"labels": labels, "model": model, "frames": frames}
+        loaded = load(checkpoint, **stated, device=device, trusted=trusted or ())
+        all_read = run(loaded, checkpoint, videos, out, class_name=class_name, method=method)
     if not all_read:
         raise typer.Exit(1)

@@ -2,11 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vivit_train.tools.predict.command import Checkpoint, Labels, Trusted, wrong_words
+from vivit_train.tools.predict.command import Checkpoint, Frames, Labels, ModelOption, Trusted, wrong_words
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def export(
     half: Half = False,
     int8: Int8 = False,
     labels: Labels = None,
+    model: ModelOption = None,
+    frames: Frames = None,
     trusted: Trusted = None,
 ) -> None:
     """Write a model for other programs, and compare its logits with those of the checkpoint.
@@ -60,8 +62,9 @@ def export(
         from vivit_train.loading import load
         from vivit_train.tools.export.run import export as run
 
-        model = load(checkpoint, labels=labels, device="cpu", trusted=trusted or ())
-        run(model, checkpoint, out, format, half=half, int8=int8)
+        stated: dict[str, Any] = {"labels": labels, "model": model, "frames": frames}
+        loaded = load(checkpoint, **stated, device="cpu", trusted=trusted or ())
+        run(loaded, checkpoint, out, format, half=half, int8=int8)
 
 
 def push(checkpoint: Checkpoint, repository: Repository, private: Private = False) -> None:

@@ -2,13 +2,15 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vivit_train.tools.predict.command import (
     BatchSize,
     Device,
+    Frames,
+    ModelOption,
     Overwrite,
     PrivateUrls,
     Trusted,
@@ -66,6 +68,8 @@ def features(
     views: Views = "1x1",
     half: Half = False,
     overwrite: Overwrite = False,
+    model: ModelOption = None,
+    frames: Frames = None,
     device: Device = "auto",
     workers: WorkersOption = None,
     batch_size: BatchSize = None,
@@ -87,7 +91,8 @@ def features(
         clips = find_clips(videos)
         check_inputs({"--out": out}, (checkpoint, *videos, *(clip.path for clip in clips)))
         wanted = Wanted(out, level, views, half, overwrite)
-        source = partial(load, checkpoint, device=device, trusted=trusted or (), head=False)
+        stated: dict[str, Any] = {"model": model, "frames": frames, "head": False}
+        source = partial(load, checkpoint, **stated, device=device, trusted=trusted or ())
         loading = {"batch_size": batch_size, "allow_private_urls": allow_private_urls}
         loading |= {} if workers is None else {"num_workers": workers}
         is_fine = write_embeddings(source, checkpoint, clips, wanted, **loading)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,14 @@ FiftyOne = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Labels = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Class names, one per line, for weights without names.")
+]
+ModelOption = Annotated[
+    Literal["vivit_st", "vivit_fe", "vivit_fsa", "vivit_fdp"] | None,
+    typer.Option(help="The model, if a checkpoint of the authors fits two of them."),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames of a clip, if a checkpoint of the authors leaves their number open."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda if available, otherwise cpu.")]
 WorkersOption = Annotated[
@@ -121,6 +129,8 @@ def predict(
     fiftyone: FiftyOne = None,
     overwrite: Overwrite = False,
     labels: Labels = None,
+    model: ModelOption = None,
+    frames: Frames = None,
     device: Device = "auto",
     workers: WorkersOption = None,
     batch_size: BatchSize = None,
@@ -150,7 +160,8 @@ def predict(
         from vivit_train.tools.predict.sources import find_clips
         from vivit_train.tools.predict.timeline import Timelines, predict_live, predict_timelines
 
-        source = partial(load, checkpoint, labels=labels, device=device, trusted=trusted or ())
+        stated: dict[str, Any] = {"labels": labels, "model": model, "frames": frames}
+        source = partial(load, checkpoint, **stated, device=device, trusted=trusted or ())
         clips = [] if live else find_clips(videos)
         files = {"--json": json, "--csv": csv, "--fiftyone": fiftyone}
         check_inputs(files, (checkpoint, *videos, labels, *(clip.path for clip in clips)))
