@@ -33,12 +33,17 @@ def heat_of(relevance_thw: Tensor, frames: int, height: int, width: int) -> Tens
 
 
 def overlaid(clip_TCHW: Tensor, heat_THW: Tensor) -> tuple[Pixels, Pixels]:
-    """Returns the frames of a clip as they are, and under their heat maps; uint8 [T, H, W, 3], enlarged."""
+    """Returns the frames of a clip as they are, and under their heat maps; uint8 [T, H, W, 3], enlarged.
+
+    Places of no more than the mean relevance of the clip have no color.
+    """
     scale = SIDE / max(clip_TCHW.shape[-2:])
     size = [2 * round(scale * side / 2) for side in clip_TCHW.shape[-2:]]  # Video encoders need even sizes.
     frames = F.interpolate(clip_TCHW.float(), size, mode="bilinear", antialias=True).clamp(0, 255)
     plain = frames.permute(0, 2, 3, 1).numpy()
-    enlarged = F.interpolate(heat_THW[:, None], size, mode="bilinear")[:, 0].clamp(0, 1)
+    mean = heat_THW.mean()
+    above_THW = (heat_THW - mean).clamp(min=0) / (heat_THW.max() - mean).clamp(min=1e-12)
+    enlarged = F.interpolate(above_THW[:, None], size, mode="bilinear")[:, 0].clamp(0, 1)
     heat = enlarged.sqrt().numpy()  # Weak places stay visible.
     colors = np.asarray(colormaps["inferno"](heat))[..., :3] * 255
     opacity = (STRONGEST * heat)[..., None]
