@@ -145,7 +145,8 @@ def segment_live(
                 starts_s += [start_s for start_s, _ in batch]
                 report(reader.now_s, printable(names[int(shares[-1][-1].argmax())]))
         except KeyboardInterrupt:
-            notes.append(f"stopped by Ctrl-C after {reader.now_s:.1f} s")
+            seconds = reader.now_s
+            notes.append(f"stopped by Ctrl-C after {seconds:.1f} s")
         finally:
             reader.stopped = True
             thread.join()  # It uses the stream, which is closed now.
@@ -153,12 +154,19 @@ def segment_live(
         raise reader.error
     if not shares:
         raise VideoError(url, f"ended after {reader.now_s:.1f} s, within the first window of {window_s:.1f} s")
-    if isinstance(reader.error, VideoError):
-        notes.append(f"the stream ended early: {reader.error.reason}")
-    elif not notes and reader.now_s < seconds - SLOWEST_S:
-        notes.append(f"the stream ended after {reader.now_s:.1f} of {seconds:g} s")
-    if reader.dropped:
-        notes.append(f"{plural(reader.dropped, 'window')} left out: the model is slower than the stream (--step)")
+    notes += notes_of(reader, seconds)
     windows = Windows(np.empty((0, 0), np.int64), np.array(starts_s), window_s, reader.now_s)
     found = merge(np.concatenate(shares), windows, model.classes, multi_label=model.multi_label)
     return Segmentation(url, reader.now_s, window_s, move_s, found, notes)
+
+
+def notes_of(reader: LiveReader, seconds: float) -> list[str]:
+    """Returns what the user should know about a stream that was to be read for so many seconds."""
+    notes = []
+    if isinstance(reader.error, VideoError):
+        notes.append(f"the stream ended early: {reader.error.reason}")
+    elif reader.now_s < seconds - SLOWEST_S:
+        notes.append(f"the stream ended after {reader.now_s:.1f} of {seconds:g} s")
+    if reader.dropped:
+        notes.append(f"{plural(reader.dropped, 'window')} left out: the model is slower than the stream (--step)")
+    return notes
