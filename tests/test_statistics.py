@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torchmetrics.functional import classification as reference
 
 from vivit_train.training.answers import NO_ANSWER, answers_of, chance, hardest_first, write_predictions
+from vivit_train.training.findings import findings
 from vivit_train.training.metrics import Rows, average_precision, right_by_views
 from vivit_train.training.result import Result
 from vivit_train.training.statistics import calibration, class_scores, confused
@@ -250,3 +251,15 @@ def test_curves_have_a_full_axis_chance_and_the_best_epoch() -> None:
     assert axis.get_ylim() == (0, 1)
     labels = axis.get_legend_handles_labels()[1]
     assert labels == ["top-1", "chance 0.50", "best: 0.520 in epoch 1 (95 % CI 0.40 to 0.64)"]
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_a_single_video_is_no_confusion_to_name(wrong: int) -> None:
+    rows = some(24)
+    rows["label"] = np.arange(24)[:, None] % 6
+    taken_for = np.arange(24) % 6
+    taken_for[[0, 6][:wrong]] = 3
+    rows["logits"] = 4 * np.eye(6, dtype=np.float32)[taken_for]
+    told = " ".join(findings(result(rows)))
+    assert ("confusion: 2 of 4 videos of “push” are taken for “point”" in told) == (wrong == 2)
+    assert ("confusion" in told) == (wrong == 2)

@@ -131,10 +131,10 @@ def contributions(net: FrameProbe, tokens: Tensor, gradient: Tensor) -> Tensor:
     """
     first, (t, rows, columns) = int(net.encoder.cls_token is not None), net.grid
     x_BtND, g_BtND = (x.detach().reshape(-1, 1 if net.is_joint else t, *x.shape[-2:]) for x in (tokens, gradient))
-    patches = slice(first, first + rows * columns * (t if net.is_joint else 1))
+    places = slice(first, first + rows * columns * (t if net.is_joint else 1))
     added_BtN = (x_BtND * g_BtND).sum(-1).abs()
-    centered = x_BtND[:, :, patches] - x_BtND[:, :, patches].mean((1, 2), keepdim=True)
-    added_BtN[:, :, patches] = (centered * g_BtND[:, :, patches]).sum(-1).clamp(min=0)
+    centered = x_BtND[:, :, places] - x_BtND[:, :, places].mean((1, 2), keepdim=True)
+    added_BtN[:, :, places] = (centered * g_BtND[:, :, places]).sum(-1).clamp(min=0)
     return added_BtN if has_two_axes(net) else added_BtN.flatten(0, 1)
 
 

@@ -95,6 +95,8 @@ def single_label_findings(head: Answers) -> list[str]:
     """Returns sentences about confusions, a class that takes most predictions, and confidence."""
     found, n = [], len(head.failed)
     for count, true, predicted in confused(head, 1):
+        if count == 1:  # A single video is no pattern.
+            break
         names = [f"“{shorten(head.classes[k], NAME)}”" for k in (true, predicted)]
         found.append(
             f"the most frequent confusion: {count} of {plural(int(head.has[:, true].sum()), 'video')} of "
