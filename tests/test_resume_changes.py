@@ -81,11 +81,11 @@ def test_what_only_costs_time_is_free(again: Callable[..., float], capsys: pytes
     "words",
     [
         pytest.param(["model.dim=64"], marks=pytest.mark.slow),
-        ["model=vivit_st", "data.frames=8"],
+        pytest.param(["model=vivit_st", "data.frames=8"], marks=pytest.mark.slow),
         pytest.param(["data.crop=16", "model.tubelet=[2,8,8]"], marks=pytest.mark.slow),
         ["optimizer=sgd"],
         pytest.param(["data.name=other"], marks=pytest.mark.slow),
-        ["ema_decay=0.9"],
+        pytest.param(["ema_decay=0.9"], marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_change_is_refused_before_anything_starts(

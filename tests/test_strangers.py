@@ -152,6 +152,7 @@ def places(stranger: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [*nodes, ("seed",), ("micro_batch_size",)]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("Strangers' files")
 def test_hostile_strings_at_every_leaf_of_a_checkpoint_do_nothing(
     stranger: dict[str, Any], harmless: Harmless, happened: Happened

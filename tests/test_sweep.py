@@ -116,6 +116,7 @@ def test_a_signal_ends_the_job_and_the_sweep(tmp_path: Path, seed: int, note: st
     happened(f"SIGTERM to a sweep {when}", f"the sweep ends with code 75; the job's note is '{note}'")
 
 
+@pytest.mark.slow
 def test_submitit_starts_the_ranks(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="needs the extra `submitit`")
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "trainer.devices=2"]

@@ -81,7 +81,9 @@ def image_vit() -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("target", ["Gated.from_size", "Gated", "Plain"])
+@pytest.mark.parametrize(
+    "target", ["Gated.from_size", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Gated", "Plain"))]
+)
 def test_a_model_of_another_package_starts_from_an_image_vit_trains_and_is_scored(
     target: str, package: str, videos: Path, config: Config, tmp_path: Path
 ) -> None:
