@@ -142,15 +142,18 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_keeps_the_features_it_has(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_run_that_is_stopped_keeps_the_features_it_has(
+    number: signal.Signals, code: int, videos: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *TINY, *words(videos, "train=temporal", "cache_views=400")]
     command += ["hydra.run.dir=run", "resume=auto"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline_s = time.monotonic() + 120
         while not list(tmp_path.glob("features/*/*/*.safetensors")) and time.monotonic() < deadline_s:
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-    assert process.returncode
+        process.send_signal(number)
+    assert process.returncode == code
     done = subprocess.run(
         [*command, "trainer.max_epochs=1"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

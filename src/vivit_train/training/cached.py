@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ from vivit_train.training.features import (
 from vivit_train.training.module import VideoClassifier
 from vivit_train.training.profiling import forward_flops
 from vivit_train.utils import distributed
+from vivit_train.utils.errors import StoppedError
 from vivit_train.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -153,7 +155,8 @@ class CachedClassifier(VideoClassifier):
             kept = [clips[view * n + row] for (view, row), whole in zip(rows, read, strict=True) if whole]
             yield kept, found, int((~read).sum())
             if self.trainer.received_sigterm:
-                raise KeyboardInterrupt
+                text = "the features so far are stored, and the same command goes on with them"
+                raise StoppedError(signal.SIGTERM, f"stopped by SIGTERM: {text}")
 
     @torch.inference_mode()
     def frozen(self, video_BTCHW: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from vivit_train.data.datamodule import VideoDataModule
 from vivit_train.data.digest import state_of
 from vivit_train.training.task import VideoTask
 from vivit_train.utils.arguments import conforms
-from vivit_train.utils.errors import UserError, interrupted
+from vivit_train.utils.errors import StoppedError, UserError, interrupted
 from vivit_train.utils.files import check_folder, replacing
 from vivit_train.utils.progress import progress
 from vivit_train.utils.text import file_stem, plural, printable
@@ -221,7 +221,7 @@ def store_in_shards(
         what: What is computed, for the progress bar.
 
     Raises:
-        UserError: Ctrl-C interrupts it; what is computed is stored.
+        StoppedError: Ctrl-C interrupts it, or `batches` raises it; what is computed is stored.
     """
     clips: list[StoredClip] = []
     parts: list[Mapping[str, Tensor]] = []
@@ -248,6 +248,9 @@ def store_in_shards(
                     size = 0
                     written_s = time.monotonic()
             write()
+        except StoppedError:
+            write()
+            raise
         except KeyboardInterrupt:
             write()
             raise interrupted(
