@@ -39,6 +39,7 @@ from vivit_train.data.annotations.kinetics import is_kinetics, read_kinetics
 from vivit_train.data.annotations.table import SEPARATOR, Splits, StrPath
 from vivit_train.data.video.urls import is_url, url_problem
 from vivit_train.utils.errors import UserError
+from vivit_train.utils.memory import collection_paused
 from vivit_train.utils.text import nfc, plural, shorten_list
 
 # Several numbers, before a word or not, are not a label, because they would be several columns. A comma at the end
@@ -262,7 +263,8 @@ class RowReader:
         Raises:
             UserError: If a row is malformed, or if the columns cannot be told.
         """
-        tables = {split: self.rows(file) for split, file in files.items()}
+        with collection_paused():
+            tables = {split: self.rows(file) for split, file in files.items()}
         self.raise_problems()
         return _with_whole_ids(tables)
 
