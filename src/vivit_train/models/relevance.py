@@ -161,10 +161,8 @@ def through(net: ViViT, starts: Mapping[int, Tensor], maps: Sequence[Tensor], ke
         net: The model.
         starts: The relevance r that starts after each of these numbers of layers.
         maps: The weights of each attention, in the order of the forward pass, averaged over the heads.
-        keep: The share of the relevance that the residual connection passes; attention passes 1 - `keep` of it, or
-            adds to it if `keep` is 1.
+        keep: See `mixed`.
     """
-    gain = 1.0 if keep == 1 else 1 - keep
     depth = max(starts)
     maps_per_layer = len(maps) // depth
     r = torch.zeros_like(starts[depth])
@@ -172,21 +170,26 @@ def through(net: ViViT, starts: Mapping[int, Tensor], maps: Sequence[Tensor], ke
         r = r + starts[number] if number in starts else r
         of_layer = maps[maps_per_layer * (number - 1) : maps_per_layer * number]
         if len(of_layer) == 1:
-            r = keep * r + gain * along_tokens(r, of_layer[0])
+            r = mixed(r, along_tokens(r, of_layer[0]), keep)
         elif net.model == "vivit_fdp":  # Half of the heads of one attention cover time, the others space.
-            r = keep * r + gain * (along("time", r, of_layer[0]) + along("space", r, of_layer[1])) / 2
+            r = mixed(r, (along("time", r, of_layer[0]) + along("space", r, of_layer[1])) / 2, keep)
         else:
             axes: list[Axis] = ["space", "time"] if net.order == "space_time" else ["time", "space"]
             for axis, weights in reversed(list(zip(axes, of_layer, strict=True))):
-                r = keep * r + gain * along(axis, r, weights)
+                r = mixed(r, along(axis, r, weights), keep)
     return r
+
+
+def mixed(r: Tensor, attended: Tensor, keep: float) -> Tensor:
+    """Returns `keep` of the relevance r and 1 - `keep` of what attention passes; if `keep` is 1, their sum."""
+    return r + attended if keep == 1 else keep * r + (1 - keep) * attended
 
 
 def over_time(encoder: Encoder, maps: Sequence[Tensor], t: int, keep: float) -> Tensor:
     """Returns how much each time index counts, [B, t], from the maps of the temporal encoder of vivit_fe."""
     first = r = pooled_tokens(encoder, maps[0])
     for weights in reversed(maps):
-        r = keep * r + (1.0 if keep == 1 else 1 - keep) * along_tokens(r, weights)
+        r = mixed(r, along_tokens(r, weights), keep)
     return patches(encoder, r - first if keep == 1 else r, t)
 
 
