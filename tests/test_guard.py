@@ -10,7 +10,6 @@ from guard import FILE, costs, grown
 THEN = json.loads(FILE.read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__.partition("+")[0] != THEN["torch"], reason="made with another torch")
 def test_nothing_costs_more_than_it_did() -> None:
     assert grown(costs(), THEN["costs"]) == []

@@ -278,7 +278,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("hf", ["data.crop=64"], r"data\.crop=64 is larger than data\.short_side=36"),
         ("hf", ["data=folder"], r"neither .*hf nor data=folder states stride: set data\.stride=NUMBER"),
         ("fe", ["model=vivit_fsa"], "fe is a vivit_fe, not a vivit_fsa: set model=vivit_fe"),
-        ("fe", ["init.frames=8"], r"it has position embeddings of 4 frames, not of 8"),
+        ("fe", ["init.frames=8"], r"init\.frames=8: its position embeddings are those of 4 frames"),
         ("fdp", [], "fits vivit_st and vivit_fdp, .*: set model=vivit_st or model=vivit_fdp"),
         ("st", [], r"st cannot be evaluated: .*ambiguous: set init\.frames"),
         ("ours.ckpt", ["init.mean=[0.5,0.5,0.5]", "init.std=[0.5,0.5,0.5]"], "states this itself"),
@@ -314,7 +314,7 @@ def test_the_options_of_vivit_say_what_a_checkpoint_of_the_authors_leaves_open(
     checkpoint, model = str(sources / "fdp"), ("--model", "vivit_fdp")
     assert "set model=vivit_st or model=vivit_fdp (--model NAME in vivit)" in export(checkpoint, out="a", code=2)
     assert "set init.frames (--frames N in vivit)" in export(checkpoint, *model, out="a", code=2)
-    assert "ambiguous with 8 frames" in export(checkpoint, *model, "--frames", "8", out="a", code=2)
+    assert "ambiguous with init.frames=8" in export(checkpoint, *model, "--frames", "8", out="a", code=2)
     export(checkpoint, *model, "--frames", "4", out="a")
     found = vivit_train.load(tmp_path / "a", device="cpu").task.net
     for name, value in tiny("vivit_fdp").state_dict().items():

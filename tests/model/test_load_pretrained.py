@@ -172,7 +172,7 @@ def test_what_the_weights_do_not_say_is_inferred_or_asked_for(form: str, tmp_pat
     neither = tiny("vivit_st", frames=6, image_size=24)
     with pytest.raises(UserError, match=r"set init\.frames"):
         load_pretrained(neither, path)
-    with pytest.raises(UserError, match=r"with 6 frames: set init\.frames"):
+    with pytest.raises(UserError, match=r"with init\.frames=6: set init\.frames"):
         load_pretrained(neither, path, frames=6)
     for net in (both, neither):
         report = load_pretrained(net, path, frames=8)

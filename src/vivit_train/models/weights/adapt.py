@@ -112,10 +112,11 @@ def guess_grid(net: ViViT, found: VideoWeights, frames: int | None) -> Grid:
         candidates += [(t, side, side)] * (side > 0)
     if len(candidates) == 1:
         return candidates[0]
+    stated = "" if frames is None else f" with init.frames={frames}"
     raise UserError(
         f"{found.source} has {tokens} positions, the model {t}x{rows}x{columns}: their number of time indices is "
-        f"ambiguous{'' if frames is None else f' with {frames} frames'}: set init.frames (--frames N in vivit) to "
-        "the number of frames that the weights were trained with"
+        f"ambiguous{stated}: set init.frames (--frames N in vivit) to the number of frames that the weights were "
+        "trained with"
     )
 
 

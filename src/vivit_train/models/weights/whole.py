@@ -120,7 +120,8 @@ def scenic_net(params: Tree, model: ModelName, hints: Hints) -> ViViT:
     steps, rows, columns = guess_grid(expected, VideoWeights(model, state), hints.init_frames)
     frames = hints.frames if is_sampled else steps * t
     if hints.init_frames not in (None, frames):
-        raise UserError(f"it has position embeddings of {frames} frames, not of {hints.init_frames}")
+        stated = f"init.frames={hints.init_frames}"
+        raise UserError(f"{stated}: its position embeddings are those of {frames} frames (--frames N in vivit)")
     net = empty_net(params, model, frames, (rows * h, columns * w), pool, hints.order)
     load_exactly(net, state)
     return net
